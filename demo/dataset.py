@@ -1,0 +1,50 @@
+"""Training examples of the toy world, by index: reproducible on every machine, without end."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor
+
+from ..mmp_core.layout.base import Layout
+from ..mmp_core.state import TokenState
+from ..training.sft import Example
+from . import world
+from .tokenizer import TEXT_LENGTH
+
+HELD_OUT = 10**9
+"""Seeds from here on are never trained on."""
+CHANGED_WEIGHT = 4.0
+"""Loss weight of image tokens that the edit changes. The paper's is 1; most tokens are copies."""
+
+
+class WorldDataset:
+    """``dataset[i]``: example ``i``. Grids change every 128 examples, so that batches share one."""
+
+    def __init__(self, layout: Layout, kinds: tuple[str, ...] | None = None):
+        self.layout, self.kinds = layout, kinds
+
+    def __getitem__(self, index: int) -> Example:
+        chooser = random.Random(f"grid {index // 128}")
+        grid = world.GRIDS[0] if chooser.random() < 0.5 else chooser.choice(world.GRIDS[1:])
+        return to_example(world.task(index, grid=grid, kinds=self.kinds), self.layout)
+
+
+def text_ids(layout: Layout, sentence: str, length: int = TEXT_LENGTH) -> Tensor:
+    """(1, length) int64: the sentence, then end-of-text ids."""
+    ids = layout.tokenizer(sentence)["input_ids"]
+    if len(ids) > length:
+        raise ValueError(f"Sentence of {len(ids)} tokens exceeds {length}: {sentence!r}")
+    padding = [layout.tokenizer.eos_token_id] * (length - len(ids))
+    return torch.tensor([ids + padding])
+
+
+def to_example(task: world.Task, layout: Layout) -> Example:
+    after = torch.tensor([task.after.codes()])
+    before = None if task.before is None else torch.tensor([task.before.codes()])
+    target = TokenState(text_ids(layout, task.sentence), after)
+    weight = torch.ones(after.shape)
+    if before is not None:
+        weight = torch.where(after != before, CHANGED_WEIGHT, weight)
+    return Example(layout.encode(task.instruction, before, target), target, weight)

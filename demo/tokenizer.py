@@ -1,0 +1,63 @@
+"""The demo's word-level tokenizer and model configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..mmp_core.layout.variant_a import EDIT, GENERATE
+from . import world
+
+_FIRST = ("<|endoftext|>", "<|startoftext|>", "<|unk|>")
+_STRUCTURE = (
+    "<|mdm_mask|>", "<|newline|>", "<boi>", "<eoi>", "<uncondition>", "<answer>", "</answer>",
+    "<system>", "</system>", "<user>", "</user>", "<|pad|>",
+)  # fmt: skip
+CODES = len(world.BACKGROUNDS) * len(world.CONTENTS)
+TEXT_LENGTH = 21
+
+
+def vocabulary() -> dict[str, int]:
+    """Ids in order: end of text, words, the mask, structure; image codes follow.
+
+    Each system prompt is one token: in a world of 96 words it carries one bit.
+    """
+    return {w: i for i, w in enumerate((*_FIRST, EDIT, GENERATE, *world.words(), *_STRUCTURE))}
+
+
+def model_config(**sizes: int) -> dict[str, Any]:
+    """``config.json`` in the released format; ``sizes``: d_model, n_layers, n_heads, mlp_hidden_size."""
+    ids = vocabulary()
+    rows = -(-(len(ids) + CODES) // 16) * 16
+    return {
+        "architectures": ["LLaDAForMultiModalGeneration"],
+        "model_type": "llada",
+        "activation_type": "silu", "alibi": False, "attention_layer_norm": False,
+        "block_group_size": 1, "block_type": "llama", "include_bias": False,
+        "include_qkv_bias": False, "input_emb_norm": False, "layer_norm_type": "rms",
+        "rms_norm_eps": 1e-5, "rope": True, "rope_full_precision": True, "rope_theta": 10000.0,
+        "scale_logits": False, "weight_tying": False, "max_sequence_length": 256,
+        "vocab_size": rows, "embedding_size": rows, "codebook_size": CODES,
+        "text_vocab_size": len(ids), "mask_token_id": ids["<|mdm_mask|>"],
+        "eos_token_id": ids["<|endoftext|>"], "pad_token_id": ids["<|endoftext|>"],
+        "default_image_size": 128, "default_text_length": TEXT_LENGTH,
+        "n_kv_heads": sizes["n_heads"], **sizes,
+    }  # fmt: skip
+
+
+def write_tokenizer(folder: Path) -> None:
+    from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel(vocabulary(), unk_token="<|unk|>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = (*_FIRST, EDIT, GENERATE, *_STRUCTURE)
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "unk_token": "<|unk|>",
+        "clean_up_tokenization_spaces": False, "model_max_length": 256,
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))

@@ -1,0 +1,105 @@
+"""The demo's image tokenizer: a diffusers-format VQModel whose codes are the world's patches.
+
+The codebook is given, not learnt: one vector per patch, made of one-hot parts for shape, colour
+and background, so that similar patches have near but distinct vectors. Encoder and decoder are
+regressed onto it from rendered scenes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..mmp_core.image_tokenizer import AmusedVQ
+from .render import patches
+from .tokenizer import CODES
+from .world import BACKGROUNDS, COLOURS, CONTENTS, SHAPES
+
+WIDTH = 1 + len(SHAPES) + len(COLOURS) + len(BACKGROUNDS)
+_LEVELS = 6
+
+
+def vq_config() -> dict[str, Any]:
+    return {
+        "_class_name": "VQModel", "act_fn": "silu", "block_out_channels": [16, 16, 32, 64, 128, 128],
+        "down_block_types": ["DownEncoderBlock2D"] * _LEVELS, "in_channels": 3,
+        "latent_channels": WIDTH, "layers_per_block": 1, "lookup_from_codebook": True,
+        "mid_block_add_attention": False, "norm_num_groups": 8, "norm_type": "group",
+        "num_vq_embeddings": CODES, "out_channels": 3, "sample_size": 128,
+        "up_block_types": ["UpDecoderBlock2D"] * _LEVELS, "vq_embed_dim": None,
+    }  # fmt: skip
+
+
+def codebook() -> Tensor:
+    """(codes, WIDTH) float32, entries 0 or 1; an empty cell has a shape part of its own."""
+    rows = torch.zeros(CODES, WIDTH)
+    for code in range(CODES):
+        background, content = divmod(code, len(CONTENTS))
+        rows[code, 1 + len(SHAPES) + len(COLOURS) + background] = 1
+        if CONTENTS[content] is None:
+            rows[code, 0] = 1
+        else:
+            shape, colour = CONTENTS[content]
+            rows[code, 1 + SHAPES.index(shape)] = 1
+            rows[code, 1 + len(SHAPES) + COLOURS.index(colour)] = 1
+    return rows
+
+
+def random_codes(rng: np.random.Generator, batch: int, grid: tuple[int, int]) -> np.ndarray:
+    """(batch, h, w) codes: one background per picture, half of the cells empty."""
+    contents = rng.integers(1, len(CONTENTS), (batch, *grid)) * (rng.random((batch, *grid)) < 0.5)
+    return contents + len(CONTENTS) * rng.integers(0, len(BACKGROUNDS), (batch, 1, 1))
+
+
+def pixels_of(codes: np.ndarray) -> Tensor:
+    """(B, 3, 32h, 32w) float32 in [0, 1] of (B, h, w) codes."""
+    tiles = patches()[codes].transpose(0, 5, 1, 3, 2, 4)
+    batch, height, width = codes.shape
+    return torch.from_numpy(tiles.reshape(batch, 3, 32 * height, 32 * width)).float() / 255
+
+
+def train_vq(folder: Path, *, steps: int, device: str, batch: int = 16, seed: int = 0) -> None:
+    """Train from nothing and write ``folder/vqvae`` (config and weights)."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    model = AmusedVQ(vq_config()).to(device)
+    with torch.no_grad():
+        model.quantize.embedding.weight.copy_(codebook())
+    trained = [p for n, p in model.named_parameters() if not n.startswith("quantize.")]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
+    for step in range(steps):
+        grid = tuple(rng.choice([2, 2, 2, 3, 4], 2))
+        codes = random_codes(rng, max(2, batch * 4 // (grid[0] * grid[1])), grid)
+        pixels, codes = pixels_of(codes).to(device), torch.from_numpy(codes).to(device)
+        noisy = pixels + torch.randn_like(pixels) * 0.05 * float(rng.random())
+        vectors = model.vectors(codes).detach()
+        latent_error = F.mse_loss(model.latents(noisy), vectors)
+        pixel_error = F.mse_loss(model.decode_vectors(vectors), pixels)
+        optimizer.zero_grad(set_to_none=True)
+        (latent_error + 4 * pixel_error).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 49:
+            psnr = -10 * pixel_error.log10().item()
+            print(f"vq step {step + 1}: latent {latent_error.item():.5f} psnr {psnr:.1f}", flush=True)
+    save_vq(model, folder / "vqvae")
+
+
+def save_vq(model: AmusedVQ, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    from ..training.files import replacing
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(vq_config(), indent=1))
+    weights = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
+    with replacing(folder / "diffusion_pytorch_model.safetensors") as path:
+        save_file(weights, path, metadata={"format": "pt"})

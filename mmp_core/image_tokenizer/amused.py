@@ -1,0 +1,288 @@
+"""Variant A's image tokenizer: the VQ autoencoder of aMUSEd, as Lumina-DiMOO ships it in `vqvae/`.
+
+Architecture and parameter names follow diffusers' ``VQModel`` (0.34), so
+`vqvae/diffusion_pytorch_model.safetensors` loads unchanged and strictly.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..errors import CheckpointError
+from .blocks import (
+    Downsample,
+    Layers,
+    ResidualBlock,
+    Upsample,
+    check_codes,
+    check_pixels,
+    check_vectors,
+)
+
+DISTANCE_ROWS = 4096
+FIXED = {"act_fn": "silu", "norm_type": "group", "in_channels": 3, "out_channels": 3,
+         "lookup_from_codebook": True}
+BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+IGNORED = {"force_upcast", "scaling_factor", "sample_size"}
+
+
+@dataclass(frozen=True)
+class AmusedConfig:
+    """The fields of `vqvae/config.json` that shape the network; defaults are those of diffusers."""
+
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
+    latent_channels: int = 3
+    norm_num_groups: int = 32
+    num_vq_embeddings: int = 256
+    vq_embed_dim: int | None = None
+    mid_block_add_attention: bool = True
+
+    @classmethod
+    def read(cls, config: dict[str, Any]) -> "AmusedConfig":
+        """Reads the parsed `vqvae/config.json`.
+
+        Raises CheckpointError naming the first field that is unknown or has an unsupported value.
+        """
+        names = {field.name for field in fields(cls)}
+        known_names = names | FIXED.keys() | BLOCK_TYPES.keys() | IGNORED
+        for name, value in config.items():
+            if name in FIXED and value != FIXED[name]:
+                raise _refusal(name, value, repr(FIXED[name]))
+            if not (name.startswith("_") or name in known_names):
+                raise CheckpointError(f"vqvae config: unknown field {name!r}; this tokenizer would "
+                                      "ignore it. Use an Amused-VQ checkpoint.")
+        read = cls(**{name: tuple(value) if isinstance(value, list) else value
+                      for name, value in config.items() if name in names})
+        read._check()
+        for name, kind in BLOCK_TYPES.items():
+            expected = [kind] * len(read.block_out_channels)
+            if config.get(name, expected) not in (expected, tuple(expected)):
+                raise _refusal(name, config[name], repr(expected))
+        return read
+
+    def _check(self) -> None:
+        for name in ("layers_per_block", "latent_channels", "norm_num_groups",
+                     "num_vq_embeddings"):
+            _check_positive(name, getattr(self, name))
+        if self.vq_embed_dim is not None:
+            _check_positive("vq_embed_dim", self.vq_embed_dim)
+        if not isinstance(self.mid_block_add_attention, bool):
+            raise _refusal("mid_block_add_attention", self.mid_block_add_attention,
+                           "true or false")
+        widths = self.block_out_channels
+        if not isinstance(widths, tuple) or not widths:
+            raise _refusal("block_out_channels", widths, "a list of positive whole numbers")
+        for width in widths:
+            _check_positive("block_out_channels", width)
+            if width % self.norm_num_groups:
+                raise _refusal("block_out_channels", list(widths),
+                               f"multiples of norm_num_groups {self.norm_num_groups}")
+
+
+def _refusal(name: str, value: Any, expected: str) -> CheckpointError:
+    return CheckpointError(f"vqvae config: {name} is {value!r}; only {expected} is supported. "
+                           "Use an Amused-VQ checkpoint.")
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise _refusal(name, value, "a positive whole number")
+
+
+class Attention(nn.Module):
+    """Single-head attention over all grid cells, with a skip."""
+
+    def __init__(self, layers: Layers, channels: int):
+        super().__init__()
+        self.group_norm = layers.norm(channels)
+        self.to_q = layers.linear(channels, channels)
+        self.to_k = layers.linear(channels, channels)
+        self.to_v = layers.linear(channels, channels)
+        self.to_out = nn.ModuleList([layers.linear(channels, channels)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.group_norm(x).flatten(2).transpose(1, 2)
+        h = F.scaled_dot_product_attention(
+            self.to_q(h)[:, None], self.to_k(h)[:, None], self.to_v(h)[:, None])[:, 0]
+        return x + self.to_out[0](h).transpose(1, 2).reshape(x.shape)
+
+
+class MidBlock(nn.Module):
+    """The part at the coarsest grid."""
+
+    def __init__(self, layers: Layers, channels: int, attention: bool):
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResidualBlock(layers, channels, channels, "conv_shortcut") for _ in range(2))
+        self.attentions = nn.ModuleList([Attention(layers, channels)] if attention else [])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.resnets[0](x)
+        for attention in self.attentions:
+            x = attention(x)
+        return self.resnets[1](x)
+
+
+class Level(nn.Module):
+    """The residual blocks at one resolution and, except at the last, the step to the next."""
+
+    def __init__(self, layers: Layers, inputs: int, outputs: int, depth: int):
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResidualBlock(layers, inputs if i == 0 else outputs, outputs, "conv_shortcut")
+            for i in range(depth))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.resnets:
+            x = block(x)
+        return x
+
+
+class DownLevel(Level):
+    def __init__(self, layers: Layers, inputs: int, outputs: int, depth: int, last: bool):
+        super().__init__(layers, inputs, outputs, depth)
+        self.downsamplers = nn.ModuleList([] if last else [Downsample(layers, outputs)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = super().forward(x)
+        return x if not self.downsamplers else self.downsamplers[0](x)
+
+
+class UpLevel(Level):
+    def __init__(self, layers: Layers, inputs: int, outputs: int, depth: int, last: bool):
+        super().__init__(layers, inputs, outputs, depth)
+        self.upsamplers = nn.ModuleList([] if last else [Upsample(layers, outputs)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = super().forward(x)
+        return x if not self.upsamplers else self.upsamplers[0](x)
+
+
+class Encoder(nn.Module):
+    """Pixels (B, 3, H, W) to (B, latent_channels, H/f, W/f)."""
+
+    def __init__(self, layers: Layers, config: AmusedConfig):
+        super().__init__()
+        widths = config.block_out_channels
+        self.conv_in = layers.conv(3, widths[0])
+        self.down_blocks = nn.ModuleList(
+            DownLevel(layers, widths[max(i - 1, 0)], width, config.layers_per_block,
+                      last=i == len(widths) - 1)
+            for i, width in enumerate(widths))
+        self.mid_block = MidBlock(layers, widths[-1], config.mid_block_add_attention)
+        self.conv_norm_out = layers.norm(widths[-1])
+        self.conv_out = layers.conv(widths[-1], config.latent_channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv_in(x)
+        for level in self.down_blocks:
+            x = level(x)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nn.Module):
+    """(B, latent_channels, h, w) to pixels (B, 3, h*f, w*f)."""
+
+    def __init__(self, layers: Layers, config: AmusedConfig):
+        super().__init__()
+        widths = config.block_out_channels[::-1]
+        self.conv_in = layers.conv(config.latent_channels, widths[0])
+        self.mid_block = MidBlock(layers, widths[0], config.mid_block_add_attention)
+        self.up_blocks = nn.ModuleList(
+            UpLevel(layers, widths[max(i - 1, 0)], width, config.layers_per_block + 1,
+                    last=i == len(widths) - 1)
+            for i, width in enumerate(widths))
+        self.conv_norm_out = layers.norm(widths[-1])
+        self.conv_out = layers.conv(widths[-1], 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.mid_block(self.conv_in(x))
+        for level in self.up_blocks:
+            x = level(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class Codebook(nn.Module):
+    """The learnt vectors, one per code."""
+
+    def __init__(self, layers: Layers, size: int, width: int):
+        super().__init__()
+        self.embedding = layers.embedding(size, width)
+
+
+class AmusedVQ(nn.Module):
+    """Image tokenizer with a learnt codebook; implements ``ImageTokenizer``.
+
+    Args:
+        config: the parsed `vqvae/config.json`.
+        operations: where Linear, Conv2d, GroupNorm and Embedding are taken from.
+        dtype, device: of every parameter. Inputs are cast to the parameters' dtype.
+
+    Raises:
+        CheckpointError: the config has an unknown field or unsupported value; the text names it.
+    """
+
+    pixel_range = (0.0, 1.0)
+
+    def __init__(self, config: dict[str, Any], *, operations: Any = torch.nn,
+                 dtype: torch.dtype | None = None, device: torch.device | str | None = None):
+        super().__init__()
+        read = AmusedConfig.read(config)
+        layers = Layers(operations, read.norm_num_groups, dtype, device)
+        self.downsample = 2 ** (len(read.block_out_channels) - 1)
+        self.codebook_size = read.num_vq_embeddings
+        self.vector_width = read.vq_embed_dim or read.latent_channels
+        self.encoder = Encoder(layers, read)
+        self.quant_conv = layers.conv(read.latent_channels, self.vector_width, 1)
+        self.quantize = Codebook(layers, self.codebook_size, self.vector_width)
+        self.post_quant_conv = layers.conv(self.vector_width, read.latent_channels, 1)
+        self.decoder = Decoder(layers, read)
+
+    @torch.no_grad()
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Codes, int64 (B, H/f, W/f), of pixels, float (B, 3, H, W) in [0, 1].
+
+        Raises InputError for another shape or sides that are no multiples of ``downsample``.
+        """
+        return self.nearest(self.latents(pixels))
+
+    @torch.no_grad()
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Pixels (B, 3, h*f, w*f), clamped to [0, 1], of integer codes (B, h, w).
+
+        Raises InputError for another shape or a code outside [0, codebook_size).
+        """
+        return self.decode_vectors(self.vectors(codes)).clamp(*self.pixel_range)
+
+    def latents(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What is quantised: (B, vector_width, H/f, W/f) of pixels (B, 3, H, W); differentiable."""
+        check_pixels(pixels, self.downsample)
+        pixels = pixels.to(self.encoder.conv_in.weight.dtype)
+        return self.quant_conv(self.encoder(pixels))
+
+    @torch.no_grad()
+    def nearest(self, latents: torch.Tensor) -> torch.Tensor:
+        """Codes, int64 (B, h, w), of the nearest vectors (Euclidean, in float32) to latents
+        (B, vector_width, h, w)."""
+        check_vectors(latents, self.vector_width)
+        every_code = torch.arange(self.codebook_size, device=latents.device)
+        codebook = self.quantize.embedding(every_code).float()
+        cells = latents.permute(0, 2, 3, 1).reshape(-1, self.vector_width).float()
+        codes = [torch.cdist(part, codebook).argmin(1) for part in cells.split(DISTANCE_ROWS)]
+        return torch.cat(codes).view(latents.shape[0], *latents.shape[2:])
+
+    def vectors(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codebook vectors (B, vector_width, h, w) of codes (B, h, w); differentiable in the
+        codebook. Raises InputError as ``decode`` does."""
+        check_codes(codes, self.codebook_size)
+        return self.quantize.embedding(codes.long()).permute(0, 3, 1, 2).contiguous()
+
+    def decode_vectors(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Pixels (B, 3, h*f, w*f), not clamped, of vectors (B, vector_width, h, w);
+        differentiable."""
+        check_vectors(vectors, self.vector_width)
+        return self.decoder(self.post_quant_conv(vectors.to(self.post_quant_conv.weight.dtype)))

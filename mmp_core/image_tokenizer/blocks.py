@@ -1,0 +1,116 @@
+"""What the two convolutional image tokenizers are built from, and the checks they share."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Makes layers from injected ``operations`` (torch.nn or comfy.ops), all of one dtype and
+    device, with ``groups`` groups in every norm."""
+
+    operations: Any
+    groups: int
+    dtype: torch.dtype | None
+    device: torch.device | str | None
+
+    def conv(self, inputs: int, outputs: int, kernel: int = 3, *, stride: int = 1,
+             padding: int | None = None) -> nn.Module:
+        padding = kernel // 2 if padding is None else padding
+        return self.operations.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding,
+                                      dtype=self.dtype, device=self.device)
+
+    def norm(self, channels: int) -> nn.Module:
+        return self.operations.GroupNorm(self.groups, channels, eps=1e-6,
+                                         dtype=self.dtype, device=self.device)
+
+    def linear(self, inputs: int, outputs: int) -> nn.Module:
+        return self.operations.Linear(inputs, outputs, dtype=self.dtype, device=self.device)
+
+    def embedding(self, rows: int, width: int) -> nn.Module:
+        return self.operations.Embedding(rows, width, dtype=self.dtype, device=self.device)
+
+
+class ResidualBlock(nn.Module):
+    """Two normalised 3x3 convolutions and a skip; ``shortcut`` names the 1x1 convolution that the
+    skip needs where the width changes."""
+
+    def __init__(self, layers: Layers, inputs: int, outputs: int, shortcut: str):
+        super().__init__()
+        self.norm1 = layers.norm(inputs)
+        self.conv1 = layers.conv(inputs, outputs)
+        self.norm2 = layers.norm(outputs)
+        self.conv2 = layers.conv(outputs, outputs)
+        self.shortcut = shortcut if inputs != outputs else None
+        if self.shortcut:
+            self.add_module(shortcut, layers.conv(inputs, outputs, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (getattr(self, self.shortcut)(x) if self.shortcut else x)
+
+
+class Downsample(nn.Module):
+    """Halves height and width; the border is padded on the right and at the bottom only."""
+
+    def __init__(self, layers: Layers, channels: int):
+        super().__init__()
+        self.conv = layers.conv(channels, channels, stride=2, padding=0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Doubles height and width."""
+
+    def __init__(self, layers: Layers, channels: int):
+        super().__init__()
+        self.conv = layers.conv(channels, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def check_pixels(pixels: torch.Tensor, downsample: int) -> None:
+    """Raises InputError unless ``pixels`` is a float (B, 3, H, W), H and W multiples of
+    ``downsample``."""
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
+        raise InputError(
+            f"pixels has shape {tuple(pixels.shape)} and type {pixels.dtype}; expected floats of "
+            "shape (B, 3, H, W). images.to_pixels makes them from a picture.")
+    height, width = pixels.shape[2:]
+    if not height or not width or height % downsample or width % downsample:
+        raise InputError(
+            f"pixels is {width}x{height}; width and height must be positive multiples of "
+            f"{downsample}. Fit the picture with images.fit_image or images.squash_image first.")
+
+
+def check_codes(codes: torch.Tensor, codebook_size: int) -> None:
+    """Raises InputError unless ``codes`` is an integer (B, h, w) with values in
+    [0, codebook_size)."""
+    if codes.ndim != 3 or codes.is_floating_point() or codes.dtype == torch.bool:
+        raise InputError(f"codes has shape {tuple(codes.shape)} and type {codes.dtype}; "
+                         "expected integers of shape (B, h, w).")
+    if not codes.numel():
+        raise InputError(f"codes is empty, shape {tuple(codes.shape)}; expected a grid.")
+    low, high = int(codes.min()), int(codes.max())
+    if low < 0 or high >= codebook_size:
+        raise InputError(
+            f"codes range over {low}..{high}; expected 0..{codebook_size - 1}. Codes that are "
+            "still masked (-1) must be filled before decoding.")
+
+
+def check_vectors(vectors: torch.Tensor, width: int) -> None:
+    """Raises InputError unless ``vectors`` is a float (B, width, h, w)."""
+    if vectors.ndim != 4 or vectors.shape[1] != width or not vectors.is_floating_point():
+        raise InputError(
+            f"vectors has shape {tuple(vectors.shape)} and type {vectors.dtype}; expected floats "
+            f"of shape (B, {width}, h, w), as latents() and vectors() give them.")

@@ -1,0 +1,227 @@
+"""Variant M's image tokenizer: MAGVIT-v2 with lookup-free quantisation (`showlab/magvitv2`).
+
+Each of 13 latent channels gives one bit of the code by its sign, the first channel the highest.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..errors import CheckpointError
+from .blocks import (
+    Downsample,
+    Layers,
+    ResidualBlock,
+    Upsample,
+    check_codes,
+    check_pixels,
+    check_vectors,
+)
+
+BITS = 13
+NORM_GROUPS = 32
+ENCODER_WIDTHS, ENCODER_DEPTHS = (1, 2, 2, 4, 4), (4, 3, 4, 3, 4)
+DECODER_WIDTHS, DECODER_DEPTHS = (1, 1, 2, 2, 4), (4, 4, 3, 4, 3)
+
+
+class Attention(nn.Module):
+    """Single-head attention over all grid cells by 1x1 convolutions, with a skip."""
+
+    def __init__(self, layers: Layers, channels: int):
+        super().__init__()
+        self.norm = layers.norm(channels)
+        self.q = layers.conv(channels, channels, 1)
+        self.k = layers.conv(channels, channels, 1)
+        self.v = layers.conv(channels, channels, 1)
+        self.proj_out = layers.conv(channels, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.norm(x)
+        q, k, v = (part(h).flatten(2).transpose(1, 2)[:, None]
+                   for part in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v)[:, 0]
+        return x + self.proj_out(h.transpose(1, 2).reshape(x.shape))
+
+
+class Middle(nn.Module):
+    """The part at the coarsest grid."""
+
+    def __init__(self, layers: Layers, channels: int):
+        super().__init__()
+        self.block_1 = ResidualBlock(layers, channels, channels, "nin_shortcut")
+        self.attn_1 = Attention(layers, channels)
+        self.block_2 = ResidualBlock(layers, channels, channels, "nin_shortcut")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Level(nn.Module):
+    """The residual blocks at one resolution, then ``step`` to the next, kept under ``name``."""
+
+    def __init__(self, layers: Layers, inputs: int, outputs: int, depth: int, name: str,
+                 step: nn.Module | None):
+        super().__init__()
+        self.block = nn.ModuleList(
+            ResidualBlock(layers, inputs if i == 0 else outputs, outputs, "nin_shortcut")
+            for i in range(depth))
+        self.step = name if step else None
+        if step:
+            self.add_module(name, step)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.block:
+            x = block(x)
+        return getattr(self, self.step)(x) if self.step else x
+
+
+class Encoder(nn.Module):
+    """Pixels (B, 3, H, W) to latents (B, 13, H/16, W/16)."""
+
+    def __init__(self, layers: Layers, base: int):
+        super().__init__()
+        widths = [base * factor for factor in ENCODER_WIDTHS]
+        last = len(widths) - 1
+        self.conv_in = layers.conv(3, base)
+        self.down = nn.ModuleList(
+            Level(layers, widths[max(i - 1, 0)], width, ENCODER_DEPTHS[i], "downsample",
+                  Downsample(layers, width) if i < last else None)
+            for i, width in enumerate(widths))
+        self.mid = Middle(layers, widths[-1])
+        self.norm_out = layers.norm(widths[-1])
+        self.conv_out = layers.conv(widths[-1], BITS)
+        self.quant_conv = layers.conv(BITS, BITS, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv_in(x)
+        for level in self.down:
+            x = level(x)
+        return self.quant_conv(self.conv_out(F.silu(self.norm_out(self.mid(x)))))
+
+
+class Decoder(nn.Module):
+    """Latents (B, 13, h, w) to pixels (B, 3, h*16, w*16); levels are stored finest first."""
+
+    def __init__(self, layers: Layers, base: int):
+        super().__init__()
+        widths = [base * factor for factor in DECODER_WIDTHS]
+        last = len(widths) - 1
+        self.post_quant_conv = layers.conv(BITS, BITS, 1)
+        self.conv_in = layers.conv(BITS, widths[-1])
+        self.mid = Middle(layers, widths[-1])
+        self.up = nn.ModuleList(
+            Level(layers, widths[min(i + 1, last)], width, DECODER_DEPTHS[i], "upsample",
+                  Upsample(layers, width) if i else None)
+            for i, width in enumerate(widths))
+        self.norm_out = layers.norm(widths[0])
+        self.conv_out = layers.conv(widths[0], 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.mid(self.conv_in(self.post_quant_conv(x)))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class SignQuantizer(nn.Module):
+    """Codes to vectors of -1 and +1 and back. Holds no tensors; the released file's constant
+    tables are checked on loading and dropped."""
+
+    def codes(self, latents: torch.Tensor) -> torch.Tensor:
+        return ((latents > 0).long() << self._places(latents.device).view(-1, 1, 1)).sum(1)
+
+    def vectors(self, codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        bits = (codes.unsqueeze(1) >> self._places(codes.device).view(-1, 1, 1)) & 1
+        return (2 * bits - 1).to(dtype)
+
+    @staticmethod
+    def _places(device: torch.device | str) -> torch.Tensor:
+        return torch.arange(BITS - 1, -1, -1, device=device)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys,
+                              unexpected_keys, error_msgs):
+        every_code = torch.arange(2**BITS).view(1, -1, 1)
+        tables = {"embedding": self.vectors(every_code, torch.float32)[0, :, :, 0].T,
+                  "power_vals": 2 ** self._places("cpu")}
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            expected = tables.get(key.removeprefix(prefix))
+            if expected is None:
+                unexpected_keys.append(key)
+            elif not torch.equal(state_dict[key].cpu().float(), expected.float()):
+                error_msgs.append(f"{key} is not the table of a {BITS}-bit lookup-free quantiser; "
+                                  "use the file of showlab/magvitv2.")
+
+
+class MagvitV2(nn.Module):
+    """Image tokenizer with a 13-bit sign code; implements ``ImageTokenizer``.
+
+    Args:
+        config: the parsed config.json of the tokenizer, or None. Only `ch` is read: the width of
+            the first level, a multiple of 32; the released file has the default, 128.
+        operations: where Conv2d and GroupNorm are taken from.
+        dtype, device: of every parameter. Inputs are cast to the parameters' dtype.
+
+    Raises:
+        CheckpointError: `ch` is not a positive multiple of 32.
+    """
+
+    pixel_range = (-1.0, 1.0)
+    downsample = 2 ** (len(ENCODER_WIDTHS) - 1)
+    codebook_size = 2**BITS
+    vector_width = BITS
+
+    def __init__(self, config: dict[str, Any] | None = None, *, operations: Any = torch.nn,
+                 dtype: torch.dtype | None = None, device: torch.device | str | None = None):
+        super().__init__()
+        base = _read_width(config or {})
+        layers = Layers(operations, NORM_GROUPS, dtype, device)
+        self.encoder = Encoder(layers, base)
+        self.decoder = Decoder(layers, base)
+        self.quantize = SignQuantizer()
+
+    @torch.no_grad()
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Codes, int64 (B, H/16, W/16), of pixels, float (B, 3, H, W) in [-1, 1].
+
+        Raises InputError for another shape or sides that are no multiples of 16.
+        """
+        return self.nearest(self.latents(pixels))
+
+    @torch.no_grad()
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Pixels (B, 3, h*16, w*16), clamped to [-1, 1], of integer codes (B, h, w).
+
+        Raises InputError for another shape or a code outside [0, 8192).
+        """
+        return self.decode_vectors(self.vectors(codes)).clamp(*self.pixel_range)
+
+    def latents(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What is quantised: (B, 13, H/16, W/16) of pixels (B, 3, H, W); differentiable."""
+        check_pixels(pixels, self.downsample)
+        return self.encoder(pixels.to(self.encoder.conv_in.weight.dtype))
+
+    def nearest(self, latents: torch.Tensor) -> torch.Tensor:
+        """Codes, int64 (B, h, w), of latents (B, 13, h, w) by their signs (0 counts as -1)."""
+        check_vectors(latents, self.vector_width)
+        return self.quantize.codes(latents)
+
+    def vectors(self, codes: torch.Tensor) -> torch.Tensor:
+        """Vectors of -1 and +1, (B, 13, h, w), of codes (B, h, w). Raises InputError as
+        ``decode`` does."""
+        check_codes(codes, self.codebook_size)
+        return self.quantize.vectors(codes.long(), self.decoder.conv_in.weight.dtype)
+
+    def decode_vectors(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Pixels (B, 3, h*16, w*16), not clamped, of vectors (B, 13, h, w); differentiable."""
+        check_vectors(vectors, self.vector_width)
+        return self.decoder(vectors.to(self.decoder.conv_in.weight.dtype))
+
+
+def _read_width(config: dict[str, Any]) -> int:
+    width = config.get("ch", 128)
+    if not isinstance(width, int) or isinstance(width, bool) or width < 1 or width % NORM_GROUPS:
+        raise CheckpointError(f"magvit config: ch is {width!r}; expected a positive multiple of "
+                              f"{NORM_GROUPS}. The released file has 128.")
+    return width

@@ -1,0 +1,140 @@
+"""From instruction and picture to a prompt, and from tokens back to words and pictures."""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .checkpoint import Model
+from .errors import InputError
+from .images import Size, crop_sizes, fit_image, load_image, squash_image, to_pil, to_pixels
+from .state import MASKED, Prompt, TokenState
+
+GREY = (0.5, 0.5, 0.5)
+
+
+def encode_instruction(
+    model: Model,
+    instruction: str,
+    image: Image.Image | str | os.PathLike | None = None,
+    *,
+    size: Size | None = None,
+    text_length: int | None = None,
+    batch: int = 1,
+    offset: Literal["center"] | random.Random = "center",
+) -> Prompt:
+    """The prompt for editing ``image`` by ``instruction``, or for generating without an image.
+
+    ``size``: (width, height) of the result in pixels, multiples of ``model.downsample``; by
+    default that of the input image as the model sees it, else a square of the checkpoint's own
+    size. ``text_length``: tokens of the answer's text, 1 … 4096; by default the checkpoint's own.
+    ``batch``: samples of this one prompt, all undecided. ``offset``: see ``images.fit_image``.
+
+    Raises ``InputError`` for a size, length or picture that cannot be used.
+    """
+    if batch < 1:
+        raise InputError(f"batch is {batch}; expected at least 1.")
+    length = model.default_text_length if text_length is None else text_length
+    if not 1 <= length <= 4096:
+        raise InputError(f"text_length is {length}; expected 1 to 4096 tokens.")
+    codes = None if image is None else encode_image(model, image, offset=offset)
+    if size is not None:
+        grid = grid_of(model, size)
+    elif codes is not None:
+        grid = codes.shape[1], codes.shape[2]
+    else:
+        grid = grid_of(model, (model.default_image_size, model.default_image_size))
+    initial = TokenState.masked(batch, length, grid)
+    codes = None if codes is None else codes.cpu().expand(batch, -1, -1)
+    return model.layout.encode(instruction, codes, initial)
+
+
+def encode_image(
+    model: Model,
+    image: Image.Image | str | os.PathLike,
+    *,
+    offset: Literal["center"] | random.Random = "center",
+) -> Tensor:
+    """Codes (1, h, w) of a picture, after the variant's own preprocessing.
+
+    Variant A scales and crops to the aspect ratio nearest to the picture's, variant M squashes to a
+    square; both to about the area of the checkpoint's default size.
+    """
+    picture, side = load_image(image), model.default_image_size
+    if model.variant == "A":
+        patch = 2 * model.downsample
+        picture = fit_image(picture, crop_sizes((side // patch) ** 2, patch), offset=offset)
+    else:
+        picture = squash_image(picture, side)
+    pixels = to_pixels(picture, model.image_tokenizer.pixel_range)
+    return model.image_tokenizer.encode(pixels.to(model.device))
+
+
+def grid_of(model: Model, size: Size) -> tuple[int, int]:
+    """(height, width) in image codes of ``size`` (width, height) in pixels.
+
+    Raises ``InputError`` naming the nearest valid size.
+    """
+    unit = model.downsample
+    nearest = tuple(max(unit, round(side / unit) * unit) for side in size)
+    if tuple(size) != nearest:
+        raise InputError(
+            f"The size {size[0]}x{size[1]} is not made of {unit}x{unit} image tokens; the nearest "
+            f"that is: {nearest[0]}x{nearest[1]}."
+        )
+    return size[1] // unit, size[0] // unit
+
+
+def decode_text(model: Model, state: TokenState, *, masked: str = "") -> list[str]:
+    """The text of each sample; ``masked`` stands for each undecided position."""
+    return model.layout.decode_text(state.text, masked=masked)
+
+
+def decode_image(
+    model: Model, state: TokenState, *, fill: tuple[float, float, float] = GREY
+) -> list[Image.Image]:
+    """The picture of each sample, undecided patches in the colour ``fill`` (RGB, 0 … 1)."""
+    return to_pil(_decode(model, state, fill), model.image_tokenizer.pixel_range)
+
+
+def decode_pixels(
+    model: Model, state: TokenState, *, fill: tuple[float, float, float] = GREY
+) -> Tensor:
+    """As :func:`decode_image`, as a float tensor (B, H, W, 3) in 0 … 1 on the CPU."""
+    low, high = model.image_tokenizer.pixel_range
+    pixels = (_decode(model, state, fill).float() - low) / (high - low)
+    return pixels.permute(0, 2, 3, 1).clamp(0, 1).cpu().contiguous()
+
+
+def undecided_pixels(model: Model, state: TokenState) -> Tensor:
+    """(B, H, W) bool on the CPU: the pixels of undecided image tokens."""
+    return _enlarged(state.image == MASKED, model.downsample).cpu()
+
+
+@torch.no_grad()
+def _decode(model: Model, state: TokenState, fill: tuple[float, float, float]) -> Tensor:
+    """(B, 3, H, W) in the tokenizer's range.
+
+    Undecided codes are decoded as the mean of the decided ones, as their neighbours see them, and
+    then painted over.
+    """
+    tokenizer, codes = model.image_tokenizer, state.image.to(model.device)
+    undecided = codes == MASKED
+    vectors = tokenizer.vectors(codes.clamp_min(0))
+    decided = (~undecided)[:, None].to(vectors.dtype)
+    total = (vectors * decided).sum(dim=(2, 3), keepdim=True)
+    mean = total / decided.sum(dim=(2, 3), keepdim=True).clamp_min(1)
+    pixels = tokenizer.decode_vectors(torch.where(undecided[:, None], mean, vectors))
+    low, high = tokenizer.pixel_range
+    colour = pixels.new_tensor(fill).view(1, 3, 1, 1) * (high - low) + low
+    paint = _enlarged(undecided, model.downsample)[:, None]
+    return torch.where(paint, colour, pixels.clamp(low, high))
+
+
+def _enlarged(cells: Tensor, factor: int) -> Tensor:
+    return cells.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)

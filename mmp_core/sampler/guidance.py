@@ -1,0 +1,96 @@
+"""Guidance: which forms of the prompt are run, and how their logits are combined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from ..layout.base import Layout, Sequence
+from ..state import Prompt, TokenState
+from .predictor import View
+from .settings import SamplerSettings
+
+CONDITIONAL = "conditional"
+
+
+class Guidance(Protocol):
+    """Logits of undecided positions. ``branches``: what the predictor must be able to run."""
+
+    branches: Mapping[str, Sequence]
+    text_choices: slice
+    """The ids that text is chosen from."""
+
+    def text_logits(self, view: View, index: Tensor) -> Tensor:
+        """(B, n, text_choices) at text positions ``index`` (B, n)."""
+        ...
+
+    def image_logits(self, view: View, updated: TokenState, index: Tensor) -> Tensor:
+        """(B, n, codebook_size) at image positions ``index`` (B, n).
+
+        ``updated``: the view's state with the text revealed at this step.
+        """
+        ...
+
+
+class CorrectedGuidance:
+    """``cond + Σ scale·(cond - branch)`` in float32, all branches on one and the same state.
+
+    A branch replaces the whole prompt. One whose scale is 0 is not run; without an input image
+    there is none to drop, so the joint branch is the one without the instruction.
+    """
+
+    def __init__(self, layout: Layout, prompt: Prompt, settings: SamplerSettings):
+        has_image = prompt.image is not None
+        image_scales = {
+            (True, False): settings.text_guidance,
+            (False, True): settings.image_guidance,
+            (True, True): settings.joint_guidance,
+        }
+        text_scales = {(True, True): settings.reasoning_guidance}
+        self.text_choices = slice(layout.text_choices.start, layout.text_choices.stop)
+        self.branches = {CONDITIONAL: layout.sequence(prompt, prompt.initial)}
+        self.image_scales = self._add(layout, prompt, _merged(image_scales, has_image))
+        self.text_scales = self._add(layout, prompt, _merged(text_scales, has_image))
+
+    def _add(self, layout: Layout, prompt: Prompt, scales: dict) -> dict[str, float]:
+        named = {}
+        for (drop_text, drop_image), scale in scales.items():
+            name = f"without{' text' * drop_text}{' image' * drop_image}"
+            self.branches[name] = layout.sequence(
+                prompt, prompt.initial, drop_text=drop_text, drop_image=drop_image
+            )
+            named[name] = scale
+        return named
+
+    def text_logits(self, view: View, index: Tensor) -> Tensor:
+        conditional = view.text_logits(CONDITIONAL, index, self.text_choices).float()
+        others = {
+            name: view.text_logits(name, index, self.text_choices) for name in self.text_scales
+        }
+        return _combine(conditional, others, self.text_scales)
+
+    def image_logits(self, view: View, updated: TokenState, index: Tensor) -> Tensor:
+        conditional = view.image_logits(CONDITIONAL, index).float()
+        others = {name: view.image_logits(name, index) for name in self.image_scales}
+        return _combine(conditional, others, self.image_scales)
+
+
+def _merged(scales: Mapping[tuple[bool, bool], float], has_image: bool) -> dict:
+    """Scales per distinct branch that is not the conditional one and not scaled by 0."""
+    merged: dict[tuple[bool, bool], float] = {}
+    for (drop_text, drop_image), scale in scales.items():
+        branch = (drop_text, drop_image and has_image)
+        if any(branch):
+            merged[branch] = merged.get(branch, 0.0) + scale
+    return {branch: scale for branch, scale in merged.items() if scale}
+
+
+def _combine(
+    conditional: Tensor, others: Mapping[str, Tensor], scales: Mapping[str, float]
+) -> Tensor:
+    guided = conditional
+    for name, logits in others.items():
+        guided = guided + scales[name] * (conditional - logits.float())
+    return guided

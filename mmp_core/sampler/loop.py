@@ -1,0 +1,100 @@
+"""The denoising loop. What it does is decided by the policies it asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from ..errors import InputError
+from ..state import MASKED, Prompt, Step, TokenState, Trajectory
+from .policies import DenoisingModel, Policies, corrected_policies
+from .predictor import Predictor
+from .rows import Rows
+from .selection import carried
+from .settings import SamplerSettings
+from .upstream import upstream_policies
+
+PRESETS = {"corrected": corrected_policies, "upstream": upstream_policies}
+
+Callback = Callable[[int, int, Step], None]
+"""Step index from 0, number of steps, the step. May raise to interrupt."""
+
+
+@torch.no_grad()
+def denoise(
+    model: DenoisingModel,
+    prompt: Prompt,
+    settings: SamplerSettings | None = None,
+    *,
+    policies: Policies | None = None,
+    callback: Callback | None = None,
+    record_every: int = 1,
+) -> Trajectory:
+    """Decide all undecided tokens of ``prompt.initial``, text and image in parallel.
+
+    ``policies`` replaces what ``settings`` stands for. ``callback`` is called after each step.
+    ``record_every``: each n-th step is kept in the trajectory; 0 keeps none. Tensors stay on the
+    model's device. Raises ``InputError`` for settings or tokens that do not fit the model.
+    """
+    settings = settings or SamplerSettings()
+    prompt = prompt.to(model.device)
+    _check_tokens(model, prompt)
+    if policies is None:
+        policies = PRESETS[settings.preset](model, prompt, settings)
+    predictor = Predictor(model.transformer, model.layout, policies.guidance.branches)
+    last = Step.before(prompt.initial)
+    recorded, total = [], len(policies.plan)
+    for index in range(total):
+        last = _take_step(predictor, policies, index, last)
+        if record_every and index % record_every == 0:
+            recorded.append(last)
+        if callback:
+            callback(index, total, last)
+    final = policies.selection.finish(last.after, last.guess)
+    return Trajectory(tuple(recorded), final, total)
+
+
+def _take_step(predictor: Predictor, policies: Policies, index: int, last: Step) -> Step:
+    plan, guidance, selection = policies.plan, policies.guidance, policies.selection
+    planned, state = plan.steps[index], last.after
+    view = predictor.of(state)
+    text = carried(state.text, last.guess.text, last.text_confidence)
+    if planned.text_quota is not None:
+        rows = Rows.of(state.text, planned.text_undecided)
+        text = selection.text(rows, partial(guidance.text_logits, view), plan.text_quota[index])
+    updated = TokenState(text.after, state.image)
+    image = carried(state.image, last.guess.image, last.image_confidence)
+    if planned.image_masked is not None:
+        rows = Rows.of(state.image.flatten(1), planned.image_undecided)
+        logits = partial(guidance.image_logits, view, updated)
+        image = selection.image(rows, logits, plan.image_masked[index], planned)
+    return Step(
+        index=index,
+        state=state,
+        guess=TokenState(text.guess, image.guess.view_as(state.image)),
+        after=TokenState(text.after, image.after.view_as(state.image)),
+        text_revealed=text.revealed,
+        image_revealed=image.revealed.view_as(state.image),
+        text_confidence=text.confidence,
+        image_confidence=image.confidence.view_as(state.image),
+    )
+
+
+def _check_tokens(model: DenoisingModel, prompt: Prompt) -> None:
+    """Raises ``InputError`` for tokens outside the model's vocabulary or codebook."""
+    codes, ids = model.layout.codebook_size, model.transformer.config.embedding_size
+    tokens = [
+        ("image", prompt.initial.image, MASKED, codes),
+        ("text", prompt.initial.text, MASKED, ids),
+        ("instruction", prompt.instruction, 0, ids),
+    ]
+    if prompt.image is not None:
+        tokens.append(("input image", prompt.image, 0, codes))
+    for name, values, low, end in tokens:
+        if values.numel() and not low <= int(values.min()) <= int(values.max()) < end:
+            raise InputError(
+                f"The {name} has tokens from {int(values.min())} to {int(values.max())}; this "
+                f"checkpoint knows 0 to {end - 1}: they were made by or for another checkpoint."
+            )

@@ -1,0 +1,56 @@
+"""What the denoising loop asks, put together for a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..layout.base import Layout
+from ..state import MASKED, Prompt
+from ..transformer import MaskedDiffusionTransformer
+from .guidance import CorrectedGuidance, Guidance
+from .schedule import Plan, corrected_steps
+from .selection import CorrectedSelection, Selection, generators
+from .settings import SamplerSettings
+
+
+class DenoisingModel(Protocol):
+    """What :func:`denoise` needs of a model."""
+
+    transformer: MaskedDiffusionTransformer
+    layout: Layout
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Policies:
+    """``plan``: how many are revealed when. ``guidance``: which forwards. ``selection``: which."""
+
+    plan: Plan
+    guidance: Guidance
+    selection: Selection
+
+
+def corrected_policies(
+    model: DenoisingModel, prompt: Prompt, settings: SamplerSettings
+) -> Policies:
+    """The default: see :class:`SamplerSettings`."""
+    seeds = [_some_seed() if s is None else s for s in settings.seeds(prompt.batch)]
+    text, image = prompt.initial.text, prompt.initial.image
+    steps = corrected_steps(undecided_counts(text), undecided_counts(image), settings)
+    guidance = CorrectedGuidance(model.layout, prompt, settings)
+    streams = generators(seeds, model.device)
+    selection = CorrectedSelection(settings, streams, guidance.text_choices.start)
+    return Policies(Plan.of(steps, prompt.batch, model.device), guidance, selection)
+
+
+def _some_seed() -> int:
+    return int(torch.randint(2**63 - 1, ()))
+
+
+def undecided_counts(tokens: Tensor) -> tuple[int, ...]:
+    """Masked tokens per sample of (B, …)."""
+    return tuple((tokens == MASKED).flatten(1).sum(dim=1).tolist())

@@ -1,0 +1,107 @@
+"""Schedule: how many tokens are revealed at which step, decided before the first one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .settings import SamplerSettings
+
+Counts = tuple[int, ...]
+"""One number per sample of the batch."""
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """What one step has to reveal. Each field but the last: one number per sample.
+
+    ``text_quota``: text tokens to reveal; ``None`` when the step leaves text alone.
+    ``image_masked``: image codes that stay masked after it; ``None`` when it leaves the image
+    alone.
+    ``text_undecided``, ``image_undecided``: how many there are before it; ``None`` when that is
+    only known then (and costs a synchronisation to find out).
+    ``image_noise``: scale of the noise on the image's confidence.
+    """
+
+    text_quota: Counts | None = None
+    image_masked: Counts | None = None
+    text_undecided: Counts | None = None
+    image_undecided: Counts | None = None
+    image_noise: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps of a run, in order.
+
+    ``text_quota`` and ``image_masked``: the same counts, (S, B) int64 on the model's device; 0
+    where a step has ``None``.
+    """
+
+    steps: tuple[PlannedStep, ...]
+    text_quota: Tensor
+    image_masked: Tensor
+
+    @classmethod
+    def of(cls, steps: Sequence[PlannedStep], batch: int, device: torch.device) -> Plan:
+        def table(name: str) -> Tensor:
+            rows = [getattr(step, name) or (0,) * batch for step in steps]
+            return torch.tensor(rows, dtype=torch.int64).view(-1, batch).to(device)
+
+        return cls(tuple(steps), table("text_quota"), table("image_masked"))
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def corrected_steps(text: Counts, image: Counts, settings: SamplerSettings) -> list[PlannedStep]:
+    """Text revealed linearly, image by the cosine of its own progress, both ending together.
+
+    ``text``, ``image``: undecided tokens at the start, per sample. The run has as many steps as
+    the larger of ``text_steps`` and ``image_steps``; each modality keeps its own number of steps,
+    none of which collapse. Image steps start after a quarter of the run, as in the reference, or
+    earlier where they would not fit. Steps that reveal nothing are left out.
+    """
+    total = max(settings.text_steps, settings.image_steps)
+    text_at = _spread(settings.text_steps, 0, total)
+    image_at = _spread(settings.image_steps, min(total // 4, total - settings.image_steps), total)
+    steps, text_left, image_left = [], text, image
+    for index in range(total):
+        step = PlannedStep(text_undecided=text_left, image_undecided=image_left)
+        text_after, image_after = text_left, image_left
+        if index in text_at:
+            text_after = tuple(_linear(n, text_at[index], settings.text_steps) for n in text)
+        if index in image_at:
+            progress = image_at[index] / settings.image_steps
+            image_after = tuple(_cosine(n, progress) for n in image)
+        if text_after != text_left:
+            quota = tuple(b - a for b, a in zip(text_left, text_after, strict=True))
+            step = replace(step, text_quota=quota)
+        if image_after != image_left:
+            noise = settings.image_temperature * (1 - progress)
+            step = replace(step, image_masked=image_after, image_noise=noise)
+        if step.text_quota or step.image_masked:
+            steps.append(step)
+        text_left, image_left = text_after, image_after
+    return steps
+
+
+def _spread(count: int, start: int, stop: int) -> dict[int, int]:
+    """``count`` distinct steps from ``start`` to ``stop - 1``: {index: 1-based rank}."""
+    if count == 1:
+        return {stop - 1: 1}
+    return {start + i * (stop - 1 - start) // (count - 1): i + 1 for i in range(count)}
+
+
+def _linear(total: int, rank: int, steps: int) -> int:
+    """How many of ``total`` text tokens are undecided after the ``rank``-th of ``steps``."""
+    return total * (steps - rank) // steps
+
+
+def _cosine(total: int, progress: float) -> int:
+    """How many of ``total`` image codes are masked at ``progress`` in (0, 1]."""
+    return 0 if progress == 1 else math.floor(total * math.cos(math.pi / 2 * progress))

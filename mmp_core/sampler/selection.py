@@ -1,0 +1,135 @@
+"""Selection: which token each undecided position would take, and which are revealed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..state import MASKED, TokenState
+from .rows import Rows
+from .schedule import PlannedStep
+from .settings import SamplerSettings
+
+Generators = Sequence[torch.Generator | None]
+Logits = Callable[[Tensor], Tensor]
+"""Positions (B, n) to logits (B, n, choices). Asking runs the model; so ask only where needed."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one step decided for one modality, (B, N) each.
+
+    ``guess``: a token everywhere, decided ones kept. ``confidence``: float32, 1 where decided.
+    ``revealed``: bool. ``after``: tokens after the step.
+    """
+
+    guess: Tensor
+    confidence: Tensor
+    revealed: Tensor
+    after: Tensor
+
+
+class Selection(Protocol):
+    """Turns logits into decisions. ``quota`` and ``masked``: (B,) int64 on the model's device."""
+
+    def text(self, rows: Rows, logits: Logits, quota: Tensor) -> Choice: ...
+
+    def image(self, rows: Rows, logits: Logits, masked: Tensor, step: PlannedStep) -> Choice: ...
+
+    def finish(self, state: TokenState, guess: TokenState) -> TokenState:
+        """The final state, from the one after the last step and the last step's guess."""
+        ...
+
+
+def generators(seeds: Sequence[int | None], device: torch.device) -> list[torch.Generator | None]:
+    """One per sample; ``None``, torch's global generator, for a seed of ``None``."""
+    return [
+        None if seed is None else torch.Generator(device).manual_seed(seed) for seed in seeds
+    ]
+
+
+class CorrectedSelection:
+    """Gumbel-max choices and confidence-ranked reveals in float32, one random stream per sample.
+
+    ``first_text_id``: id of the first of the text choices.
+    """
+
+    def __init__(self, settings: SamplerSettings, generators: Generators, first_text_id: int):
+        self.settings, self.generators, self.first_text_id = settings, generators, first_text_id
+
+    def text(self, rows: Rows, logits: Logits, quota: Tensor) -> Choice:
+        scores = logits(rows.index).float()
+        noisy, temperature = scores, self.settings.text_temperature
+        if temperature:
+            noisy = scores + temperature * self._gumbel(rows, scores.shape[-1])
+        best = noisy.argmax(dim=-1)
+        ranking = confidence = log_odds(scores, best)
+        if self.settings.remasking == "random":
+            ranking = rows.draw(lambda g, n: torch.rand(n, generator=g, device=g.device),
+                                self.generators)  # fmt: skip
+        order = torch.where(rows.valid, ranking, -torch.inf).argsort(
+            dim=1, descending=True, stable=True
+        )
+        revealed = rows.valid & (order.argsort(dim=1) < quota[:, None])
+        return choice(rows, best + self.first_text_id, confidence.sigmoid(), revealed)
+
+    def image(self, rows: Rows, logits: Logits, masked: Tensor, step: PlannedStep) -> Choice:
+        log_p = logits(rows.index).float().log_softmax(dim=-1)
+        noisy = log_p
+        if self.settings.image_temperature:
+            noisy = log_p + self._gumbel(rows, log_p.shape[-1])
+        sampled = noisy.argmax(dim=-1)
+        confidence = log_p.gather(-1, sampled[..., None])[..., 0]
+        ranking = confidence
+        if step.image_noise:
+            ranking = confidence + step.image_noise * self._gumbel(rows, 1)[..., 0]
+        order = torch.where(rows.valid, ranking, torch.inf).argsort(dim=1, stable=True)
+        revealed = rows.valid & (order.argsort(dim=1) >= masked[:, None])
+        return choice(rows, sampled, confidence.exp(), revealed)
+
+    def finish(self, state: TokenState, guess: TokenState) -> TokenState:
+        return state
+
+    def _gumbel(self, rows: Rows, choices: int) -> Tensor:
+        """(B, n, choices) float32."""
+
+        def exponential(generator: torch.Generator, count: int) -> Tensor:
+            empty = torch.empty(count, choices, device=generator.device)
+            return empty.exponential_(generator=generator)
+
+        return -rows.draw(exponential, self.generators).clamp_min(1e-30).log()
+
+
+def choice(rows: Rows, tokens: Tensor, confidence: Tensor, revealed: Tensor) -> Choice:
+    """A :class:`Choice` from what was found at ``rows`` (B, n)."""
+    guess = rows.fill(tokens, rows.tokens)
+    nowhere = torch.zeros_like(rows.tokens, dtype=torch.bool)
+    everywhere = torch.ones_like(rows.tokens, dtype=torch.float32)
+    revealed = rows.fill(revealed, nowhere)
+    after = torch.where(revealed, guess, rows.tokens)
+    return Choice(guess, rows.fill(confidence.float(), everywhere), revealed, after)
+
+
+def carried(tokens: Tensor, guess: Tensor, confidence: Tensor) -> Choice:
+    """No decision: ``tokens`` as they are, with the last guess and confidence where undecided."""
+    undecided = tokens == MASKED
+    return Choice(
+        guess=torch.where(undecided, guess, tokens),
+        confidence=torch.where(undecided, confidence, 1.0),
+        revealed=torch.zeros_like(undecided),
+        after=tokens,
+    )
+
+
+def log_odds(logits: Tensor, chosen: Tensor) -> Tensor:
+    """(B, n) logarithm of p/(1-p) of ``chosen`` (B, n) under float ``logits`` (B, n, V).
+
+    Ranks as the probability does, but keeps apart what rounds to 1, which in float32 p does not.
+    """
+    own = logits.gather(-1, chosen[..., None])
+    others = logits.scatter(-1, chosen[..., None], -torch.inf).logsumexp(dim=-1)
+    return own[..., 0] - others

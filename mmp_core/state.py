@@ -1,0 +1,168 @@
+"""What flows between encode, denoise and decode: immutable token states, prompts, trajectories."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MASKED = -1
+"""Value of an undecided position in a :class:`TokenState`."""
+
+
+def _map_tensors(value: Any, fn) -> Any:
+    """``value`` (a dataclass) with ``fn`` applied to each tensor, nested dataclasses included."""
+    changes = {}
+    for field in fields(value):
+        item = getattr(value, field.name)
+        if isinstance(item, Tensor):
+            changes[field.name] = fn(item)
+        elif hasattr(item, "__dataclass_fields__"):
+            changes[field.name] = _map_tensors(item, fn)
+    return replace(value, **changes)
+
+
+@dataclass(frozen=True)
+class TokenState:
+    """A half-denoised pair of text and image. Variant-free and immutable.
+
+    ``text``: (B, T) int64, text ids in the checkpoint's vocabulary, ``MASKED`` where undecided.
+    ``image``: (B, H, W) int64, codebook indices, ``MASKED`` where undecided.
+
+    Raises ``ValueError`` on wrong ranks, dtypes or unequal batch sizes.
+    """
+
+    text: Tensor
+    image: Tensor
+
+    def __post_init__(self) -> None:
+        if self.text.ndim != 2 or self.image.ndim != 3:
+            raise ValueError(
+                "TokenState needs text (B, T) and image (B, H, W), got "
+                f"{tuple(self.text.shape)} and {tuple(self.image.shape)}."
+            )
+        if self.text.dtype != torch.int64 or self.image.dtype != torch.int64:
+            raise ValueError(
+                f"TokenState needs int64 tokens, got {self.text.dtype} and {self.image.dtype}."
+            )
+        if self.text.shape[0] != self.image.shape[0]:
+            raise ValueError(
+                f"TokenState needs one batch size, got text of {self.text.shape[0]} and image of "
+                f"{self.image.shape[0]}."
+            )
+
+    @classmethod
+    def masked(cls, batch: int, text_length: int, grid: tuple[int, int]) -> TokenState:
+        """The fully undecided state. ``grid``: (height, width) in image tokens."""
+        return cls(
+            torch.full((batch, text_length), MASKED, dtype=torch.int64),
+            torch.full((batch, *grid), MASKED, dtype=torch.int64),
+        )
+
+    @property
+    def batch(self) -> int:
+        return self.text.shape[0]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(height, width) of the image in tokens."""
+        return self.image.shape[1], self.image.shape[2]
+
+    def to(self, device: torch.device | str) -> TokenState:
+        return _map_tensors(self, lambda t: t.to(device))
+
+    def repeat(self, n: int) -> TokenState:
+        """Each sample ``n`` times: batch ``B`` becomes ``n·B`` (sample-major)."""
+        return _map_tensors(self, lambda t: t.repeat_interleave(n, dim=0))
+
+    def __getitem__(self, index: slice) -> TokenState:
+        return _map_tensors(self, lambda t: t[index])
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Everything the model is conditioned on.
+
+    ``instruction``: (B, L) int64, ids of the whole templated instruction.
+    ``unconditional``: (B, U) int64, ids of the same template without the instruction.
+    ``image``: (B, h, w) int64 codes of the input image, or ``None`` to generate without one.
+    ``initial``: the state denoising starts from: all masked, or with locked parts.
+    """
+
+    instruction: Tensor
+    unconditional: Tensor
+    image: Tensor | None
+    initial: TokenState
+
+    def __post_init__(self) -> None:
+        batches = {self.instruction.shape[0], self.unconditional.shape[0], self.initial.batch}
+        if self.image is not None:
+            batches.add(self.image.shape[0])
+        if len(batches) != 1:
+            raise ValueError(f"Prompt needs one batch size for all its parts, got {batches}.")
+
+    @property
+    def batch(self) -> int:
+        return self.initial.batch
+
+    def to(self, device: torch.device | str) -> Prompt:
+        return _map_tensors(self, lambda t: t.to(device))
+
+    def repeat(self, n: int) -> Prompt:
+        """Each sample ``n`` times: batch ``B`` becomes ``n·B`` (sample-major)."""
+        return _map_tensors(self, lambda t: t.repeat_interleave(n, dim=0))
+
+    def __getitem__(self, index: slice) -> Prompt:
+        return _map_tensors(self, lambda t: t[index])
+
+    def starting_from(self, initial: TokenState) -> Prompt:
+        """The same conditions with another start, e.g. a re-masked or half-denoised state."""
+        return replace(self, initial=initial)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One denoising step. Its tensors are shared with its neighbours, not copied.
+
+    ``index``: position in the run, 0-based. ``state`` and ``after``: what was decided before and
+    after the step.
+    ``guess``: a token everywhere: the model's latest guess, decided positions kept. ``MASKED``
+    where the model has not yet been asked.
+    ``text_revealed`` (B, T) and ``image_revealed`` (B, H, W) bool: decided at this step.
+    ``text_confidence`` (B, T) and ``image_confidence`` (B, H, W) float32: probability of the guess
+    at undecided positions, 1 at decided ones.
+    """
+
+    index: int
+    state: TokenState
+    guess: TokenState
+    after: TokenState
+    text_revealed: Tensor
+    image_revealed: Tensor
+    text_confidence: Tensor
+    image_confidence: Tensor
+
+    @classmethod
+    def before(cls, state: TokenState) -> Step:
+        """What stands before the first step: nothing guessed, nothing revealed."""
+        text, image = state.text != MASKED, state.image != MASKED
+        nothing = torch.zeros_like(text), torch.zeros_like(image)
+        return cls(-1, state, state, state, *nothing, text.float(), image.float())
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The recorded steps of one denoising run and its final state, in order."""
+
+    steps: tuple[Step, ...]
+    final: TokenState
+    total_steps: int
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)

@@ -1,0 +1,30 @@
+"""The ComfyUI nodes: each translates between the graph and mmp_core."""
+
+from comfyui_version import __version__ as _comfyui
+
+if tuple(map(int, _comfyui.split(".")[:2])) < (0, 16):
+    raise ImportError(
+        f"MMaDA-Parallel needs ComfyUI 0.16.0 or newer; this is {_comfyui}. Update ComfyUI."
+    )
+
+from comfy_api.latest import ComfyExtension, io
+
+from .decode import DecodeImage, DecodeText
+from .demo_scene import DemoScene
+from .denoise import ParallelDenoise
+from .encode import EncodeInstruction
+from .load import LoadModel
+
+__all__ = ["MMaDAParallelExtension"]
+
+
+class MMaDAParallelExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [
+            LoadModel,
+            EncodeInstruction,
+            ParallelDenoise,
+            DecodeText,
+            DecodeImage,
+            DemoScene,
+        ]

@@ -1,0 +1,116 @@
+"""Encode Instruction."""
+
+from collections.abc import Sequence
+
+import torch
+from comfy_api.latest import io
+from PIL import Image
+
+from ..mmp_core import InputError, Prompt, TokenState, encode_instruction
+from .host import HostedModel
+from .types import CATEGORY, Model
+from .types import Prompt as PromptType
+
+
+class EncodeInstruction(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MMaDAParallelEncodeInstruction",
+            display_name="Encode Instruction",
+            category=CATEGORY,
+            description="Turns an instruction, and the picture to edit, into a prompt. Without a "
+            "picture the model makes a new one from the instruction.",
+            search_aliases=["mmada", "edit image", "prompt"],
+            inputs=[
+                Model.Input("model", tooltip="From Load MMaDA-Parallel."),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="The picture to edit. It is cropped to the nearest aspect ratio that "
+                    "the checkpoint knows. A batch gives one result for each of its pictures. "
+                    "Leave open to generate a picture from the instruction alone.",
+                ),
+                io.String.Input(
+                    "instruction",
+                    multiline=True,
+                    default="make the circle blue",
+                    tooltip="What to change, or what to show. The model first reasons about it in "
+                    "words, while it draws.",
+                ),
+                io.Int.Input(
+                    "width",
+                    default=0, min=0, max=4096, step=16,
+                    tooltip="Width of the result in pixels. 0: as the input picture is seen by "
+                    "the model, or the checkpoint's own size. Set both sides or none.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=0, min=0, max=4096, step=16,
+                    tooltip="Height of the result in pixels. 0: as for width.",
+                ),
+                io.Int.Input(
+                    "text_length",
+                    default=0, min=0, max=4096,
+                    advanced=True,
+                    tooltip="Number of text tokens the model may use to reason. 0: the "
+                    "checkpoint's own length.",
+                ),
+            ],
+            outputs=[
+                PromptType.Output(
+                    display_name="prompt",
+                    tooltip="Instruction, input picture and the empty answer, for Parallel "
+                    "Denoise.",
+                )
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls,
+        model: HostedModel,
+        instruction: str,
+        width: int,
+        height: int,
+        text_length: int,
+        image: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        if (width == 0) != (height == 0):
+            raise InputError(
+                f"The size is {width}x{height}: set both width and height, or leave both at 0."
+            )
+        pictures = [None] if image is None else [to_picture(pixels) for pixels in image]
+        if image is not None:
+            model.prepare_images(4 * model.model.default_image_size**2)
+        prompts = [
+            encode_instruction(
+                model.model,
+                instruction,
+                picture,
+                size=(width, height) if width else None,
+                text_length=text_length or None,
+            )
+            for picture in pictures
+        ]
+        return io.NodeOutput(joined(prompts))
+
+
+def to_picture(pixels: torch.Tensor) -> Image.Image:
+    """A picture of (H, W, 1, 3 or 4) floats in 0 … 1."""
+    levels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    return Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels)
+
+
+def joined(prompts: Sequence[Prompt]) -> Prompt:
+    """One batch of prompts that differ only in their pictures."""
+    pictures = [prompt.image for prompt in prompts if prompt.image is not None]
+    return Prompt(
+        torch.cat([prompt.instruction for prompt in prompts]),
+        torch.cat([prompt.unconditional for prompt in prompts]),
+        torch.cat(pictures) if pictures else None,
+        TokenState(
+            torch.cat([prompt.initial.text for prompt in prompts]),
+            torch.cat([prompt.initial.image for prompt in prompts]),
+        ),
+    )

@@ -1,0 +1,61 @@
+"""Load MMaDA-Parallel."""
+
+from comfy_api.latest import io
+
+from . import host
+from .types import CATEGORY, Model
+
+
+class LoadModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MMaDAParallelLoader",
+            display_name="Load MMaDA-Parallel",
+            category=CATEGORY,
+            description="Loads a MMaDA-Parallel checkpoint: transformer, tokenizer and image "
+            "tokenizer. The small demo checkpoint comes with the pack.",
+            search_aliases=["mmada", "load checkpoint", "diffusion language model"],
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=host.checkpoint_names(),
+                    default="demo",
+                    tooltip="demo is small, comes with the pack and edits its toy scenes. Put the "
+                    "released checkpoints (MMaDA-Parallel-A or -M from Hugging Face, the whole "
+                    "folder) into models/mmada_parallel/, then press R.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=["auto", *host.DTYPES],
+                    default="auto",
+                    advanced=True,
+                    tooltip="Precision of the transformer. auto: bf16 on a GPU that can; on a CPU "
+                    "fp32 for small models, else as stored.",
+                ),
+                io.Combo.Input(
+                    "image_tokenizer",
+                    options=host.image_tokenizer_names(),
+                    default="auto",
+                    advanced=True,
+                    tooltip="Turns pictures into tokens and back. auto: the vqvae (A) or magvitv2 "
+                    "(M) folder inside or beside the checkpoint. Variant M is distributed without "
+                    "it: put showlab/magvitv2 from Hugging Face into "
+                    "models/mmada_parallel/magvitv2/.",
+                ),
+            ],
+            outputs=[
+                Model.Output(
+                    display_name="model",
+                    tooltip="The loaded checkpoint, for all other MMaDA-Parallel nodes.",
+                )
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str, dtype: str, image_tokenizer: str):
+        return host.fingerprint(checkpoint, image_tokenizer)
+
+    @classmethod
+    def execute(cls, checkpoint: str, dtype: str, image_tokenizer: str) -> io.NodeOutput:
+        return io.NodeOutput(host.load(checkpoint, dtype, image_tokenizer))

@@ -1,0 +1,14 @@
+"""What our nodes pass to each other, and where they are listed."""
+
+from comfy_api.latest import io
+
+CATEGORY = "MMaDA-Parallel"
+
+Model = io.Custom("MMADA_MODEL")
+"""A ``host.HostedModel``."""
+Prompt = io.Custom("MMADA_PROMPT")
+"""An ``mmp_core.Prompt`` on the CPU."""
+Tokens = io.Custom("MMADA_TOKENS")
+"""An ``mmp_core.TokenState`` on the CPU."""
+Trajectory = io.Custom("MMADA_TRAJECTORY")
+"""An ``mmp_core.Trajectory`` on the CPU."""

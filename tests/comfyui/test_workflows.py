@@ -1,0 +1,124 @@
+"""Every shipped workflow runs in the real ComfyUI as shipped, and behaves while it runs."""
+
+import json
+
+import pytest
+from mmada_parallel.tests.messages import progress_steps
+from mmada_parallel.tests.workflow_api import WORKFLOWS, to_api
+
+DENOISE = "MMaDAParallelDenoise"
+each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+
+
+def prompt_of(path, object_info, reseed=0):
+    prompt = to_api(json.loads(path.read_text()), object_info)
+    for node in prompt.values():
+        for name, value in node["inputs"].items():
+            if "seed" in name and isinstance(value, int):
+                node["inputs"][name] = value + reseed
+    return prompt
+
+
+def ids_of(prompt, class_type):
+    return [i for i, node in prompt.items() if node["class_type"] == class_type]
+
+
+@pytest.fixture(scope="session")
+def runs(comfy, object_info):
+    """Each workflow run twice, the first time by anyone: path -> (prompt, first, second)."""
+    done = {}
+
+    def run(path):
+        if path not in done:
+            prompt = prompt_of(path, object_info)
+            done[path] = prompt, comfy.run(prompt), comfy.run(prompt)
+        return done[path]
+
+    return run
+
+
+def test_the_promised_workflows_are_shipped():
+    assert len(WORKFLOWS) >= 2
+
+
+@each_workflow
+def test_it_gives_a_picture_and_a_text(runs, path):
+    _, first, _ = runs(path)
+    assert first.status == "success", first.error
+    assert first.images
+    assert all(lo < hi for image in first.images for lo, hi in image.convert("RGB").getextrema())
+    assert any(text.strip() for text in first.texts)
+
+
+@each_workflow
+def test_denoising_is_visible_while_it_runs(runs, path):
+    prompt, first, _ = runs(path)
+    assert ids_of(prompt, DENOISE)
+    for node in ids_of(prompt, DENOISE):
+        values = [value for value, _ in first.steps(node)]
+        assert values == sorted(values) and len(set(values)) > 2
+        assert first.steps(node)[-1][0] == first.steps(node)[-1][1]
+        assert first.previews(node)
+        assert len(set(first.live_texts(node))) > 1
+        assert not any("<" in text.replace("<br>", "") for text in first.live_texts(node))
+
+
+@each_workflow
+def test_the_same_prompt_again_is_cached(runs, path):
+    prompt, first, second = runs(path)
+    assert second.status == "success", second.error
+    assert second.started == []
+    assert second.cached == set(prompt)
+    assert [i.tobytes() for i in second.images] == [i.tobytes() for i in first.images]
+    assert second.texts == first.texts
+
+
+@each_workflow
+def test_a_seed_decides_the_result_not_the_moment(comfy, object_info, runs, path):
+    _, first, _ = runs(path)
+    assert comfy.run(prompt_of(path, object_info, reseed=1)).status == "success"
+    comfy.post("/free", {"unload_models": True, "free_memory": True})
+    again = comfy.run(prompt_of(path, object_info))
+    assert again.status == "success", again.error
+    assert [i.tobytes() for i in again.images] == [i.tobytes() for i in first.images]
+    assert again.texts == first.texts
+
+
+@each_workflow
+def test_interrupt_stops_within_a_step_and_the_next_run_works(comfy, object_info, path):
+    prompt = prompt_of(path, object_info, reseed=1000)
+    (node, *_) = ids_of(prompt, DENOISE)
+    prompt_id = comfy.queue(prompt)
+    comfy.wait(lambda m: any(0 < value < total for value, total in progress_steps([m], node)))
+    comfy.interrupt(prompt_id)
+    before = len(progress_steps(comfy.messages, node))
+    result = comfy.finish(prompt_id)
+    assert result.status == "interrupted", result.error
+    assert result.of("execution_interrupted")[0].data["node_id"] == node
+    # One for the step that was under way, one that the reader had not yet taken in.
+    assert len(result.steps(node)) - before <= 2
+    after = comfy.run(prompt)
+    assert after.status == "success", after.error
+
+
+def test_a_broken_checkpoint_is_explained_in_one_sentence(comfy, object_info):
+    folder = comfy.base / "models" / "mmada_parallel" / "empty"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    prompt = prompt_of(WORKFLOWS[0], object_info)
+    for node in ids_of(prompt, "MMaDAParallelLoader"):
+        inputs = prompt[node]["inputs"]
+        inputs.update({name: "empty" for name, value in inputs.items() if value == "demo"})
+    result = comfy.run(prompt)
+    (failure,) = result.of("execution_error")
+    message = failure.data["exception_message"].strip()
+    assert failure.data["node_type"] == "MMaDAParallelLoader"
+    assert "empty" in message and "\n" not in message
+
+
+def test_nothing_of_all_this_raised_in_the_server(comfy, object_info):
+    """After a clean run of a workflow the log has no traceback that passes through the pack."""
+    start = len(comfy.log())
+    result = comfy.run(prompt_of(WORKFLOWS[0], object_info, reseed=2000))
+    assert result.status == "success", result.error
+    assert "Traceback" not in comfy.log(start)
