@@ -79,16 +79,18 @@ def _cell(row: str, column: str, scene: Scene) -> Cell | None:
     return cell if 0 <= cell[0] < scene.grid[0] and 0 <= cell[1] < scene.grid[1] else None
 
 
-def _change(scene: Scene, colour: str, shape: str, row: str, column: str, to: Object | None):
+def _change(
+    scene: Scene, colour: str, shape: str, row: str, column: str, to: Object | None
+) -> Scene | None:
     cell = _cell(row, column, scene)
     if cell is None or scene.at(cell) != (shape, colour):
         return None
     return scene.with_cells({cell: to})
 
 
-def _move(scene: Scene, colour: str, shape: str, row: str, column: str, to_row: str, to_column: str):
+def _move(scene: Scene, colour: str, shape: str, row: str, column: str, *to: str) -> Scene | None:
     removed = _change(scene, colour, shape, row, column, None)
-    target = _cell(to_row, to_column, scene)
+    target = _cell(*to, scene)
     if removed is None or target is None or removed.at(target) is not None:
         return None
     return removed.with_cells({target: (shape, colour)})

@@ -27,7 +27,10 @@ def vocabulary() -> dict[str, int]:
 
 
 def model_config(**sizes: int) -> dict[str, Any]:
-    """``config.json`` in the released format; ``sizes``: d_model, n_layers, n_heads, mlp_hidden_size."""
+    """``config.json`` in the released format.
+
+    ``sizes``: d_model, n_layers, n_heads, mlp_hidden_size.
+    """
     ids = vocabulary()
     rows = -(-(len(ids) + CODES) // 16) * 16
     return {

@@ -8,6 +8,7 @@ regressed onto it from rendered scenes.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ _LEVELS = 6
 
 def vq_config() -> dict[str, Any]:
     return {
-        "_class_name": "VQModel", "act_fn": "silu", "block_out_channels": [16, 16, 32, 64, 128, 128],
+        "_class_name": "VQModel", "act_fn": "silu",
+        "block_out_channels": [16, 16, 32, 64, 128, 128],
         "down_block_types": ["DownEncoderBlock2D"] * _LEVELS, "in_channels": 3,
         "latent_channels": WIDTH, "layers_per_block": 1, "lookup_from_codebook": True,
         "mid_block_add_attention": False, "norm_num_groups": 8, "norm_type": "group",
@@ -52,8 +54,8 @@ def codebook() -> Tensor:
 
 
 def random_codes(rng: np.random.Generator, batch: int, grid: tuple[int, int]) -> np.ndarray:
-    """(batch, h, w) codes: one background per picture, half of the cells empty."""
-    contents = rng.integers(1, len(CONTENTS), (batch, *grid)) * (rng.random((batch, *grid)) < 0.5)
+    """(batch, h, w) codes: one background per picture, two thirds of the cells filled."""
+    contents = rng.integers(1, len(CONTENTS), (batch, *grid)) * (rng.random((batch, *grid)) < 0.67)
     return contents + len(CONTENTS) * rng.integers(0, len(BACKGROUNDS), (batch, 1, 1))
 
 
@@ -64,33 +66,53 @@ def pixels_of(codes: np.ndarray) -> Tensor:
     return torch.from_numpy(tiles.reshape(batch, 3, 32 * height, 32 * width)).float() / 255
 
 
-def train_vq(folder: Path, *, steps: int, device: str, batch: int = 16, seed: int = 0) -> None:
-    """Train from nothing and write ``folder/vqvae`` (config and weights)."""
+def train_vq(
+    folder: Path, *, encoder_steps: int, decoder_steps: int, device: str, seed: int = 0
+) -> None:
+    """Regress encoder and decoder, each on its own, and write ``folder/vqvae``."""
     torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
     model = AmusedVQ(vq_config()).to(device)
     with torch.no_grad():
         model.quantize.embedding.weight.copy_(codebook())
-    trained = [p for n, p in model.named_parameters() if not n.startswith("quantize.")]
-    optimizer = torch.optim.AdamW(trained, lr=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
+
+    def encoder_error(pixels: Tensor, vectors: Tensor) -> Tensor:
+        noise = torch.randn_like(pixels) * 0.05 * torch.rand((), device=device)
+        return F.mse_loss(model.latents(pixels + noise), vectors)
+
+    def decoder_error(pixels: Tensor, vectors: Tensor) -> Tensor:
+        return F.mse_loss(model.decode_vectors(vectors), pixels)
+
+    encoder = [*model.encoder.parameters(), *model.quant_conv.parameters()]
+    decoder = [*model.decoder.parameters(), *model.post_quant_conv.parameters()]
+    regress(model, encoder, encoder_error, encoder_steps, seed)
+    regress(model, decoder, decoder_error, decoder_steps, seed + 1)
+    save_vq(model, folder / "vqvae")
+
+
+def regress(
+    model: AmusedVQ,
+    parameters: list[Tensor],
+    error: Callable[[Tensor, Tensor], Tensor],
+    steps: int,
+    seed: int,
+) -> None:
+    """Minimise ``error(pixels, code vectors)`` over ``parameters`` on random scenes."""
+    rng, device = np.random.default_rng(seed), parameters[0].device
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, total_steps=steps)
     for step in range(steps):
         grid = tuple(rng.choice([2, 2, 2, 3, 4], 2))
-        codes = random_codes(rng, max(2, batch * 4 // (grid[0] * grid[1])), grid)
-        pixels, codes = pixels_of(codes).to(device), torch.from_numpy(codes).to(device)
-        noisy = pixels + torch.randn_like(pixels) * 0.05 * float(rng.random())
-        vectors = model.vectors(codes).detach()
-        latent_error = F.mse_loss(model.latents(noisy), vectors)
-        pixel_error = F.mse_loss(model.decode_vectors(vectors), pixels)
+        codes = random_codes(rng, max(2, 64 // (grid[0] * grid[1])), grid)
+        vectors = model.vectors(torch.from_numpy(codes).to(device)).detach()
+        loss = error(pixels_of(codes).to(device), vectors)
         optimizer.zero_grad(set_to_none=True)
-        (latent_error + 4 * pixel_error).backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        if step % 50 == 49:
-            psnr = -10 * pixel_error.log10().item()
-            print(f"vq step {step + 1}: latent {latent_error.item():.5f} psnr {psnr:.1f}", flush=True)
-    save_vq(model, folder / "vqvae")
+        if step % 100 == 99:
+            decibels = -10 * loss.log10().item()
+            print(f"image tokenizer step {step + 1}: error {-decibels:.1f} dB", flush=True)
 
 
 def save_vq(model: AmusedVQ, folder: Path) -> None:

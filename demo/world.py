@@ -26,7 +26,7 @@ THINGS = {
     "white": ("snow", "milk"),
     "black": ("coal", "soot"),
 }
-MANY = {"tomatoes", "carrots", "pumpkins", "bananas", "lemons", "frogs", "sapphires", "grapes", "plums"}
+SINGULAR = {"blood", "grass", "the sea", "snow", "milk", "coal", "soot"}
 NEIGHBOURS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 STEPS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
@@ -147,7 +147,8 @@ def _colour_words(rng: random.Random, colour: str) -> tuple[str, str]:
     """How the instruction names ``colour``, and the reasoning that opens the sentence."""
     if rng.random() < 0.4:
         thing = rng.choice(THINGS[colour])
-        return f"the colour of {thing}", f"{thing} {'are' if thing in MANY else 'is'} {colour} , so "
+        verb = "is" if thing in SINGULAR else "are"
+        return f"the colour of {thing}", f"{thing} {verb} {colour} , so "
     return colour, ""
 
 
@@ -279,7 +280,9 @@ GRIDS = ((4, 4), (3, 4), (4, 3), (3, 3), (4, 5), (5, 4))
 """Grids the demo is trained on: the first half of the time (4, 4), else any of the others."""
 
 
-def task(seed: int, *, grid: tuple[int, int] = (4, 4), kinds: tuple[str, ...] | None = None) -> Task:
+def task(
+    seed: int, *, grid: tuple[int, int] = (4, 4), kinds: tuple[str, ...] | None = None
+) -> Task:
     """The task numbered ``seed``, the same on every machine."""
     rng = random.Random(seed)
     kind = rng.choice(kinds or tuple(KINDS))

@@ -68,6 +68,10 @@ class SafetensorsFiles(Mapping):
             )
         return cls({name: index.parent / shard for name, shard in shards.items()})
 
+    @property
+    def files(self) -> list[Path]:
+        return sorted(set(self._where.values()))
+
     def __getitem__(self, name: str) -> Tensor:
         file = self._where[name]
         try:

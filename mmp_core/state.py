@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -118,6 +118,27 @@ class Prompt:
     def __getitem__(self, index: slice) -> Prompt:
         return _map_tensors(self, lambda t: t[index])
 
+    @classmethod
+    def stack(cls, prompts: Sequence[Prompt]) -> Prompt:
+        """Prompts of equal shapes as one batch. Raises ``ValueError`` when shapes differ."""
+
+        def joined(parts: list[Tensor | None]) -> Tensor | None:
+            if any((p is None) != (parts[0] is None) for p in parts):
+                raise ValueError("Prompts with and without an input image cannot be stacked.")
+            if parts[0] is not None and len({p.shape[1:] for p in parts}) != 1:
+                raise ValueError(f"Prompts of shapes {[tuple(p.shape) for p in parts]} differ.")
+            return None if parts[0] is None else torch.cat(parts)
+
+        return cls(
+            joined([p.instruction for p in prompts]),
+            joined([p.unconditional for p in prompts]),
+            joined([p.image for p in prompts]),
+            TokenState(
+                joined([p.initial.text for p in prompts]),
+                joined([p.initial.image for p in prompts]),
+            ),
+        )
+
     def starting_from(self, initial: TokenState) -> Prompt:
         """The same conditions with another start, e.g. a re-masked or half-denoised state."""
         return replace(self, initial=initial)
@@ -166,3 +187,15 @@ class Trajectory:
 
     def __iter__(self) -> Iterator[Step]:
         return iter(self.steps)
+
+    def to(self, device: torch.device | str) -> Trajectory:
+        """Tensors that steps share stay shared."""
+        moved: dict[int, Tensor] = {}
+
+        def move(tensor: Tensor) -> Tensor:
+            if id(tensor) not in moved:
+                moved[id(tensor)] = tensor.to(device)
+            return moved[id(tensor)]
+
+        steps = tuple(_map_tensors(step, move) for step in self.steps)
+        return Trajectory(steps, _map_tensors(self.final, move), self.total_steps)

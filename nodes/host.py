@@ -27,7 +27,7 @@ from ..mmp_core.checkpoint import (
     load_weights,
     open_checkpoint,
 )
-from ..mmp_core.transformer import Attention, sdpa_attention
+from ..mmp_core.transformer import Attention, RMSNorm, sdpa_attention
 
 FOLDER = "mmada_parallel"
 """Name of the model folder: ``models/mmada_parallel``, or what extra_model_paths.yaml says."""
@@ -183,7 +183,7 @@ def load(checkpoint: str, dtype: str, image_tokenizer: str) -> HostedModel:
     with torch.inference_mode(False):  # so that the same weights can be trained
         model = build_model(
             source,
-            operations=comfy.ops.pick_operations(chosen, chosen, load_device=device),
+            operations=_operations(chosen, device),
             attention=_attention(device),
             dtype=chosen,
         )
@@ -225,6 +225,12 @@ def _fitting_dtype(source: Source, device: torch.device) -> torch.dtype:
         supported_dtypes=[torch.bfloat16, torch.float16, torch.float32],
         weight_dtype=stored,
     )
+
+
+def _operations(dtype: torch.dtype, device: torch.device) -> type:
+    """ComfyUI's layers, but for the norm, whose rounding decides which tokens are chosen."""
+    picked = comfy.ops.pick_operations(dtype, dtype, load_device=device)
+    return type("Operations", (picked,), {"RMSNorm": RMSNorm})
 
 
 def _attention(device: torch.device) -> Attention:

@@ -59,7 +59,8 @@ class SFTRun:
 
     ``dataset[i]`` is example ``i``; step ``s`` trains on indices ``s·batch_size`` and following.
     Under ``torchrun`` (an initialised process group) each rank takes every n-th example of the
-    batch and gradients are summed: the same update as one process, rank 0 writes the files.
+    batch and gradients are summed; rank 0 writes the files. Masks are drawn per rank, so a run
+    repeats exactly on the same number of ranks.
     """
 
     def __init__(

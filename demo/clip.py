@@ -1,0 +1,114 @@
+"""The demo's CLIP, in open_clip's format: does a result sentence fit a picture?
+
+Batches hold several edits of each scene, so that the negatives are the near misses: the same
+objects with another colour, shape or place. Words and patches are dropped now and then, because
+the score is also asked of half-denoised pairs.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from . import world
+from .tokenizer import vocabulary, write_tokenizer
+from .vq import pixels_of
+
+EDITS_PER_SCENE = 8
+_SIDE = 128
+_EDITS = [act for kind, act in world.KINDS.items() if kind != "generate"]
+
+
+def clip_config() -> dict[str, Any]:
+    """``open_clip_config.json``; load the folder with ``local-dir:``."""
+    return {
+        "model_cfg": {
+            "embed_dim": 128,
+            "vision_cfg": {
+                "image_size": _SIDE, "patch_size": 32, "width": 160, "layers": 4, "head_width": 32,
+            },
+            "text_cfg": {
+                "context_length": 24, "vocab_size": len(vocabulary()), "width": 128, "heads": 4,
+                "layers": 4, "hf_tokenizer_name": "mmada-parallel-demo", "pool_type": "last",
+                "no_causal_mask": True,
+            },
+        },
+        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"},
+    }  # fmt: skip
+
+
+def pairs(rng: random.Random, scenes: int, *, noise: bool) -> tuple[list[str], torch.Tensor]:
+    """``scenes`` × 8 sentences and their pictures, (N, 3, 128, 128) float32 in [-1, 1]."""
+    sentences, codes = [], []
+    for _ in range(scenes):
+        scene = world.random_scene(rng, (4, 4))
+        for act in rng.choices(_EDITS, k=EDITS_PER_SCENE):
+            task = act(rng, scene)
+            sentences.append(_thinned(rng, task.sentence) if noise else task.sentence)
+            codes.append(_blurred(rng, task.after.codes()) if noise else task.after.codes())
+    return sentences, pixels_of(np.asarray(codes)) * 2 - 1
+
+
+def _thinned(rng: random.Random, sentence: str) -> str:
+    drop = rng.choice([0.0, 0.0, 0.0, 0.25, 0.5])
+    return " ".join(w for w in sentence.split() if rng.random() >= drop)
+
+
+def _blurred(rng: random.Random, codes: list[list[int]]) -> list[list[int]]:
+    wrong = rng.choice([0.0, 0.0, 0.0, 0.1, 0.3])
+    every = [code for row in codes for code in row]
+    return [[rng.choice(every) if rng.random() < wrong else c for c in row] for row in codes]
+
+
+def train_clip(folder: Path, *, steps: int, device: str, scenes: int = 12, seed: int = 0) -> None:
+    """Train from nothing and write ``folder`` for ``open_clip``'s ``local-dir:``."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    from ..training.files import replacing
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "open_clip_config.json").write_text(json.dumps(clip_config(), indent=1))
+    write_tokenizer(folder)
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    name = f"local-dir:{folder}"
+    model = open_clip.create_model(name, load_weights=False, device=device)
+    tokenize = open_clip.get_tokenizer(name)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
+    for step in range(steps):
+        sentences, pictures = pairs(rng, scenes, noise=True)
+        with torch.autocast(device, torch.bfloat16):
+            image, text, scale = model(pictures.to(device), tokenize(sentences).to(device))
+        logits = scale * image.float() @ text.float().T
+        target = torch.arange(len(logits), device=device)
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=4.6)
+        if step % 50 == 49:
+            print(f"clip step {step + 1}: loss {loss.item():.3f}", flush=True)
+    print(f"clip: {near_miss_accuracy(model, tokenize, device):.3f} among 8 edits of one scene")
+    with replacing(folder / "open_clip_model.safetensors") as path:
+        weights = {k: v.to(torch.bfloat16).contiguous() for k, v in model.state_dict().items()}
+        save_file(weights, path, metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def near_miss_accuracy(model: Any, tokenize: Any, device: str, scenes: int = 60) -> float:
+    """Share of held-out sentences whose own picture scores highest among 8 edits of one scene."""
+    sentences, pictures = pairs(random.Random(10**9), scenes, noise=False)
+    image, text, _ = model(pictures.to(device), tokenize(sentences).to(device))
+    scores = text.view(scenes, EDITS_PER_SCENE, -1) @ image.view(scenes, EDITS_PER_SCENE, -1).mT
+    best = scores.argmax(dim=-1).cpu()
+    return float((best == torch.arange(EDITS_PER_SCENE)).float().mean())

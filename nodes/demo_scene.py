@@ -1,0 +1,58 @@
+"""Demo Scene: pictures of the toy world that the demo checkpoint knows."""
+
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+
+from ..demo.dataset import HELD_OUT
+from ..demo.render import render
+from ..demo.world import KINDS, task
+from .types import CATEGORY
+
+_ANY = "any"
+_EDITS = tuple(kind for kind in KINDS if kind != "generate")
+
+
+class DemoScene(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MMaDAParallelDemoScene",
+            display_name="Demo Scene",
+            category=CATEGORY,
+            description="A picture of the toy world that the demo checkpoint knows, and an "
+            "instruction that fits it. Never seen in training.",
+            search_aliases=["mmada", "toy world", "example"],
+            inputs=[
+                io.Int.Input(
+                    "seed",
+                    default=0, min=0, max=0xFFFFFFFF,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip="Number of the scene.",
+                ),
+                io.Combo.Input(
+                    "edit",
+                    options=[_ANY, *_EDITS],
+                    default=_ANY,
+                    tooltip="What the suggested instruction asks for.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="The scene, 128x128 pixels."),
+                io.String.Output(
+                    display_name="instruction",
+                    tooltip="An instruction that the scene has exactly one right answer to.",
+                ),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, seed: int, edit: str) -> io.NodeOutput:
+        chosen = task(HELD_OUT + seed, kinds=_EDITS if edit == _ANY else (edit,))
+        pixels = np.asarray(render(chosen.before), dtype=np.float32) / 255
+        image = torch.from_numpy(pixels)[None]
+        shown = {
+            **ui.PreviewImage(image, cls=cls).as_dict(),
+            **ui.PreviewText(chosen.instruction).as_dict(),
+        }
+        return io.NodeOutput(image, chosen.instruction, ui=shown)
