@@ -1,0 +1,5 @@
+"""The command ``mmada-parallel``."""
+
+from .main import main
+
+__all__ = ["main"]

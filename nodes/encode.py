@@ -34,7 +34,7 @@ class EncodeInstruction(io.ComfyNode):
                 io.String.Input(
                     "instruction",
                     multiline=True,
-                    default="make the circle blue",
+                    default="make the background blue",
                     tooltip="What to change, or what to show. The model first reasons about it in "
                     "words, while it draws.",
                 ),

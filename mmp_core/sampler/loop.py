@@ -47,7 +47,7 @@ def denoise(
     last = Step.before(prompt.initial)
     recorded, total = [], len(policies.plan)
     for index in range(total):
-        last = _take_step(predictor, policies, index, last)
+        last = take_step(predictor, policies, index, last)
         if record_every and index % record_every == 0:
             recorded.append(last)
         if callback:
@@ -56,7 +56,7 @@ def denoise(
     return Trajectory(tuple(recorded), final, total)
 
 
-def _take_step(predictor: Predictor, policies: Policies, index: int, last: Step) -> Step:
+def take_step(predictor: Predictor, policies: Policies, index: int, last: Step) -> Step:
     plan, guidance, selection = policies.plan, policies.guidance, policies.selection
     planned, state = plan.steps[index], last.after
     view = predictor.of(state)

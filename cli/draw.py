@@ -1,0 +1,157 @@
+"""``edit`` and ``generate``: one picture and its text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from PIL import Image, PngImagePlugin
+from tqdm import tqdm
+
+from ..mmp_core import (
+    InputError,
+    Model,
+    SamplerSettings,
+    decode_image,
+    decode_text,
+    denoise,
+    encode_instruction,
+)
+from ..mmp_core.images import load_image
+from ..training.files import replacing
+from .model import check_settings, load_model, memory_explained, note, settings_of
+
+_LONGEST_NAME = 48
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    image: Image.Image
+    steps: int
+    seconds: float
+
+
+def draw(args: argparse.Namespace) -> None:
+    """Run ``edit`` or ``generate``. Raises ``InputError`` with nothing written."""
+    seed = secrets.randbelow(2**32) if args.seed is None else args.seed
+    check_settings(args, seed)
+    if not args.instruction.strip():
+        raise InputError("The instruction is empty; say what to change or to show.")
+    picture = None if args.image is None else load_image(args.image)
+    _check_files(args)
+    with memory_explained():
+        model = load_model(args)
+        _note_unknown_words(args, model)
+        settings = settings_of(args, model, seed)
+        found = answer(args, model, picture, settings)
+    path = args.out or _free_path(args.instruction, seed)
+    if args.text_out:
+        with _writing(args.text_out) as file:
+            file.write_text(found.text + "\n", encoding="utf-8")
+    with _writing(path) as file:
+        _save(file, found, args, settings)
+    _report(args, found, path, seed)
+
+
+def answer(
+    args: argparse.Namespace,
+    model: Model,
+    picture: Image.Image | None,
+    settings: SamplerSettings,
+) -> Answer:
+    began = time.perf_counter()
+    prompt = encode_instruction(
+        model, args.instruction, picture, size=args.size, text_length=args.text_length
+    )
+    with tqdm(desc="denoising", unit="step", disable=args.quiet) as bar:
+
+        def advance(index: int, total: int, step: object) -> None:
+            bar.total = total
+            bar.update()
+
+        trajectory = denoise(model, prompt, settings, callback=advance, record_every=0)
+    text = decode_text(model, trajectory.final)[0].strip()
+    image = decode_image(model, trajectory.final)[0]
+    return Answer(text, image, trajectory.total_steps, time.perf_counter() - began)
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    """Refuse, before the work, files that could not be written after it."""
+    if args.out and args.out.suffix.lower() != ".png":
+        raise InputError(f"--out {args.out}: pictures are written as PNG; end the name in .png.")
+    for path in (args.out or Path("picture.png"), args.text_out):
+        if path is None:
+            continue
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; give the name of a file in it.")
+        with _writable(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path.parent).close()
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error}).") from None
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    with _writable(path), replacing(path) as temporary:
+        yield temporary
+
+
+def _note_unknown_words(args: argparse.Namespace, model: Model) -> None:
+    tokenizer = model.tokenizer
+    unknown = [
+        word
+        for word in args.instruction.split()
+        if tokenizer.unk_token_id is not None
+        and tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]
+    ]
+    if unknown:
+        note(args, f"{args.model} does not know: {', '.join(unknown)}")
+
+
+def _free_path(instruction: str, seed: int) -> Path:
+    slug = re.sub(r"\W+", "-", instruction.lower())[:_LONGEST_NAME].strip("-") or "picture"
+    path, number = Path(f"{slug}_{seed}.png"), 2
+    while path.exists():
+        path, number = Path(f"{slug}_{seed}_{number}.png"), number + 1
+    return path
+
+
+def _save(file: Path, found: Answer, args: argparse.Namespace, settings: SamplerSettings) -> None:
+    notes = {
+        "instruction": args.instruction,
+        "text": found.text,
+        "seed": str(settings.seed),
+        "model": Path(args.model).name,
+        "settings": json.dumps(asdict(settings)),
+    }
+    info = PngImagePlugin.PngInfo()
+    for key, value in notes.items():
+        info.add_text(key, value)
+    found.image.save(file, format="PNG", pnginfo=info)
+
+
+def _report(args: argparse.Namespace, found: Answer, path: Path, seed: int) -> None:
+    seconds = round(found.seconds, 3)
+    if args.json:
+        image = str(path.absolute())
+        values = dict(text=found.text, image=image, seed=seed, steps=found.steps, seconds=seconds)
+        print(json.dumps(values, ensure_ascii=False))
+        return
+    print(found.text)
+    print(f"{path}  (seed {seed}, {found.steps} steps, {seconds:.1f} s)")

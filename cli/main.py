@@ -1,0 +1,141 @@
+"""Parser and exit codes. What the commands do is imported when they run: help is instant."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import NoReturn
+
+from . import options
+
+PROGRAM = "mmada-parallel"
+INTERRUPTED = 130
+
+_DESCRIPTION = """\
+Edit and generate pictures with MMaDA-Parallel: a reasoning text and a picture, denoised in
+parallel."""
+_CODES = """\
+exit codes: 0 done; 2 bad input, with one line on standard error; 130 stopped with Ctrl-C.
+"""
+_EDIT = """\
+Edit a picture by an instruction. The text that the model reasons with is printed, the picture is
+written as PNG with text, instruction, seed, model and settings in its metadata."""
+_EDIT_EXAMPLE = """\
+example:
+  mmada-parallel edit scene.png "make the circle the colour of grass" --seed 7 --out edited.png
+"""
+_GENERATE = "Make a picture from words alone. Text and picture come out as with edit."
+_GENERATE_EXAMPLE = """\
+example:
+  mmada-parallel generate "draw a red circle at row 1 column 2 on white" --seed 7
+"""
+_SFT = """\
+Train the toy world's transformer with masked cross-entropy on text and picture (SFT), from nothing
+or, with --resume, from where a run stopped. Ctrl-C saves first. The result is FOLDER/checkpoint,
+for --model; it shares the demo checkpoint's image tokenizer."""
+_EVALUATE = """\
+Judge a checkpoint on held-out tasks of the toy world. Pixels and words are read back exactly:
+picture right, sentence right, both agree, untouched cells kept; with copying the input beside
+them."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=PROGRAM,
+        description=_DESCRIPTION,
+        epilog=_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {_version()}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    edit = _command(commands, "edit", "edit a picture by an instruction", _EDIT, _EDIT_EXAMPLE)
+    edit.add_argument("image", metavar="IMAGE", type=Path, help="the picture to edit")
+    _complete_drawing(edit)
+    generate = _command(
+        commands, "generate", "make a picture from words alone", _GENERATE, _GENERATE_EXAMPLE
+    )
+    generate.set_defaults(image=None)
+    _complete_drawing(generate)
+    train = _command(commands, "train", "train on the toy world", "Train on the toy world.")
+    methods = train.add_subparsers(title="methods", metavar="METHOD", required=True)
+    sft = _command(methods, "sft", "supervised finetuning", _SFT)
+    options.add_sft(sft)
+    sft.set_defaults(run=_sft)
+    evaluate = _command(commands, "evaluate", "judge a checkpoint on the toy world", _EVALUATE)
+    options.add_evaluation(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction, name: str, brief: str, description: str, epilog: str = ""
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=brief,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _complete_drawing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("instruction", metavar="INSTRUCTION", help="what to change, or to show")
+    options.add_drawing(parser)
+    parser.set_defaults(run=_draw)
+
+
+def _version() -> str:
+    try:
+        return metadata.version(PROGRAM)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _draw(args: argparse.Namespace) -> None:
+    from .draw import draw
+
+    draw(args)
+
+
+def _sft(args: argparse.Namespace) -> None:
+    from .train import sft
+
+    sft(args)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from .evaluate import evaluate
+
+    evaluate(args)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv``; the exit code."""
+    try:
+        args = build_parser().parse_args(argv)
+        return _run(args)
+    except SystemExit as end:  # argparse: help, version, usage errors
+        return int(end.code or 0)
+    except KeyboardInterrupt:
+        print(f"\n{PROGRAM}: stopped", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(args: argparse.Namespace) -> int:
+    from ..mmp_core.errors import InputError
+
+    try:
+        args.run(args)
+    except InputError as error:
+        print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0

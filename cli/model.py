@@ -1,0 +1,75 @@
+"""From options to a loaded model and sampler settings."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ..mmp_core import InputError, Model, SamplerSettings, load_checkpoint
+from .options import chosen_settings
+
+_SMALL = 10**9
+"""Parameters below which a CPU computes in float32: faster, and it fits."""
+
+
+def pick_device(name: str) -> str:
+    """The device called ``name``, or the best one for "auto"."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return next(device for device, there in available.items() if there)
+    if not available[name]:
+        raise InputError(f"--device {name}: PyTorch finds none here; use --device cpu or auto.")
+    return name
+
+
+def load_model(args: argparse.Namespace) -> Model:
+    device = pick_device(args.device)
+    note(args, f"loading {args.model} on {device}")
+    model = load_checkpoint(
+        args.model,
+        device=device,
+        dtype=None if args.dtype == "auto" else getattr(torch, args.dtype),
+        image_tokenizer_path=args.image_tokenizer,
+    )
+    parameters = sum(weight.numel() for weight in model.transformer.parameters())
+    if args.dtype == "auto" and device == "cpu" and parameters < _SMALL:
+        model.transformer.float()
+    return model
+
+
+def check_settings(args: argparse.Namespace, seed: int) -> None:
+    """Refuse values out of range before a model is loaded."""
+    SamplerSettings(**chosen_settings(args), seed=seed)
+
+
+def settings_of(args: argparse.Namespace, model: Model, seed: int) -> SamplerSettings:
+    chosen: dict[str, Any] = {**chosen_settings(args), "seed": seed}
+    if args.preset == "upstream":
+        return SamplerSettings.upstream(model.variant, **chosen)
+    return SamplerSettings(**chosen)
+
+
+@contextmanager
+def memory_explained() -> Iterator[None]:
+    """A GPU that is too small is told in one sentence."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise InputError(
+            "The GPU has too little free memory for this; use --dtype bfloat16, a smaller --size "
+            "or --device cpu."
+        ) from None
+
+
+def note(args: argparse.Namespace, text: str) -> None:
+    if not args.quiet:
+        print(f"mmada-parallel: {text}", file=sys.stderr)

@@ -1,0 +1,159 @@
+"""The options of the commands, and what they mean for the sampler. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+_SAMPLER = (
+    ("text_steps", int, "N", "steps that decide text (default 128; upstream: its own)"),
+    ("image_steps", int, "N", "steps that decide the picture (default 30; upstream: its own)"),
+    ("joint_guidance", float, "X", "how strongly the picture follows instruction and input picture "
+     "together; 0 is off and faster (default 3.5; upstream: its own)"),
+    ("text_guidance", float, "X", "how strongly the picture follows the instruction (default off)"),
+    ("image_guidance", float, "X", "how strongly the picture follows the input picture (default "
+     "off; upstream: its own)"),
+    ("reasoning_guidance", float, "X", "how strongly the text follows instruction and picture "
+     "(default off; upstream: its own)"),
+    ("text_temperature", float, "X", "variety of the text; 0 takes the likeliest word (default 0)"),
+    ("image_temperature", float, "X", "variety of the picture; 0 takes the likeliest (default 1)"),
+)  # fmt: skip
+
+
+def add_drawing(parser: argparse.ArgumentParser) -> None:
+    """Options of ``edit`` and ``generate``."""
+    parser.add_argument(
+        "--seed", type=int, metavar="N",
+        help="the same seed gives the same text and picture (default: a random one, which is "
+        "reported)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.png",
+        help="where the picture goes; an existing file is replaced (default: INSTRUCTION_SEED.png "
+        "in the current folder, with a counter where that exists)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--text-out", type=Path, metavar="FILE.txt", help="write the text to this file, too"
+    )
+    parser.add_argument(
+        "--json", action="store_true",
+        help="print one JSON object: text, image (path), seed, steps, seconds (of encoding, "
+        "denoising and decoding; loading the model is not counted)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--size", type=_size, metavar="WxH",
+        help="size of the result in pixels (default: as the model sees the input picture, else the "
+        "checkpoint's own)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--text-length", type=int, metavar="N",
+        help="tokens that the text may have (default: the checkpoint's own)",
+    )  # fmt: skip
+    _add_model(parser)
+    _add_sampler(parser)
+
+
+def add_evaluation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cases", type=_positive, default=500, metavar="N", help="(default 500)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="case i uses seed N + i (default 0)"
+    )
+    parser.add_argument(
+        "--batch", type=_positive, default=16, metavar="N", help="cases at a time (default 16)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_model(parser)
+    _add_sampler(parser)
+
+
+def add_sft(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--folder", type=Path, default=Path("build/sft"), metavar="FOLDER",
+        help="where the run is kept (default build/sft)",
+    )  # fmt: skip
+    parser.add_argument("--steps", type=_positive, default=3000, metavar="N", help="(default 3000)")
+    parser.add_argument(
+        "--decay-steps", type=_positive, metavar="N",
+        help="steps over which the learning rate falls to 0 at the end (default: a third)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch-size", type=_positive, default=128, metavar="N", help="examples per step (128)"
+    )
+    parser.add_argument(
+        "--learning-rate", type=float, default=8e-4, metavar="X", help="(default 8e-4)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default 0)")
+    parser.add_argument("--resume", action="store_true", help="continue the run that FOLDER holds")
+    _add_device(parser)
+    _add_quiet(parser)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", default="demo", metavar="demo|PATH",
+        help="demo, which comes with the package and knows a toy world, or the folder of a "
+        "checkpoint in the released layout (default demo)",
+    )  # fmt: skip
+    group.add_argument(
+        "--image-tokenizer", type=Path, metavar="PATH",
+        help="file or folder of the image tokenizer where it is not inside or beside the "
+        "checkpoint (variant M: that of showlab/magvitv2)",
+    )  # fmt: skip
+    _add_device(group)
+    group.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
+        help="precision of the transformer (default auto: as stored; on a CPU float32 for small "
+        "models)",
+    )  # fmt: skip
+
+
+def _add_device(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
+        help="where to compute (default auto: a GPU if there is one)",
+    )  # fmt: skip
+
+
+def _add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--quiet", action="store_true", help="no progress or notes on standard error"
+    )
+
+
+def _add_sampler(parser: argparse.ArgumentParser) -> None:
+    _add_quiet(parser)
+    group = parser.add_argument_group("sampler")
+    group.add_argument(
+        "--preset", choices=("corrected", "upstream"), default="corrected",
+        help="corrected: the method as published; upstream: the released code with all its quirks, "
+        "token for token (default corrected)",
+    )  # fmt: skip
+    for name, kind, metavar, brief in _SAMPLER:
+        option = f"--{name.replace('_', '-')}"
+        group.add_argument(option, type=kind, metavar=metavar, help=brief)
+    group.add_argument(
+        "--remasking", choices=("low_confidence", "random"),
+        help="which text tokens stay undecided longer (default low_confidence)",
+    )  # fmt: skip
+
+
+def chosen_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The sampler settings that were given, by field name; the others are the preset's."""
+    names = [name for name, *_ in _SAMPLER] + ["remasking"]
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d{0,4})[xX×]([1-9]\d{0,4})", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; expected WxH, such as 512x512")
+    return int(match[1]), int(match[2])
+
+
+def _positive(text: str) -> int:
+    if not re.fullmatch(r"\d{1,18}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+    return int(text)

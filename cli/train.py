@@ -1,0 +1,61 @@
+"""``train sft``: the toy world's transformer."""
+
+from __future__ import annotations
+
+import argparse
+
+from tqdm import tqdm
+
+from ..demo.train import transformer_run, write_checkpoint
+from ..mmp_core import InputError
+from ..mmp_core.checkpoint import DEMO
+from ..training.run import SFTSettings
+from .model import memory_explained, pick_device
+
+
+def sft(args: argparse.Namespace) -> None:
+    _check_folder(args)
+    settings = SFTSettings(
+        steps=args.steps,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        decay_steps=args.decay_steps or max(1, args.steps // 3),
+        seed=args.seed,
+        muon=True,
+        drop_text=0.03,
+        drop_image=0.03,
+        drop_both=0.04,
+    )
+    with memory_explained():
+        run = transformer_run(args.folder, settings, pick_device(args.device))
+        with tqdm(
+            total=args.steps, initial=run.step, desc="training", unit="step", disable=args.quiet
+        ) as bar:
+
+            def show(step: int, metrics: dict[str, float]) -> None:
+                bar.set_postfix(text=metrics["text_loss"], image=metrics["image_loss"])
+                bar.update(step - bar.n)
+
+            run.train(show)
+    out = args.folder / "checkpoint"
+    write_checkpoint(DEMO, run, out)
+    print(f"{out}  ({run.step} steps)")
+
+
+def _check_folder(args: argparse.Namespace) -> None:
+    begun = (args.folder / "run.pt").exists()
+    if begun and not args.resume:
+        raise InputError(
+            f"{args.folder} holds a run: --resume continues it, --folder starts another elsewhere."
+        )
+    if args.resume and not begun:
+        raise InputError(f"{args.folder} holds no run to resume.")
+    if not (DEMO / "vqvae").is_dir():
+        raise InputError(
+            f"{DEMO} has no vqvae folder: the demo's image tokenizer, which this run shares, is "
+            "missing; install the package again."
+        )
+    try:
+        args.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{args.folder} cannot be made ({error.strerror or error}).") from None

@@ -1,0 +1,187 @@
+"""``mmada-parallel edit`` and ``generate``: what they write, print and refuse."""
+
+import json
+
+import pytest
+from mmada_parallel.cli import draw
+from mmada_parallel.mmp_core import SamplerSettings
+from PIL import Image
+
+from .conftest import EDIT
+
+FAST = ("--text-steps", 2, "--image-steps", 2)
+
+
+@pytest.fixture
+def edit(run, checkpoint, scene, tmp_path):
+    """``edit(*arguments)``: the tiny model edits the scene into out.png."""
+
+    def edit(*arguments, out=tmp_path / "out.png"):
+        where = ("--model", checkpoint, "--out", out)
+        return run("edit", scene, EDIT.instruction, *where, *FAST, *arguments)
+
+    return edit
+
+
+def the_line(err):
+    """The one line on standard error that explains a refusal."""
+    (line,) = err.splitlines()
+    assert line.startswith("mmada-parallel")
+    return line
+
+
+def test_json_is_one_object_with_the_promised_keys(edit, tmp_path):
+    code, out, err = edit("--seed", 5, "--json")
+    answer = json.loads(out)
+    assert code == 0
+    assert answer.keys() == {"text", "image", "seed", "steps", "seconds"}
+    assert answer["image"] == str(tmp_path / "out.png")
+    assert (answer["seed"], answer["steps"]) == (5, 2)
+    assert answer["seconds"] > 0
+    assert "denoising" in err and "2/2" in err
+
+
+def test_the_picture_carries_how_it_was_made(edit, tmp_path):
+    code, out, _ = edit("--seed", 5, "--json", "--joint-guidance", "1.5")
+    with Image.open(tmp_path / "out.png") as image:
+        assert (image.format, image.size, code) == ("PNG", (128, 128), 0)
+        notes = image.text
+    assert notes["instruction"] == EDIT.instruction
+    assert notes["text"] == json.loads(out)["text"]
+    assert (notes["seed"], notes["model"]) == ("5", "tiny")
+    settings = SamplerSettings(**json.loads(notes["settings"]))
+    assert settings == SamplerSettings(text_steps=2, image_steps=2, joint_guidance=1.5, seed=5)
+
+
+def test_a_seed_decides_the_result(edit, tmp_path):
+    files = {name: tmp_path / f"{name}.png" for name in ("a", "b", "other")}
+    texts = {}
+    for name, seed in (("a", 3), ("b", 3), ("other", 4)):
+        _, out, _ = edit("--seed", seed, "--json", out=files[name])
+        texts[name] = json.loads(out)["text"]
+    pixels = {name: Image.open(file).tobytes() for name, file in files.items()}
+    assert (texts["a"], pixels["a"]) == (texts["b"], pixels["b"])
+    assert pixels["other"] != pixels["a"]
+
+
+def test_without_a_seed_each_run_has_its_own_and_tells_it(edit):
+    seeds = [json.loads(edit("--json")[1])["seed"] for _ in range(2)]
+    assert seeds[0] != seeds[1]
+
+
+def test_plain_output_is_the_text_then_the_file(edit, tmp_path):
+    code, out, _ = edit("--seed", 5, "--text-out", tmp_path / "deep" / "out.txt")
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[-1].startswith(f"{tmp_path / 'out.png'}  (seed 5, 2 steps, ")
+    written = (tmp_path / "deep" / "out.txt").read_text(encoding="utf-8")
+    assert written.splitlines() == lines[:-1]
+
+
+def test_quiet_leaves_standard_error_empty(edit):
+    assert edit("--quiet", "--json")[2] == ""
+
+
+def test_generating_takes_no_picture_and_any_valid_size(run, checkpoint, tmp_path):
+    where = ("--model", checkpoint, "--out", tmp_path / "made.png", *FAST)
+    assert run("generate", "draw a red circle", *where, "--size", "96x64")[0] == 0
+    assert Image.open(tmp_path / "made.png").size == (96, 64)
+
+
+def test_the_default_name_tells_instruction_and_seed_and_replaces_nothing(
+    run, checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    command = ("generate", "Draw a RED circle!", "--model", checkpoint, "--seed", 9, *FAST)
+    for _ in range(3):
+        assert run(*command)[0] == 0
+    names = {"draw-a-red-circle_9.png", "draw-a-red-circle_9_2.png", "draw-a-red-circle_9_3.png"}
+    assert {file.name for file in tmp_path.iterdir()} == names
+
+
+@pytest.mark.parametrize("instruction", ["../../etc", "…", "a/b\\c:d", "x" * 500, "色を変える"])
+def test_default_names_are_plain_file_names(instruction):
+    path = draw._free_path(instruction, 1)
+    assert path.parent.name == "" and len(path.name.encode()) < 200
+
+
+def test_words_that_the_demo_does_not_know_are_named(edit, run, checkpoint, tmp_path):
+    assert "does not know" not in edit()[2]
+    where = ("--model", checkpoint, "--out", tmp_path / "out.png", *FAST)
+    assert "tiny does not know: zebra" in run("generate", "draw a zebra", *where)[2]
+
+
+def test_upstream_has_defaults_of_its_own(edit, tmp_path):
+    assert edit("--preset", "upstream", "--image-temperature", "0.5")[0] == 0
+    settings = json.loads(Image.open(tmp_path / "out.png").text["settings"])
+    assert (settings["preset"], settings["image_guidance"]) == ("upstream", 4.0)
+    assert settings["image_temperature"] == 0.5
+
+
+REFUSED = {
+    "no such picture": ("edit", "nowhere.png", "remove the star"),
+    "not a picture": ("edit", "notes.txt", "remove the star"),
+    "no such checkpoint": ("generate", "draw", "--model", "nowhere"),
+    "empty instruction": ("generate", " "),
+    "odd size": ("generate", "draw", "--size", "100x100"),
+    "no size": ("generate", "draw", "--size", "large"),
+    "zero text": ("generate", "draw", "--text-length", "0"),
+    "steps out of range": ("generate", "draw", "--text-steps", "0"),
+    "seed out of range": ("generate", "draw", "--seed", "-1"),
+    "not a number": ("generate", "draw", "--seed", "one"),
+    "guidance that upstream lacks": ("generate", "draw", "--preset", "upstream",
+                                     "--joint-guidance", "2"),
+    "not a PNG": ("generate", "draw", "--out", "picture.jpg"),
+    "a folder": ("generate", "draw", "--out", "folder.png"),
+    "below a file": ("generate", "draw", "--out", "notes.txt/picture.png"),
+    "text below a file": ("generate", "draw", "--text-out", "notes.txt/text.txt"),
+    "no device": ("generate", "draw", "--device", "mps"),
+    "unknown option": ("generate", "draw", "--wings"),
+    "unknown command": ("paint",),
+    "no command": (),
+    "missing instruction": ("edit", "scene.png"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", REFUSED.values(), ids=REFUSED)
+def test_bad_input_is_refused_in_one_line_and_leaves_nothing(
+    run, checkpoint, scene, tmp_path, monkeypatch, arguments
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "folder.png").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    if arguments[:1] in (("edit",), ("generate",)) and "--model" not in arguments:
+        arguments = (*arguments, "--model", checkpoint)
+    code, out, err = run(*arguments, *(["--quiet"] if arguments else []))
+    assert (code, out) == (2, "")
+    assert the_line(err)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_failure_while_writing_leaves_nothing_and_keeps_what_was_there(
+    edit, tmp_path, monkeypatch
+):
+    (tmp_path / "out.png").write_bytes(b"the picture before")
+    before = sorted(tmp_path.iterdir())
+
+    def fail(image, file, **options):
+        file.write_bytes(b"half a picture")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    code, out, err = edit("--quiet")
+    assert (code, out) == (2, "")
+    assert "No space left" in the_line(err)
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "out.png").read_bytes() == b"the picture before"
+
+
+def test_ctrl_c_stops_with_130_and_leaves_nothing(edit, tmp_path, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(draw, "denoise", interrupt)
+    code, out, err = edit("--quiet")
+    assert (code, out, err) == (130, "", "\nmmada-parallel: stopped\n")
+    assert [file.name for file in tmp_path.iterdir()] == ["scene.png"]

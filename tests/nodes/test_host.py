@@ -1,0 +1,167 @@
+"""Folders, memory and what the page is told: everything of ours that touches ComfyUI itself."""
+
+import json
+import os
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmada_parallel.mmp_core import CheckpointError, encode_instruction
+
+
+def test_the_users_own_model_paths_are_kept(host):
+    import folder_paths
+
+    paths, extensions = folder_paths.folder_names_and_paths["mmada_parallel"]
+    assert "from/extra_model_paths" in paths
+    assert os.path.join(folder_paths.models_dir, "mmada_parallel") in paths
+    assert extensions == {".safetensors"}
+
+
+@pytest.fixture
+def crowded(model_folder):
+    """Everything a user may put there, for the time of one test."""
+    added = ["tyfeld/A", "magvitv2", "notes"]
+    for name in added:
+        (model_folder / name).mkdir(parents=True)
+        (model_folder / name / "model.safetensors").touch()
+    for name in ("tyfeld/A", "magvitv2"):
+        (model_folder / name / "config.json").write_text("{}")
+    (model_folder / "tyfeld" / "A" / "vqvae").mkdir()
+    (model_folder / "tyfeld" / "A" / "vqvae" / "config.json").write_text("{}")
+    (model_folder / "packed.safetensors").touch()
+    (model_folder / "magvit.bin").touch()
+    yield
+    for name in ("tyfeld", "magvitv2", "notes"):
+        shutil.rmtree(model_folder / name)
+    (model_folder / "packed.safetensors").unlink()
+    (model_folder / "magvit.bin").unlink()
+
+
+def test_only_what_can_be_loaded_is_offered(host, crowded):
+    notes = "notes/model.safetensors"
+    assert host.checkpoint_names() == [
+        "demo", notes, "packed.safetensors", "tyfeld/A", "untrained",
+    ]  # fmt: skip
+    assert host.image_tokenizer_names() == [
+        "auto", "magvit.bin", "magvitv2", notes, "packed.safetensors",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["../untrained", "/etc", "gone"])
+def test_a_name_that_is_not_offered_is_refused_with_the_place_it_goes(host, model_folder, name):
+    with pytest.raises(CheckpointError, match=str(model_folder)):
+        host.load(name, "auto", "auto")
+
+
+def test_an_incomplete_checkpoint_is_named(host, model_folder):
+    broken = model_folder / "broken"
+    shutil.copytree(model_folder / "untrained", broken)
+    (broken / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="tokenizer.json is missing in .*broken"):
+        host.load("broken", "auto", "auto")
+    shutil.rmtree(broken)
+
+
+def test_the_fingerprint_changes_with_a_file_and_only_then(host, model_folder):
+    before = host.fingerprint("untrained", "auto")
+    assert before and before == host.fingerprint("untrained", "auto")
+    json.dumps(before)
+    os.utime(model_folder / "untrained" / "vqvae" / "config.json", (0, 0))
+    assert host.fingerprint("untrained", "auto") != before
+    assert host.fingerprint("gone", "auto") == []
+
+
+def test_comfyui_manages_both_parts(host, model):
+    import comfy.model_management
+
+    assert model.patcher.model is model.model.transformer
+    assert model.get_models() == [model.patcher, model.image_patcher]
+    assert model.is_dynamic() is False
+    model.prepare_images(128 * 128)
+    model.prepare_denoising(encode_instruction(model.model, "add a red star"), previews=True)
+    loaded = [entry.model for entry in comfy.model_management.current_loaded_models]
+    assert model.patcher in loaded and model.image_patcher in loaded
+
+
+def test_its_layers_are_those_that_comfyui_can_stream(model):
+    from mmada_parallel.mmp_core.transformer import RMSNorm
+
+    bare = {
+        type(layer)
+        for part in (model.model.transformer, model.model.image_tokenizer)
+        for layer in part.modules()
+        if getattr(layer, "weight", None) is not None and not hasattr(layer, "comfy_cast_weights")
+    }
+    assert bare == {RMSNorm}
+
+
+def test_weights_can_be_trained_though_nodes_run_in_inference_mode(host):
+    with torch.inference_mode():
+        loaded = host.load("untrained", "fp32", "auto")
+    assert not any(p.is_inference() for p in loaded.model.transformer.parameters())
+
+
+@pytest.mark.parametrize("name, expected", [("auto", "float32"), ("bf16", "bfloat16")])
+def test_dtype_is_that_of_the_transformer(host, name, expected):
+    loaded = host.load("untrained", name, "auto").model
+    assert {str(p.dtype) for p in loaded.transformer.parameters()} == {f"torch.{expected}"}
+    assert {p.dtype for p in loaded.image_tokenizer.parameters()} == {torch.float32}
+
+
+def test_a_large_model_stays_as_stored_on_a_cpu(host, monkeypatch):
+    stored = {"model.transformer.ln_f.weight": torch.ones(1, dtype=torch.bfloat16)}
+    source, cpu = SimpleNamespace(weights=stored), torch.device("cpu")
+    assert host._fitting_dtype(source, cpu) == torch.float32
+    monkeypatch.setattr(host, "_SMALL", 1)
+    assert host._fitting_dtype(source, cpu) == torch.bfloat16
+
+
+def test_layers_without_weights_until_loading_are_filled_and_checked(
+    host, monkeypatch, model_folder
+):
+    """As under DynamicVRAM, where a linear layer is empty until its weights come."""
+    import comfy.memory_management
+    import comfy.utils
+
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
+    monkeypatch.setattr(host, "_read_by_host", lambda source: source)
+    loaded = host.load("untrained", "auto", "auto")
+    assert loaded.model.transformer.layers["ff_out"].weight is not None
+    loaded.model.transformer.layers["ff_out"].weight = None
+    with pytest.raises(CheckpointError, match="lacks model.transformer.ff_out.weight"):
+        host._check_filled(loaded.model, model_folder)
+
+
+def test_the_memory_asked_for_covers_the_logits_of_the_released_size(host, model):
+    def bytes_for(batch, text, grid):
+        size = (32 * grid, 32 * grid)
+        prompt = encode_instruction(
+            model.model, "add a red star", size=size, text_length=text, batch=batch
+        )
+        return host._denoising_bytes(model.model, prompt)
+
+    one = bytes_for(1, 21, 4)
+    assert 0 < one < bytes_for(1, 256, 4) < bytes_for(1, 256, 32)
+    assert bytes_for(3, 21, 4) == 3 * one
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("a < b\nc", "a &lt; b<br>c"),
+        ("<img src=x onerror=alert(1)>", "&lt;img src=x onerror=alert(1)&gt;"),
+        ("two  spaces", "two &nbsp;spaces"),
+    ],
+)
+def test_live_text_reaches_the_page_literally(host, text, shown):
+    assert host.for_page(text) == shown
+
+
+def test_progress_without_a_server_is_silent(host):
+    progress = host.Progress("1")
+    assert progress.text_due and progress.picture_due
+    progress.show(1, 2)
+    progress.show_text("words")
+    assert not progress.text_due

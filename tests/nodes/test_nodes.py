@@ -1,0 +1,194 @@
+"""The nodes' own share: widget values to settings, batches, what is shown while denoising."""
+
+import inspect
+
+import pytest
+import torch
+from mmada_parallel.mmp_core import MASKED, InputError, TokenState, denoise, encode_instruction
+from PIL import Image
+
+ADVICE = {
+    "text_steps": 0, "image_steps": 0, "joint_guidance": -1.0, "text_guidance": -1.0,
+    "image_guidance": -1.0, "reasoning_guidance": -1.0,
+}  # fmt: skip
+CHOICES = {
+    **ADVICE, "batch_size": 1, "preset": "corrected", "preview_every": 1, "text_temperature": 0.0,
+    "image_temperature": 1.0, "remasking": "low_confidence",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def classes(nodes):
+    import asyncio
+
+    listed = asyncio.run(nodes.MMaDAParallelExtension().get_node_list())
+    return {node.define_schema().node_id: node for node in listed}
+
+
+def run(node, **inputs):
+    return node.PREPARE_CLASS_CLONE(None).execute(**inputs)
+
+
+@pytest.fixture
+def encoded(classes, model):
+    def encode(image=None, width=0, height=0, text_length=0):
+        node = classes["MMaDAParallelEncodeInstruction"]
+        return run(
+            node, model=model, image=image, instruction="remove the red star",
+            width=width, height=height, text_length=text_length,
+        )[0]  # fmt: skip
+
+    return encode
+
+
+@pytest.fixture
+def denoised(classes, model):
+    def denoise_node(prompt, seed=0, **changes):
+        node = classes["MMaDAParallelDenoise"]
+        return run(node, model=model, prompt=prompt, seed=seed, **{**CHOICES, **changes})
+
+    return denoise_node
+
+
+def test_every_input_is_read_and_every_socket_explained(classes):
+    for node in classes.values():
+        schema = node.define_schema()
+        accepted = inspect.signature(node.execute).parameters
+        takes_more = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+        for socket in schema.inputs:
+            assert socket.tooltip and (socket.id in accepted or takes_more)
+        assert all(socket.tooltip and socket.display_name for socket in schema.outputs)
+        assert schema.description and schema.category == "MMaDA-Parallel"
+
+
+def test_recommended_values_are_the_presets_own(nodes):
+    of = nodes.denoise.settings_of
+    assert of("A", "corrected", 0, **ADVICE) == nodes.denoise.SamplerSettings()
+    for variant in "AM":
+        upstream = nodes.denoise.SamplerSettings.upstream(variant, seed=7)
+        assert of(variant, "upstream", 7, **ADVICE) == upstream
+    chosen = of("A", "corrected", 0, **{**ADVICE, "joint_guidance": 0.0, "text_steps": 5})
+    assert (chosen.joint_guidance, chosen.text_steps, chosen.image_steps) == (0.0, 5, 30)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pictures_survive_the_way_into_the_node(nodes, channels):
+    levels = torch.arange(6 * channels).view(2, 3, channels) / 255
+    picture = nodes.encode.to_picture(levels)
+    assert picture.size == (3, 2) and picture.mode == {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    assert list(picture.getdata(0)) == (levels[..., 0] * 255).round().int().flatten().tolist()
+
+
+def test_a_batch_of_pictures_gives_a_batch_of_prompts(encoded):
+    pictures = torch.rand(2, 128, 128, 3)
+    both, second = encoded(pictures), encoded(pictures[1:])
+    assert (both.batch, second.batch) == (2, 1)
+    assert torch.equal(both.image[1:], second.image)
+    assert both.initial.grid == (4, 4) and (both.initial.text == MASKED).all()
+
+
+def test_size_and_text_length(encoded):
+    prompt = encoded(width=96, height=64, text_length=9)
+    assert prompt.image is None
+    assert prompt.initial.grid == (2, 3) and prompt.initial.text.shape == (1, 9)
+    assert encoded().initial.grid == (4, 4)
+    with pytest.raises(InputError, match="both"):
+        encoded(width=96)
+    with pytest.raises(InputError, match="nearest that is: 96x96"):
+        encoded(width=100, height=96)
+
+
+def test_a_seed_gives_the_same_tokens_alone_and_in_a_batch(encoded, denoised):
+    prompt = encoded(torch.rand(1, 128, 128, 3))
+    tokens, trajectory = denoised(prompt, seed=3, batch_size=2, text_temperature=1.0)
+    alone, _ = denoised(prompt, seed=4, text_temperature=1.0)
+    assert tokens.batch == 2 and not (tokens.image == MASKED).any()
+    assert torch.equal(tokens[1:].image, alone.image) and torch.equal(tokens[1:].text, alone.text)
+    assert trajectory.final is tokens and len(trajectory) == trajectory.total_steps
+
+
+def test_tokens_to_start_from_are_kept(encoded, denoised):
+    prompt = encoded()
+    tokens, _ = denoised(prompt, batch_size=2)
+    half = TokenState(tokens.text, torch.where(tokens.image % 2 == 0, tokens.image, MASKED))
+    again, _ = denoised(prompt, seed=9, tokens=half)
+    kept = half.image != MASKED
+    assert torch.equal(again.text, half.text)
+    assert torch.equal(again.image[kept], half.image[kept]) and (again.image != MASKED).all()
+    with pytest.raises(InputError, match="batch"):
+        denoised(prompt.repeat(3), tokens=half)
+
+
+def test_interruption_stops_at_the_next_step(host, encoded, denoised):
+    import comfy.model_management as management
+
+    management.interrupt_current_processing()
+    with pytest.raises(management.InterruptProcessingException):
+        denoised(encoded())
+    assert denoised(encoded())
+
+
+class Recorder:
+    """Stands for `host.Progress`; everything is due."""
+
+    text_due = picture_due = True
+
+    def __init__(self):
+        self.steps, self.pictures, self.texts = [], [], []
+
+    def show(self, done, total, picture=None):
+        self.steps.append((done, total))
+        self.pictures.append(picture)
+
+    def show_text(self, text):
+        self.texts.append(text)
+
+
+@pytest.mark.parametrize("every, expected", [(0, 0), (1, 36), (5, 8)])
+def test_both_modalities_are_seen_to_form(nodes, model, every, expected):
+    recorder = Recorder()
+    view = nodes.live.LiveView(model.model, recorder, every)
+    prompt = encode_instruction(model.model, "add a red star", batch=2)
+    trajectory = denoise(model.model, prompt, callback=view)
+    assert sum(picture is not None for picture in recorder.pictures) == expected
+    assert nodes.live.UNDECIDED in recorder.texts[0]
+    view.finish(trajectory)
+    total = trajectory.total_steps
+    assert recorder.steps == [(i + 1, total) for i in range(total)] + [(total, total)]
+    assert nodes.live.UNDECIDED not in recorder.texts[-1]
+    assert (recorder.pictures[-1] is not None) == bool(every)
+
+
+def test_undecided_patches_are_veiled(nodes, model):
+    guess = TokenState(torch.zeros(1, 3, dtype=torch.int64), torch.full((1, 2, 2), 5))
+    decided = TokenState(guess.text, guess.image.clone())
+    decided.image[0, 0, 0] = MASKED
+    shown = nodes.live.veiled_picture(model.model, guess, decided)
+    plain = nodes.live.veiled_picture(model.model, guess, guess)
+    assert shown.size == (64, 64)
+    corner = (0, 0, 32, 32)
+    assert shown.crop(corner).tobytes() != plain.crop(corner).tobytes()
+    assert shown.crop((32, 0, 64, 64)).tobytes() == plain.crop((32, 0, 64, 64)).tobytes()
+    assert isinstance(shown, Image.Image)
+
+
+def test_decoded_results_and_what_is_undecided(classes, model, encoded, denoised):
+    tokens, _ = denoised(encoded(), batch_size=2)
+    text = run(classes["MMaDAParallelDecodeText"], model=model, tokens=tokens)
+    assert text.result[0].count("\n\n") == 1 and text.ui.as_dict() == {"text": (text.result[0],)}
+    half = TokenState(tokens.text, tokens.image.clone())
+    half.image[0, 0, 0] = MASKED
+    image = run(classes["MMaDAParallelDecodeImage"], model=model, tokens=half)[0]
+    assert image.shape == (2, 128, 128, 3) and image.dtype == torch.float32
+    assert torch.equal(image[0, :32, :32], torch.full((32, 32, 3), 0.5))
+
+
+def test_the_demo_scene_is_the_same_for_the_same_seed(classes, monkeypatch):
+    scene = classes["MMaDAParallelDemoScene"]
+    import mmada_parallel.nodes.demo_scene as module
+
+    monkeypatch.setattr(module.ui.ImageSaveHelper, "save_images", lambda *a, **k: [])
+    image, instruction = run(scene, seed=3, edit="remove").result
+    again, _ = run(scene, seed=3, edit="remove").result
+    assert image.shape == (1, 128, 128, 3) and torch.equal(image, again)
+    assert instruction.split()[0] in ("remove", "delete")

@@ -1,0 +1,86 @@
+"""What ships beside the code, read without ComfyUI: help pages, workflows, the version check."""
+
+import importlib
+import itertools
+import json
+import re
+import sys
+import types
+
+import pytest
+from mmada_parallel.tests.hosts import PACK_ROOT
+from mmada_parallel.tests.workflow_api import WORKFLOWS
+
+NODE_IDS = re.findall(
+    r'node_id="(\w+)"', "".join(p.read_text() for p in (PACK_ROOT / "nodes").glob("*.py"))
+)
+each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+
+
+def test_every_node_has_a_help_page_and_every_page_a_node():
+    pages = {page.stem for page in (PACK_ROOT / "web" / "docs").glob("*.md")}
+    assert pages == set(NODE_IDS) and len(NODE_IDS) >= 6
+
+
+@pytest.mark.parametrize("node_id", NODE_IDS)
+def test_help_pages_explain_every_socket_and_load_nothing(node_id):
+    page = (PACK_ROOT / "web" / "docs" / f"{node_id}.md").read_text()
+    assert page.startswith("# ") and "## Outputs" in page
+    assert "http" not in page and "](" not in page
+
+
+@pytest.mark.parametrize("file", sorted((PACK_ROOT / "web").glob("*.js")), ids=lambda p: p.name)
+def test_scripts_load_nothing_from_elsewhere(file):
+    assert not re.search(r"https?:|innerHTML|eval\(", file.read_text())
+
+
+@each_workflow
+def test_workflows_name_the_pack_that_their_nodes_come_from(path):
+    version = re.search(r'^version = "(.+)"', (PACK_ROOT / "pyproject.toml").read_text(), re.M)
+    for node in json.loads(path.read_text())["nodes"]:
+        if node["type"].startswith("MMaDAParallel"):
+            assert node["type"] in NODE_IDS
+            assert node["properties"]["cnr_id"] == "mmada-parallel"
+            assert node["properties"]["ver"] == version.group(1)
+
+
+@each_workflow
+def test_nothing_overlaps_and_every_node_of_a_stage_is_in_a_group(path):
+    workflow = json.loads(path.read_text())
+    boxes = {n["id"]: (*n["pos"], *n["size"]) for n in workflow["nodes"]}
+    for (a, box), (b, other) in itertools.combinations(boxes.items(), 2):
+        assert not _overlap(box, other), f"nodes {a} and {b} of {path.name} overlap"
+    groups = [group["bounding"] for group in workflow["groups"]]
+    for node in workflow["nodes"]:
+        if node["type"] != "MarkdownNote":
+            assert any(_inside(boxes[node["id"]], group) for group in groups), node["type"]
+
+
+def _overlap(a, b, title=30):
+    """Boxes are x, y, width, height below a title bar."""
+    (ax, ay, aw, ah), (bx, by, bw, bh) = a, b
+    return ax < bx + bw and bx < ax + aw and ay - title < by + bh and by - title < ay + ah
+
+
+def _inside(box, group):
+    (x, y, w, h), (gx, gy, gw, gh) = box, group
+    return gx <= x and gy <= y and x + w <= gx + gw and y + h <= gy + gh
+
+
+@each_workflow
+def test_links_of_a_workflow_agree_with_its_sockets(path):
+    workflow = json.loads(path.read_text())
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    for link, source, output, target, slot, kind in workflow["links"]:
+        assert link in nodes[source]["outputs"][output]["links"]
+        assert nodes[target]["inputs"][slot]["link"] == link
+        assert kind == nodes[source]["outputs"][output]["type"]
+
+
+def test_an_older_comfyui_is_told_so_in_one_sentence(monkeypatch):
+    old = types.ModuleType("comfyui_version")
+    old.__version__ = "0.15.1"
+    monkeypatch.setitem(sys.modules, "comfyui_version", old)
+    monkeypatch.delitem(sys.modules, "mmada_parallel.nodes", raising=False)
+    with pytest.raises(ImportError, match="needs ComfyUI 0.16.0 or newer; this is 0.15.1"):
+        importlib.import_module("mmada_parallel.nodes")

@@ -1,0 +1,23 @@
+// Shows the text of an executed node on the node itself. Nothing of it is saved or queued.
+import { app } from '../../scripts/app.js'
+
+const NODES = ['MMaDAParallelDecodeText', 'MMaDAParallelDemoScene']
+
+app.registerExtension({
+  name: 'mmada_parallel.shown_text',
+  nodeCreated(node) {
+    if (!NODES.includes(node.comfyClass)) return
+    const area = document.createElement('textarea')
+    area.className = 'comfy-multiline-input'
+    area.readOnly = true
+    const options = { serialize: false, getMinHeight: () => 60 }
+    const widget = node.addDOMWidget('shown_text', 'shown_text', area, options)
+    widget.serialize = false
+
+    const before = node.onExecuted
+    node.onExecuted = function (output) {
+      before?.apply(this, arguments)
+      if (output?.text) area.value = output.text.join('\n\n')
+    }
+  }
+})
