@@ -60,7 +60,7 @@ def run_panels(model: Model, task: world.Task, moments: tuple[float, ...]) -> li
     """The input with its instruction, the half-denoised pairs at ``moments``, and the result."""
     before = None if task.before is None else render(task.before)
     trajectory = denoise(model, encode_instruction(model, task.instruction, before))
-    shown = [trajectory.state_after(round(m * (len(trajectory) - 1))) for m in moments]
+    shown = [trajectory.steps[round(m * (len(trajectory) - 1))].after for m in moments]
 
     def column(title: str, state: TokenState) -> Image.Image:
         words = decode_text(model, state, masked=_UNDECIDED)[0]

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -98,7 +99,8 @@ def main() -> None:
         drop_text=0.03, drop_image=0.03, drop_both=0.04,
     )  # fmt: skip
     if "WORLD_SIZE" in os.environ:
-        dist.init_process_group("gloo" if args.device == "cpu" else "nccl")
+        backend = "gloo" if args.device == "cpu" else "nccl"
+        dist.init_process_group(backend, timeout=timedelta(hours=12))
     run = transformer_run(args.folder / "sft", settings, args.device)
     if run.rank == 0:
         if not (args.folder / "vqvae").exists():

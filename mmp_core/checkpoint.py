@@ -167,9 +167,7 @@ def load_checkpoint(
     return model
 
 
-def open_checkpoint(
-    path: str | Path, *, image_tokenizer_path: str | Path | None = None
-) -> Source:
+def open_checkpoint(path: str | Path, *, image_tokenizer_path: str | Path | None = None) -> Source:
     """Find and check a checkpoint's files without reading tensors."""
     folder = DEMO if str(path) == "demo" else Path(path).expanduser()
     if not folder.is_dir():

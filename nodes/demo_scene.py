@@ -44,6 +44,7 @@ class DemoScene(io.ComfyNode):
                     tooltip="An instruction that the scene has exactly one right answer to.",
                 ),
             ],
+            is_output_node=True,  # so that the scene is shown again when it comes from the cache
         )  # fmt: skip
 
     @classmethod

@@ -176,11 +176,11 @@ def _denoising_bytes(model: Model, prompt: Prompt) -> int:
 def load(checkpoint: str, dtype: str, image_tokenizer: str) -> HostedModel:
     """Load what the loader's widgets name. Raises ``CheckpointError`` with one sentence."""
     path, image_path = _paths(checkpoint, image_tokenizer)
-    source = _read_by_host(open_checkpoint(path, image_tokenizer_path=image_path))
     device = comfy.model_management.get_torch_device()
-    chosen = DTYPES.get(dtype) or _fitting_dtype(source, device)
     offload_device = comfy.model_management.unet_offload_device()
     with torch.inference_mode(False):  # so that the same weights can be trained
+        source = _read_by_host(open_checkpoint(path, image_tokenizer_path=image_path))
+        chosen = DTYPES.get(dtype) or _fitting_dtype(source, device)
         model = build_model(
             source,
             operations=_operations(chosen, device),
@@ -285,7 +285,7 @@ class Progress:
     def show(self, done: int, total: int, picture: Image.Image | None = None) -> None:
         preview = None
         if picture is not None:
-            preview = ("JPEG", picture, _PREVIEW_SIZE)
+            preview = ("JPEG", picture, min(_PREVIEW_SIZE, max(picture.size)))
             self._picture_at = time.monotonic() + _PICTURE_INTERVAL
         self._bar.update_absolute(done, total, preview)
 

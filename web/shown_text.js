@@ -2,6 +2,7 @@
 import { app } from '../../scripts/app.js'
 
 const NODES = ['MMaDAParallelDecodeText', 'MMaDAParallelDemoScene']
+const MIN_WIDTH = 240
 
 app.registerExtension({
   name: 'mmada_parallel.shown_text',
@@ -13,6 +14,7 @@ app.registerExtension({
     const options = { serialize: false, getMinHeight: () => 60 }
     const widget = node.addDOMWidget('shown_text', 'shown_text', area, options)
     widget.serialize = false
+    node.setSize([Math.max(node.size[0], MIN_WIDTH), node.computeSize()[1]])
 
     const before = node.onExecuted
     node.onExecuted = function (output) {

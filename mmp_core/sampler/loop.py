@@ -57,28 +57,32 @@ def denoise(
 
 
 def take_step(predictor: Predictor, policies: Policies, index: int, last: Step) -> Step:
+    """The step at position ``index`` of the plan, from the state after ``last``."""
     plan, guidance, selection = policies.plan, policies.guidance, policies.selection
     planned, state = plan.steps[index], last.after
+    counts = {name: table[index] for name, table in plan.counts.items()}
     view = predictor.of(state)
     text = carried(state.text, last.guess.text, last.text_confidence)
     if planned.text_quota is not None:
-        rows = Rows.of(state.text, planned.text_undecided)
-        text = selection.text(rows, partial(guidance.text_logits, view), plan.text_quota[index])
+        rows = Rows.of(state.text, planned.text_rows, counts["text_rows"])
+        logits = partial(guidance.text_logits, view)
+        text = selection.text(rows, text, logits, counts["text_quota"])
     updated = TokenState(text.after, state.image)
-    image = carried(state.image, last.guess.image, last.image_confidence)
+    codes, grid = state.image.flatten(1), state.image.shape
+    image = carried(codes, last.guess.image.flatten(1), last.image_confidence.flatten(1))
     if planned.image_masked is not None:
-        rows = Rows.of(state.image.flatten(1), planned.image_undecided)
+        rows = Rows.of(codes, planned.image_rows, counts["image_rows"])
         logits = partial(guidance.image_logits, view, updated)
-        image = selection.image(rows, logits, plan.image_masked[index], planned)
+        image = selection.image(rows, image, logits, counts["image_masked"], planned)
     return Step(
         index=index,
         state=state,
-        guess=TokenState(text.guess, image.guess.view_as(state.image)),
-        after=TokenState(text.after, image.after.view_as(state.image)),
+        guess=TokenState(text.guess, image.guess.view(grid)),
+        after=TokenState(text.after, image.after.view(grid)),
         text_revealed=text.revealed,
-        image_revealed=image.revealed.view_as(state.image),
+        image_revealed=image.revealed.view(grid),
         text_confidence=text.confidence,
-        image_confidence=image.confidence.view_as(state.image),
+        image_confidence=image.confidence.view(grid),
     )
 
 

@@ -18,9 +18,10 @@ Draw = Callable[[torch.Generator | None, int], Tensor]
 class Rows:
     """Undecided positions of a batch, one row of indices per sample.
 
-    ``tokens``: (B, N) int64 that the positions index. ``counts``: undecided ones per sample.
+    ``tokens``: (B, N) int64 that the positions index. ``counts``: positions per sample.
     ``index``: (B, n) int64, n the largest count; each row starts with the sample's undecided
-    positions in order and is filled up with decided ones. ``valid``: (B, n) bool, which are which.
+    positions in order, as many as counted, and is filled up with others.
+    ``valid``: (B, n) bool, which are counted.
     """
 
     tokens: Tensor
@@ -29,22 +30,25 @@ class Rows:
     valid: Tensor
 
     @classmethod
-    def of(cls, tokens: Tensor, counts: Sequence[int] | None = None) -> Rows:
-        """``counts`` spares reading them back from the device where they are known."""
+    def of(cls, tokens: Tensor, counts: Sequence[int] | None, on_device: Tensor) -> Rows:
+        """``counts`` (and the same as a tensor (B,)): undecided positions per sample, or 0 to
+        leave a sample alone; ``None`` reads them back from the device."""
         undecided = tokens == MASKED
         if counts is None:
-            counts = undecided.sum(dim=1).tolist()
+            on_device = undecided.sum(dim=1)
+            counts = on_device.tolist()
         order = undecided.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
         index = order[:, : max(counts)]
-        return cls(tokens, tuple(counts), index, undecided.gather(1, index))
+        rank = torch.arange(index.shape[1], device=tokens.device)
+        return cls(tokens, tuple(counts), index, rank < on_device[:, None])
 
     def fill(self, values: Tensor, elsewhere: Tensor) -> Tensor:
-        """(B, N): ``values`` (B, n) at the undecided positions, ``elsewhere`` (B, N) at others."""
+        """(B, N): ``values`` (B, n) at the counted positions, ``elsewhere`` (B, N) at others."""
         values = torch.where(self.valid, values, elsewhere.gather(1, self.index))
         return elsewhere.scatter(1, self.index, values)
 
     def draw(self, draw: Draw, generators: Sequence[torch.Generator | None]) -> Tensor:
         """(B, n, …) random numbers, each sample's drawn from its own generator for its own
-        undecided positions only, so that a batch's other samples do not matter."""
+        positions only, so that the other samples of the batch do not matter."""
         parts = [draw(g, count) for g, count in zip(generators, self.counts, strict=True)]
         return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=0.5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,15 +22,15 @@ class PlannedStep:
     ``text_quota``: text tokens to reveal; ``None`` when the step leaves text alone.
     ``image_masked``: image codes that stay masked after it; ``None`` when it leaves the image
     alone.
-    ``text_undecided``, ``image_undecided``: how many there are before it; ``None`` when that is
-    only known then (and costs a synchronisation to find out).
+    ``text_rows``, ``image_rows``: undecided positions to predict, 0 for a sample of which nothing
+    is revealed; ``None`` for all there are, which costs a synchronisation to find out.
     ``image_noise``: scale of the noise on the image's confidence.
     """
 
     text_quota: Counts | None = None
     image_masked: Counts | None = None
-    text_undecided: Counts | None = None
-    image_undecided: Counts | None = None
+    text_rows: Counts | None = None
+    image_rows: Counts | None = None
     image_noise: float = 0.0
 
 
@@ -38,21 +38,20 @@ class PlannedStep:
 class Plan:
     """All steps of a run, in order.
 
-    ``text_quota`` and ``image_masked``: the same counts, (S, B) int64 on the model's device; 0
-    where a step has ``None``.
+    ``counts``: each field of the steps that counts, as (S, B) int64 on the model's device; 0 where
+    a step has ``None``.
     """
 
     steps: tuple[PlannedStep, ...]
-    text_quota: Tensor
-    image_masked: Tensor
+    counts: Mapping[str, Tensor]
 
     @classmethod
     def of(cls, steps: Sequence[PlannedStep], batch: int, device: torch.device) -> Plan:
-        def table(name: str) -> Tensor:
+        counts = {}
+        for name in ("text_quota", "image_masked", "text_rows", "image_rows"):
             rows = [getattr(step, name) or (0,) * batch for step in steps]
-            return torch.tensor(rows, dtype=torch.int64).view(-1, batch).to(device)
-
-        return cls(tuple(steps), table("text_quota"), table("image_masked"))
+            counts[name] = torch.tensor(rows, dtype=torch.int64).view(-1, batch).to(device)
+        return cls(tuple(steps), counts)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -71,8 +70,7 @@ def corrected_steps(text: Counts, image: Counts, settings: SamplerSettings) -> l
     image_at = _spread(settings.image_steps, min(total // 4, total - settings.image_steps), total)
     steps, text_left, image_left = [], text, image
     for index in range(total):
-        step = PlannedStep(text_undecided=text_left, image_undecided=image_left)
-        text_after, image_after = text_left, image_left
+        step, text_after, image_after = PlannedStep(), text_left, image_left
         if index in text_at:
             text_after = tuple(_linear(n, text_at[index], settings.text_steps) for n in text)
         if index in image_at:
@@ -80,14 +78,19 @@ def corrected_steps(text: Counts, image: Counts, settings: SamplerSettings) -> l
             image_after = tuple(_cosine(n, progress) for n in image)
         if text_after != text_left:
             quota = tuple(b - a for b, a in zip(text_left, text_after, strict=True))
-            step = replace(step, text_quota=quota)
+            step = replace(step, text_quota=quota, text_rows=_changing(text_left, text_after))
         if image_after != image_left:
             noise = settings.image_temperature * (1 - progress)
-            step = replace(step, image_masked=image_after, image_noise=noise)
+            rows = _changing(image_left, image_after)
+            step = replace(step, image_masked=image_after, image_rows=rows, image_noise=noise)
         if step.text_quota or step.image_masked:
             steps.append(step)
         text_left, image_left = text_after, image_after
     return steps
+
+
+def _changing(before: Counts, after: Counts) -> Counts:
+    return tuple(b if a != b else 0 for b, a in zip(before, after, strict=True))
 
 
 def _spread(count: int, start: int, stop: int) -> dict[int, int]:

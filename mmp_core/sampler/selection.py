@@ -34,11 +34,17 @@ class Choice:
 
 
 class Selection(Protocol):
-    """Turns logits into decisions. ``quota`` and ``masked``: (B,) int64 on the model's device."""
+    """Turns logits at ``rows`` into decisions.
 
-    def text(self, rows: Rows, logits: Logits, quota: Tensor) -> Choice: ...
+    ``before``: no decision, with the last guess, which stays at other positions. ``quota`` and
+    ``masked``: (B,) int64 on the model's device, see ``PlannedStep``.
+    """
 
-    def image(self, rows: Rows, logits: Logits, masked: Tensor, step: PlannedStep) -> Choice: ...
+    def text(self, rows: Rows, before: Choice, logits: Logits, quota: Tensor) -> Choice: ...
+
+    def image(
+        self, rows: Rows, before: Choice, logits: Logits, masked: Tensor, step: PlannedStep
+    ) -> Choice: ...
 
     def finish(self, state: TokenState, guess: TokenState) -> TokenState:
         """The final state, from the one after the last step and the last step's guess."""
@@ -47,9 +53,7 @@ class Selection(Protocol):
 
 def generators(seeds: Sequence[int | None], device: torch.device) -> list[torch.Generator | None]:
     """One per sample; ``None``, torch's global generator, for a seed of ``None``."""
-    return [
-        None if seed is None else torch.Generator(device).manual_seed(seed) for seed in seeds
-    ]
+    return [None if seed is None else torch.Generator(device).manual_seed(seed) for seed in seeds]
 
 
 class CorrectedSelection:
@@ -61,7 +65,7 @@ class CorrectedSelection:
     def __init__(self, settings: SamplerSettings, generators: Generators, first_text_id: int):
         self.settings, self.generators, self.first_text_id = settings, generators, first_text_id
 
-    def text(self, rows: Rows, logits: Logits, quota: Tensor) -> Choice:
+    def text(self, rows: Rows, before: Choice, logits: Logits, quota: Tensor) -> Choice:
         scores = logits(rows.index).float()
         noisy, temperature = scores, self.settings.text_temperature
         if temperature:
@@ -75,9 +79,11 @@ class CorrectedSelection:
             dim=1, descending=True, stable=True
         )
         revealed = rows.valid & (order.argsort(dim=1) < quota[:, None])
-        return choice(rows, best + self.first_text_id, confidence.sigmoid(), revealed)
+        return choice(rows, before, best + self.first_text_id, confidence.sigmoid(), revealed)
 
-    def image(self, rows: Rows, logits: Logits, masked: Tensor, step: PlannedStep) -> Choice:
+    def image(
+        self, rows: Rows, before: Choice, logits: Logits, masked: Tensor, step: PlannedStep
+    ) -> Choice:
         log_p = logits(rows.index).float().log_softmax(dim=-1)
         noisy = log_p
         if self.settings.image_temperature:
@@ -89,7 +95,7 @@ class CorrectedSelection:
             ranking = confidence + step.image_noise * self._gumbel(rows, 1)[..., 0]
         order = torch.where(rows.valid, ranking, torch.inf).argsort(dim=1, stable=True)
         revealed = rows.valid & (order.argsort(dim=1) >= masked[:, None])
-        return choice(rows, sampled, confidence.exp(), revealed)
+        return choice(rows, before, sampled, confidence.exp(), revealed)
 
     def finish(self, state: TokenState, guess: TokenState) -> TokenState:
         return state
@@ -104,14 +110,18 @@ class CorrectedSelection:
         return -rows.draw(exponential, self.generators).clamp_min(1e-30).log()
 
 
-def choice(rows: Rows, tokens: Tensor, confidence: Tensor, revealed: Tensor) -> Choice:
-    """A :class:`Choice` from what was found at ``rows`` (B, n)."""
-    guess = rows.fill(tokens, rows.tokens)
-    nowhere = torch.zeros_like(rows.tokens, dtype=torch.bool)
-    everywhere = torch.ones_like(rows.tokens, dtype=torch.float32)
-    revealed = rows.fill(revealed, nowhere)
-    after = torch.where(revealed, guess, rows.tokens)
-    return Choice(guess, rows.fill(confidence.float(), everywhere), revealed, after)
+def choice(
+    rows: Rows, before: Choice, tokens: Tensor, confidence: Tensor, revealed: Tensor
+) -> Choice:
+    """``before``, replaced by what was found at ``rows`` (B, n)."""
+    guess = rows.fill(tokens, before.guess)
+    revealed = rows.fill(revealed, before.revealed)
+    return Choice(
+        guess=guess,
+        confidence=rows.fill(confidence.float(), before.confidence),
+        revealed=revealed,
+        after=torch.where(revealed, guess, rows.tokens),
+    )
 
 
 def carried(tokens: Tensor, guess: Tensor, confidence: Tensor) -> Choice:

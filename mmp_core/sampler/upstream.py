@@ -31,16 +31,14 @@ from .policies import DenoisingModel, Policies, undecided_counts
 from .predictor import View
 from .rows import Rows
 from .schedule import Counts, Plan, PlannedStep
-from .selection import Choice, Generators, Logits, carried, choice, generators, log_odds
+from .selection import Choice, Generators, Logits, choice, generators, log_odds
 from .settings import SamplerSettings
 
 Fill = Callable[..., Tensor]
 """An in-place random method of tensors, such as ``Tensor.uniform_``."""
 
 
-def upstream_policies(
-    model: DenoisingModel, prompt: Prompt, settings: SamplerSettings
-) -> Policies:
+def upstream_policies(model: DenoisingModel, prompt: Prompt, settings: SamplerSettings) -> Policies:
     """Raises ``InputError`` for a guidance that the variant's reference does not know."""
     layout, device = model.layout, model.device
     text_masked = undecided_counts(prompt.initial.text)
@@ -193,11 +191,11 @@ class UpstreamSelection:
         self.layout, self.settings, self.generators = layout, settings, generators
         self.vocabulary, self.dtype = vocabulary, dtype
 
-    def text(self, rows: Rows, logits: Logits, quota: Tensor) -> Choice:
+    def text(self, rows: Rows, before: Choice, logits: Logits, quota: Tensor) -> Choice:
         noise = self.text_noise(rows) if self.settings.text_temperature else None
         random = self.text_ranks(rows) if self.settings.remasking == "random" else None
         if not rows.index.shape[1]:
-            return carried(rows.tokens, rows.tokens, torch.ones_like(rows.tokens).float())
+            return before
         scores = logits(rows.index)
         best = (scores if noise is None else self.noisy(scores, noise)).argmax(dim=-1)
         odds = log_odds(scores.float(), best)
@@ -207,9 +205,11 @@ class UpstreamSelection:
         )
         revealed = rows.valid & (order.argsort(dim=1) < quota[:, None])
         tokens = torch.where(best == self.layout.mask_id, MASKED, best)
-        return choice(rows, tokens, confidence, revealed)
+        return choice(rows, before, tokens, confidence, revealed)
 
-    def image(self, rows: Rows, logits: Logits, masked: Tensor, step: PlannedStep) -> Choice:
+    def image(
+        self, rows: Rows, before: Choice, logits: Logits, masked: Tensor, step: PlannedStep
+    ) -> Choice:
         tokens, undecided = rows.tokens, rows.tokens == MASKED
         known = torch.finfo(self.dtype).max
         selected = torch.full_like(tokens, known, dtype=self.dtype)

@@ -20,7 +20,7 @@ def nodes(model_folder):
     host = find_host("current")
     if problem := host.problem():
         pytest.skip(problem)
-    sys.path.append(str(host.path))
+    sys.path.insert(0, str(host.path))  # before this folder, whose `nodes` is not ComfyUI's
     cli_args = pytest.importorskip("comfy.cli_args", reason="ComfyUI's requirements are missing")
     cli_args.args.cpu = True
     import folder_paths

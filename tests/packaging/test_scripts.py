@@ -1,0 +1,139 @@
+"""The scripts that set up a fresh machine, as far as they can be run without one."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+
+@pytest.fixture
+def comfyui():
+    """``scripts/comfyui.py``, which must need nothing but the standard library."""
+    spec = importlib.util.spec_from_file_location("comfyui_script", SCRIPTS / "comfyui.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def make_comfyui(tmp_path):
+    """``make_comfyui(name, version)``: a folder that looks like a ComfyUI."""
+
+    def make(name, version):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        (folder / "main.py").touch()
+        (folder / "comfyui_version.py").write_text(f'__version__ = "{version}"\n')
+        return folder
+
+    return make
+
+
+def in_scripts(code):
+    """What ``code`` prints in a fresh Python without site packages, as JSON."""
+    command = [sys.executable, "-S", "-c", f"import json; {code}"]
+    done = subprocess.run(command, cwd=SCRIPTS, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_variable_decides_which_comfyui(comfyui, make_comfyui, monkeypatch):
+    here = make_comfyui("here", "0.33.0")
+    monkeypatch.setenv("COMFYUI_PATH", str(here))
+    assert comfyui.find() == here
+    monkeypatch.setenv("COMFYUI_PATH", str(here / "gone"))
+    assert comfyui.find() is None
+
+
+def test_the_usual_place_is_found_and_one_too_old_is_not(comfyui, make_comfyui, monkeypatch):
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    old = make_comfyui("old/ComfyUI", "0.15.9")
+    monkeypatch.setattr(comfyui, "_places", lambda: [old])
+    assert comfyui.find() is None
+    usual = make_comfyui("home/comfy/ComfyUI", "0.16.0")
+    monkeypatch.setattr(comfyui, "_places", lambda: [old, usual])
+    assert comfyui.find() == usual
+
+
+def test_the_comfyui_around_the_pack_comes_first(comfyui, make_comfyui, monkeypatch):
+    around = make_comfyui("around", "0.33.0")
+    script = around / "custom_nodes" / "pack" / "scripts" / "comfyui.py"
+    script.parent.mkdir(parents=True)
+    monkeypatch.setattr(comfyui, "__file__", str(script))
+    assert comfyui._places()[0] == around
+
+
+def test_nothing_is_cloned_over_a_folder_that_is_there(comfyui, tmp_path, monkeypatch):
+    (tmp_path / "ComfyUI").mkdir()
+    monkeypatch.setattr(comfyui, "ROOT", tmp_path / "pack")
+    assert comfyui.clone() is None
+
+
+def test_a_clone_that_fails_leaves_nothing(comfyui, tmp_path, monkeypatch):
+    monkeypatch.setattr(comfyui, "ROOT", tmp_path / "pack")
+    monkeypatch.setattr(comfyui, "_SOURCE", str(tmp_path / "nowhere"))
+    assert comfyui.clone() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_repository_is_cloned_beside_the_pack(comfyui, make_comfyui, tmp_path, monkeypatch):
+    source = make_comfyui("source", "0.33.0")
+    author = ("-c", "user.name=x", "-c", "user.email=x@example.com")
+    for arguments in (("init", "-q"), ("add", "."), (*author, "commit", "-qm", "one")):
+        subprocess.run(["git", *arguments], cwd=source, check=True)
+    (tmp_path / "beside").mkdir()
+    monkeypatch.setattr(comfyui, "ROOT", tmp_path / "beside" / "pack")
+    monkeypatch.setattr(comfyui, "_SOURCE", source.as_uri())
+    target = comfyui.clone()
+    assert target == tmp_path / "beside" / "ComfyUI"
+    assert comfyui.version(target) == (0, 33, 0)
+
+
+def test_the_edit_from_the_command_line_is_the_one_that_the_workflow_ships():
+    number, instruction, seed = in_scripts("import start; print(json.dumps(start.shipped_edit()))")
+    assert isinstance(number, int) and isinstance(seed, int)
+    assert len(instruction.split()) > 2
+
+
+@pytest.mark.parametrize(
+    "system, driver, listed, expected",
+    [
+        ("Linux", None, "torch (2.15.0)\nAvailable versions: 2.15.0, 2.13.0+cpu, 2.13.0",
+         "torch==2.13.0+cpu"),
+        ("Linux", None, "Available versions: 2.15.0", "torch>=2.4"),
+        ("Linux", "/usr/bin/nvidia-smi", "Available versions: 2.13.0+cpu", "torch>=2.4"),
+        ("Darwin", None, "Available versions: 2.13.0+cpu", "torch>=2.4"),
+    ],
+)  # fmt: skip
+def test_without_a_gpu_the_small_torch_is_preferred(system, driver, listed, expected):
+    code = f"""
+import environment as e, types
+e.platform.system = lambda: {system!r}
+e.shutil.which = lambda name: {driver!r}
+e.subprocess.run = lambda *a, **k: types.SimpleNamespace(stdout={listed!r})
+print(json.dumps(e._torch_to_install()))
+"""
+    assert in_scripts(code) == expected
+
+
+def test_what_was_installed_is_not_installed_again(tmp_path):
+    code = f"""
+import environment as e, pathlib
+folder, calls = pathlib.Path({str(tmp_path)!r}), []
+e.FOLDER, e._PREPARED = folder, folder / "done"
+e._install_torch = e._fit_torchvision = lambda: None
+e._pip, e.tell = calls.append, lambda text: None
+source = folder / "requirements.txt"
+source.write_text("torch\\npinned==1  # exact\\n\\n# nothing\\n")
+for pinned in (True, True, False):
+    e.add_requirements(source, pinned=pinned)
+source.write_text("torch")
+e.add_requirements(source)
+print(json.dumps([call[2:] for call in calls]))
+"""
+    assert in_scripts(code) == [["torch", "pinned==1"], ["torch"]]
