@@ -16,6 +16,7 @@ from .images import Size, crop_sizes, fit_image, load_image, squash_image, to_pi
 from .state import MASKED, Prompt, TokenState
 
 GREY = (0.5, 0.5, 0.5)
+_CROP_PATCHES = 16
 
 
 def encode_instruction(
@@ -65,14 +66,21 @@ def encode_image(
     Variant A scales and crops to the aspect ratio nearest to the picture's, variant M squashes to a
     square; both to about the area of the checkpoint's default size.
     """
-    picture, side = load_image(image), model.default_image_size
+    picture = load_image(image)
     if model.variant == "A":
-        patch = 2 * model.downsample
-        picture = fit_image(picture, crop_sizes((side // patch) ** 2, patch), offset=offset)
+        picture = fit_image(picture, input_sizes(model), offset=offset)
     else:
-        picture = squash_image(picture, side)
+        picture = squash_image(picture, model.default_image_size)
     pixels = to_pixels(picture, model.image_tokenizer.pixel_range)
     return model.image_tokenizer.encode(pixels.to(model.device))
+
+
+def input_sizes(model: Model) -> list[Size]:
+    """The sizes (width, height) that variant A crops to: about the area of the default size, in
+    patches of which at most 16 make its side (of 32x32 pixels for the released 512x512)."""
+    side, unit = model.default_image_size, model.downsample
+    patch = unit * -(-side // (_CROP_PATCHES * unit))
+    return crop_sizes((side // patch) ** 2, patch)
 
 
 def grid_of(model: Model, size: Size) -> tuple[int, int]:

@@ -100,7 +100,7 @@ def _main_inputs() -> list[io.Input]:
             display_name="guidance",
             default=-1.0, min=-1.0, max=100.0, step=0.1,
             tooltip="How strongly the picture follows instruction and input picture together. "
-            "0 is off and twice as fast. -1: recommended (3.5).",
+            "0 is off and up to twice as fast. -1: recommended (3.5).",
         ),
         io.Int.Input(
             "batch_size",

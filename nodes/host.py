@@ -88,7 +88,11 @@ def _entries() -> dict[str, Path]:
     found: dict[str, Path] = {}
 
     def visit(folder: Path, root: Path, depth: int) -> None:
-        for path in sorted(folder.iterdir()):
+        try:
+            inside = sorted(folder.iterdir())
+        except OSError:  # not readable: not offered
+            return
+        for path in inside:
             found.setdefault(path.relative_to(root).as_posix(), path)
             if depth and path.is_dir() and not (path / "config.json").is_file():
                 visit(path, root, depth - 1)

@@ -41,7 +41,7 @@ def prepare(extras: Sequence[str] = ()) -> Path:
         raise SetupError(f"Python {platform.python_version()} is too old; 3.10 or newer is needed.")
     _make()
     chosen = f"[{','.join(sorted(extras))}]" if extras else ""
-    _once(("package", chosen), [ROOT / "pyproject.toml"], ["-e", f"{ROOT}{chosen}"])
+    _once(f"package{chosen}", [ROOT / "pyproject.toml"], ["-e", f"{ROOT}{chosen}"])
     return PYTHON
 
 
@@ -53,7 +53,7 @@ def add_requirements(file: Path, *, pinned: bool = True) -> None:
     lines = file.read_text(encoding="utf-8").splitlines()
     wanted = [line.partition("#")[0].strip() for line in lines]
     wanted = [line for line in wanted if line and (pinned or "==" not in line)]
-    _once(("requirements", str(file)), [file], wanted)
+    _once("pinned requirements" if pinned else f"requirements {file}", [file], wanted)
 
 
 def has_gpu() -> bool:
@@ -80,20 +80,20 @@ def _make() -> None:
         (Path(own) / "borrowed.pth").write_text(text + "\n", encoding="utf-8")
 
 
-def _once(name: tuple[str, str], sources: list[Path], arguments: list[str]) -> None:
-    """``pip install`` unless the same was done before, with the same ``sources``."""
-    text = repr((str(ROOT), name, [source.read_text(encoding="utf-8") for source in sources]))
+def _once(name: str, sources: list[Path], arguments: list[str]) -> None:
+    """``pip install`` unless that was the last done under ``name``, with the same ``sources``."""
+    text = repr((arguments, [source.read_text(encoding="utf-8") for source in sources]))
     mark = hashlib.sha256(text.encode()).hexdigest()
-    done = json.loads(_PREPARED.read_text()) if _PREPARED.is_file() else []
-    if mark in done:
+    done = json.loads(_PREPARED.read_text()) if _PREPARED.is_file() else {}
+    if done.get(name) == mark:
         return
     _install_torch()
     constraints = FOLDER / "constraints.txt"
     constraints.write_text(f"torch=={_torch_version()}\n", encoding="utf-8")
-    tell(f"Installing {name[0]} {name[1]} (some minutes the first time)")
+    tell(f"Installing: {name} of {sources[0].parent} (some minutes the first time)")
     _pip(["-c", str(constraints), *arguments])
     _fit_torchvision()
-    _PREPARED.write_text(json.dumps([*done, mark]))
+    _PREPARED.write_text(json.dumps({**done, name: mark}))
 
 
 def _install_torch() -> None:

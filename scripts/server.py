@@ -62,16 +62,17 @@ class Server:
         command += ["--disable-auto-launch", "--disable-all-custom-nodes"]
         command += ["--cpu"] if self.cpu else []
         if self.isolated:
+            _link(work / "custom_nodes" / PACK)
             command += ["--base-directory", str(work)]
             command += ["--database-url", f"sqlite:///{work / 'comfyui.db'}"]
-        pack = None if self.isolated else self._installed()
-        if pack is None:
-            pack = PACK
-            _link(work / "packs" / pack)
+        elif (pack := self._installed()) is None:
+            _link(work / "packs" / PACK)
             paths = {"base_path": str(work), "custom_nodes": "packs"}
             (work / "paths.yaml").write_text(json.dumps({PACK: paths}), encoding="utf-8")
             command += ["--extra-model-paths-config", str(work / "paths.yaml")]
-        return [*command, "--whitelist-custom-nodes", pack]
+        else:
+            return [*command, "--whitelist-custom-nodes", pack]
+        return [*command, "--whitelist-custom-nodes", PACK]
 
     def _installed(self) -> str | None:
         """The pack's name in ComfyUI's own custom_nodes, if it lies there."""

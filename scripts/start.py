@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     except environment.SetupError as error:
         tell(str(error))
         return 2
+    except StartError as error:
+        tell(f"The check failed: {error}")
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,6 +74,8 @@ def _in_comfyui(python: Path, *, check: bool) -> str | None:
         with Server(folder, python, log, cpu=cpu, isolated=check) as server:
             _check(server) if check else _serve(server)
     except (environment.SetupError, StartError) as error:
+        if check:
+            raise
         return str(error).rstrip(".")
     return None
 
@@ -95,7 +101,8 @@ def _check(server: Server) -> None:
         raise StartError(f"{server.name} does not list the template {_TEMPLATE!r}: {templates}.")
     outputs = server.run(_edit(nodes))["outputs"].values()
     pictures = [picture for output in outputs for picture in output.get("images", [])]
-    print(f"{server.name} made the edit: {', '.join(p['filename'] for p in pictures)}.")
+    saved = [picture["filename"] for picture in pictures if picture["type"] == "output"]
+    print(f"{server.name} made the edit and saved {', '.join(saved)}.")
 
 
 def _edit(nodes: dict[str, Any]) -> dict[str, Any]:
@@ -155,7 +162,13 @@ def shipped_edit() -> tuple[int, str, int]:
     return tuple(first[f"MMaDAParallel{kind}"] for kind in kinds)
 
 
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _interrupt)  # so that ComfyUI never outlives this
+    signal.signal(signal.SIGINT, _interrupt)  # even where a shell has it ignored
     try:
         sys.exit(main())
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@ import { app } from '../../scripts/app.js'
 
 const NODES = ['MMaDAParallelDecodeText', 'MMaDAParallelDemoScene']
 const MIN_WIDTH = 240
+const MIN_HEIGHT = 60
 
 app.registerExtension({
   name: 'mmada_parallel.shown_text',
@@ -11,7 +12,8 @@ app.registerExtension({
     const area = document.createElement('textarea')
     area.className = 'comfy-multiline-input'
     area.readOnly = true
-    const options = { serialize: false, getMinHeight: () => 60 }
+    Object.assign(area.style, { width: '100%', height: '100%', minHeight: `${MIN_HEIGHT}px` })
+    const options = { serialize: false, getMinHeight: () => MIN_HEIGHT }
     const widget = node.addDOMWidget('shown_text', 'shown_text', area, options)
     widget.serialize = false
     node.setSize([Math.max(node.size[0], MIN_WIDTH), node.computeSize()[1]])

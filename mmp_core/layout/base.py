@@ -109,4 +109,4 @@ def decode_ids(tokenizer: Any, ids: list[int], masked: str) -> str:
             run = []
         if token == MASKED:
             parts.append(masked)
-    return " ".join(part for part in parts if part)
+    return " ".join(part.strip() for part in parts if part.strip())

@@ -73,12 +73,8 @@ class CorrectedSelection:
         best = noisy.argmax(dim=-1)
         ranking = confidence = log_odds(scores, best)
         if self.settings.remasking == "random":
-            ranking = rows.draw(lambda g, n: torch.rand(n, generator=g, device=g.device),
-                                self.generators)  # fmt: skip
-        order = torch.where(rows.valid, ranking, -torch.inf).argsort(
-            dim=1, descending=True, stable=True
-        )
-        revealed = rows.valid & (order.argsort(dim=1) < quota[:, None])
+            ranking = rows.draw(_uniform, self.generators)
+        revealed = highest(rows, ranking, quota)
         return choice(rows, before, best + self.first_text_id, confidence.sigmoid(), revealed)
 
     def image(
@@ -93,8 +89,7 @@ class CorrectedSelection:
         ranking = confidence
         if step.image_noise:
             ranking = confidence + step.image_noise * self._gumbel(rows, 1)[..., 0]
-        order = torch.where(rows.valid, ranking, torch.inf).argsort(dim=1, stable=True)
-        revealed = rows.valid & (order.argsort(dim=1) >= masked[:, None])
+        revealed = highest(rows, ranking, rows.valid.sum(dim=1) - masked)
         return choice(rows, before, sampled, confidence.exp(), revealed)
 
     def finish(self, state: TokenState, guess: TokenState) -> TokenState:
@@ -108,6 +103,18 @@ class CorrectedSelection:
             return empty.exponential_(generator=generator)
 
         return -rows.draw(exponential, self.generators).clamp_min(1e-30).log()
+
+
+def _uniform(generator: torch.Generator, count: int) -> Tensor:
+    return torch.rand(count, generator=generator, device=generator.device)
+
+
+def highest(rows: Rows, ranking: Tensor, count: Tensor) -> Tensor:
+    """(B, n) bool: the ``count`` (B,) positions of each sample that rank highest."""
+    order = torch.where(rows.valid, ranking, -torch.inf).argsort(
+        dim=1, descending=True, stable=True
+    )
+    return rows.valid & (order.argsort(dim=1) < count[:, None])
 
 
 def choice(

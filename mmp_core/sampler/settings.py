@@ -55,7 +55,7 @@ class SamplerSettings:
 
     def __post_init__(self) -> None:
         for name in ("text_steps", "image_steps"):
-            _check(name, getattr(self, name), 1, 4096)
+            _check(name, getattr(self, name), 1, 4096, whole=True)
         for name in ("text_temperature", "image_temperature"):
             _check(name, getattr(self, name), 0, 10)
         for name in ("text_guidance", "image_guidance", "joint_guidance", "reasoning_guidance"):
@@ -67,7 +67,7 @@ class SamplerSettings:
         if self.preset not in ("corrected", "upstream"):
             raise InputError(f"preset is {self.preset!r}; expected 'corrected' or 'upstream'.")
         for seed in (self.seed,) if isinstance(self.seed, int) else self.seed or ():
-            _check("seed", seed, 0, 2**64 - 1)
+            _check("seed", seed, 0, 2**64 - 1, whole=True)
 
     @classmethod
     def upstream(cls, variant: Literal["A", "M"] = "A", **overrides: Any) -> SamplerSettings:
@@ -94,6 +94,8 @@ class SamplerSettings:
         return list(self.seed)
 
 
-def _check(name: str, value: float, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise InputError(f"{name} is {value!r}; expected a number from {low} to {high}.")
+def _check(name: str, value: float, low: float, high: float, *, whole: bool = False) -> None:
+    kinds = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+        number = "whole number" if whole else "number"
+        raise InputError(f"{name} is {value!r}; expected a {number} from {low} to {high}.")

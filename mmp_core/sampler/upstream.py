@@ -31,7 +31,7 @@ from .policies import DenoisingModel, Policies, undecided_counts
 from .predictor import View
 from .rows import Rows
 from .schedule import Counts, Plan, PlannedStep
-from .selection import Choice, Generators, Logits, choice, generators, log_odds
+from .selection import Choice, Generators, Logits, choice, generators, highest, log_odds
 from .settings import SamplerSettings
 
 Fill = Callable[..., Tensor]
@@ -200,12 +200,8 @@ class UpstreamSelection:
         best = (scores if noise is None else self.noisy(scores, noise)).argmax(dim=-1)
         odds = log_odds(scores.float(), best)
         ranking, confidence = (odds, odds.sigmoid()) if random is None else (random, random)
-        order = torch.where(rows.valid, ranking, -torch.inf).argsort(
-            dim=1, descending=True, stable=True
-        )
-        revealed = rows.valid & (order.argsort(dim=1) < quota[:, None])
         tokens = torch.where(best == self.layout.mask_id, MASKED, best)
-        return choice(rows, before, tokens, confidence, revealed)
+        return choice(rows, before, tokens, confidence, highest(rows, ranking, quota))
 
     def image(
         self, rows: Rows, before: Choice, logits: Logits, masked: Tensor, step: PlannedStep

@@ -1,0 +1,121 @@
+"""Checkpoints of a few thousand random weights in the released layout, and pictures for them."""
+
+import json
+from pathlib import Path
+
+import torch
+from mmada_parallel.mmp_core.config import ModelConfig
+from mmada_parallel.mmp_core.image_tokenizer import AmusedVQ, MagvitV2
+from mmada_parallel.mmp_core.layout import LAYOUTS
+from mmada_parallel.mmp_core.transformer import MaskedDiffusionTransformer
+from safetensors.torch import save_file
+
+WORDS = ("a", "red", "blue", "circle", "square", "make", "it", "left", "of", "the", ".")
+SPECIAL = {
+    "A": (
+        "<|endoftext|>", "<|startoftext|>", "<|mdm_mask|>", "<|newline|>", "<boi>", "<eoi>",
+        "<uncondition>", "<answer>", "</answer>", "<system>", "</system>", "<user>", "</user>",
+    ),
+    "M": (
+        "<|endoftext|>", "<|startoftext|>", "<|mdm_mask|>", "<|soi|>", "<|eoi|>", "<|t2i|>",
+        "<|interleave|>",
+    ),
+}  # fmt: skip
+CODES = {"A": 12, "M": 2**13}
+VQ = {
+    "_class_name": "VQModel", "block_out_channels": [8, 8, 8], "latent_channels": 4,
+    "layers_per_block": 1, "mid_block_add_attention": False, "norm_num_groups": 4,
+    "num_vq_embeddings": CODES["A"],
+}  # fmt: skip
+MAGVIT = {"ch": 32}
+DOWNSAMPLE = {"A": 4, "M": 16}
+
+
+def tokenizer(variant):
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = ("<|unk|>", *WORDS, *SPECIAL[variant])
+    vocabulary = {name: i for i, name in enumerate(names)}
+    built = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unk|>"))
+    built.pre_tokenizer = pre_tokenizers.Whitespace()
+    built.add_special_tokens([AddedToken(t, special=True) for t in SPECIAL[variant]])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=built,
+        unk_token="<|unk|>",
+        bos_token="<|startoftext|>",
+        eos_token="<|endoftext|>",
+    )
+
+
+def config(variant):
+    tokens = tokenizer(variant)
+    rows = len(tokens) + CODES[variant]
+    own = {
+        "A": {"architectures": ["LLaDAForMultiModalGeneration"], "text_vocab_size": len(tokens)},
+        "M": {"architectures": ["MMadaModelLM"], "llm_vocab_size": len(tokens)},
+    }
+    return own[variant] | {
+        "d_model": 16, "n_layers": 2, "n_heads": 2, "mlp_hidden_size": 24, "rope": True,
+        "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "embedding_size": rows, "vocab_size": rows,
+        "codebook_size": CODES[variant], "eos_token_id": tokens.eos_token_id,
+        "mask_token_id": tokens.convert_tokens_to_ids("<|mdm_mask|>"),
+        "default_image_size": 4 * DOWNSAMPLE[variant], "default_text_length": 5,
+    }  # fmt: skip
+
+
+def transformer(variant, dtype=torch.float32):
+    """Random weights, of a size that leaves tokens neither all alike nor certain."""
+    model = MaskedDiffusionTransformer(ModelConfig.from_dict(config(variant)), dtype=dtype)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" not in name and "ln_f" not in name:
+                weight.normal_(0, 0.2, generator=generator)
+    return model.requires_grad_(False).eval()
+
+
+class TinyModel:
+    """What the sampler needs of a model; counts the transformer's forwards."""
+
+    def __init__(self, variant, dtype=torch.float64):
+        self.variant, self.device = variant, torch.device("cpu")
+        self.layout = LAYOUTS[variant](tokenizer(variant), config(variant))
+        self.transformer = transformer(variant, dtype)
+        self.forwards = 0
+        self.transformer.register_forward_hook(self._count)
+
+    def _count(self, module, inputs, output):
+        self.forwards += 1
+
+
+def write_checkpoint(folder, variant, shards=1):
+    """The released layout; returns ``folder``."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config(variant)))
+    tokenizer(variant).save_pretrained(folder)
+    weights = transformer(variant).state_dict()
+    names = list(weights)
+    files = {name: f"model-{i % shards + 1:05}.safetensors" for i, name in enumerate(names)}
+    if shards == 1:
+        save_file(weights, folder / "model.safetensors")
+    else:
+        for file in set(files.values()):
+            save_file({n: weights[n] for n in names if files[n] == file}, folder / file)
+        index = folder / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": files}))
+    write_image_tokenizer(folder, variant)
+    return folder
+
+
+def write_image_tokenizer(folder, variant):
+    torch.manual_seed(0)
+    if variant == "A":
+        own, config, name = AmusedVQ(VQ), VQ, "vqvae/diffusion_pytorch_model.safetensors"
+    else:
+        own, config, name = MagvitV2(MAGVIT), MAGVIT, "magvitv2/model.safetensors"
+    file = Path(folder) / name
+    file.parent.mkdir(exist_ok=True)
+    save_file(own.state_dict(), file)
+    (file.parent / "config.json").write_text(json.dumps(config))
