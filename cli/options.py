@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 _SAMPLER = (
-    ("text_steps", int, "N", "steps that decide text (default 128; upstream: its own)"),
+    ("text_steps", int, "N", "steps that decide text, at most one per token (default 128)"),
     ("image_steps", int, "N", "steps that decide the picture (default 30; upstream: its own)"),
     ("joint_guidance", float, "X", "how strongly the picture follows instruction and input picture "
      "together; 0 is off and faster (default 3.5; upstream: its own)"),
@@ -56,7 +56,9 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
 
 
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cases", type=_positive, default=500, metavar="N", help="(default 500)")
+    parser.add_argument(
+        "--cases", type=_positive, default=500, metavar="N", help="tasks to judge (default 500)"
+    )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="case i uses seed N + i (default 0)"
     )
@@ -73,18 +75,27 @@ def add_sft(parser: argparse.ArgumentParser) -> None:
         "--folder", type=Path, default=Path("build/sft"), metavar="FOLDER",
         help="where the run is kept (default build/sft)",
     )  # fmt: skip
-    parser.add_argument("--steps", type=_positive, default=3000, metavar="N", help="(default 3000)")
+    parser.add_argument(
+        "--steps", type=_positive, default=3000, metavar="N", help="in all (default 3000)"
+    )
     parser.add_argument(
         "--decay-steps", type=_positive, metavar="N",
         help="steps over which the learning rate falls to 0 at the end (default: a third)",
     )  # fmt: skip
     parser.add_argument(
-        "--batch-size", type=_positive, default=128, metavar="N", help="examples per step (128)"
+        "--batch-size",
+        type=_positive,
+        default=128,
+        metavar="N",
+        help="examples per step (default 128)",
     )
     parser.add_argument(
-        "--learning-rate", type=float, default=8e-4, metavar="X", help="(default 8e-4)"
+        "--learning-rate", type=float, default=8e-4, metavar="X",
+        help="before it falls (default 8e-4)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of weights and masks (default 0)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default 0)")
     parser.add_argument("--resume", action="store_true", help="continue the run that FOLDER holds")
     _add_device(parser)
     _add_quiet(parser)

@@ -1,8 +1,9 @@
 """The demo's CLIP, in open_clip's format: does a result sentence fit a picture?
 
-Batches hold several edits of each scene, so that the negatives are the near misses: the same
-objects with another colour, shape or place. Words and patches are dropped now and then, because
-the score is also asked of half-denoised pairs.
+Half of each batch are pictures of one or two objects with all that is in them said, which teach
+the words. The other half are several edits of each scene, so that the negatives are the near
+misses: the same objects with another colour, shape or place. Words and patches are dropped now and
+then, because the score is also asked of half-denoised pairs.
 """
 
 from __future__ import annotations
@@ -43,16 +44,27 @@ def clip_config() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def pairs(rng: random.Random, scenes: int, *, noise: bool) -> tuple[list[str], torch.Tensor]:
-    """``scenes`` × 8 sentences and their pictures, (N, 3, 128, 128) float32 in [-1, 1]."""
-    sentences, codes = [], []
+Codes = list[list[int]]
+
+
+def described(rng: random.Random, n: int) -> tuple[list[str], list[Codes]]:
+    """``n`` sentences that say all of a picture, and the pictures' codes."""
+    tasks = [world.generate(rng, world.random_scene(rng, (4, 4))) for _ in range(n)]
+    return [t.sentence for t in tasks], [t.after.codes() for t in tasks]
+
+
+def edited(rng: random.Random, scenes: int) -> tuple[list[str], list[Codes]]:
+    """``scenes`` × 8 result sentences of edits and the codes of the edited pictures."""
+    tasks = []
     for _ in range(scenes):
         scene = world.random_scene(rng, (4, 4))
-        for act in rng.choices(_EDITS, k=EDITS_PER_SCENE):
-            task = act(rng, scene)
-            sentences.append(_thinned(rng, task.sentence) if noise else task.sentence)
-            codes.append(_blurred(rng, task.after.codes()) if noise else task.after.codes())
-    return sentences, pixels_of(np.asarray(codes)) * 2 - 1
+        tasks += [act(rng, scene) for act in rng.choices(_EDITS, k=EDITS_PER_SCENE)]
+    return [t.sentence for t in tasks], [t.after.codes() for t in tasks]
+
+
+def _pictures(codes: list[Codes]) -> torch.Tensor:
+    """(N, 3, 128, 128) float32 in [-1, 1]."""
+    return pixels_of(np.asarray(codes)) * 2 - 1
 
 
 def _thinned(rng: random.Random, sentence: str) -> str:
@@ -60,13 +72,13 @@ def _thinned(rng: random.Random, sentence: str) -> str:
     return " ".join(w for w in sentence.split() if rng.random() >= drop)
 
 
-def _blurred(rng: random.Random, codes: list[list[int]]) -> list[list[int]]:
+def _blurred(rng: random.Random, codes: Codes) -> Codes:
     wrong = rng.choice([0.0, 0.0, 0.0, 0.1, 0.3])
     every = [code for row in codes for code in row]
     return [[rng.choice(every) if rng.random() < wrong else c for c in row] for row in codes]
 
 
-def train_clip(folder: Path, *, steps: int, device: str, scenes: int = 12, seed: int = 0) -> None:
+def train_clip(folder: Path, *, steps: int, device: str, scenes: int = 8, seed: int = 0) -> None:
     """Train from nothing and write ``folder`` for ``open_clip``'s ``local-dir:``."""
     import open_clip
     from safetensors.torch import save_file
@@ -82,9 +94,14 @@ def train_clip(folder: Path, *, steps: int, device: str, scenes: int = 12, seed:
     model = open_clip.create_model(name, load_weights=False, device=device)
     tokenize = open_clip.get_tokenizer(name)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 1e-3, total_steps=steps, pct_start=0.1
+    )
     for step in range(steps):
-        sentences, pictures = pairs(rng, scenes, noise=True)
+        sentences, codes = described(rng, scenes * EDITS_PER_SCENE)
+        harder, more = edited(rng, scenes)
+        sentences = [_thinned(rng, s) for s in (*sentences, *harder)]
+        pictures = _pictures([_blurred(rng, c) for c in (*codes, *more)])
         with torch.autocast(device, torch.bfloat16):
             image, text, scale = model(pictures.to(device), tokenize(sentences).to(device))
         logits = scale * image.float() @ text.float().T
@@ -107,8 +124,8 @@ def train_clip(folder: Path, *, steps: int, device: str, scenes: int = 12, seed:
 @torch.no_grad()
 def near_miss_accuracy(model: Any, tokenize: Any, device: str, scenes: int = 60) -> float:
     """Share of held-out sentences whose own picture scores highest among 8 edits of one scene."""
-    sentences, pictures = pairs(random.Random(10**9), scenes, noise=False)
-    image, text, _ = model(pictures.to(device), tokenize(sentences).to(device))
+    sentences, codes = edited(random.Random(10**9), scenes)
+    image, text, _ = model(_pictures(codes).to(device), tokenize(sentences).to(device))
     scores = text.view(scenes, EDITS_PER_SCENE, -1) @ image.view(scenes, EDITS_PER_SCENE, -1).mT
     best = scores.argmax(dim=-1).cpu()
     return float((best == torch.arange(EDITS_PER_SCENE)).float().mean())

@@ -170,6 +170,11 @@ def load_checkpoint(
 def open_checkpoint(path: str | Path, *, image_tokenizer_path: str | Path | None = None) -> Source:
     """Find and check a checkpoint's files without reading tensors."""
     folder = DEMO if str(path) == "demo" else Path(path).expanduser()
+    if folder.is_file():
+        raise CheckpointError(
+            f"{folder} is a single file; this version reads folders in the released layout: "
+            "give the folder that holds config.json and the weights."
+        )
     if not folder.is_dir():
         raise CheckpointError(
             f"No checkpoint folder at {folder}: expected a folder with config.json, "

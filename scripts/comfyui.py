@@ -23,6 +23,12 @@ def find() -> Path | None:
     return next((place for place in places if _fits(place)), None)
 
 
+def find_oldest() -> Path | None:
+    """``COMFYUI_OLD_PATH``, else the usual place of the oldest supported version, for the tests."""
+    place = os.environ.get("COMFYUI_OLD_PATH") or "~/comfy/ComfyUI-0.16.4"
+    return next((folder for folder in [Path(place).expanduser()] if _fits(folder)), None)
+
+
 def _places() -> list[Path]:
     here = Path(__file__).absolute().parents[1]
     around = [root.parents[1] for root in (here, ROOT) if root.parent.name == "custom_nodes"]

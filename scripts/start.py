@@ -72,7 +72,10 @@ def _in_comfyui(python: Path, *, check: bool) -> str | None:
         log, cpu = OUTPUT / "comfyui.log", not environment.has_gpu()
         tell("Starting ComfyUI")
         with Server(folder, python, log, cpu=cpu, isolated=check) as server:
-            _check(server) if check else _serve(server)
+            nodes = server.get("/object_info")
+            if "MMaDAParallelLoader" not in nodes:
+                raise StartError(f"{server.name} did not load the pack; see {log}")
+            _check(server, nodes) if check else _serve(server)
     except (environment.SetupError, StartError) as error:
         if check:
             raise
@@ -94,8 +97,7 @@ def _serve(server: Server) -> None:
         print("\nStopping ComfyUI.")
 
 
-def _check(server: Server) -> None:
-    nodes = server.get("/object_info")
+def _check(server: Server, nodes: dict[str, Any]) -> None:
     templates = server.get("/workflow_templates").get(PACK, [])
     if _TEMPLATE not in templates:
         raise StartError(f"{server.name} does not list the template {_TEMPLATE!r}: {templates}.")
@@ -109,8 +111,6 @@ def _edit(nodes: dict[str, Any]) -> dict[str, Any]:
     """The shipped edit in API format, all else at the nodes' defaults."""
 
     def node(kind: str, **given: Any) -> dict[str, Any]:
-        if kind not in nodes:
-            raise StartError(f"ComfyUI does not know {kind}: the pack did not load.")
         declared = nodes[kind]["input"].get("required", {})
         defaults = {name: _default(*spec) for name, spec in declared.items() if name not in given}
         return {"class_type": kind, "inputs": {**defaults, **given}}

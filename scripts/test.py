@@ -16,7 +16,6 @@ import comfyui
 import environment
 
 _CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-_OLD = Path(os.environ.get("COMFYUI_OLD_PATH") or "~/comfy/ComfyUI-0.16.4").expanduser()
 
 
 def main(arguments: list[str]) -> int:
@@ -42,8 +41,8 @@ def _add_comfyui(found: Path | None) -> None:
     try:
         if found:
             environment.add_requirements(found / "requirements.txt")
-        if found and (_OLD / "requirements.txt").is_file():
-            environment.add_requirements(_OLD / "requirements.txt", pinned=False)
+        if found and (oldest := comfyui.find_oldest()):
+            environment.add_requirements(oldest / "requirements.txt", pinned=False)
     except environment.SetupError as error:
         environment.tell(f"ComfyUI's requirements are incomplete: {error}")
 

@@ -239,7 +239,8 @@ class ComfyServer:
         messages = self._stream.messages[self._mark : end]
         messages = [m for m in messages if m.prompt_id in (None, prompt_id)]
         history = self.history(prompt_id)
-        items = [item for out in history["outputs"].values() for item in out.get("images", [])]
+        outputs = [out for _, out in sorted(history["outputs"].items())]
+        items = [item for out in outputs for item in out.get("images", [])]
         return Result(prompt_id, messages, history, [self.view(item) for item in items])
 
     def run(self, prompt, timeout=300):

@@ -161,7 +161,8 @@ class Result:
 
     @property
     def texts(self):
-        return [t for out in self.history["outputs"].values() for t in out.get("text", [])]
+        outputs = [out for _, out in sorted(self.history["outputs"].items())]
+        return [text for out in outputs for text in out.get("text", [])]
 
 
 def progress_steps(messages, node):
