@@ -24,7 +24,7 @@ from .dataset import HELD_OUT
 from .render import render
 
 ROOT = Path(__file__).parents[1]
-_SIDE, _MARGIN, _TEXT = 224, 16, 118
+_SIDE, _MARGIN, _TEXT = 224, 16, 76
 _UNDECIDED = "·"
 _VEIL = (0.86, 0.86, 0.88)
 
@@ -73,7 +73,7 @@ def run_panels(model: Model, task: world.Task, moments: tuple[float, ...]) -> li
 
 def main() -> None:
     model = load_checkpoint("demo")
-    edit, draw = held_out_task("recolour", 19), held_out_task("generate", 1)
+    edit, draw = held_out_task("recolour", 18), held_out_task("generate", 1)
     (ROOT / "docs").mkdir(exist_ok=True)
     side_by_side(run_panels(model, edit, (0.35, 0.65))).save(ROOT / "docs" / "edit.png")
     for name, task in (("Edit an image", edit), ("Generate with thinking", draw)):

@@ -29,7 +29,7 @@ from .tokenizer import model_config, write_tokenizer
 from .vq import train_vq
 
 SIZES = {"d_model": 256, "n_layers": 6, "n_heads": 4, "mlp_hidden_size": 512}
-ENCODER_STEPS, DECODER_STEPS, CLIP_STEPS = 1500, 4000, 600
+ENCODER_STEPS, DECODER_STEPS, CLIP_STEPS = 1500, 4000, 700
 
 
 def short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

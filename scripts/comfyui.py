@@ -25,8 +25,9 @@ def find() -> Path | None:
 
 def find_oldest() -> Path | None:
     """``COMFYUI_OLD_PATH``, else the usual place of the oldest supported version, for the tests."""
-    place = os.environ.get("COMFYUI_OLD_PATH") or "~/comfy/ComfyUI-0.16.4"
-    return next((folder for folder in [Path(place).expanduser()] if _fits(folder)), None)
+    named = os.environ.get("COMFYUI_OLD_PATH") or "~/comfy/ComfyUI-0.16.4"
+    place = Path(named).expanduser()
+    return place if _fits(place) else None
 
 
 def _places() -> list[Path]:
