@@ -22,13 +22,17 @@ CHANGED_WEIGHT = 4.0
 class WorldDataset:
     """``dataset[i]``: example ``i``. Grids change every 128 examples, so that batches share one."""
 
-    def __init__(self, layout: Layout, kinds: tuple[str, ...] | None = None):
-        self.layout, self.kinds = layout, kinds
+    def __init__(self, layout: Layout):
+        self.layout = layout
 
     def __getitem__(self, index: int) -> Example:
+        return to_example(self.task(index), self.layout)
+
+    @staticmethod
+    def task(index: int) -> world.Task:
         chooser = random.Random(f"grid {index // 128}")
         grid = world.GRIDS[0] if chooser.random() < 0.5 else chooser.choice(world.GRIDS[1:])
-        return to_example(world.task(index, grid=grid, kinds=self.kinds), self.layout)
+        return world.task(index, grid=grid)
 
 
 def text_ids(layout: Layout, sentence: str, length: int = TEXT_LENGTH) -> Tensor:

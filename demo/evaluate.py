@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -82,13 +82,28 @@ def evaluate(
     batch: int = 16,
     progress: Callable[[int, int], Any] | None = None,
 ) -> dict[str, Any]:
-    """Measures over ``cases`` held-out tasks, each with its 95 % interval, in all and by kind.
+    """:func:`judge` over the first ``cases`` held-out tasks."""
+    return judge(
+        model, held_out(cases), seed=seed, settings=settings, batch=batch, progress=progress
+    )
+
+
+def judge(
+    model: Model,
+    tasks: Sequence[Task],
+    *,
+    seed: int = 0,
+    settings: SamplerSettings | None = None,
+    batch: int = 16,
+    progress: Callable[[int, int], Any] | None = None,
+) -> dict[str, Any]:
+    """Measures over ``tasks``, each with its 95 % interval, in all and by kind.
 
     ``picture``: edited picture right; ``sentence``: result sentence right; ``agree``: text and
     picture agree; ``kept``: untouched cells kept (see :class:`Verdict`). ``copying``: the same of
     giving the input back. ``progress(done, cases)`` is called after each case.
     """
-    tasks, began = held_out(cases), time.perf_counter()
+    cases, began = len(tasks), time.perf_counter()
     settings = settings or SamplerSettings()
     answers = []
     for one in answer(model, tasks, settings, seed=seed, batch=batch):

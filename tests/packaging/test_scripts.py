@@ -136,4 +136,4 @@ source.write_text("torch")
 e.add_requirements(source)
 print(json.dumps([call[2:] for call in calls]))
 """
-    assert in_scripts(code) == [["torch", "pinned==1"], ["torch"]]
+    assert in_scripts(code) == [["torch", "pinned==1"], ["torch"], ["torch"]]

@@ -1,0 +1,38 @@
+"""The demo checkpoint on instructions whose very words never occurred in its training.
+
+``python -m mmada_parallel.benchmarks.demo_unseen [--cases 500]`` prints JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from itertools import count, islice
+
+import torch
+
+from ..demo import world
+from ..demo.dataset import HELD_OUT, WorldDataset
+from ..demo.evaluate import judge
+from ..mmp_core import load_checkpoint
+
+TRAINED_ON = 3000 * 128
+"""Examples that the shipped checkpoint was trained on."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=500)
+    cases = parser.parse_args().cases
+    seen = {WorldDataset.task(i).instruction for i in range(TRAINED_ON)}
+    later = (world.task(HELD_OUT + i) for i in count())
+    tasks = list(islice((t for t in later if t.instruction not in seen), cases))
+    first = [world.task(HELD_OUT + i).instruction for i in range(cases)]
+    share = sum(i not in seen for i in first) / cases
+    model = load_checkpoint("demo", dtype=torch.float32)
+    found = judge(model, tasks, batch=32)
+    print(json.dumps({"unseen_share_of_held_out": share, **found}))
+
+
+if __name__ == "__main__":
+    main()
