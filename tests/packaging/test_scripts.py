@@ -128,12 +128,12 @@ folder, calls = pathlib.Path({str(tmp_path)!r}), []
 e.FOLDER, e._PREPARED = folder, folder / "done"
 e._install_torch = e._fit_torchvision = lambda: None
 e._pip, e.tell = calls.append, lambda text: None
-source = folder / "requirements.txt"
-source.write_text("torch\\npinned==1  # exact\\n\\n# nothing\\n")
-for pinned in (True, True, False):
-    e.add_requirements(source, pinned=pinned)
-source.write_text("torch")
-e.add_requirements(source)
+one, other = folder / "one.txt", folder / "other.txt"
+one.write_text("torch\\npinned==1  # exact\\n\\n# nothing\\n")
+other.write_text("pinned==2")
+for file, pinned in ((one, True), (one, True), (other, True), (one, True), (one, False)):
+    e.add_requirements(file, pinned=pinned)
 print(json.dumps([call[2:] for call in calls]))
 """
-    assert in_scripts(code) == [["torch", "pinned==1"], ["torch"], ["torch"]]
+    first = ["torch", "pinned==1"]
+    assert in_scripts(code) == [first, ["pinned==2"], first, ["torch"]]
