@@ -6,7 +6,7 @@ import argparse
 
 from tqdm import tqdm
 
-from ..demo.train import transformer_run, write_checkpoint
+from ..demo.train import RECIPE, transformer_run, write_checkpoint
 from ..mmp_core import InputError
 from ..mmp_core.checkpoint import DEMO
 from ..training.run import SFTSettings
@@ -21,10 +21,7 @@ def sft(args: argparse.Namespace) -> None:
         learning_rate=args.learning_rate,
         decay_steps=args.decay_steps or max(1, args.steps // 3),
         seed=args.seed,
-        muon=True,
-        drop_text=0.03,
-        drop_image=0.03,
-        drop_both=0.04,
+        **RECIPE,
     )
     with memory_explained():
         run = transformer_run(args.folder, settings, pick_device(args.device))

@@ -29,6 +29,8 @@ from .tokenizer import model_config, write_tokenizer
 from .vq import train_vq
 
 SIZES = {"d_model": 256, "n_layers": 6, "n_heads": 4, "mlp_hidden_size": 512}
+RECIPE = {"muon": True, "drop_text": 0.03, "drop_image": 0.03, "drop_both": 0.04}
+"""What the demo's ``SFTSettings`` share, whatever the length of the run."""
 ENCODER_STEPS, DECODER_STEPS, CLIP_STEPS = 1500, 4000, 700
 
 
@@ -95,8 +97,7 @@ def main() -> None:
     args = parser.parse_args()
     settings = SFTSettings(
         steps=args.steps, batch_size=args.batch_size, decay_steps=args.decay_steps,
-        learning_rate=args.learning_rate, muon=True,
-        drop_text=0.03, drop_image=0.03, drop_both=0.04,
+        learning_rate=args.learning_rate, **RECIPE,
     )  # fmt: skip
     if "WORLD_SIZE" in os.environ:
         backend = "gloo" if args.device == "cpu" else "nccl"
