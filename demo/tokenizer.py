@@ -21,7 +21,7 @@ TEXT_LENGTH = 21
 def vocabulary() -> dict[str, int]:
     """Ids in order: end of text, words, the mask, structure; image codes follow.
 
-    Each system prompt is one token: in a world of 96 words it carries one bit.
+    Each system prompt is one token: in this small world it carries one bit.
     """
     return {w: i for i, w in enumerate((*_FIRST, EDIT, GENERATE, *world.words(), *_STRUCTURE))}
 

@@ -27,15 +27,12 @@ def test_resumed_run_equals_the_uninterrupted_one(model, layout, dataset, tmp_pa
     whole.train()
     wanted, wanted_average = weights(whole), whole.average
 
-    class Killed(Exception):
-        pass
-
     def die(step, _):
         if step == 3:
-            raise Killed
+            raise ConnectionAbortedError
 
     broken = new_run(tmp_path / "broken")
-    with pytest.raises(Killed):
+    with pytest.raises(ConnectionAbortedError):
         broken.train(die)
     resumed = new_run(tmp_path / "broken")
     assert resumed.resume() and resumed.step == 2
