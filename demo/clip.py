@@ -13,9 +13,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader
 
 from . import world
 from .tokenizer import vocabulary, write_tokenizer
@@ -62,11 +62,6 @@ def edited(rng: random.Random, scenes: int) -> tuple[list[str], list[Codes]]:
     return [t.sentence for t in tasks], [t.after.codes() for t in tasks]
 
 
-def _pictures(codes: list[Codes]) -> torch.Tensor:
-    """(N, 3, 128, 128) float32 in [-1, 1]."""
-    return pixels_of(np.asarray(codes)) * 2 - 1
-
-
 def _thinned(rng: random.Random, sentence: str) -> str:
     drop = rng.choice([0.0, 0.0, 0.0, 0.25, 0.5])
     return " ".join(w for w in sentence.split() if rng.random() >= drop)
@@ -78,7 +73,26 @@ def _blurred(rng: random.Random, codes: Codes) -> Codes:
     return [[rng.choice(every) if rng.random() < wrong else c for c in row] for row in codes]
 
 
-def train_clip(folder: Path, *, steps: int, device: str, scenes: int = 8, seed: int = 0) -> None:
+class ClipBatches:
+    """Sentences and codes (N, 4, 4) of each step."""
+
+    def __init__(self, steps: int, scenes: int, seed: int):
+        self.steps, self.scenes, self.seed = steps, scenes, seed
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> tuple[list[str], torch.Tensor]:
+        rng = random.Random(f"clip {self.seed} {step}")
+        sentences, codes = described(rng, self.scenes * EDITS_PER_SCENE)
+        harder, more = edited(rng, self.scenes)
+        sentences = [_thinned(rng, s) for s in (*sentences, *harder)]
+        return sentences, torch.tensor([_blurred(rng, c) for c in (*codes, *more)])
+
+
+def train_clip(
+    folder: Path, *, steps: int, device: str, scenes: int = 8, seed: int = 0, workers: int = 0
+) -> None:
     """Train from nothing and write ``folder`` for ``open_clip``'s ``local-dir:``."""
     import open_clip
     from safetensors.torch import save_file
@@ -89,7 +103,6 @@ def train_clip(folder: Path, *, steps: int, device: str, scenes: int = 8, seed: 
     (folder / "open_clip_config.json").write_text(json.dumps(clip_config(), indent=1))
     write_tokenizer(folder)
     torch.manual_seed(seed)
-    rng = random.Random(seed)
     name = f"local-dir:{folder}"
     model = open_clip.create_model(name, load_weights=False, device=device)
     tokenize = open_clip.get_tokenizer(name)
@@ -97,13 +110,11 @@ def train_clip(folder: Path, *, steps: int, device: str, scenes: int = 8, seed: 
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, 1e-3, total_steps=steps, pct_start=0.1
     )
-    for step in range(steps):
-        sentences, codes = described(rng, scenes * EDITS_PER_SCENE)
-        harder, more = edited(rng, scenes)
-        sentences = [_thinned(rng, s) for s in (*sentences, *harder)]
-        pictures = _pictures([_blurred(rng, c) for c in (*codes, *more)])
+    batches = DataLoader(ClipBatches(steps, scenes, seed), batch_size=None, num_workers=workers)
+    for step, (sentences, codes) in enumerate(batches):
+        pictures = pixels_of(codes.to(device)) * 2 - 1
         with torch.autocast(device, torch.bfloat16):
-            image, text, scale = model(pictures.to(device), tokenize(sentences).to(device))
+            image, text, scale = model(pictures, tokenize(sentences).to(device))
         logits = scale * image.float() @ text.float().T
         target = torch.arange(len(logits), device=device)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -113,9 +124,10 @@ def train_clip(folder: Path, *, steps: int, device: str, scenes: int = 8, seed: 
         schedule.step()
         with torch.no_grad():
             model.logit_scale.clamp_(max=4.6)
-        if step % 50 == 49:
+        if step % 200 == 199:
             print(f"clip step {step + 1}: loss {loss.item():.3f}", flush=True)
-    print(f"clip: {near_miss_accuracy(model, tokenize, device):.3f} among 8 edits of one scene")
+    accuracy = near_miss_accuracy(model, tokenize, device)
+    print(f"clip: right one of 8 edits of a scene in {accuracy:.3f}", flush=True)
     with replacing(folder / "open_clip_model.safetensors") as path:
         weights = {k: v.to(torch.bfloat16).contiguous() for k, v in model.state_dict().items()}
         save_file(weights, path, metadata={"format": "pt"})
@@ -125,7 +137,8 @@ def train_clip(folder: Path, *, steps: int, device: str, scenes: int = 8, seed: 
 def near_miss_accuracy(model: Any, tokenize: Any, device: str, scenes: int = 60) -> float:
     """Share of held-out sentences whose own picture scores highest among 8 edits of one scene."""
     sentences, codes = edited(random.Random(10**9), scenes)
-    image, text, _ = model(_pictures(codes).to(device), tokenize(sentences).to(device))
+    pictures = pixels_of(torch.tensor(codes, device=device)) * 2 - 1
+    image, text, _ = model(pictures, tokenize(sentences).to(device))
     scores = text.view(scenes, EDITS_PER_SCENE, -1) @ image.view(scenes, EDITS_PER_SCENE, -1).mT
     best = scores.argmax(dim=-1).cpu()
     return float((best == torch.arange(EDITS_PER_SCENE)).float().mean())

@@ -28,10 +28,10 @@ from .dataset import WorldDataset
 from .tokenizer import model_config, write_tokenizer
 from .vq import train_vq
 
-SIZES = {"d_model": 256, "n_layers": 6, "n_heads": 4, "mlp_hidden_size": 512}
-RECIPE = {"muon": True, "drop_text": 0.03, "drop_image": 0.03, "drop_both": 0.04}
+SIZES = {"d_model": 256, "n_layers": 8, "n_heads": 4, "mlp_hidden_size": 512}
+RECIPE = {"muon": True, "drop_text": 0.05, "drop_image": 0.05, "drop_both": 0.1}
 """What the demo's ``SFTSettings`` share, whatever the length of the run."""
-ENCODER_STEPS, DECODER_STEPS, CLIP_STEPS = 1500, 4000, 700
+ENCODER_STEPS, DECODER_STEPS = 1500, 4000
 
 
 def short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -89,14 +89,19 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=Path("build/demo"), help="working folder")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("checkpoint"))
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--decay-steps", type=int, default=1000)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=8e-4)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--decay-steps", type=int, default=4000)
+    parser.add_argument("--batch-size", type=int, default=1024)
+    parser.add_argument("--window", type=int, default=32)
+    parser.add_argument("--micro-batch", type=int, default=256)
+    parser.add_argument("--learning-rate", type=float, default=1.2e-3)
+    parser.add_argument("--clip-steps", type=int, default=10000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=max(0, (os.cpu_count() or 1) - 2))
     args = parser.parse_args()
     settings = SFTSettings(
         steps=args.steps, batch_size=args.batch_size, decay_steps=args.decay_steps,
+        window=args.window, micro_batch=args.micro_batch, workers=args.workers,
         learning_rate=args.learning_rate, **RECIPE,
     )  # fmt: skip
     if "WORLD_SIZE" in os.environ:
@@ -110,7 +115,10 @@ def main() -> None:
                 device=args.device,
             )  # fmt: skip
         if not (args.folder / "clip" / "open_clip_model.safetensors").exists():
-            train_clip(args.folder / "clip", steps=CLIP_STEPS, device=args.device)
+            train_clip(
+                args.folder / "clip", steps=args.clip_steps, device=args.device,
+                workers=args.workers,
+            )  # fmt: skip
     run.train(lambda step, line: print(json.dumps(line), flush=True))
     if run.rank == 0:
         write_checkpoint(args.folder, run, args.out)

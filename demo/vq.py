@@ -9,6 +9,7 @@ neighbours, so shapes sharpen slowly under squared error alone.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -62,11 +63,16 @@ def random_codes(rng: np.random.Generator, batch: int, grid: tuple[int, int]) ->
     return contents + len(CONTENTS) * rng.integers(0, len(BACKGROUNDS), (batch, 1, 1))
 
 
-def pixels_of(codes: np.ndarray) -> Tensor:
-    """(B, 3, 32h, 32w) float32 in [0, 1] of (B, h, w) codes."""
-    tiles = patches()[codes].transpose(0, 5, 1, 3, 2, 4)
+@functools.cache
+def _patches_on(device: torch.device) -> Tensor:
+    return torch.from_numpy(patches()).to(device)
+
+
+def pixels_of(codes: Tensor) -> Tensor:
+    """(B, 3, 32h, 32w) float32 in [0, 1] of (B, h, w) codes, on their device."""
+    tiles = _patches_on(codes.device)[codes].permute(0, 5, 1, 3, 2, 4)
     batch, height, width = codes.shape
-    return torch.from_numpy(tiles.reshape(batch, 3, 32 * height, 32 * width)).float() / 255
+    return tiles.reshape(batch, 3, PATCH * height, PATCH * width).float() / 255
 
 
 def train_vq(
@@ -78,7 +84,7 @@ def train_vq(
     with torch.no_grad():
         model.quantize.embedding.weight.copy_(codebook())
 
-    known = pixels_of(np.arange(CODES).reshape(-1, 1, 1)).flatten(1).to(device)
+    known = pixels_of(torch.arange(CODES, device=device).view(-1, 1, 1)).flatten(1)
 
     def encoder_error(codes: Tensor, pixels: Tensor) -> Tensor:
         noise = torch.randn_like(pixels) * 0.05 * torch.rand((), device=device)
@@ -109,7 +115,8 @@ def regress(
     for step in range(steps):
         grid = tuple(rng.choice([3, 4, 4, 5], 2))
         codes = random_codes(rng, max(2, 80 // (grid[0] * grid[1])), grid)
-        loss = error(torch.from_numpy(codes).to(device), pixels_of(codes).to(device))
+        codes = torch.from_numpy(codes).to(device)
+        loss = error(codes, pixels_of(codes))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 10.0)

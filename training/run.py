@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from ..mmp_core.errors import InputError
 from ..mmp_core.layout.base import Layout
 from ..mmp_core.transformer import MaskedDiffusionTransformer
+from .batches import Batch, Windows
 from .files import replacing
-from .sft import Example, draw_conditions, group, sft_losses
+from .sft import Example, sft_losses
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,17 @@ class SFTSettings:
     probabilities of training a guidance branch (paper: 10 % each). ``ema``: decay of the averaged
     weights, which are the result. ``bf16``: autocast. ``muon``: orthogonalised updates for the
     blocks' matrices (AdamW for all else), needs torch >= 2.9.
+
+    ``window``: the examples of so many steps are sorted by shape together, so that a forward gets
+    many alike; more is faster on a GPU. ``micro_batch``: at most so many examples per forward.
+    ``workers``: processes that prepare examples ahead; 0 prepares them in between.
     """
 
     steps: int
     batch_size: int = 128
+    window: int = 1
+    micro_batch: int = 256
+    workers: int = 0
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     decay_steps: int = 1000
@@ -57,10 +67,10 @@ class SFTSettings:
 class SFTRun:
     """Weights, optimizers and averaged weights of one run, saved in ``folder``.
 
-    ``dataset[i]`` is example ``i``; step ``s`` trains on indices ``s·batch_size`` and following.
-    Under ``torchrun`` (an initialised process group) each rank takes every n-th example of the
-    batch and gradients are summed; rank 0 writes the files. Masks are drawn per rank, so a run
-    repeats exactly on the same number of ranks.
+    ``dataset[i]`` is example ``i``; see :class:`~.batches.Windows` for which step trains on which.
+    Under ``torchrun`` (an initialised process group) each rank takes every n-th example and
+    gradients are summed; rank 0 writes the files. Masks are drawn per rank, so a run repeats
+    exactly on the same number of ranks.
     """
 
     def __init__(
@@ -93,8 +103,8 @@ class SFTRun:
         """
         began, metrics = time.perf_counter(), []
         try:
-            while self.step < self.settings.steps:
-                metrics.append(self._advance())
+            for batch in self.batches():
+                metrics.append(self.advance(batch))
                 if self.step % self.settings.log_every == 0:
                     seconds = (time.perf_counter() - began) / len(metrics)
                     self._log(metrics, seconds, callback)
@@ -106,22 +116,31 @@ class SFTRun:
             raise
         self.save()
 
-    def _advance(self) -> dict[str, float]:
+    def batches(self) -> Iterator[Batch]:
+        """What each of the remaining steps trains on."""
+        settings, first = self.settings, self.step
+        loader = DataLoader(
+            Windows(self.dataset, settings, self.rank, self.ranks),
+            batch_size=None,
+            sampler=range(first // settings.window, math.ceil(settings.steps / settings.window)),
+            num_workers=settings.workers,
+        )
+        skipped = first % settings.window
+        steps = (batch for window in loader for batch in window)
+        return islice(steps, skipped, skipped + settings.steps - first)
+
+    def advance(self, batch: Batch) -> dict[str, float]:
+        """One optimizer step; the losses per example and the gradient's norm."""
         settings, size = self.settings, self.settings.batch_size
         seed = settings.seed * 1_000_003 + self.step
-        conditions = draw_conditions(
-            size, torch.Generator().manual_seed(seed),
-            text=settings.drop_text, image=settings.drop_image, both=settings.drop_both,
-        )[self.rank :: self.ranks]  # fmt: skip
         rng = torch.Generator().manual_seed(seed * 1_009 + self.rank)
-        examples = [self.dataset[self.step * size + i] for i in range(self.rank, size, self.ranks)]
-        sums = torch.zeros(2)
-        for stacked, condition in group(examples, conditions):
+        sums = torch.zeros(2, device=self.device)
+        for stacked, condition in batch:
             stacked = stacked.to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.bf16):
                 losses = sft_losses(self.model, self.layout, stacked, condition, rng)
             ((losses.text + losses.image) / size).backward()
-            sums += torch.stack((losses.text, losses.image)).detach().float().cpu()
+            sums += torch.stack((losses.text, losses.image)).detach().float()
         self._reduce(sums)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
         if not math.isfinite(float(norm)):
@@ -138,7 +157,7 @@ class SFTRun:
         if self.ranks == 1:
             return
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        flat = torch.cat([*(g.flatten() for g in grads), sums.to(self.device)])
+        flat = torch.cat([*(g.flatten() for g in grads), sums])
         dist.all_reduce(flat)
         sums.copy_(flat[-len(sums) :])
         parts = flat[: -len(sums)].split([g.numel() for g in grads])

@@ -37,6 +37,10 @@ class Example:
         weight = None if self.image_weight is None else self.image_weight.to(device)
         return Example(self.prompt.to(device), self.target.to(device), weight)
 
+    def __getitem__(self, index: slice) -> Example:
+        weight = None if self.image_weight is None else self.image_weight[index]
+        return Example(self.prompt[index], self.target[index], weight)
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -116,8 +120,11 @@ def sft_losses(
     device = target.text.device
     text_ratio = torch.rand(n, generator=rng)
     image_ratio = torch.cos(torch.rand(n, generator=rng) * math.pi / 2)
-    text_mask = draw_mask(tuple(target.text.shape), text_ratio, rng).to(device)
-    image_mask = draw_mask((n, target.image[0].numel()), image_ratio, rng).to(device)
+    text_mask = draw_mask(tuple(target.text.shape), text_ratio, rng)
+    image_mask = draw_mask((n, target.image[0].numel()), image_ratio, rng)
+    per_row = text_mask.sum(dim=1, keepdim=True).expand_as(text_mask)[text_mask].to(device)
+    text_at, image_at = (_positions(mask, device) for mask in (text_mask, image_mask))
+    text_mask, image_mask = text_mask.to(device), image_mask.to(device)
     codes = target.image.flatten(1)
     state = TokenState(
         target.text.masked_fill(text_mask, MASKED),
@@ -127,13 +134,17 @@ def sft_losses(
         example.prompt, state, drop_text=condition.drop_text, drop_image=condition.drop_image
     )
     hidden = model(sequence.ids)
-    text_logits = model.logits(hidden[:, sequence.text_positions][text_mask])
-    image_logits = model.logits(hidden[:, sequence.image_positions][image_mask])
-    text_error = F.cross_entropy(text_logits.float(), target.text[text_mask], reduction="none")
+    text_logits = model.logits(hidden[:, sequence.text_positions][text_at])
+    image_logits = model.logits(hidden[:, sequence.image_positions][image_at])
+    text_error = F.cross_entropy(text_logits.float(), target.text[text_at], reduction="none")
     image_error = F.cross_entropy(
-        image_logits.float(), codes[image_mask] + layout.image_offset, reduction="none"
+        image_logits.float(), codes[image_at] + layout.image_offset, reduction="none"
     )
     if example.image_weight is not None:
-        image_error = image_error * example.image_weight.flatten(1)[image_mask]
-    per_row = text_mask.sum(dim=1, keepdim=True).expand_as(text_mask)[text_mask]
+        image_error = image_error * example.image_weight.flatten(1)[image_at]
     return Losses((text_error / per_row).sum(), image_error.sum() / codes.shape[1])
+
+
+def _positions(mask: Tensor, device: torch.device) -> tuple[Tensor, ...]:
+    """Where a mask on the CPU is set: found there, so that the device need not be waited for."""
+    return tuple(index.to(device, non_blocking=True) for index in mask.nonzero(as_tuple=True))

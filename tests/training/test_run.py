@@ -94,3 +94,7 @@ def test_ranks_stay_equal_and_only_the_first_writes(model, layout, dataset, tmp_
         worker.join(60)
     for name in found[0]:
         assert (found[0][name] == found[1][name]).all(), name
+    saved = torch.load(tmp_path / "run.pt", weights_only=True)["model"]
+    assert os.listdir(tmp_path).count("run.pt") == 1
+    for name, tensor in saved.items():
+        assert (tensor.numpy() == found[0][name]).all(), name
