@@ -16,15 +16,19 @@ from ..demo.dataset import HELD_OUT, WorldDataset
 from ..demo.evaluate import judge
 from ..mmp_core import load_checkpoint
 
-TRAINED_ON = 3000 * 128
-"""Examples that the shipped checkpoint was trained on."""
+TRAINED_ON = ((3000 * 128, 128), (1186 * 2048, 16 * 2048))
+"""What the shipped checkpoint saw: number of examples, and how many in a row share a grid."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=500)
     cases = parser.parse_args().cases
-    seen = {WorldDataset.task(i).instruction for i in range(TRAINED_ON)}
+    seen = {
+        WorldDataset.task(i, same_grid).instruction
+        for examples, same_grid in TRAINED_ON
+        for i in range(examples)
+    }
     later = (world.task(HELD_OUT + i) for i in count())
     tasks = list(islice((t for t in later if t.instruction not in seen), cases))
     first = [world.task(HELD_OUT + i).instruction for i in range(cases)]

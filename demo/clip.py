@@ -91,7 +91,7 @@ class ClipBatches:
 
 
 def train_clip(
-    folder: Path, *, steps: int, device: str, scenes: int = 8, seed: int = 0, workers: int = 0
+    folder: Path, *, steps: int, device: str, scenes: int = 16, seed: int = 0, workers: int = 0
 ) -> None:
     """Train from nothing and write ``folder`` for ``open_clip``'s ``local-dir:``."""
     import open_clip

@@ -20,17 +20,18 @@ CHANGED_WEIGHT = 4.0
 
 
 class WorldDataset:
-    """``dataset[i]``: example ``i``. Grids change every 128 examples, so that batches share one."""
+    """``dataset[i]``: example ``i``. ``same_grid``: so many in a row share a grid and can be
+    trained on together."""
 
-    def __init__(self, layout: Layout):
-        self.layout = layout
+    def __init__(self, layout: Layout, same_grid: int = 128):
+        self.layout, self.same_grid = layout, same_grid
 
     def __getitem__(self, index: int) -> Example:
-        return to_example(self.task(index), self.layout)
+        return to_example(self.task(index, self.same_grid), self.layout)
 
     @staticmethod
-    def task(index: int) -> world.Task:
-        chooser = random.Random(f"grid {index // 128}")
+    def task(index: int, same_grid: int = 128) -> world.Task:
+        chooser = random.Random(f"grid {index // same_grid}")
         grid = world.GRIDS[0] if chooser.random() < 0.5 else chooser.choice(world.GRIDS[1:])
         return world.task(index, grid=grid)
 

@@ -44,16 +44,18 @@ class VariantA:
         self.image_offset = config.get("text_vocab_size", _FALLBACK_IMAGE_OFFSET)
         self.codebook_size = config.get("codebook_size", 8192)
         self.text_choices = range(self.mask_id)
+        self._unconditional = {s: self._templated(s, "<uncondition>") for s in (EDIT, GENERATE)}
 
     def encode(self, instruction: str, image: Tensor | None, initial: TokenState) -> Prompt:
         system = GENERATE if image is None else EDIT
+        words = self._templated(system, instruction).expand(initial.batch, -1)
+        blank = self._unconditional[system].expand(initial.batch, -1)
+        return Prompt(words, blank, image, initial)
 
-        def ids(user: str) -> Tensor:
-            text = f"<system>{system}</system><user>{user}</user>"
-            found = torch.tensor(self.tokenizer(text)["input_ids"], dtype=torch.int64)
-            return found.expand(initial.batch, -1)
-
-        return Prompt(ids(instruction), ids("<uncondition>"), image, initial)
+    def _templated(self, system: str, user: str) -> Tensor:
+        """(1, L) int64 ids of the instruction in its template."""
+        text = f"<system>{system}</system><user>{user}</user>"
+        return torch.tensor([self.tokenizer(text)["input_ids"]], dtype=torch.int64)
 
     def sequence(
         self,

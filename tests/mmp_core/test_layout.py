@@ -114,7 +114,8 @@ def test_variant_a_uses_the_trained_system_prompts():
     initial = TokenState.masked(1, 1, (1, 1))
     layout.encode("x", torch.zeros(1, 1, 1, dtype=torch.int64), initial)
     layout.encode("x", None, initial)
-    edit, _, generate, blank = Recorder.texts
+    blank_edit, blank, edit, generate = Recorder.texts
+    assert blank_edit == f"<system>{variant_a.EDIT}</system><user><uncondition></user>"
     assert edit == f"<system>{variant_a.EDIT}</system><user>x</user>"
     assert generate == f"<system>{variant_a.GENERATE}</system><user>x</user>"
     assert blank == f"<system>{variant_a.GENERATE}</system><user><uncondition></user>"
