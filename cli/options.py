@@ -83,12 +83,9 @@ def add_sft(parser: argparse.ArgumentParser) -> None:
         help="steps over which the learning rate falls to 0 at the end (default: a third)",
     )  # fmt: skip
     parser.add_argument(
-        "--batch-size",
-        type=_positive,
-        default=128,
-        metavar="N",
-        help="examples per step (default 128)",
-    )
+        "--batch-size", type=_positive, metavar="N",
+        help="examples per step (default 128; on a GPU 2048)",
+    )  # fmt: skip
     parser.add_argument(
         "--learning-rate", type=float, default=8e-4, metavar="X",
         help="before it falls (default 8e-4)",

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from tqdm import tqdm
 
-from ..demo.train import RECIPE, transformer_run, write_checkpoint
+from ..demo.train import recipe_for, transformer_run, write_checkpoint
 from ..mmp_core import InputError
 from ..mmp_core.checkpoint import DEMO
-from ..training.run import SFTSettings
 from .model import memory_explained, pick_device
 
 
 def sft(args: argparse.Namespace) -> None:
     _check_folder(args)
-    settings = SFTSettings(
+    device = pick_device(args.device)
+    recipe = recipe_for(device)
+    settings = replace(
+        recipe,
         steps=args.steps,
-        batch_size=args.batch_size,
+        batch_size=args.batch_size or recipe.batch_size,
         learning_rate=args.learning_rate,
         decay_steps=args.decay_steps or max(1, args.steps // 3),
         seed=args.seed,
-        **RECIPE,
     )
     with memory_explained():
-        run = transformer_run(args.folder, settings, pick_device(args.device))
+        run = transformer_run(args.folder, settings, device)
         with tqdm(
             total=args.steps, initial=run.step, desc="training", unit="step", disable=args.quiet
         ) as bar:

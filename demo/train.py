@@ -47,6 +47,11 @@ no autocast, whose casts are half of all launches (float32 in TF32 instead)."""
 ENCODER_STEPS, DECODER_STEPS, CLIP_STEPS = 1500, 4000, 7000
 
 
+def recipe_for(device: str) -> SFTSettings:
+    """``RECIPES``, that of a CPU for any device that is not CUDA."""
+    return RECIPES.get(device, RECIPES["cpu"])
+
+
 def short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention by two matmuls, for the short sequences of the demo on a CPU."""
     dtype, (q, k, v) = q.dtype, (t.bfloat16() for t in (q, k, v))
@@ -119,7 +124,7 @@ def main() -> None:
     parser.add_argument("--clip-steps", type=int, default=CLIP_STEPS)
     args = parser.parse_args()
     torch.set_float32_matmul_precision("high")
-    recipe = replace(RECIPES[args.device], workers=args.workers)
+    recipe = replace(recipe_for(args.device), workers=args.workers)
     chosen = {name: getattr(args, name) for name in ("steps", "decay_steps", "batch_size")}
     settings = replace(recipe, **{name: value for name, value in chosen.items() if value})
     if "WORLD_SIZE" in os.environ:

@@ -63,10 +63,10 @@ def test_training_goes_on_only_when_asked_to(sft):
 
 
 def test_ctrl_c_keeps_the_run(sft, tmp_path, monkeypatch):
-    def interrupt(run):
+    def interrupt(run, batch):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(SFTRun, "_advance", interrupt)
+    monkeypatch.setattr(SFTRun, "advance", interrupt)
     assert sft("--steps", 2)[0] == 130
     monkeypatch.undo()
     assert (tmp_path / "run" / "run.pt").is_file()
