@@ -116,7 +116,7 @@ def main() -> None:
     for name, settings in EDITS.items():
         denoise(model, prompt, replace(settings, text_steps=4, image_steps=3))
         torch.cuda.reset_peak_memory_stats()
-        edit = seconds(lambda s=settings: denoise(model, prompt, s, record_every=0), 1)
+        edit = seconds(lambda s=settings: denoise(model, prompt, s, record=0), 1)
         memory = torch.cuda.max_memory_allocated() / 1e9
         found["edits"][name] = {"seconds": edit, "peak_memory_gb": memory}
     print(json.dumps(found, indent=1))

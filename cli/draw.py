@@ -25,8 +25,8 @@ from ..mmp_core import (
     denoise,
     encode_instruction,
 )
+from ..mmp_core.files import replacing
 from ..mmp_core.images import load_image
-from ..training.files import replacing
 from .model import check_settings, load_model, memory_explained, note, settings_of
 
 _LONGEST_NAME = 48
@@ -78,7 +78,7 @@ def answer(
             bar.total = total
             bar.update()
 
-        trajectory = denoise(model, prompt, settings, callback=advance, record_every=0)
+        trajectory = denoise(model, prompt, settings, callback=advance, record=0)
     text = decode_text(model, trajectory.final)[0].strip()
     image = decode_image(model, trajectory.final)[0]
     return Answer(text, image, trajectory.total_steps, time.perf_counter() - began)

@@ -146,11 +146,15 @@ def _add_sampler(parser: argparse.ArgumentParser) -> None:
         "--remasking", choices=("low_confidence", "random"),
         help="which text tokens stay undecided longer (default low_confidence)",
     )  # fmt: skip
+    group.add_argument(
+        "--order", choices=("parallel", "text_first", "image_first"),
+        help="text and picture together, or one wholly before the other (default parallel)",
+    )  # fmt: skip
 
 
 def chosen_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The sampler settings that were given, by field name; the others are the preset's."""
-    names = [name for name, *_ in _SAMPLER] + ["remasking"]
+    names = [name for name, *_ in _SAMPLER] + ["remasking", "order"]
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 

@@ -97,7 +97,7 @@ def train_clip(
     import open_clip
     from safetensors.torch import save_file
 
-    from ..training.files import replacing
+    from ..mmp_core.files import replacing
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps(clip_config(), indent=1))

@@ -49,7 +49,7 @@ def answer(
             numbers, chosen, prompts = zip(*members[start : start + batch], strict=True)
             own = SamplerSettings(**{**asdict(settings), "seed": [seed + n for n in numbers]})
             prompt = type(prompts[0]).stack(prompts)
-            final = denoise(model, prompt, own, record_every=0).final
+            final = denoise(model, prompt, own, record=0).final
             images, sentences = decode_image(model, final), decode_text(model, final)
             for task, image, sentence in zip(chosen, images, sentences, strict=True):
                 yield Answer(task, sentence, check(task, image, sentence))

@@ -21,9 +21,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..mmp_core.config import ModelConfig
+from ..mmp_core.files import replacing
 from ..mmp_core.layout.variant_a import VariantA
 from ..mmp_core.transformer import MaskedDiffusionTransformer, sdpa_attention
-from ..training.files import replacing
 from ..training.run import SFTRun, SFTSettings, initialise
 from .clip import train_clip
 from .dataset import WorldDataset

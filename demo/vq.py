@@ -131,7 +131,7 @@ def regress(
 def save_vq(model: AmusedVQ, folder: Path) -> None:
     from safetensors.torch import save_file
 
-    from ..training.files import replacing
+    from ..mmp_core.files import replacing
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(vq_config(), indent=1))

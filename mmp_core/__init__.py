@@ -2,6 +2,7 @@
 
 from .checkpoint import Model, load_checkpoint
 from .errors import CheckpointError, InputError
+from .layout.base import UNDECIDED
 from .pipeline import (
     decode_image,
     decode_pixels,
@@ -14,7 +15,7 @@ from .sampler import SamplerSettings, denoise
 from .state import MASKED, Prompt, Step, TokenState, Trajectory
 
 __all__ = [
-    "MASKED", "CheckpointError", "InputError", "Model", "Prompt", "SamplerSettings", "Step",
-    "TokenState", "Trajectory", "decode_image", "decode_pixels", "decode_text", "denoise",
+    "MASKED", "UNDECIDED", "CheckpointError", "InputError", "Model", "Prompt", "SamplerSettings",
+    "Step", "TokenState", "Trajectory", "decode_image", "decode_pixels", "decode_text", "denoise",
     "encode_image", "encode_instruction", "load_checkpoint", "undecided_pixels",
 ]  # fmt: skip

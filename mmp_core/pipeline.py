@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -11,8 +12,18 @@ from PIL import Image
 from torch import Tensor
 
 from .checkpoint import Model
+from .editing import cells_of
 from .errors import InputError
-from .images import Size, crop_sizes, fit_image, load_image, squash_image, to_pil, to_pixels
+from .images import (
+    UNIT_RANGE,
+    Size,
+    crop_sizes,
+    fit_image,
+    load_image,
+    squash_image,
+    to_pil,
+    to_pixels,
+)
 from .state import MASKED, Prompt, TokenState
 
 GREY = (0.5, 0.5, 0.5)
@@ -27,6 +38,7 @@ def encode_instruction(
     size: Size | None = None,
     text_length: int | None = None,
     batch: int = 1,
+    mask: Image.Image | None = None,
     offset: Literal["center"] | random.Random = "center",
 ) -> Prompt:
     """The prompt for editing ``image`` by ``instruction``, or for generating without an image.
@@ -34,9 +46,11 @@ def encode_instruction(
     ``size``: (width, height) of the result in pixels, multiples of ``model.downsample``; by
     default that of the input image as the model sees it, else a square of the checkpoint's own
     size. ``text_length``: tokens of the answer's text, 1 … 4096; by default the checkpoint's own.
-    ``batch``: samples of this one prompt, all undecided. ``offset``: see ``images.fit_image``.
+    ``batch``: samples of this one prompt, all undecided. ``mask``: of mode "L", white where the
+    picture is to be painted anew; elsewhere its image tokens stay as they are, bit for bit.
+    ``offset``: see ``images.fit_image``.
 
-    Raises ``InputError`` for a size, length or picture that cannot be used.
+    Raises ``InputError`` for a size, length, picture or mask that cannot be used.
     """
     if batch < 1:
         raise InputError(f"batch is {batch}; expected at least 1.")
@@ -51,6 +65,8 @@ def encode_instruction(
     else:
         grid = grid_of(model, (model.default_image_size, model.default_image_size))
     initial = TokenState.masked(batch, length, grid)
+    if mask is not None:
+        initial = replace(initial, image=_outside(model, mask, image, codes, grid, batch))
     codes = None if codes is None else codes.cpu().expand(batch, -1, -1)
     return model.layout.encode(instruction, codes, initial)
 
@@ -66,13 +82,37 @@ def encode_image(
     Variant A scales and crops to the aspect ratio nearest to the picture's, variant M squashes to a
     square; both to about the area of the checkpoint's default size.
     """
-    picture = load_image(image)
-    if model.variant == "A":
-        picture = fit_image(picture, input_sizes(model), offset=offset)
-    else:
-        picture = squash_image(picture, model.default_image_size)
-    pixels = to_pixels(picture, model.image_tokenizer.pixel_range)
+    pixels = to_pixels(_fitted(model, image, offset), model.image_tokenizer.pixel_range)
     return model.image_tokenizer.encode(pixels.to(model.device))
+
+
+def _fitted(
+    model: Model, image: Image.Image | str | os.PathLike, offset: Literal["center"] | random.Random
+) -> Image.Image:
+    if model.variant == "A":
+        return fit_image(load_image(image), input_sizes(model), offset=offset)
+    return squash_image(load_image(image), model.default_image_size)
+
+
+def _outside(
+    model: Model,
+    mask: Image.Image,
+    image: Image.Image | str | os.PathLike | None,
+    codes: Tensor | None,
+    grid: tuple[int, int],
+    batch: int,
+) -> Tensor:
+    """(batch, H, W): the input's codes, undecided where more than half of a patch is masked."""
+    if codes is None:
+        raise InputError("A mask needs an input picture: give one, or leave the mask open.")
+    if codes.shape[1:] != grid:
+        raise InputError(
+            f"With a mask the result has the input's size, {codes.shape[2] * model.downsample}x"
+            f"{codes.shape[1] * model.downsample} as the model sees it: leave the size open."
+        )
+    whole = mask.convert("RGB").resize(load_image(image).size, Image.Resampling.BILINEAR)
+    painted = to_pixels(_fitted(model, whole, "center"), UNIT_RANGE)[:, 0]
+    return codes.cpu().masked_fill(cells_of(painted, grid), MASKED).expand(batch, -1, -1)
 
 
 def input_sizes(model: Model) -> list[Size]:

@@ -188,6 +188,20 @@ class Trajectory:
     def __iter__(self) -> Iterator[Step]:
         return iter(self.steps)
 
+    def at(self, fraction: float) -> Step:
+        """The recorded step that stands after ``fraction`` (0 … 1) of the run's steps.
+
+        0 is what stands before the first; between two recorded steps the earlier one. Raises
+        ``ValueError`` where nothing was recorded or the fraction is out of range.
+        """
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"fraction is {fraction}; expected 0 to 1.")
+        if not self.steps:
+            raise ValueError("The trajectory has no recorded steps.")
+        done = round(fraction * self.total_steps)
+        past = [step for step in self.steps if step.index < done]
+        return past[-1] if past else Step.before(self.steps[0].state)
+
     def to(self, device: torch.device | str) -> Trajectory:
         """Tensors that steps share stay shared."""
         moved: dict[int, Tensor] = {}

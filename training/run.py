@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..mmp_core.errors import InputError
+from ..mmp_core.files import replacing
 from ..mmp_core.layout.base import Layout
 from ..mmp_core.transformer import MaskedDiffusionTransformer
 from .batches import Batch, Windows
-from .files import replacing
 from .sft import Example, sft_losses
 
 

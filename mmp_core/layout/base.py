@@ -10,6 +10,10 @@ from torch import Tensor
 
 from ..state import MASKED, Prompt, TokenState
 
+UNDECIDED = "░"
+"""Stands for an undecided text token where people read it."""
+_CONTEXT = 4
+
 
 @dataclass(frozen=True)
 class Sequence:
@@ -33,13 +37,16 @@ class Layout(Protocol):
     ``codebook_size``: number of image codes.
     ``mask_id``: id of an undecided position; also the end of the ids that text may take:
     ``text_choices`` is the half-open range of ids a corrected sampler chooses text from.
-    ``downsample``: pixels per image token side.
+    ``end_of_text``: id that follows the answer's last word. ``pads_text``: whether the checkpoint
+    was trained on answers filled up with it, so that every answer has the same length.
     """
 
     image_offset: int
     codebook_size: int
     mask_id: int
     text_choices: range
+    end_of_text: int
+    pads_text: bool
 
     def encode(
         self,
@@ -110,3 +117,29 @@ def decode_ids(tokenizer: Any, ids: list[int], masked: str) -> str:
         if token == MASKED:
             parts.append(masked)
     return " ".join(part.strip() for part in parts if part.strip())
+
+
+def pieces_of(tokenizer: Any, ids: list[int]) -> list[str]:
+    """One string per id, which together read as :func:`decode_ids` does, spaces aside.
+
+    An id's string is what it adds to the ids just before it, since tokenizers put spaces between
+    words and make one letter of several ids.
+    """
+    pieces: list[str] = []
+    run, read, shown = [], 0, ""
+    for token in ids:
+        if token == MASKED:
+            pieces.append(f" {UNDECIDED}")
+            run, read, shown = [], 0, ""
+            continue
+        gap = " " if not run and pieces else ""
+        run.append(token)
+        start = max(0, read - _CONTEXT)
+        longer = tokenizer.decode(run[start:], skip_special_tokens=True)
+        if longer.endswith("\ufffd"):  # part of a letter
+            pieces.append("")
+            continue
+        pieces.append(gap + longer[len(shown) :])
+        read = len(run)
+        shown = tokenizer.decode(run[max(0, read - _CONTEXT) :], skip_special_tokens=True)
+    return pieces

@@ -24,7 +24,7 @@ _FALLBACK_IDS = {
     "<answer>": 126354,
     "</answer>": 126355,
 }
-_FALLBACK_IMAGE_OFFSET = 126356
+_FALLBACK_IMAGE_OFFSET, _FALLBACK_EOS = 126356, 126081
 
 
 class VariantA:
@@ -44,6 +44,8 @@ class VariantA:
         self.image_offset = config.get("text_vocab_size", _FALLBACK_IMAGE_OFFSET)
         self.codebook_size = config.get("codebook_size", 8192)
         self.text_choices = range(self.mask_id)
+        self.end_of_text = config.get("eos_token_id", _FALLBACK_EOS)
+        self.pads_text = "default_text_length" in config
         self._unconditional = {s: self._templated(s, "<uncondition>") for s in (EDIT, GENERATE)}
 
     def encode(self, instruction: str, image: Tensor | None, initial: TokenState) -> Prompt:

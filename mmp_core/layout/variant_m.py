@@ -47,6 +47,7 @@ class VariantM:
         self.image_offset = config.get("text_vocab_size", len(tokenizer))
         self.codebook_size = config.get("codebook_size", 8192)
         self.text_choices = range(self.mask_id)
+        self.end_of_text, self.pads_text = self.eos, True
 
     def encode(self, instruction: str, image: Tensor | None, initial: TokenState) -> Prompt:
         words = self.tokenizer(instruction)["input_ids"]

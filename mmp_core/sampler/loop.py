@@ -12,6 +12,7 @@ from ..state import MASKED, Prompt, Step, TokenState, Trajectory
 from .policies import DenoisingModel, Policies, corrected_policies
 from .predictor import Predictor
 from .rows import Rows
+from .schedule import spread
 from .selection import carried
 from .settings import SamplerSettings
 from .upstream import upstream_policies
@@ -30,13 +31,15 @@ def denoise(
     *,
     policies: Policies | None = None,
     callback: Callback | None = None,
-    record_every: int = 1,
+    record: int | None = None,
 ) -> Trajectory:
     """Decide all undecided tokens of ``prompt.initial``, text and image in parallel.
 
     ``policies`` replaces what ``settings`` stands for. ``callback`` is called after each step.
-    ``record_every``: each n-th step is kept in the trajectory; 0 keeps none. Tensors stay on the
-    model's device. Raises ``InputError`` for settings or tokens that do not fit the model.
+    ``record``: at most so many steps are kept in the trajectory, evenly spread and the last one
+    always; ``None`` keeps all, 0 none. Tensors stay on the model's device.
+
+    Raises ``InputError`` for settings or tokens that do not fit the model.
     """
     settings = settings or SamplerSettings()
     prompt = prompt.to(model.device)
@@ -46,9 +49,10 @@ def denoise(
     predictor = Predictor(model.transformer, model.layout, policies.guidance.branches)
     last = Step.before(prompt.initial)
     recorded, total = [], len(policies.plan)
+    kept = range(total) if record is None else spread(min(record, total), 0, total)
     for index in range(total):
         last = take_step(predictor, policies, index, last)
-        if record_every and index % record_every == 0:
+        if index in kept:
             recorded.append(last)
         if callback:
             callback(index, total, last)

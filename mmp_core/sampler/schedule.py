@@ -58,18 +58,14 @@ class Plan:
 
 
 def corrected_steps(text: Counts, image: Counts, settings: SamplerSettings) -> list[PlannedStep]:
-    """Text revealed linearly, image by the cosine of its own progress, both ending together.
+    """Text revealed linearly, image by the cosine of its own progress.
 
-    ``text``, ``image``: undecided tokens at the start, per sample. The run has as many steps as
-    the larger of ``text_steps`` and ``image_steps``; each modality keeps its own number of steps,
-    none of which collapse. Image steps start after a quarter of the run, as in the reference, or
-    earlier where they would not fit. Steps that reveal nothing are left out.
+    ``text``, ``image``: undecided tokens at the start, per sample. Each modality keeps its own
+    number of steps, none of which collapse. Steps that reveal nothing are left out.
     """
-    total = max(settings.text_steps, settings.image_steps)
-    text_at = _spread(settings.text_steps, 0, total)
-    image_at = _spread(settings.image_steps, min(total // 4, total - settings.image_steps), total)
+    text_at, image_at = _placed(settings)
     steps, text_left, image_left = [], text, image
-    for index in range(total):
+    for index in range(max(*text_at, *image_at) + 1):
         step, text_after, image_after = PlannedStep(), text_left, image_left
         if index in text_at:
             text_after = tuple(_linear(n, text_at[index], settings.text_steps) for n in text)
@@ -93,10 +89,25 @@ def _changing(before: Counts, after: Counts) -> Counts:
     return tuple(b if a != b else 0 for b, a in zip(before, after, strict=True))
 
 
-def _spread(count: int, start: int, stop: int) -> dict[int, int]:
+def _placed(settings: SamplerSettings) -> tuple[dict[int, int], dict[int, int]]:
+    """The steps that reveal text, and those that reveal the image: {index: 1-based rank} each.
+
+    In parallel both end together, with as many steps as the larger number; image steps start after
+    a quarter of the run, as in the reference, or earlier where they would not fit.
+    """
+    text, image = settings.text_steps, settings.image_steps
+    if settings.order == "text_first":
+        return spread(text, 0, text), spread(image, text, text + image)
+    if settings.order == "image_first":
+        return spread(text, image, image + text), spread(image, 0, image)
+    total = max(text, image)
+    return spread(text, 0, total), spread(image, min(total // 4, total - image), total)
+
+
+def spread(count: int, start: int, stop: int) -> dict[int, int]:
     """``count`` distinct steps from ``start`` to ``stop - 1``: {index: 1-based rank}."""
-    if count == 1:
-        return {stop - 1: 1}
+    if count < 2:
+        return dict.fromkeys([stop - 1][:count], 1)
     return {start + i * (stop - 1 - start) // (count - 1): i + 1 for i in range(count)}
 
 

@@ -13,6 +13,11 @@ _SCRIPT_DEFAULTS = {
     "A": {"text_steps": 128, "image_steps": 64, "image_guidance": 4.0, "joint_guidance": 0.0},
     "M": {"text_steps": 128, "image_steps": 30, "joint_guidance": 4.0, "reasoning_guidance": 2.5},
 }
+_CHOICES = {
+    "remasking": ("low_confidence", "random"),
+    "preset": ("corrected", "upstream"),
+    "order": ("parallel", "text_first", "image_first"),
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class SamplerSettings:
     ``reasoning_guidance``: -100 … 100. The same for text logits, from the branch without both.
     ``remasking``: which tokens are revealed first: those of high confidence ("low_confidence"
         stays masked), or text at "random" (the field's names; LLaDA).
+    ``order``: "parallel", or one modality wholly before the other: "text_first" (think, then draw)
+        or "image_first"; the run then takes ``text_steps + image_steps`` forwards.
     ``seed``: one number, sample *i* of the batch then uses ``seed + i``; or one per sample; or
         ``None``: unseeded. A sample's result depends on its own seed only.
     ``preset``: "corrected", or "upstream": the released sampler with all its quirks; use
@@ -52,6 +59,7 @@ class SamplerSettings:
     remasking: Literal["low_confidence", "random"] = "low_confidence"
     seed: int | Sequence[int] | None = 0
     preset: Literal["corrected", "upstream"] = "corrected"
+    order: Literal["parallel", "text_first", "image_first"] = "parallel"
 
     def __post_init__(self) -> None:
         for name in ("text_steps", "image_steps"):
@@ -60,12 +68,15 @@ class SamplerSettings:
             _check(name, getattr(self, name), 0, 10)
         for name in ("text_guidance", "image_guidance", "joint_guidance", "reasoning_guidance"):
             _check(name, getattr(self, name), -100, 100)
-        if self.remasking not in ("low_confidence", "random"):
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                expected = " or ".join(map(repr, known))
+                raise InputError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
+        if self.preset == "upstream" and self.order != "parallel":
             raise InputError(
-                f"remasking is {self.remasking!r}; expected 'low_confidence' or 'random'."
+                f"order is {self.order!r} with the upstream preset, whose reference knows only "
+                "'parallel'; use the corrected preset."
             )
-        if self.preset not in ("corrected", "upstream"):
-            raise InputError(f"preset is {self.preset!r}; expected 'corrected' or 'upstream'.")
         for seed in (self.seed,) if isinstance(self.seed, int) else self.seed or ():
             _check("seed", seed, 0, 2**64 - 1, whole=True)
 

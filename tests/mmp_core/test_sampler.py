@@ -63,11 +63,11 @@ def runs(draw):
 
 
 @settings(max_examples=80, deadline=None)
-@given(run=runs())
-def test_corrected_decides_everything_once(run):
+@given(run=runs(), order=st.sampled_from(("parallel", "text_first", "image_first")))
+def test_corrected_decides_everything_once(run, order):
     variant, start, own, text, image, joint = run
     own |= {"text_guidance": text, "image_guidance": image, "joint_guidance": joint}
-    trajectory = denoise(MODEL[variant], start, SamplerSettings(**own))
+    trajectory = denoise(MODEL[variant], start, SamplerSettings(**own, order=order))
     layout, state = MODEL[variant].layout, start.initial
     for step in trajectory:
         assert torch.equal(step.state.text, state.text)
@@ -226,14 +226,47 @@ def test_callback_sees_every_step_and_may_interrupt():
     assert seen == [(i, seen[0][1]) for i in range(3)]
 
 
-def test_record_every():
+@pytest.mark.parametrize("most", [0, 1, 2, 4, 100, None])
+def test_at_most_so_many_steps_are_recorded(most):
     start, own = prompt(text=6), dataclasses.replace(PLAIN, text_steps=6, image_steps=6)
     whole = denoise(MODEL["A"], start, own)
-    some = denoise(MODEL["A"], start, own, record_every=2)
-    none = denoise(MODEL["A"], start, own, record_every=0)
-    assert [step.index for step in some] == list(range(0, whole.total_steps, 2))
-    assert len(none) == 0 and none.total_steps == whole.total_steps
-    assert torch.equal(none.final.image, whole.final.image)
+    some = denoise(MODEL["A"], start, own, record=most)
+    assert len(some) == min(whole.total_steps, 100 if most is None else most)
+    assert some.total_steps == whole.total_steps
+    assert torch.equal(some.final.image, whole.final.image)
+    if most:
+        assert torch.equal(some.steps[-1].after.text, whole.final.text)
+
+
+@given(st.floats(0, 1), st.integers(1, 8))
+def test_a_fraction_of_the_run_finds_the_step_that_stands_there(fraction, most):
+    start, own = prompt(text=6), dataclasses.replace(PLAIN, text_steps=6, image_steps=6)
+    run = denoise(MODEL["A"], start, own, record=most)
+    found, done = run.at(fraction), round(fraction * run.total_steps)
+    assert found.index < max(done, 0) or found.index == -1
+    assert not [step for step in run if found.index < step.index < done]
+    assert torch.equal(run.at(1.0).after.text, run.final.text)
+    for wrong in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="0 to 1"):
+            run.at(wrong)
+
+
+@pytest.mark.parametrize("order", ["text_first", "image_first"])
+@pytest.mark.parametrize("variant", "AM")
+def test_one_modality_is_wholly_decided_before_the_other(variant, order):
+    own = dataclasses.replace(PLAIN, text_steps=4, image_steps=3, order=order)
+    run = denoise(MODEL[variant], prompt(variant), own)
+    names = ("text", "image") if order == "text_first" else ("image", "text")
+    first, second = ([bool(getattr(s, f"{n}_revealed").any()) for s in run] for n in names)
+    steps = {"text": 4, "image": 3}
+    assert first == [True] * steps[names[0]] + [False] * steps[names[1]]
+    assert second == [not there for there in first]
+    assert (run.final.text != MASKED).all() and (run.final.image != MASKED).all()
+
+
+def test_the_reference_knows_no_other_order():
+    with pytest.raises(InputError, match="order is 'text_first' with the upstream preset"):
+        SamplerSettings.upstream("A", order="text_first")
 
 
 def test_runs_in_inference_mode():

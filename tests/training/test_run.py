@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from mmada_parallel.mmp_core.errors import InputError
+from mmada_parallel.mmp_core.files import replacing
 from mmada_parallel.tests.training.worker import one_step, weights
-from mmada_parallel.training.files import replacing
 from mmada_parallel.training.run import SFTRun, SFTSettings
 
 SETTINGS = SFTSettings(

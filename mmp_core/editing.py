@@ -1,0 +1,159 @@
+"""Half-denoised tokens as material: choose words and patches, reopen, fix and extend them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import regex
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .checkpoint import Model
+from .errors import InputError
+from .layout.base import UNDECIDED, pieces_of
+from .state import MASKED, Prompt, TokenState
+
+REGEX_SECONDS = 1.0
+"""A pattern may come with somebody else's workflow: longer searches are given up."""
+
+
+def text_pieces(model: Model, state: TokenState) -> list[list[str]]:
+    """Per sample one string per text position, which together read as the text.
+
+    An undecided position is ``" ░"``, special tokens are empty.
+    """
+    return [pieces_of(model.tokenizer, row.tolist()) for row in state.text]
+
+
+def words_selected(pieces: Sequence[str], spans: str) -> list[bool]:
+    """The positions of words by number: ``"2-4, 7"``, from 1; ``"5-"`` is from 5 to the end.
+
+    Words are what stands between spaces, undecided positions included. Raises ``InputError`` for
+    a span that cannot be read or lies beyond the text.
+    """
+    words = [match.span() for match in re.finditer(r"\S+", "".join(pieces))]
+    chosen = []
+    for part in filter(None, (part.strip() for part in spans.split(","))):
+        match = re.fullmatch(r"(\d+)(?:\s*(-)\s*(\d*))?", part)
+        if not match:
+            raise InputError(f"words has {part!r}; expected numbers and ranges such as 2-4, 7.")
+        first = int(match[1])
+        last = first if not match[2] else int(match[3] or len(words))
+        if not 1 <= first <= last <= len(words):
+            raise InputError(f"words has {part!r}; the text has {len(words)} words, from 1.")
+        chosen.append((words[first - 1][0], words[last - 1][1]))
+    return _overlapping(pieces, chosen)
+
+
+def pattern_selected(pieces: Sequence[str], pattern: str) -> list[bool]:
+    """The positions that share a character with a match of a regular expression.
+
+    Raises ``InputError`` for a pattern that is not one, or takes too long to search.
+    """
+    try:
+        found = regex.finditer(pattern, "".join(pieces), timeout=REGEX_SECONDS)
+        spans = [match.span() for match in found]
+    except regex.error as error:
+        raise InputError(f"pattern is {pattern!r}, no regular expression: {error}.") from None
+    except TimeoutError:
+        raise InputError(
+            f"pattern {pattern!r} took more than {REGEX_SECONDS:g} s to search; simplify it."
+        ) from None
+    return _overlapping(pieces, spans)
+
+
+def _overlapping(pieces: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[bool]:
+    """Which pieces share a character other than a space with one of the spans."""
+    selected, start = [], 0
+    for piece in pieces:
+        end = start + len(piece)
+        first = end - len(piece.lstrip())
+        selected.append(any(first < b and a < end and first < end for a, b in spans))
+        start = end
+    return selected
+
+
+def cells_of(mask: Tensor, grid: tuple[int, int], coverage: float = 0.5) -> Tensor:
+    """(B, H, W) bool: the image tokens of which more than ``coverage`` of the area is set.
+
+    ``mask``: (B, h, w) float 0 … 1, of any size; it is taken to cover the whole picture.
+    ``coverage``: 0 … 1; 0 takes every token that is touched.
+    """
+    return F.interpolate(mask[:, None].float(), size=grid, mode="area")[:, 0] > coverage
+
+
+def reopened(
+    state: TokenState, *, text: Tensor | None = None, image: Tensor | None = None
+) -> TokenState:
+    """``state`` with the tokens undecided where ``text`` (B or 1, T) or ``image`` (B or 1, H, W),
+    both bool, are set. The others stay as they are, bit for bit."""
+    return TokenState(
+        state.text if text is None else state.text.masked_fill(text, MASKED),
+        state.image if image is None else state.image.masked_fill(image, MASKED),
+    )
+
+
+def fixed_text(
+    model: Model,
+    text: str,
+    length: int,
+    rest: Literal["auto", "end", "undecided"] = "auto",
+) -> Tensor:
+    """(1, T) int64 of the user's own words; each ░ in them is one undecided token.
+
+    ``length``: tokens that the text may have. ``rest``: what follows the words. "end": end-of-text
+    tokens up to ``length``, as checkpoints expect that were trained on padded answers;
+    "undecided": undecided tokens up to ``length``; "auto": "end" for such checkpoints, and nothing
+    for those that take any length (the released variant A).
+
+    Raises ``InputError`` for a text that does not fit ``length``, or has words that the tokenizer
+    does not know.
+    """
+    ids: list[int] = []
+    for number, part in enumerate(text.split(UNDECIDED)):
+        ids += [MASKED] * (number > 0) + _known_ids(model, part)
+    if not ids or len(ids) > length:
+        raise InputError(
+            f"The text has {len(ids)} tokens; expected 1 to {length}: shorten it, or raise the "
+            "text length in Encode Instruction."
+        )
+    if rest == "auto":
+        rest = "end" if model.layout.pads_text else "nothing"
+    filler = {"end": model.layout.end_of_text, "undecided": MASKED}.get(rest)
+    padding = [] if filler is None else [filler] * (length - len(ids))
+    return torch.tensor([ids + padding])
+
+
+def _known_ids(model: Model, text: str) -> list[int]:
+    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    unknown = model.tokenizer.unk_token_id
+    if unknown is not None and unknown in ids:
+        words = [w for w in text.split() if unknown in _plain_ids(model, w)]
+        raise InputError(f"The checkpoint does not know: {', '.join(words)}. Use other words.")
+    return ids
+
+
+def _plain_ids(model: Model, word: str) -> list[int]:
+    return model.tokenizer(word, add_special_tokens=False)["input_ids"]
+
+
+def extended(prompt: Prompt, *, left: int, top: int, right: int, bottom: int) -> Prompt:
+    """``prompt`` on a larger canvas, the new tokens undecided.
+
+    The sides are numbers of image tokens, ≥ 0. What ``prompt.initial`` has decided stays where it
+    was in the picture; if that is nothing, the input picture is put there. Raises ``InputError``
+    when nothing is added, or there is no picture to extend.
+    """
+    if min(left, top, right, bottom) < 0 or not any((left, top, right, bottom)):
+        raise InputError("Nothing is added: give at least one side a positive number of pixels.")
+    image = prompt.initial.image
+    if (image == MASKED).all():
+        if prompt.image is None:
+            raise InputError("There is no picture to extend: give Encode Instruction an image.")
+        image = prompt.image
+    wider = F.pad(image, (left, right, top, bottom), value=MASKED)
+    return prompt.starting_from(replace(prompt.initial, image=wider))
