@@ -143,6 +143,10 @@ class Prompt:
         """The same conditions with another start, e.g. a re-masked or half-denoised state."""
         return replace(self, initial=initial)
 
+    def without_instruction(self) -> Prompt:
+        """As the branch that guidance calls unconditional, but with the input image."""
+        return replace(self, instruction=self.unconditional)
+
 
 @dataclass(frozen=True)
 class Step:

@@ -1,0 +1,130 @@
+"""Does the picture follow the text it is given, locked tokens stay, and does the order matter?
+
+``python -m mmada_parallel.benchmarks.given_text [--cases 200]`` prints JSON, over held-out scenes:
+
+- ``instruction``: picture right when the model writes its own text (the base rate);
+- ``given_text``: the text is fixed to that of *another* edit of the same scene, and the
+  instruction left out, as Set Tokens does; the picture is right when it shows what the text says;
+- ``given_text_against_instruction``: the same with the instruction, which asks for something else;
+- ``locked``: a half-denoised state with random tokens reopened is denoised again by another seed;
+  the share of cases in which no locked token changed;
+- ``orders``: picture, sentence and agreement when both form in parallel, text first, image first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from ..demo import world
+from ..demo.checker import check
+from ..demo.dataset import HELD_OUT
+from ..demo.evaluate import judge
+from ..demo.render import render
+from ..mmp_core import (
+    MASKED,
+    Prompt,
+    SamplerSettings,
+    TokenState,
+    decode_image,
+    decode_text,
+    denoise,
+    encode_instruction,
+    load_checkpoint,
+)
+from ..mmp_core.checkpoint import Model
+from ..mmp_core.editing import fixed_text, reopened
+
+EDITS = tuple(kind for kind in world.KINDS if kind != "generate")
+
+
+def pairs(cases: int) -> list[tuple[world.Task, world.Task]]:
+    """Two edits of each of ``cases`` held-out scenes, with different results."""
+    found = []
+    for number in range(cases):
+        wanted = world.task(HELD_OUT + number, kinds=EDITS)
+        other = wanted
+        for seed in range(100):
+            rng = world.random.Random(f"other {number} {seed}")
+            other = world.KINDS[rng.choice(EDITS)](rng, wanted.before)
+            if other.after != wanted.after:
+                break
+        found.append((wanted, other))
+    return found
+
+
+def prompt_of(model: Model, task: world.Task) -> Prompt:
+    return encode_instruction(model, task.instruction, render(task.before))
+
+
+def given(
+    model: Model, task: world.Task, other: world.Task, settings: SamplerSettings, instructed: bool
+) -> bool:
+    prompt = prompt_of(model, task)
+    if not instructed:
+        prompt = prompt.without_instruction()
+    text = fixed_text(model, other.sentence, model.default_text_length)
+    start = TokenState(text, prompt.initial.image)
+    final = denoise(model, prompt.starting_from(start), settings, record=0).final
+    assert torch.equal(final.text, text)
+    return check(other, decode_image(model, final)[0], other.sentence).picture
+
+
+def own(model: Model, task: world.Task, settings: SamplerSettings) -> bool:
+    final = denoise(model, prompt_of(model, task), settings, record=0).final
+    return check(task, decode_image(model, final)[0], decode_text(model, final)[0]).picture
+
+
+def keeps_locked(model: Model, task: world.Task, settings: SamplerSettings) -> bool:
+    rng = torch.Generator().manual_seed(settings.seed)
+    prompt = prompt_of(model, task)
+    tokens = denoise(model, prompt, settings).at(float(torch.rand(1, generator=rng))).after
+    half = reopened(
+        tokens,
+        text=torch.rand(tokens.text.shape, generator=rng) < 0.5,
+        image=torch.rand(tokens.image.shape, generator=rng) < 0.5,
+    )
+    again = replace(settings, seed=settings.seed + 10**6)
+    final = denoise(model, prompt.starting_from(half), again, record=0).final
+    return all(
+        torch.equal(after[before != MASKED], before[before != MASKED]) and (after != MASKED).all()
+        for before, after in ((half.text, final.text), (half.image, final.image))
+    )
+
+
+def share(values: list[bool]) -> float:
+    return sum(values) / len(values)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--cases", type=int, default=200)
+    cases = parser.parse_args().cases
+    model = load_checkpoint("demo", dtype=torch.float32)
+    tasks = pairs(cases)
+    seeded = [SamplerSettings(seed=number) for number in range(cases)]
+    both = [(a, b, s) for (a, b), s in zip(tasks, seeded, strict=True)]
+    found: dict[str, Any] = {
+        "cases": cases,
+        "instruction": share([own(model, a, s) for a, _, s in both]),
+        "given_text": share([given(model, a, b, s, False) for a, b, s in both]),
+        "given_text_against_instruction": share([given(model, a, b, s, True) for a, b, s in both]),
+        "locked": share([keeps_locked(model, a, s) for a, _, s in both]),
+        "orders": {},
+    }
+    held_out = [world.task(HELD_OUT + number) for number in range(cases)]
+    for order in ("parallel", "text_first", "image_first"):
+        measured = judge(model, held_out, settings=SamplerSettings(order=order), batch=32)
+        found["orders"][order] = {
+            name: measured[name] for name in ("picture", "sentence", "agree", "interval")
+        }
+    found["settings"] = asdict(SamplerSettings())
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
