@@ -1,4 +1,4 @@
-"""Does the picture follow the text it is given, locked tokens stay, and does the order matter?
+"""What fixed text, fixed pictures, locked tokens and the order of denoising do to the result.
 
 ``python -m mmada_parallel.benchmarks.given_text [--cases 200]`` prints JSON, over held-out scenes:
 
@@ -6,6 +6,8 @@
 - ``given_text``: the text is fixed to that of *another* edit of the same scene, and the
   instruction left out, as Set Tokens does; the picture is right when it shows what the text says;
 - ``given_text_against_instruction``: the same with the instruction, which asks for something else;
+- ``explained``: the picture is fixed to the right one and only the text denoised; the sentence is
+  right (``explained_without_instruction``: read from the two pictures alone);
 - ``locked``: a half-denoised state with random tokens reopened is denoised again by another seed;
   the share of cases in which no locked token changed;
 - ``orders``: picture, sentence and agreement when both form in parallel, text first, image first.
@@ -21,7 +23,7 @@ from typing import Any
 import torch
 
 from ..demo import world
-from ..demo.checker import check
+from ..demo.checker import apply_sentence, check
 from ..demo.dataset import HELD_OUT
 from ..demo.evaluate import judge
 from ..demo.render import render
@@ -74,6 +76,18 @@ def given(
     return check(other, decode_image(model, final)[0], other.sentence).picture
 
 
+def explains(model: Model, task: world.Task, settings: SamplerSettings, instructed: bool) -> bool:
+    prompt = prompt_of(model, task)
+    if not instructed:
+        prompt = prompt.without_instruction()
+    codes = torch.tensor([task.after.codes()])
+    start = TokenState(prompt.initial.text, codes)
+    final = denoise(model, prompt.starting_from(start), settings, record=0).final
+    assert torch.equal(final.image, codes)
+    said = apply_sentence(decode_text(model, final)[0], task.before, task.after.grid)
+    return said == task.after
+
+
 def own(model: Model, task: world.Task, settings: SamplerSettings) -> bool:
     final = denoise(model, prompt_of(model, task), settings, record=0).final
     return check(task, decode_image(model, final)[0], decode_text(model, final)[0]).picture
@@ -113,6 +127,8 @@ def main() -> None:
         "instruction": share([own(model, a, s) for a, _, s in both]),
         "given_text": share([given(model, a, b, s, False) for a, b, s in both]),
         "given_text_against_instruction": share([given(model, a, b, s, True) for a, b, s in both]),
+        "explained": share([explains(model, a, s, True) for a, _, s in both]),
+        "explained_without_instruction": share([explains(model, a, s, False) for a, _, s in both]),
         "locked": share([keeps_locked(model, a, s) for a, _, s in both]),
         "orders": {},
     }

@@ -12,8 +12,12 @@ from comfy_api.latest import ComfyExtension, io
 from .decode import DecodeImage, DecodeText
 from .demo_scene import DemoScene
 from .denoise import ParallelDenoise
+from .edit import ExtendCanvas, Remask, SetTokens
 from .encode import EncodeInstruction
 from .load import LoadModel
+from .score import PickSample, ScoreAlignment
+from .token_files import LoadTokens, SaveTokens
+from .trajectory import TrajectorySheet, TrajectoryStep
 
 __all__ = ["MMaDAParallelExtension"]
 
@@ -27,4 +31,13 @@ class MMaDAParallelExtension(ComfyExtension):
             DecodeText,
             DecodeImage,
             DemoScene,
+            TrajectoryStep,
+            TrajectorySheet,
+            Remask,
+            SetTokens,
+            ExtendCanvas,
+            SaveTokens,
+            LoadTokens,
+            ScoreAlignment,
+            PickSample,
         ]

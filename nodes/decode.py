@@ -3,10 +3,16 @@
 import torch
 from comfy_api.latest import io, ui
 
-from ..mmp_core import TokenState, decode_pixels, decode_text
+from ..mmp_core import UNDECIDED, TokenState, decode_pixels, decode_text, undecided_pixels
 from .host import HostedModel, stop_if_interrupted, to_intermediate
-from .live import UNDECIDED
 from .types import CATEGORY, Model, Tokens
+
+FILLS = {
+    "grey": (0.5, 0.5, 0.5),
+    "black": (0.0, 0.0, 0.0),
+    "white": (1.0, 1.0, 1.0),
+    "magenta": (1.0, 0.0, 1.0),
+}
 
 
 class DecodeText(io.ComfyNode):
@@ -20,7 +26,9 @@ class DecodeText(io.ComfyNode):
             search_aliases=["mmada", "reasoning", "thinking"],
             inputs=[
                 Model.Input("model", tooltip="The checkpoint that the tokens were made with."),
-                Tokens.Input("tokens", tooltip="From Parallel Denoise."),
+                Tokens.Input(
+                    "tokens", tooltip="From Parallel Denoise, or of any step of its trajectory."
+                ),
             ],
             outputs=[
                 io.String.Output(
@@ -49,23 +57,38 @@ class DecodeImage(io.ComfyNode):
             search_aliases=["mmada", "vae decode"],
             inputs=[
                 Model.Input("model", tooltip="The checkpoint that the tokens were made with."),
-                Tokens.Input("tokens", tooltip="From Parallel Denoise."),
+                Tokens.Input(
+                    "tokens", tooltip="From Parallel Denoise, or of any step of its trajectory."
+                ),
+                io.Combo.Input(
+                    "fill",
+                    options=list(FILLS),
+                    default="grey",
+                    advanced=True,
+                    tooltip="What undecided parts of a half-denoised picture are painted with.",
+                ),
             ],
             outputs=[
                 io.Image.Output(
                     display_name="image",
-                    tooltip="The picture, or one for each result of a batch. Undecided parts are "
-                    "grey.",
-                )
+                    tooltip="The picture, or one for each result of a batch.",
+                ),
+                io.Mask.Output(
+                    display_name="undecided",
+                    tooltip="The parts of the picture that are not decided yet; empty when it is "
+                    "done.",
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls, model: HostedModel, tokens: TokenState) -> io.NodeOutput:
+    def execute(cls, model: HostedModel, tokens: TokenState, fill: str) -> io.NodeOutput:
         height, width = tokens.grid
         model.prepare_images(height * width * model.model.downsample**2)
         pictures = []
         for index in range(tokens.batch):
             stop_if_interrupted()
-            pictures.append(decode_pixels(model.model, tokens[index : index + 1]))
-        return io.NodeOutput(to_intermediate(torch.cat(pictures)))
+            own = tokens[index : index + 1]
+            pictures.append(decode_pixels(model.model, own, fill=FILLS[fill]))
+        undecided = undecided_pixels(model.model, tokens).float()
+        return io.NodeOutput(to_intermediate(torch.cat(pictures)), to_intermediate(undecided))

@@ -56,6 +56,12 @@ class EncodeInstruction(io.ComfyNode):
                     tooltip="Number of text tokens the model may use to reason. 0: the "
                     "checkpoint's own length.",
                 ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Inpainting: only what is masked is drawn anew; the rest of the "
+                    "picture stays as it is, bit for bit in its tokens.",
+                ),
             ],
             outputs=[
                 PromptType.Output(
@@ -75,6 +81,7 @@ class EncodeInstruction(io.ComfyNode):
         height: int,
         text_length: int,
         image: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         if (width == 0) != (height == 0):
             raise InputError(
@@ -90,10 +97,23 @@ class EncodeInstruction(io.ComfyNode):
                 picture,
                 size=(width, height) if width else None,
                 text_length=text_length or None,
+                mask=painted,
             )
-            for picture in pictures
+            for picture, painted in zip(pictures, _masks(mask, len(pictures)), strict=True)
         ]
         return io.NodeOutput(joined(prompts))
+
+
+def _masks(mask: torch.Tensor | None, count: int) -> list[Image.Image | None]:
+    """One mask for each of ``count`` pictures, from one or as many."""
+    if mask is None:
+        return [None] * count
+    if mask.shape[0] not in (1, count):
+        raise InputError(
+            f"There are {mask.shape[0]} masks for {count} picture(s): give one mask, or one for "
+            "each picture."
+        )
+    return [to_picture(one[..., None]) for one in mask.expand(count, -1, -1)]
 
 
 def to_picture(pixels: torch.Tensor) -> Image.Image:

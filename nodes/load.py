@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from . import host
+from . import folders, host
 from .types import CATEGORY, Model
 
 
@@ -19,7 +19,7 @@ class LoadModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=host.checkpoint_names(),
+                    options=folders.checkpoint_names(),
                     default="demo",
                     tooltip="demo is small, comes with the pack and edits its toy scenes. Put the "
                     "released checkpoints (MMaDA-Parallel-A or -M from Hugging Face, the whole "
@@ -35,7 +35,7 @@ class LoadModel(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "image_tokenizer",
-                    options=host.image_tokenizer_names(),
+                    options=folders.image_tokenizer_names(),
                     default="auto",
                     advanced=True,
                     tooltip="Turns pictures into tokens and back. auto: the vqvae (A) or magvitv2 "
@@ -54,7 +54,7 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str, dtype: str, image_tokenizer: str):
-        return host.fingerprint(checkpoint, image_tokenizer)
+        return folders.fingerprint(checkpoint, image_tokenizer)
 
     @classmethod
     def execute(cls, checkpoint: str, dtype: str, image_tokenizer: str) -> io.NodeOutput:

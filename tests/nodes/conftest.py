@@ -38,5 +38,55 @@ def host(nodes):
 
 
 @pytest.fixture(scope="session")
+def folders(nodes):
+    return nodes.load.folders
+
+
+@pytest.fixture(scope="session")
 def model(host):
     return host.load("untrained", "auto", "auto")
+
+
+@pytest.fixture(scope="session")
+def classes(nodes):
+    """Our node classes by id."""
+    import asyncio
+
+    listed = asyncio.run(nodes.MMaDAParallelExtension().get_node_list())
+    return {node.define_schema().node_id: node for node in listed}
+
+
+@pytest.fixture(scope="session")
+def run_node(classes):
+    """``run_node("Denoise", **inputs)``: what that node gives."""
+
+    def run(name, **inputs):
+        return classes[f"MMaDAParallel{name}"].PREPARE_CLASS_CLONE(None).execute(**inputs)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def encoded(run_node, model):
+    def encode(image=None, width=0, height=0, text_length=0, mask=None):
+        return run_node(
+            "EncodeInstruction", model=model, image=image, mask=mask, width=width, height=height,
+            instruction="remove the red star", text_length=text_length,
+        )[0]  # fmt: skip
+
+    return encode
+
+
+@pytest.fixture(scope="session")
+def denoised(run_node, model):
+    defaults = {
+        "text_steps": 0, "image_steps": 0, "joint_guidance": -1.0, "text_guidance": -1.0,
+        "image_guidance": -1.0, "reasoning_guidance": -1.0, "batch_size": 1, "seed": 0,
+        "preset": "corrected", "preview_every": 1, "text_temperature": 0.0, "order": "parallel",
+        "image_temperature": 1.0, "remasking": "low_confidence", "record_steps": 128,
+    }  # fmt: skip
+
+    def denoise(prompt, **changes):
+        return run_node("Denoise", model=model, prompt=prompt, **{**defaults, **changes})
+
+    return denoise

@@ -39,12 +39,12 @@ def crowded(model_folder):
     (model_folder / "magvit.bin").unlink()
 
 
-def test_only_what_can_be_loaded_is_offered(host, crowded):
+def test_only_what_can_be_loaded_is_offered(folders, crowded):
     notes = "notes/model.safetensors"
-    assert host.checkpoint_names() == [
+    assert folders.checkpoint_names() == [
         "demo", notes, "packed.safetensors", "tyfeld/A", "untrained",
     ]  # fmt: skip
-    assert host.image_tokenizer_names() == [
+    assert folders.image_tokenizer_names() == [
         "auto", "magvit.bin", "magvitv2", notes, "packed.safetensors",
     ]  # fmt: skip
 
@@ -64,13 +64,13 @@ def test_an_incomplete_checkpoint_is_named(host, model_folder):
     shutil.rmtree(broken)
 
 
-def test_the_fingerprint_changes_with_a_file_and_only_then(host, model_folder):
-    before = host.fingerprint("untrained", "auto")
-    assert before and before == host.fingerprint("untrained", "auto")
+def test_the_fingerprint_changes_with_a_file_and_only_then(folders, model_folder):
+    before = folders.fingerprint("untrained", "auto")
+    assert before and before == folders.fingerprint("untrained", "auto")
     json.dumps(before)
     os.utime(model_folder / "untrained" / "vqvae" / "config.json", (0, 0))
-    assert host.fingerprint("untrained", "auto") != before
-    assert host.fingerprint("gone", "auto") == []
+    assert folders.fingerprint("untrained", "auto") != before
+    assert folders.fingerprint("gone", "auto") == []
 
 
 def test_comfyui_manages_both_parts(host, model):

@@ -12,43 +12,10 @@ ADVICE = {
     "text_steps": 0, "image_steps": 0, "joint_guidance": -1.0, "text_guidance": -1.0,
     "image_guidance": -1.0, "reasoning_guidance": -1.0,
 }  # fmt: skip
-CHOICES = {
-    **ADVICE, "batch_size": 1, "preset": "corrected", "preview_every": 1, "text_temperature": 0.0,
-    "image_temperature": 1.0, "remasking": "low_confidence",
-}  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def classes(nodes):
-    import asyncio
-
-    listed = asyncio.run(nodes.MMaDAParallelExtension().get_node_list())
-    return {node.define_schema().node_id: node for node in listed}
 
 
 def run(node, **inputs):
     return node.PREPARE_CLASS_CLONE(None).execute(**inputs)
-
-
-@pytest.fixture
-def encoded(classes, model):
-    def encode(image=None, width=0, height=0, text_length=0):
-        node = classes["MMaDAParallelEncodeInstruction"]
-        return run(
-            node, model=model, image=image, instruction="remove the red star",
-            width=width, height=height, text_length=text_length,
-        )[0]  # fmt: skip
-
-    return encode
-
-
-@pytest.fixture
-def denoised(classes, model):
-    def denoise_node(prompt, seed=0, **changes):
-        node = classes["MMaDAParallelDenoise"]
-        return run(node, model=model, prompt=prompt, seed=seed, **{**CHOICES, **changes})
-
-    return denoise_node
 
 
 def test_every_input_is_read_and_every_socket_explained(classes):
@@ -180,7 +147,8 @@ def test_decoded_results_and_what_is_undecided(classes, model, encoded, denoised
     assert text.result[0].count("\n\n") == 1 and text.ui.as_dict() == {"text": (text.result[0],)}
     half = TokenState(tokens.text, tokens.image.clone())
     half.image[0, 0, 0] = MASKED
-    image = run(classes["MMaDAParallelDecodeImage"], model=model, tokens=half)[0]
+    decode = classes["MMaDAParallelDecodeImage"]
+    image = run(decode, model=model, tokens=half, fill="grey")[0]
     assert image.shape == (2, 128, 128, 3) and image.dtype == torch.float32
     assert torch.equal(image[0, :32, :32], torch.full((32, 32, 3), 0.5))
 

@@ -1,0 +1,259 @@
+"""Lock / Re-mask, Set Tokens and Extend Canvas: tokens changed between two runs."""
+
+import torch
+from comfy_api.latest import io
+
+from ..mmp_core import UNDECIDED, InputError, Prompt, TokenState, encode_image
+from ..mmp_core.editing import (
+    cells_of,
+    extended,
+    fixed_text,
+    pattern_selected,
+    reopened,
+    text_pieces,
+    words_selected,
+)
+from .denoise import started
+from .encode import to_picture
+from .host import HostedModel
+from .types import CATEGORY, Model, Tokens
+from .types import Prompt as PromptType
+
+_WORDS = ("keep all", "reopen all", "keep selected", "reopen selected")
+_PATCHES = ("keep all", "reopen all", "keep masked", "reopen masked")
+
+
+class Remask(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MMaDAParallelRemask",
+            display_name="Lock / Re-mask",
+            category=CATEGORY,
+            description="Keeps what is good of text and picture and reopens the rest, for Parallel "
+            "Denoise to denoise again. What is kept never changes.",
+            search_aliases=["mmada", "lock tokens", "inpaint", "keep"],
+            inputs=[
+                Model.Input("model", tooltip="The checkpoint that the tokens were made with."),
+                Tokens.Input("tokens", tooltip="From Parallel Denoise or Trajectory Step."),
+                io.Combo.Input(
+                    "picture",
+                    options=list(_PATCHES),
+                    default="reopen masked",
+                    tooltip="Which image tokens stay as they are, and which are denoised again. "
+                    "Without a mask nothing is masked.",
+                ),
+                io.Combo.Input(
+                    "text",
+                    options=list(_WORDS),
+                    default="keep all",
+                    tooltip="Which words stay as they are, and which are denoised again. Selected "
+                    "are those that words or pattern name.",
+                ),
+                io.String.Input(
+                    "words",
+                    default="",
+                    tooltip="Words by number, from 1: 2-4, 7, or 5- for all from the fifth on.",
+                ),
+                io.String.Input(
+                    "pattern",
+                    default="",
+                    tooltip="Words by regular expression: every word that shares a letter with a "
+                    "match. Example: red|blue",
+                ),
+                io.Float.Input(
+                    "coverage",
+                    default=0.5, min=0.0, max=0.99, step=0.05,
+                    advanced=True,
+                    tooltip="A patch counts as masked when more than this share of it is. 0: when "
+                    "the mask touches it.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Selects parts of the picture; any size, laid over the whole picture.",
+                ),
+            ],
+            outputs=[
+                Tokens.Output(
+                    display_name="tokens",
+                    tooltip="For the tokens input of Parallel Denoise.",
+                )
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls,
+        model: HostedModel,
+        tokens: TokenState,
+        picture: str,
+        text: str,
+        words: str,
+        pattern: str,
+        coverage: float,
+        mask: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        masked = torch.zeros(1, *tokens.grid, dtype=torch.bool)
+        if mask is not None:
+            masked = cells_of(_matching(mask, tokens.batch).cpu(), tokens.grid, coverage)
+        rows = [
+            torch.tensor(_selected(pieces, words, pattern))
+            for pieces in text_pieces(model.model, tokens)
+        ]
+        changed = reopened(
+            tokens,
+            text=_to_reopen(text, torch.stack(rows)),
+            image=_to_reopen(picture, masked),
+        )
+        return io.NodeOutput(changed)
+
+
+def _selected(pieces: list[str], words: str, pattern: str) -> list[bool]:
+    by_number = words_selected(pieces, words)
+    by_pattern = pattern_selected(pieces, pattern) if pattern else [False] * len(pieces)
+    return [a or b for a, b in zip(by_number, by_pattern, strict=True)]
+
+
+def _to_reopen(choice: str, selected: torch.Tensor) -> torch.Tensor:
+    action, _, which = choice.partition(" ")
+    if which == "all":
+        return torch.full_like(selected, action == "reopen")
+    return selected if action == "reopen" else ~selected
+
+
+def _matching(mask: torch.Tensor, batch: int) -> torch.Tensor:
+    if mask.shape[0] not in (1, batch):
+        raise InputError(
+            f"There are {mask.shape[0]} masks for {batch} results: give one mask, or one for each."
+        )
+    return mask
+
+
+class SetTokens(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MMaDAParallelSetTokens",
+            display_name="Set Tokens",
+            category=CATEGORY,
+            description="Fixes the text, the picture, or parts of them, for Parallel Denoise to "
+            "denoise the rest: your own plan drawn, or a finished picture explained.",
+            search_aliases=["mmada", "given text", "given image", "explain"],
+            inputs=[
+                Model.Input("model", tooltip="From Load MMaDA-Parallel."),
+                PromptType.Input("prompt", tooltip="From Encode Instruction."),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    default="",
+                    tooltip=f"Your own text. Each {UNDECIDED} in it is one token that the model "
+                    "decides. Empty: the text is left as it is.",
+                ),
+                io.Combo.Input(
+                    "rest",
+                    options=["auto", "end", "undecided"],
+                    default="auto",
+                    advanced=True,
+                    tooltip="What follows your text. end: nothing more is said. undecided: the "
+                    "model may go on. auto: end, in the form that the checkpoint was trained on.",
+                ),
+                io.Combo.Input(
+                    "instruction",
+                    options=["auto", "keep", "leave out"],
+                    default="auto",
+                    advanced=True,
+                    tooltip="Whether the model still sees the instruction of the prompt. Where it "
+                    "says something else than your text, the picture follows the instruction. "
+                    "auto: left out where you give a text.",
+                ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="The finished picture, of the size of the result.",
+                ),
+                Tokens.Input(
+                    "tokens",
+                    optional=True,
+                    tooltip="What to change. Open: the start that Encode Instruction gives.",
+                ),
+            ],
+            outputs=[
+                PromptType.Output(
+                    display_name="prompt",
+                    tooltip="For Parallel Denoise, which starts from what was fixed.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: HostedModel,
+        prompt: Prompt,
+        text: str,
+        rest: str,
+        instruction: str,
+        image: torch.Tensor | None = None,
+        tokens: TokenState | None = None,
+    ) -> io.NodeOutput:
+        prompt = started(prompt, tokens)
+        words, codes, own_text = prompt.initial.text, prompt.initial.image, bool(text.strip())
+        if own_text:
+            words = fixed_text(model.model, text, words.shape[1], rest).expand(prompt.batch, -1)
+        if image is not None:
+            codes = _codes_of(model, image, prompt.initial)
+        if instruction == "leave out" or (instruction == "auto" and own_text):
+            prompt = prompt.without_instruction()
+        return io.NodeOutput(prompt.starting_from(TokenState(words, codes)))
+
+
+def _codes_of(model: HostedModel, image: torch.Tensor, start: TokenState) -> torch.Tensor:
+    """(B, H, W) of one picture, or of one for each result."""
+    model.prepare_images(4 * model.model.default_image_size**2)
+    codes = torch.cat([encode_image(model.model, to_picture(pixels)).cpu() for pixels in image])
+    if codes.shape[1:] != start.grid or codes.shape[0] not in (1, start.batch):
+        (height, width), unit = start.grid, model.model.downsample
+        raise InputError(
+            f"The image gives {codes.shape[0]} picture(s) of {codes.shape[2] * unit}x"
+            f"{codes.shape[1] * unit} as the model sees it, the result is {start.batch} of "
+            f"{width * unit}x{height * unit}: give one of that size, or one for each result."
+        )
+    return codes.expand(start.batch, -1, -1)
+
+
+class ExtendCanvas(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        def side(name: str) -> io.Int.Input:
+            return io.Int.Input(
+                name,
+                default=0, min=0, max=4096, step=8,
+                tooltip="Pixels to add on this side, rounded up to whole image tokens.",
+            )  # fmt: skip
+
+        return io.Schema(
+            node_id="MMaDAParallelExtendCanvas",
+            display_name="Extend Canvas",
+            category=CATEGORY,
+            description="Outpainting: the input picture stays, bit for bit, and Parallel Denoise "
+            "draws what lies beyond its sides.",
+            search_aliases=["mmada", "outpaint", "pad"],
+            inputs=[
+                Model.Input("model", tooltip="From Load MMaDA-Parallel."),
+                PromptType.Input("prompt", tooltip="From Encode Instruction, with an image."),
+                *map(side, ("left", "top", "right", "bottom")),
+            ],
+            outputs=[
+                PromptType.Output(display_name="prompt", tooltip="For Parallel Denoise."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: HostedModel, prompt: Prompt, left: int, top: int, right: int, bottom: int
+    ) -> io.NodeOutput:
+        unit = model.model.downsample
+        sides = {"left": left, "top": top, "right": right, "bottom": bottom}
+        tokens = {name: -(-pixels // unit) for name, pixels in sides.items()}
+        return io.NodeOutput(extended(prompt, **tokens))

@@ -1,0 +1,250 @@
+"""Score Alignment and Pick Sample: how well text and picture agree, and the best of a batch."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+from PIL import Image
+
+from ..mmp_core import InputError, TokenState, Trajectory, decode_image, decode_text
+from ..mmp_core.plot import line_plot
+from ..training.clip_score import ClipScorer, score_trajectory
+from . import folders, host
+from .encode import to_picture
+from .types import CATEGORY, Model, Tokens
+from .types import Trajectory as TrajectoryType
+
+_LAST_SAMPLE = 4095
+_AGREEMENT = "agreement of text and image (CLIP)"
+
+
+class ScoreAlignment(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MMaDAParallelScoreAlignment",
+            display_name="Score Alignment",
+            category=CATEGORY,
+            description="How well text and picture agree, by CLIP: of a pair, of each result of a "
+            "batch, or of a run step by step.",
+            search_aliases=["mmada", "clip score", "best of n", "reward"],
+            inputs=_inputs(),
+            outputs=[
+                io.Float.Output(
+                    display_name="score",
+                    tooltip="Agreement of the best sample: the cosine similarity, -1 to 1.",
+                ),
+                io.Float.Output(
+                    display_name="mean", tooltip="Mean agreement of all samples of the batch."
+                ),
+                io.Int.Output(
+                    display_name="best",
+                    tooltip="Number of the best sample in its batch, from 0, for Pick Sample.",
+                ),
+                io.Image.Output(
+                    display_name="plot",
+                    tooltip="Agreement over the steps of a trajectory, a line per sample; else a "
+                    "point per sample.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,  # so that the plot is shown on the node
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        clip: str,
+        model: host.HostedModel | None = None,
+        tokens: TokenState | None = None,
+        trajectory: Trajectory | None = None,
+        text: str | None = None,
+        image: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        whole_pair = text is not None and image is not None
+        _check(whole_pair, model, tokens, trajectory)
+        texts = None if text is None else [text]
+        pictures = None if image is None else [to_picture(pixels) for pixels in image]
+        folder = folders.clip_folder(clip)
+        scorer = ClipScorer(folder, device=host.clip_device(folder))
+        progress = host.Progress(cls.hidden.unique_id)
+        if trajectory is not None and not whole_pair:
+            scores, plot = _over_steps(scorer, model, trajectory, texts, pictures, progress)
+        else:
+            if texts is None:
+                texts = decode_text(model.model, tokens)
+            if pictures is None:
+                pictures = _decoded(model, tokens, progress)
+            scores = scorer.score(*_paired(texts, pictures))
+            plot = line_plot(
+                scores[:, None],
+                range(len(scores)),
+                x_label="sample",
+                y_label=_AGREEMENT,
+                joined=False,
+            )
+        pixels = torch.from_numpy(np.asarray(plot, dtype=np.float32) / 255)[None]
+        best = int(scores.argmax())
+        return io.NodeOutput(
+            float(scores[best]),
+            float(scores.mean()),
+            best,
+            host.to_intermediate(pixels),
+            ui=ui.PreviewImage(pixels, cls=cls),
+        )
+
+
+class PickSample(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MMaDAParallelPickSample",
+            display_name="Pick Sample",
+            category=CATEGORY,
+            description="One sample of a batch of tokens. With the number of the best from Score "
+            "Alignment: best of N.",
+            search_aliases=["mmada", "best of n", "from batch"],
+            inputs=[
+                Tokens.Input("tokens", tooltip="A batch, from Parallel Denoise."),
+                io.Int.Input(
+                    "index",
+                    default=0, min=0, max=_LAST_SAMPLE,
+                    tooltip="Number of the sample, from 0. Connect the best of Score Alignment.",
+                ),
+            ],
+            outputs=[Tokens.Output(display_name="tokens", tooltip="That sample alone.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, tokens: TokenState, index: int) -> io.NodeOutput:
+        if not 0 <= index < tokens.batch:
+            raise InputError(
+                f"index is {index}, but the tokens are a batch of {tokens.batch}: choose 0 to "
+                f"{tokens.batch - 1}."
+            )
+        return io.NodeOutput(tokens[index : index + 1])
+
+
+def _inputs() -> list[io.Input]:
+    return [
+        Model.Input(
+            "model",
+            optional=True,
+            tooltip="The checkpoint that the tokens or the trajectory were made with. Not needed "
+            "for text and image.",
+        ),
+        Tokens.Input(
+            "tokens", optional=True, tooltip="From Parallel Denoise: scores each sample's result."
+        ),
+        TrajectoryType.Input(
+            "trajectory",
+            optional=True,
+            tooltip="From Parallel Denoise, instead of tokens: scores its result, and plots the "
+            "agreement at every recorded step.",
+        ),
+        io.String.Input(
+            "text",
+            optional=True,
+            force_input=True,
+            tooltip="A text to score instead of the tokens' own, such as the instruction.",
+        ),
+        io.Image.Input(
+            "image",
+            optional=True,
+            tooltip="A picture, or one per sample, to score instead of the tokens' own.",
+        ),
+        io.Combo.Input(
+            "clip",
+            options=folders.clip_names(),
+            default="demo",
+            tooltip="demo knows the toy scenes only, and is weak. Put other CLIPs in open_clip's "
+            "format, each in a folder of its own, into models/open_clip/, then press R. Needs the "
+            "Python package open_clip_torch.",
+        ),
+    ]
+
+
+def _check(
+    whole_pair: bool,
+    model: host.HostedModel | None,
+    tokens: TokenState | None,
+    trajectory: Trajectory | None,
+) -> None:
+    """Raises ``InputError`` where it is not clear what to score."""
+    if tokens is not None and trajectory is not None:
+        raise InputError("Both tokens and a trajectory are connected: disconnect one of them.")
+    if whole_pair:
+        return
+    if tokens is None and trajectory is None:
+        raise InputError(
+            "There is nothing to score: connect tokens or a trajectory, or both a text and an "
+            "image."
+        )
+    if model is None:
+        raise InputError(
+            "Tokens and trajectories are scored with the model that made them: connect it."
+        )
+
+
+def _over_steps(
+    scorer: ClipScorer,
+    model: host.HostedModel,
+    run: Trajectory,
+    texts: list[str] | None,
+    pictures: list[Image.Image] | None,
+    progress: host.Progress,
+) -> tuple[torch.Tensor, Image.Image]:
+    """Scores (B,) of the final state, and the plot over the steps."""
+
+    def callback(done: int, total: int) -> None:
+        host.stop_if_interrupted()
+        progress.show(done, total)
+
+    if pictures is None:
+        _prepare(model, run.final)
+    curves = score_trajectory(
+        scorer,
+        model.model,
+        run,
+        texts=_spread(texts, run.final.batch, "texts"),
+        images=_spread(pictures, run.final.batch, "images"),
+        callback=callback,
+    )
+    steps = [*(step.index + 1 for step in run.steps), run.total_steps]
+    return curves[-1], line_plot(curves, steps, x_label="step", y_label=_AGREEMENT)
+
+
+def _prepare(model: host.HostedModel, state: TokenState) -> None:
+    height, width = state.grid
+    model.prepare_images(height * width * model.model.downsample**2)
+
+
+def _decoded(
+    model: host.HostedModel, tokens: TokenState, progress: host.Progress
+) -> list[Image.Image]:
+    _prepare(model, tokens)
+    pictures = []
+    for index in range(tokens.batch):
+        host.stop_if_interrupted()
+        progress.show(index, tokens.batch)
+        pictures += decode_image(model.model, tokens[index : index + 1])
+    return pictures
+
+
+def _paired(
+    texts: list[str], pictures: list[Image.Image]
+) -> tuple[Sequence[str], Sequence[Image.Image]]:
+    """As many of each: where one is single, it goes with all of the other."""
+    count = max(len(texts), len(pictures))
+    return _spread(texts, count, "texts"), _spread(pictures, count, "images")
+
+
+def _spread(values: list | None, count: int, name: str) -> list | None:
+    if values is None or len(values) == count:
+        return values
+    if len(values) != 1:
+        raise InputError(
+            f"There are {len(values)} {name} for {count} samples: give one for all, or one each."
+        )
+    return values * count

@@ -1,0 +1,78 @@
+"""Save Tokens and Load Tokens."""
+
+import json
+
+from comfy_api.latest import io
+
+from ..mmp_core import TokenState
+from ..mmp_core.token_files import load_tokens, save_tokens
+from . import folders, host
+from .types import CATEGORY, Model, Tokens
+
+
+class SaveTokens(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MMaDAParallelSaveTokens",
+            display_name="Save Tokens",
+            category=CATEGORY,
+            description="Writes text and picture tokens, half denoised or done, to a file in the "
+            "output folder.",
+            search_aliases=["mmada", "save latent"],
+            inputs=[
+                Model.Input("model", tooltip="The checkpoint that the tokens were made with."),
+                Tokens.Input("tokens", tooltip="What to save."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="MMaDA-Parallel/tokens",
+                    tooltip="Folder and name in the output folder; a number is added.",
+                ),
+            ],
+            outputs=[],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, model: host.HostedModel, tokens: TokenState, filename_prefix: str
+    ) -> io.NodeOutput:
+        model.prepare_images(1)
+        path = folders.free_output_path(filename_prefix, folders.TOKENS_ENDING)
+        notes = {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
+        written = {name: json.dumps(value) for name, value in notes.items() if value is not None}
+        save_tokens(path, tokens, model.model, written if host.metadata_wanted() else None)
+        return io.NodeOutput(ui={"text": (path.name,)})
+
+
+class LoadTokens(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MMaDAParallelLoadTokens",
+            display_name="Load Tokens",
+            category=CATEGORY,
+            description="Reads tokens that Save Tokens wrote. Refuses those of a checkpoint with "
+            "another vocabulary or image tokenizer.",
+            search_aliases=["mmada", "load latent"],
+            inputs=[
+                Model.Input("model", tooltip="The checkpoint that the tokens were made with."),
+                io.Combo.Input(
+                    "file",
+                    options=folders.token_files(),
+                    tooltip="Files of Save Tokens in the output folder, and those put into the "
+                    "input folder. Press R to see new ones.",
+                ),
+            ],
+            outputs=[Tokens.Output(display_name="tokens", tooltip="For Parallel Denoise.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **_):
+        return folders.token_file_fingerprint(file)
+
+    @classmethod
+    def execute(cls, model: host.HostedModel, file: str) -> io.NodeOutput:
+        model.prepare_images(1)
+        return io.NodeOutput(load_tokens(folders.token_file(file), model.model))

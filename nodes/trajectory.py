@@ -1,0 +1,146 @@
+"""Trajectory Step and Trajectory Sheet: what a run went through."""
+
+import numpy as np
+import torch
+from comfy_api.latest import io
+
+from ..mmp_core import InputError
+from ..mmp_core.sheet import contact_sheet, spread_steps, trajectory_frames
+from .host import HostedModel, stop_if_interrupted
+from .types import CATEGORY, Model, Tokens, Trajectory
+
+
+class TrajectoryStep(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MMaDAParallelTrajectoryStep",
+            display_name="Trajectory Step",
+            category=CATEGORY,
+            description="Picks one moment of a run, half denoised: to show it, to change it, or to "
+            "denoise on from it with other settings.",
+            search_aliases=["mmada", "resume", "intermediate"],
+            inputs=[
+                Trajectory.Input("trajectory", tooltip="From Parallel Denoise."),
+                io.Float.Input(
+                    "fraction",
+                    default=0.5, min=0.0, max=1.0, step=0.01,
+                    tooltip="How far into the run. 0: before its first step. 1: its end.",
+                ),
+                io.Int.Input(
+                    "index",
+                    default=-1, min=-1, max=4095,
+                    advanced=True,
+                    tooltip="Number of a recorded step, from 0, instead of the fraction. -1: use "
+                    "the fraction.",
+                ),
+            ],
+            outputs=[
+                Tokens.Output(
+                    display_name="tokens", tooltip="What was decided at that moment, and no more."
+                ),
+                Tokens.Output(
+                    display_name="guess",
+                    tooltip="The same with the model's guess where it was not yet decided.",
+                ),
+                io.Int.Output(display_name="step", tooltip="Steps of the run done by then."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, trajectory, fraction: float, index: int) -> io.NodeOutput:
+        recorded = _recorded(trajectory)
+        if index >= len(recorded):
+            raise InputError(
+                f"index is {index}; the trajectory has {len(recorded)} recorded steps, from 0."
+            )
+        step = trajectory.at(fraction) if index < 0 else recorded[index]
+        return io.NodeOutput(step.after, step.guess, step.index + 1)
+
+
+class TrajectorySheet(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MMaDAParallelTrajectorySheet",
+            display_name="Trajectory Sheet",
+            category=CATEGORY,
+            description="The run at a glance: text beside picture at several steps, on one sheet "
+            "and as frames for a video.",
+            search_aliases=["mmada", "contact sheet", "video", "animation"],
+            inputs=[
+                Model.Input("model", tooltip="The checkpoint of the run."),
+                Trajectory.Input("trajectory", tooltip="From Parallel Denoise."),
+                io.Int.Input(
+                    "steps",
+                    default=8, min=1, max=4096,
+                    tooltip="Steps to show, evenly spread over those that were recorded.",
+                ),
+                io.Int.Input("columns", default=2, min=1, max=64, tooltip="Columns of the sheet."),
+                io.Boolean.Input(
+                    "confidence",
+                    default=False,
+                    tooltip="Lay a map of the model's confidence over each picture, from violet "
+                    "(unsure) to yellow (sure), instead of veiling what is undecided.",
+                ),
+                io.Int.Input(
+                    "side",
+                    default=256, min=64, max=2048, step=16,
+                    advanced=True,
+                    tooltip="Height of each picture in pixels.",
+                ),
+                io.Int.Input(
+                    "sample",
+                    default=0, min=0, max=4095,
+                    advanced=True,
+                    tooltip="Which result of a batch, from 0.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="sheet", tooltip="All frames on one picture."),
+                io.Image.Output(
+                    display_name="frames", tooltip="The frames as a batch, for a video node."
+                ),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls,
+        model: HostedModel,
+        trajectory,
+        steps: int,
+        columns: int,
+        confidence: bool,
+        side: int,
+        sample: int,
+    ) -> io.NodeOutput:
+        _recorded(trajectory)
+        if sample >= trajectory.final.batch:
+            raise InputError(
+                f"sample is {sample}; the run has {trajectory.final.batch} result(s), from 0."
+            )
+        height, width = trajectory.final.grid
+        model.prepare_images(height * width * model.model.downsample**2)
+
+        def watched():
+            for step in spread_steps(trajectory, steps):
+                stop_if_interrupted()
+                yield step
+
+        frames = trajectory_frames(
+            model.model, trajectory, watched(), sample=sample, side=side, heat=confidence
+        )
+        sheet = contact_sheet(frames, columns)
+        return io.NodeOutput(_pixels([sheet]), _pixels(frames))
+
+
+def _recorded(trajectory):
+    if not len(trajectory):
+        raise InputError("The run recorded no steps: set record_steps of Parallel Denoise above 0.")
+    return trajectory.steps
+
+
+def _pixels(pictures) -> torch.Tensor:
+    """(N, H, W, 3) float 0 … 1."""
+    return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).float() / 255

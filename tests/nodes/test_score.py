@@ -1,0 +1,192 @@
+"""Score Alignment and Pick Sample: what decides, what is scored against what, best of N."""
+
+import pytest
+import torch
+from mmada_parallel.demo import world
+from mmada_parallel.demo.dataset import HELD_OUT, text_ids
+from mmada_parallel.demo.render import render
+from mmada_parallel.mmp_core import (
+    CheckpointError,
+    InputError,
+    SamplerSettings,
+    TokenState,
+    Trajectory,
+    decode_image,
+    decode_text,
+    denoise,
+    encode_instruction,
+)
+from mmada_parallel.training.clip_score import DEMO_CLIP, ClipScorer, score_trajectory
+from torchvision.transforms.functional import to_tensor
+
+TASKS = [world.task(HELD_OUT + i) for i in range(4)]
+
+
+@pytest.fixture(scope="session")
+def scorer():
+    return ClipScorer(DEMO_CLIP)
+
+
+@pytest.fixture(scope="session")
+def demo(host):
+    return host.load("demo", "auto", "auto")
+
+
+@pytest.fixture(scope="session")
+def tokens(demo):
+    """The sentences of four scenes; only the third has its own picture."""
+    layout = demo.model.layout
+    text = torch.cat([text_ids(layout, task.sentence) for task in TASKS])
+    codes = [TASKS[i].after.codes() for i in (1, 0, 2, 0)]
+    return TokenState(text, torch.tensor(codes))
+
+
+@pytest.fixture(scope="session")
+def trajectory(demo):
+    prompt = encode_instruction(demo.model, "draw a blue star on white", batch=2)
+    settings = SamplerSettings(text_steps=5, image_steps=3, joint_guidance=0.0)
+    return denoise(demo.model, prompt, settings)
+
+
+@pytest.fixture
+def score(nodes, monkeypatch):
+    monkeypatch.setattr(nodes.score.ui.ImageSaveHelper, "save_images", lambda *a, **k: [])
+
+    def score_node(**inputs):
+        node = nodes.score.ScoreAlignment.PREPARE_CLASS_CLONE(None)
+        return node.execute(**{"clip": "demo", **inputs}).result
+
+    return score_node
+
+
+def pictures(*tasks):
+    return torch.stack([to_tensor(render(task.after)).permute(1, 2, 0) for task in tasks])
+
+
+def check(result, expected):
+    score, mean, best, plot = result
+    assert (type(score), type(mean), type(best)) == (float, float, int)
+    assert best == int(expected.argmax())
+    assert score == pytest.approx(expected.max().item(), abs=1e-5)
+    assert mean == pytest.approx(expected.mean().item(), abs=1e-5)
+    assert plot.shape == (1, 400, 640, 3) and 0 <= plot.min() < plot.max() == 1
+
+
+def test_tokens_are_scored_by_their_own_text_and_picture(score, scorer, demo, tokens):
+    expected = scorer.score(decode_text(demo.model, tokens), decode_image(demo.model, tokens))
+    assert len(set(expected.tolist())) == 4
+    check(score(model=demo, tokens=tokens), expected)
+
+
+def test_a_trajectory_is_scored_by_its_end_and_plotted_by_its_steps(
+    score, scorer, demo, trajectory, nodes, monkeypatch
+):
+    plotted = []
+    plot = nodes.score.line_plot
+    monkeypatch.setattr(
+        nodes.score, "line_plot", lambda v, x, **k: plotted.append((v, x)) or plot(v, x, **k)
+    )
+    expected = score_trajectory(scorer, demo.model, trajectory)
+    check(score(model=demo, trajectory=trajectory), expected[-1])
+    values, steps = plotted[0]
+    assert torch.allclose(values, expected, atol=1e-5)
+    assert steps == [*range(1, len(trajectory) + 1), len(trajectory)]
+
+
+def test_a_trajectory_of_which_nothing_was_recorded_is_scored_by_its_end(
+    score, scorer, demo, trajectory
+):
+    final = trajectory.final
+    expected = scorer.score(decode_text(demo.model, final), decode_image(demo.model, final))
+    check(score(model=demo, trajectory=Trajectory((), final, len(trajectory))), expected)
+
+
+def test_text_and_picture_alone_need_no_model(score, scorer):
+    sentence = TASKS[1].sentence
+    expected = scorer.score([sentence] * 3, [render(task.after) for task in TASKS[:3]])
+    check(score(text=sentence, image=pictures(*TASKS[:3])), expected)
+
+
+def test_given_text_or_picture_takes_the_place_of_the_tokens_own(
+    score, scorer, demo, tokens, trajectory
+):
+    sentence = TASKS[0].sentence
+    own = decode_image(demo.model, tokens)
+    check(score(model=demo, tokens=tokens, text=sentence), scorer.score([sentence] * 4, own))
+    given = [render(task.after) for task in TASKS]
+    expected = scorer.score(decode_text(demo.model, tokens), given)
+    check(score(model=demo, tokens=tokens, image=pictures(*TASKS)), expected)
+    curves = score_trajectory(scorer, demo.model, trajectory, images=given[:1] * 2)
+    found = score(model=demo, trajectory=trajectory, image=pictures(TASKS[0]))
+    check(found, curves[-1])
+
+
+def test_best_of_n_is_a_graph_of_two_nodes(nodes, score, scorer, demo, tokens):
+    _, _, best, _ = score(model=demo, tokens=tokens)
+    picked = nodes.score.PickSample.execute(tokens, best)[0]
+    assert picked.batch == 1
+    assert torch.equal(picked.text[0], tokens.text[best])
+    assert torch.equal(picked.image[0], tokens.image[best])
+    alone, _, first, _ = score(model=demo, tokens=picked)
+    rest = scorer.score(decode_text(demo.model, tokens), decode_image(demo.model, tokens))
+    assert first == 0 and alone == pytest.approx(rest.max().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("index", [-1, 4])
+def test_a_sample_that_is_not_there_is_refused(nodes, tokens, index):
+    with pytest.raises(InputError, match=f"index is {index}, .* batch of 4: choose 0 to 3"):
+        nodes.score.PickSample.execute(tokens, index)
+
+
+def test_what_cannot_be_scored_is_said(score, demo, tokens, trajectory):
+    with pytest.raises(InputError, match="nothing to score"):
+        score(model=demo, text="a red star")
+    with pytest.raises(InputError, match="the model that made them"):
+        score(tokens=tokens)
+    with pytest.raises(InputError, match="disconnect one"):
+        score(model=demo, tokens=tokens, trajectory=trajectory)
+    with pytest.raises(InputError, match="3 images for 4 samples"):
+        score(model=demo, tokens=tokens, image=pictures(*TASKS[:3]))
+    with pytest.raises(InputError, match="3 images for 2 samples"):
+        score(model=demo, trajectory=trajectory, image=pictures(*TASKS[:3]))
+
+
+def test_interruption_stops_between_steps(score, demo, tokens, trajectory):
+    import comfy.model_management as management
+
+    for inputs in ({"tokens": tokens}, {"trajectory": trajectory}):
+        management.interrupt_current_processing()
+        with pytest.raises(management.InterruptProcessingException):
+            score(model=demo, **inputs)
+
+
+def test_only_folders_with_a_config_are_offered_as_clips(folders, tmp_path, monkeypatch):
+    import folder_paths
+
+    paths, extensions = folder_paths.folder_names_and_paths["open_clip"]
+    assert extensions == {".safetensors", ".bin"}
+    entry = ([str(tmp_path), *paths], extensions)
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "open_clip", entry)
+    for name in ("ViT-B-32", "notes"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "ViT-B-32" / "open_clip_config.json").write_text("{}")
+    assert folders.clip_names() == ["demo", "ViT-B-32"]
+    assert folders.clip_folder("ViT-B-32") == tmp_path / "ViT-B-32"
+    assert folders.clip_folder("demo") == DEMO_CLIP
+    for name in ("../notes", "notes", str(DEMO_CLIP)):
+        with pytest.raises(CheckpointError, match=str(tmp_path)):
+            folders.clip_folder(name)
+
+
+def test_the_users_own_clip_paths_are_kept(folders):
+    import folder_paths
+
+    before = list(folder_paths.get_folder_paths("open_clip"))
+    folder_paths.add_model_folder_path("open_clip", "from/extra_model_paths")
+    try:
+        folders._register_folder("open_clip", {".safetensors", ".bin"})
+        assert set(folder_paths.get_folder_paths("open_clip")) == {
+            *before, "from/extra_model_paths",
+        }  # fmt: skip
+    finally:
+        folder_paths.get_folder_paths("open_clip").remove("from/extra_model_paths")
