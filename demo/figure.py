@@ -6,11 +6,15 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 from ..mmp_core import (
+    Prompt,
+    SamplerSettings,
     TokenState,
     decode_image,
     decode_text,
@@ -19,6 +23,9 @@ from ..mmp_core import (
     load_checkpoint,
 )
 from ..mmp_core.checkpoint import Model
+from ..mmp_core.editing import extended, fixed_text
+from ..mmp_core.sheet import Word, beside, contact_sheet, spread_steps, trajectory_frames
+from ..training.clip_score import DEMO_CLIP, ClipScorer
 from . import world
 from .dataset import HELD_OUT
 from .render import render
@@ -71,13 +78,118 @@ def run_panels(model: Model, task: world.Task, moments: tuple[float, ...]) -> li
     return [first, *steps, column("result", trajectory.final)]
 
 
+def result_panel(model: Model, prompt: Prompt, title: str, **settings: Any) -> Image.Image:
+    final = denoise(model, prompt, SamplerSettings(**settings), record=0).final
+    return panel(decode_image(model, final)[0], title, decode_text(model, final)[0])
+
+
+def edit_prompt(model: Model, task: world.Task, **more: Any) -> Prompt:
+    return encode_instruction(model, task.instruction, render(task.before), **more)
+
+
+def watch_it_think(model: Model) -> Image.Image:
+    run = denoise(model, edit_prompt(model, held_out_task("recolour", 2)))
+    return contact_sheet(trajectory_frames(model, run, spread_steps(run, 4)), 2)
+
+
+def inpaint(model: Model) -> Image.Image:
+    task, mask = held_out_task("replace", 5), Image.new("L", (128, 128))
+    mask.paste(255, (96, 32, 128, 64))
+    before = render(task.before)
+    veiled = Image.composite(Image.new("RGB", before.size, "#e05a9b"), before, mask)
+    return side_by_side(
+        [
+            panel(before, "input", f"“{task.instruction}”"),
+            panel(veiled, "mask", ""),
+            result_panel(model, edit_prompt(model, task, mask=mask), "result"),
+        ]
+    )
+
+
+def outpaint(model: Model) -> Image.Image:
+    task = replace(held_out_task("add", 1), instruction="add a yellow star at row 2 column 5")
+    wider = extended(edit_prompt(model, task), left=0, top=0, right=1, bottom=0)
+    final = denoise(model, wider).final
+    picture = decode_image(model, final)[0].resize((_SIDE * 5 // 4, _SIDE))
+    result = beside(picture, [Word(w) for w in decode_text(model, final)[0].split()], "result")
+    first = panel(render(task.before), "input", f"“{task.instruction}”")
+    sheet = Image.new("RGB", (first.width + result.width + 3 * _MARGIN, first.height), "white")
+    sheet.paste(first, (_MARGIN, 0))
+    sheet.paste(result, (first.width + 2 * _MARGIN, 16))
+    return sheet
+
+
+def fix_the_plan(model: Model) -> Image.Image:
+    task = held_out_task("recolour", 3)
+    prompt = edit_prompt(model, task)
+    own = "the red circle at row 1 column 4 becomes a green star ."
+    text = fixed_text(model, own, model.default_text_length)
+    start = TokenState(text, prompt.initial.image)
+    return side_by_side(
+        [
+            panel(render(task.before), "input", f"“{task.instruction}”"),
+            result_panel(model, prompt, "its own plan"),
+            result_panel(model, prompt.without_instruction().starting_from(start), "your plan"),
+        ]
+    )
+
+
+def explain(model: Model) -> Image.Image:
+    task = held_out_task("replace", 7)
+    prompt = edit_prompt(model, task)
+    after = denoise(model, prompt, record=0).final
+    given = TokenState(prompt.initial.text, after.image)
+    explained = denoise(model, prompt.starting_from(given), record=0).final
+    return side_by_side(
+        [
+            panel(render(task.before), "before", ""),
+            panel(decode_image(model, after)[0], "after", ""),
+            panel(None, "explained", decode_text(model, explained)[0]),
+        ]
+    )
+
+
+def orders(model: Model) -> Image.Image:
+    prompt = edit_prompt(model, held_out_task("move", 6))
+    frames = []
+    for order in ("parallel", "text_first"):
+        run = denoise(model, prompt, SamplerSettings(order=order))
+        frames += trajectory_frames(model, run, [run.at(0.45), run.at(0.8)])
+    return contact_sheet(frames, 2)
+
+
+def best_of_n(model: Model) -> Image.Image:
+    task = held_out_task("count", 8)
+    own = SamplerSettings(text_steps=4, image_steps=2, text_temperature=1.0)
+    final = denoise(model, edit_prompt(model, task, batch=4), own, record=0).final
+    pictures, texts = decode_image(model, final), decode_text(model, final)
+    scores = ClipScorer(DEMO_CLIP).score(texts, pictures)
+    best = int(scores.argmax())
+    return side_by_side(
+        [
+            panel(picture, f"{score:.3f}{' best' if i == best else ''}", text)
+            for i, (picture, score, text) in enumerate(zip(pictures, scores, texts, strict=True))
+        ]
+    )
+
+
 def main() -> None:
     model = load_checkpoint("demo")
     edit, draw = held_out_task("recolour", 18), held_out_task("generate", 1)
     (ROOT / "docs").mkdir(exist_ok=True)
     side_by_side(run_panels(model, edit, (0.35, 0.65))).save(ROOT / "docs" / "edit.png")
-    for name, task in (("Edit an image", edit), ("Generate with thinking", draw)):
-        sheet = side_by_side(run_panels(model, task, (0.6,)))
+    thumbnails = {
+        "Edit an image": side_by_side(run_panels(model, edit, (0.6,))),
+        "Generate with thinking": side_by_side(run_panels(model, draw, (0.6,))),
+        "Watch it think": watch_it_think(model),
+        "Inpaint": inpaint(model),
+        "Outpaint": outpaint(model),
+        "Fix the plan and redraw": fix_the_plan(model),
+        "Explain this edit": explain(model),
+        "Parallel against sequential": orders(model),
+        "Best of N": best_of_n(model),
+    }
+    for name, sheet in thumbnails.items():
         sheet.save(ROOT / "workflows" / f"{name}.jpg", quality=90)
 
 

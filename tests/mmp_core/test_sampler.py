@@ -238,6 +238,21 @@ def test_at_most_so_many_steps_are_recorded(most):
         assert torch.equal(some.steps[-1].after.text, whole.final.text)
 
 
+def test_a_trajectory_of_the_released_size_stays_small():
+    """512x512 pixels (32x32 tokens) and 256 words: 128 steps, the node's default, within 20 MB."""
+    own = dataclasses.replace(PLAIN, text_steps=8, image_steps=8)
+    run = denoise(MODEL["A"], prompt(text=256, grid=(32, 32)), own)
+    tensors = [
+        tensor
+        for step in run
+        for part in (step, step.state, step.guess, step.after)
+        for tensor in vars(part).values()
+        if isinstance(tensor, torch.Tensor)
+    ]
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    assert sum(held.values()) / len(run) < 20e6 / 128
+
+
 @given(st.floats(0, 1), st.integers(1, 8))
 def test_a_fraction_of_the_run_finds_the_step_that_stands_there(fraction, most):
     start, own = prompt(text=6), dataclasses.replace(PLAIN, text_steps=6, image_steps=6)

@@ -16,7 +16,7 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def nodes(model_folder):
-    """Our `nodes` package, its model folder being `model_folder` alone."""
+    """Our `nodes` package, its folders being `model_folder` alone and one beside it."""
     host = find_host("current")
     if problem := host.problem():
         pytest.skip(problem)
@@ -26,6 +26,7 @@ def nodes(model_folder):
     import folder_paths
 
     folder_paths.add_model_folder_path("mmada_parallel", "from/extra_model_paths")
+    folder_paths.set_temp_directory(str(model_folder.parent / "temp"))
     import mmada_parallel.nodes
 
     folder_paths.folder_names_and_paths["mmada_parallel"][0].insert(0, str(model_folder))

@@ -164,4 +164,15 @@ def test_progress_without_a_server_is_silent(host):
     assert progress.text_due and progress.picture_due
     progress.show(1, 2)
     progress.show_text("words")
+    progress.show_words(1, 2, [("words", "new")])
     assert not progress.text_due
+
+
+def test_words_go_to_the_page_that_queued_the_prompt(host, monkeypatch):
+    sent = []
+    server = SimpleNamespace(client_id="page", send_sync=lambda *message: sent.append(message))
+    monkeypatch.setattr(host.PromptServer, "instance", server, raising=False)
+    host.Progress("5:12").show_words(3, 9, [("<b>", "new"), (" ░", "undecided")])
+    words = [("<b>", "new"), (" ░", "undecided")]
+    event = {"node": "5:12", "step": 3, "total": 9, "words": words}
+    assert sent == [(host.STEP_EVENT, event, "page")]

@@ -1,6 +1,8 @@
 """The nodes' own share: widget values to settings, batches, what is shown while denoising."""
 
 import inspect
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,7 +105,7 @@ class Recorder:
     text_due = picture_due = True
 
     def __init__(self):
-        self.steps, self.pictures, self.texts = [], [], []
+        self.steps, self.pictures, self.texts, self.words = [], [], [], []
 
     def show(self, done, total, picture=None):
         self.steps.append((done, total))
@@ -111,6 +113,9 @@ class Recorder:
 
     def show_text(self, text):
         self.texts.append(text)
+
+    def show_words(self, done, total, words):
+        self.words.append((done, words))
 
 
 @pytest.mark.parametrize("every, expected", [(0, 0), (1, 36), (5, 8)])
@@ -126,6 +131,59 @@ def test_both_modalities_are_seen_to_form(nodes, model, every, expected):
     assert recorder.steps == [(i + 1, total) for i in range(total)] + [(total, total)]
     assert nodes.live.UNDECIDED not in recorder.texts[-1]
     assert (recorder.pictures[-1] is not None) == bool(every)
+    check_words(trajectory, recorder.words)
+
+
+def check_words(trajectory, shown):
+    """Each token is undecided until its step, new at it, decided from then on."""
+    assert [done for done, _ in shown] == [*range(1, len(trajectory) + 1), trajectory.total_steps]
+    for step, (_, words) in zip(trajectory, shown, strict=False):
+        decided, fresh = step.after.text[0] != MASKED, step.text_revealed[0]
+        for (text, state), is_decided, is_new in zip(words, decided, fresh, strict=True):
+            assert state == ("new" if is_new else "decided" if is_decided else "undecided")
+            assert (text == " ░") == (state == "undecided")
+    assert {state for _, state in shown[-1][1]} == {"decided"}
+
+
+def test_the_viewer_gets_the_recorded_steps(nodes, encoded, denoised):
+    output = denoised(encoded(), batch_size=2)
+    (((data,),),) = output.ui.values()
+    assert set(output.ui) == {nodes.live.RECORDED_STEPS}
+    trajectory, frames = output[1], len(data["steps"])
+    assert nodes.live.FEWEST_FRAMES <= frames <= nodes.live.FRAMES
+    assert data["steps"] == sorted(data["steps"]) and data["steps"][-1] == data["total"] == 36
+    for frame, number in enumerate(data["steps"]):
+        decided = [since <= frame for since in data["since"]]
+        assert decided == (trajectory.steps[number - 1].after.text[0] != MASKED).tolist()
+    assert len(data["words"]) == len(data["since"]) == trajectory.final.text.shape[1]
+    json.dumps(data)
+
+
+def test_their_pictures_are_cells_of_one_temporary_file(encoded, denoised):
+    import folder_paths
+
+    (((data,),),) = denoised(encoded()).ui.values()
+    sheet = data["sheet"]
+    assert sheet["file"]["type"] == "temp"
+    picture = Image.open(Path(folder_paths.get_temp_directory()) / sheet["file"]["filename"])
+    rows = -(-len(data["steps"]) // sheet["columns"])
+    assert picture.size == (sheet["columns"] * sheet["width"], rows * sheet["height"])
+    assert (sheet["width"], sheet["height"]) == (128, 128)
+
+
+def test_without_previews_only_words_are_kept_and_without_a_record_nothing(encoded, denoised):
+    (((data,),),) = denoised(encoded(), preview_every=0).ui.values()
+    assert data["sheet"] is None and len(data["steps"]) == 24
+    assert denoised(encoded(), record_steps=0).ui is None
+
+
+def test_tokens_that_were_given_are_not_new_to_the_viewer(encoded, denoised):
+    prompt = encoded()
+    tokens = denoised(prompt)[0]
+    half = TokenState(tokens.text.clone(), tokens.image)
+    half.text[0, ::2] = MASKED
+    (((data,),),) = denoised(prompt, tokens=half).ui.values()
+    assert all((since == -1) == (place % 2 == 1) for place, since in enumerate(data["since"]))
 
 
 def test_undecided_patches_are_veiled(nodes, model):

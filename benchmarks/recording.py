@@ -1,0 +1,41 @@
+"""What recording a trajectory costs: the same run with and without it.
+
+``python -m mmada_parallel.benchmarks.recording [--runs 20]`` prints JSON: both medians of one edit
+of the demo, and their ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+
+import torch
+
+from ..demo import world
+from ..demo.dataset import HELD_OUT
+from ..demo.render import render
+from ..mmp_core import SamplerSettings, denoise, encode_instruction, load_checkpoint
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--runs", type=int, default=20)
+    runs = parser.parse_args().runs
+    model = load_checkpoint("demo", dtype=torch.float32)
+    task = world.task(HELD_OUT, kinds=("recolour",))
+    prompt = encode_instruction(model, task.instruction, render(task.before))
+    times: dict[int, list[float]] = {0: [], 128: []}
+    for number in range(runs + 1):
+        for record, taken in times.items():
+            began = time.perf_counter()
+            denoise(model, prompt, SamplerSettings(seed=number), record=record).to("cpu")
+            taken.append(time.perf_counter() - began)
+    off, on = (statistics.median(taken[1:]) for taken in times.values())
+    found = {"seconds_without": off, "seconds_with": on, "ratio": on / off, "runs": runs}
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
