@@ -1,0 +1,182 @@
+"""Our sampler against the reference implementation: same weights, same inputs, same seed.
+
+``python -m mmada_parallel.benchmarks.sampler --reference PATH [--preset small|mid] [--repeats 3]``
+prints JSON: both medians, their ratio, and whether the tokens agree. ``PATH``: a checkout of
+tyfeld/MMaDA-Parallel (its variant A is run as it is, with random weights of the preset's size).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from ..mmp_core.config import ModelConfig
+from ..mmp_core.layout.variant_a import VariantA
+from ..mmp_core.sampler import SamplerSettings, denoise
+from ..mmp_core.state import Prompt, TokenState
+from ..mmp_core.transformer import MaskedDiffusionTransformer
+from .gpu import RELEASED, NoTokenizer
+
+PRESETS = {
+    "small": {"d_model": 128, "n_layers": 2, "n_heads": 4, "mlp_hidden_size": 384, "grid": 8,
+              "text": 32, "steps": 8},
+    "mid": {"d_model": 512, "n_layers": 8, "n_heads": 8, "mlp_hidden_size": 1536, "grid": 32,
+            "text": 256, "steps": 16},
+}  # fmt: skip
+GUIDANCE = {
+    "cfg 0/4": {"text_guidance": 0.0, "image_guidance": 4.0, "text_temperature": 0.0},
+    "cfg 2.5/4, text temperature 0.7": {
+        "text_guidance": 2.5, "image_guidance": 4.0, "text_temperature": 0.7,
+    },
+}  # fmt: skip
+
+
+def reference_modules(path: Path) -> SimpleNamespace:
+    """The released variant A, imported from a checkout."""
+    folder = path / "MMaDA-Parallel-A"
+    if not (folder / "generators" / "parallel_generator.py").is_file():
+        raise SystemExit(f"{path} is no checkout of MMaDA-Parallel: it has no MMaDA-Parallel-A.")
+    sys.path.insert(0, str(folder))
+    with contextlib.redirect_stdout(io.StringIO()):
+        model = importlib.import_module("model")
+        config = importlib.import_module("model.configuration_llada").LLaDAConfig
+        generator = importlib.import_module("generators.parallel_generator")
+    return SimpleNamespace(
+        model=model.LLaDAForMultiModalGeneration, config=config, generate=generator.generate_ti2ti
+    )
+
+
+def ours(preset: dict[str, Any], device: torch.device) -> SimpleNamespace:
+    sizes = {name: preset[name] for name in ("d_model", "n_layers", "n_heads", "mlp_hidden_size")}
+    config = ModelConfig(**{**RELEASED, **sizes, "n_kv_heads": sizes["n_heads"]})
+    transformer = MaskedDiffusionTransformer(config, device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    with torch.no_grad():
+        for parameter in transformer.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.05, generator=generator)
+    layout = VariantA(NoTokenizer(), {"mask_token_id": config.mask_token_id})
+    return SimpleNamespace(transformer=transformer.eval(), layout=layout, device=device)
+
+
+def theirs(reference: SimpleNamespace, model: SimpleNamespace) -> torch.nn.Module:
+    """The reference model with our weights."""
+    c = model.transformer.config
+    config = reference.config(
+        d_model=c.d_model, n_layers=c.n_layers, n_heads=c.n_heads, n_kv_heads=c.n_kv_heads,
+        mlp_hidden_size=c.mlp_hidden_size, vocab_size=c.embedding_size,
+        embedding_size=c.embedding_size, rope_theta=c.rope_theta, rms_norm_eps=c.rms_norm_eps,
+        activation_type="silu", block_type="llama", layer_norm_type="rms", rope=True,
+        include_bias=False, include_qkv_bias=False, weight_tying=False, alibi=False,
+        attention_layer_norm=False, input_emb_norm=False, scale_logits=False,
+        rope_full_precision=True, max_sequence_length=4096, mask_token_id=c.mask_token_id,
+        attention_dropout=0.0, embedding_dropout=0.0, residual_dropout=0.0, init_device="cpu",
+    )  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()):
+        built = reference.model(config)
+    built.load_state_dict(model.transformer.state_dict())
+    return built.to(model.device).eval()
+
+
+def prompt_of(layout: VariantA, preset: dict[str, Any]) -> Prompt:
+    generator, side = torch.Generator().manual_seed(1), preset["grid"]
+    words = torch.randint(0, 126000, (1, 60), generator=generator)
+    picture = torch.randint(0, layout.codebook_size, (1, side, side), generator=generator)
+    start = TokenState.masked(1, preset["text"], (side, side))
+    return Prompt(words, words[:, :42], picture, start)
+
+
+def run_reference(reference, model, ours_, prompt, settings, preset) -> tuple[list[int], list[int]]:
+    """Image tokens and text tokens."""
+    layout = ours_.layout
+    sequence = layout.sequence(prompt, prompt.initial)
+    start, side = int(sequence.image_positions[0]), preset["grid"]
+    text_start = int(sequence.text_positions[0])
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return reference.generate(
+            model, sequence.ids, text_start, text_start + preset["text"], start, side * side, side,
+            text_steps=settings.text_steps, text_gen_length=preset["text"],
+            timesteps=settings.image_steps, temperature=settings.image_temperature,
+            text_temperature=settings.text_temperature, cfg_scale=settings.text_guidance,
+            cfg_img=settings.image_guidance,
+            uncon_text=layout.prefix(prompt, drop_text=True, drop_image=False),
+            uncon_image=layout.prefix(prompt, drop_text=False, drop_image=True),
+            generator=torch.Generator(ours_.device).manual_seed(settings.seed),
+        )  # fmt: skip
+
+
+def timed(run) -> tuple[float, Any]:
+    torch.manual_seed(0)  # the reference fills its last code from the global generator
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    found = run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began, found
+
+
+def compare(reference, preset: dict[str, Any], guidance: dict, repeats: int, device) -> dict:
+    model = ours(preset, device)
+    prompt = prompt_of(model.layout, preset).to(device)
+    other = theirs(reference, model)
+    settings = SamplerSettings.upstream(
+        "A", text_steps=preset["steps"], image_steps=preset["steps"] // 2, seed=42, **guidance
+    )
+    times: dict[str, list[float]] = {"reference": [], "ours": []}
+    agree = True
+    for _ in range(repeats):
+        seconds, (image, text) = timed(
+            lambda: run_reference(reference, other, model, prompt, settings, preset)
+        )
+        times["reference"].append(seconds)
+        seconds, run = timed(lambda: denoise(model, prompt, settings, record=0))
+        times["ours"].append(seconds)
+        decided = [token for token in run.final.text[0].tolist() if token >= 0]
+        agree &= run.final.image.flatten().tolist() == image and decided == list(text)
+    medians = {name: statistics.median(taken) for name, taken in times.items()}
+    return {
+        "reference_seconds": medians["reference"],
+        "ours_seconds": medians["ours"],
+        "ratio": medians["reference"] / medians["ours"],
+        "tokens_agree": agree,
+        "seconds": times,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--reference", type=Path, required=True, metavar="PATH")
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="mid")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    device, preset = torch.device(args.device), PRESETS[args.preset]
+    reference = reference_modules(args.reference.expanduser().resolve())
+    found = {
+        "preset": {args.preset: preset},
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "settings": {
+            name: compare(reference, preset, guidance, args.repeats, device)
+            for name, guidance in GUIDANCE.items()
+        },
+    }
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
