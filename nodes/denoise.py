@@ -20,6 +20,9 @@ _RECOMMENDED = {
 
 
 class ParallelDenoise(io.ComfyNode):
+    HAS_INTERMEDIATE_OUTPUT = True
+    """The viewer's data is sent again when the node is cached (ComfyUI 0.19 on)."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -63,6 +66,7 @@ class ParallelDenoise(io.ComfyNode):
         batch_size: int,
         preset: str,
         preview_every: int,
+        record_steps: int,
         tokens: TokenState | None = None,
         **choices,
     ) -> io.NodeOutput:
@@ -70,9 +74,10 @@ class ParallelDenoise(io.ComfyNode):
         prompt = started(prompt, tokens).repeat(batch_size)
         model.prepare_denoising(prompt, previews=preview_every > 0)
         view = LiveView(model.model, Progress(cls.hidden.unique_id), preview_every)
-        trajectory = denoise(model.model, prompt, settings, callback=view).to("cpu")
+        run = denoise(model.model, prompt, settings, callback=view, record=record_steps)
+        trajectory = run.to("cpu")
         view.finish(trajectory)
-        return io.NodeOutput(trajectory.final, trajectory)
+        return io.NodeOutput(trajectory.final, trajectory, ui=view.recorded(trajectory))
 
 
 def _main_inputs() -> list[io.Input]:
@@ -160,6 +165,20 @@ def _advanced_inputs() -> list[io.Input]:
             advanced=True,
             tooltip="Show the picture while it forms every so many steps, at most twice a second. "
             "0: no pictures, only text and progress.",
+        ),
+        io.Combo.Input(
+            "order",
+            options=["parallel", "text_first", "image_first"],
+            default="parallel",
+            tooltip="parallel: text and picture form together, each seeing the other. text_first: "
+            "think, then draw, as other thinking models do. image_first: draw, then explain.",
+        ),
+        io.Int.Input(
+            "record_steps",
+            default=128, min=0, max=4096,
+            advanced=True,
+            tooltip="At most so many steps are kept in the trajectory, evenly spread: about 30 KB "
+            "each for a picture of 512x512 pixels and 256 words. 0: none.",
         ),
     ]  # fmt: skip
 

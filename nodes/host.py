@@ -1,13 +1,15 @@
-"""What the pack needs of ComfyUI beyond the node API: folders, memory, progress, interruption."""
+"""What the pack needs of ComfyUI beyond the node API: memory, progress, previews, interruption."""
 
 from __future__ import annotations
 
 import html
-import os
 import time
+import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import comfy.cli_args
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
@@ -20,7 +22,6 @@ from server import PromptServer
 
 from ..mmp_core import CheckpointError, Model, Prompt
 from ..mmp_core.checkpoint import (
-    DEMO,
     SafetensorsFiles,
     Source,
     build_model,
@@ -28,105 +29,30 @@ from ..mmp_core.checkpoint import (
     open_checkpoint,
 )
 from ..mmp_core.transformer import Attention, RMSNorm, sdpa_attention
+from .folders import FOLDER, checkpoint_paths
 
-FOLDER = "mmada_parallel"
-"""Name of the model folder: ``models/mmada_parallel``, or what extra_model_paths.yaml says."""
+STEP_EVENT = "mmada_parallel.step"
+"""What the page is sent while a run denoises; web/denoise_viewer.js listens to it."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
-_DEMO_NAME = "demo"
-_BESIDE = "auto"
-_IMAGE_TOKENIZER_FOLDERS = ("magvitv2", "vqvae")
 _SMALL = 10**9
 _TOKENIZER_BYTES_PER_PIXEL = 2048
+_CLIP_ACTIVATION_BYTES = 2**30
 _TEXT_INTERVAL = 0.1
 _PICTURE_INTERVAL = 0.5
 _PREVIEW_SIZE = 512
 
 
-def _register_folder() -> None:
-    default = os.path.join(folder_paths.models_dir, FOLDER)
-    folder_paths.add_model_folder_path(FOLDER, default, is_default=True)
-    paths, _ = folder_paths.folder_names_and_paths[FOLDER]
-    folder_paths.folder_names_and_paths[FOLDER] = (paths, {".safetensors"})
+def clip_device(folder: Path) -> torch.device:
+    """ComfyUI's device, with room made for the CLIP in ``folder``, in float32, and its work."""
+    device = comfy.model_management.get_torch_device()
+    stored = max(file.stat().st_size for file in folder.iterdir())
+    comfy.model_management.free_memory(2 * stored + _CLIP_ACTIVATION_BYTES, device)
+    return device
 
 
-_register_folder()
-
-
-def checkpoint_names() -> list[str]:
-    """``demo``, then folders with a config.json and .safetensors files of the model folder."""
-    return [_DEMO_NAME, *_checkpoints()]
-
-
-def image_tokenizer_names() -> list[str]:
-    """``auto``, then what an image tokenizer may be stored as in the model folder."""
-    return [_BESIDE, *_image_tokenizers()]
-
-
-def _checkpoints() -> dict[str, Path]:
-    return {
-        name: path
-        for name, path in _entries().items()
-        if path.suffix == ".safetensors" or _is_checkpoint(path)
-    }
-
-
-def _image_tokenizers() -> dict[str, Path]:
-    return {
-        name: path
-        for name, path in _entries().items()
-        if path.suffix in (".safetensors", ".bin") or path.name in _IMAGE_TOKENIZER_FOLDERS
-    }
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return path.name not in _IMAGE_TOKENIZER_FOLDERS and (path / "config.json").is_file()
-
-
-def _entries() -> dict[str, Path]:
-    """Files and folders by name, two levels deep; what lies in a checkpoint's folder is its own."""
-    found: dict[str, Path] = {}
-
-    def visit(folder: Path, root: Path, depth: int) -> None:
-        try:
-            inside = sorted(folder.iterdir())
-        except OSError:  # not readable: not offered
-            return
-        for path in inside:
-            found.setdefault(path.relative_to(root).as_posix(), path)
-            if depth and path.is_dir() and not (path / "config.json").is_file():
-                visit(path, root, depth - 1)
-
-    for root in map(Path, folder_paths.get_folder_paths(FOLDER)):
-        if root.is_dir():
-            visit(root, root, 1)
-    return found
-
-
-def _find(name: str, offered: dict[str, Path]) -> Path:
-    if name not in offered:
-        raise CheckpointError(
-            f"{name!r} is not in {folder_paths.get_folder_paths(FOLDER)[0]}: put it there, then "
-            "refresh ComfyUI's page."
-        )
-    return offered[name]
-
-
-def _paths(checkpoint: str, image_tokenizer: str) -> tuple[Path, Path | None]:
-    path = DEMO if checkpoint == _DEMO_NAME else _find(checkpoint, _checkpoints())
-    if image_tokenizer == _BESIDE:
-        return path, None
-    return path, _find(image_tokenizer, _image_tokenizers())
-
-
-def fingerprint(checkpoint: str, image_tokenizer: str) -> list[tuple[str, int, int]]:
-    """Name, size and time of every file that :func:`load` may read."""
-    try:
-        paths = [path for path in _paths(checkpoint, image_tokenizer) if path]
-    except CheckpointError:
-        return []
-    files = [file for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
-    return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(files)]
+def metadata_wanted() -> bool:
+    return not comfy.cli_args.args.disable_metadata
 
 
 @dataclass(frozen=True)
@@ -179,7 +105,7 @@ def _denoising_bytes(model: Model, prompt: Prompt) -> int:
 
 def load(checkpoint: str, dtype: str, image_tokenizer: str) -> HostedModel:
     """Load what the loader's widgets name. Raises ``CheckpointError`` with one sentence."""
-    path, image_path = _paths(checkpoint, image_tokenizer)
+    path, image_path = checkpoint_paths(checkpoint, image_tokenizer)
     device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     with torch.inference_mode(False):  # so that the same weights can be trained
@@ -267,6 +193,15 @@ def stop_if_interrupted() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
+def save_temporary(picture: Image.Image) -> dict[str, str]:
+    """Save ``picture`` until ComfyUI ends. What its ``/view`` needs to serve it."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{FOLDER}_{uuid.uuid4().hex}.jpg"
+    picture.save(folder / name, quality=85)
+    return {"filename": name, "subfolder": "", "type": "temp"}
+
+
 class Progress:
     """The page's view of one running node: bar, picture and text.
 
@@ -296,9 +231,18 @@ class Progress:
     def show_text(self, text: str) -> None:
         """The whole text so far, on the node."""
         self._text_at = time.monotonic() + _TEXT_INTERVAL
-        server = getattr(PromptServer, "instance", None)
-        if server is not None:
+        if server := _server():
             server.send_progress_text(for_page(text), self.node_id, server.client_id)
+
+    def show_words(self, done: int, total: int, words: Sequence[tuple[str, str]]) -> None:
+        """The whole text so far, in our own viewer: words and their states."""
+        if server := _server():
+            event = {"node": self.node_id, "step": done, "total": total, "words": words}
+            server.send_sync(STEP_EVENT, event, server.client_id)
+
+
+def _server() -> PromptServer | None:
+    return getattr(PromptServer, "instance", None)
 
 
 def for_page(text: str) -> str:

@@ -1,15 +1,35 @@
-"""What a run shows while it denoises: text and picture as they form."""
+"""What a run shows: text and picture as they form, and afterwards its recorded steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image
 
-from ..mmp_core import Model, Step, TokenState, Trajectory, decode_image, decode_text
-from ..mmp_core import undecided_pixels as undecided_pixels_of
-from .host import Progress, stop_if_interrupted
+from ..mmp_core import (
+    MASKED,
+    UNDECIDED,
+    Model,
+    Step,
+    TokenState,
+    Trajectory,
+    decode_image,
+    decode_text,
+)
+from ..mmp_core.editing import text_pieces
+from ..mmp_core.sheet import contact_sheet, spread_steps, veiled_picture
+from .host import Progress, save_temporary, stop_if_interrupted
 
-UNDECIDED = "░"
-"""Stands for an undecided text token."""
-_VEIL = "#808080"
-_VEIL_STRENGTH = 0.6
+RECORDED_STEPS = "mmada_parallel_steps"
+"""The viewer's key among the node's ui data; web/denoise_viewer.js knows it too."""
+FRAMES, FEWEST_FRAMES = 24, 8
+"""How many recorded steps go to the viewer. Each costs a decoded picture, so a quick run gets
+fewer: as many as take ``_SHARE`` of its time."""
+_SHARE = 0.1
+_CELL = 256
+_COLUMNS = 4
 
 
 class LiveView:
@@ -17,6 +37,9 @@ class LiveView:
 
     def __init__(self, model: Model, progress: Progress, preview_every: int):
         self.model, self.progress, self.preview_every = model, progress, preview_every
+        self._shown: TokenState | None = None
+        self._result: Image.Image | None = None
+        self._frames, self._started = FRAMES, time.perf_counter()
 
     def __call__(self, index: int, total: int, step: Step) -> None:
         stop_if_interrupted()
@@ -25,23 +48,86 @@ class LiveView:
         if wanted and self.progress.picture_due:
             picture = veiled_picture(self.model, step.guess[:1], step.after[:1])
         self.progress.show(index + 1, total, picture)
+        if self._shown is None:
+            self._shown = step.state[:1]
         if self.progress.text_due:
-            self._show_text(step.after)
+            self._show_text(index + 1, total, step.after[:1])
 
     def finish(self, trajectory: Trajectory) -> None:
         """Show the result."""
         total, final = max(trajectory.total_steps, 1), trajectory.final[:1]
-        picture = decode_image(self.model, final)[0] if self.preview_every else None
-        self.progress.show(total, total, picture)
-        self._show_text(final)
+        if self.preview_every:
+            before = time.perf_counter()
+            self._result = decode_image(self.model, final)[0]
+            affordable = _SHARE * (before - self._started) / (time.perf_counter() - before)
+            self._frames = min(max(int(affordable), FEWEST_FRAMES), FRAMES)
+        self.progress.show(total, total, self._result)
+        self._show_text(total, total, final)
 
-    def _show_text(self, state: TokenState) -> None:
-        self.progress.show_text(decode_text(self.model, state[:1], masked=UNDECIDED)[0])
+    def recorded(self, trajectory: Trajectory) -> dict[str, list] | None:
+        """The node's ui data, after :meth:`finish`: what the viewer scrubs over, if there is any.
+
+        A list in a list, since the page takes a dict in a list for a file.
+        """
+        steps = spread_steps(trajectory, self._frames)
+        if not steps:
+            return None
+        data = recorded_text(self.model, trajectory, steps)
+        data["total"], data["sheet"] = trajectory.total_steps, None
+        if self._result:
+            data["sheet"] = self._saved_sheet(steps, self._result)
+        return {RECORDED_STEPS: [[data]]}
+
+    def _show_text(self, done: int, total: int, state: TokenState) -> None:
+        self.progress.show_text(decode_text(self.model, state, masked=UNDECIDED)[0])
+        self.progress.show_words(done, total, words_since(self.model, state, self._shown))
+        self._shown = state
+
+    def _saved_sheet(self, steps: Sequence[Step], result: Image.Image) -> dict[str, Any]:
+        """Where the pictures of ``steps`` lie, the last one being ``result``."""
+        pictures = []
+        for step in steps[:-1]:
+            stop_if_interrupted()
+            pictures.append(veiled_picture(self.model, step.guess[:1], step.after[:1]))
+        pictures.append(result.copy())
+        for picture in pictures:
+            picture.thumbnail((_CELL, _CELL))
+        file = save_temporary(contact_sheet(pictures, _COLUMNS))
+        columns, (width, height) = min(_COLUMNS, len(pictures)), pictures[0].size
+        return {"file": file, "columns": columns, "width": width, "height": height}
 
 
-def veiled_picture(model: Model, guess: TokenState, decided: TokenState) -> Image.Image:
-    """The model's guess, under a grey veil where it is not decided. Batches of one."""
-    picture = decode_image(model, guess)[0]
-    veil = Image.new("RGB", picture.size, _VEIL)
-    undecided = Image.fromarray(undecided_pixels_of(model, decided)[0].numpy())
-    return Image.composite(Image.blend(picture, veil, _VEIL_STRENGTH), picture, undecided)
+def words_since(
+    model: Model, state: TokenState, before: TokenState | None
+) -> list[tuple[str, str]]:
+    """Each text token of a batch of one with "undecided", "new" or "decided".
+
+    New are those that were undecided in ``before``; without it, none.
+    """
+    now = (state.text[0] != MASKED).tolist()
+    then = now if before is None else (before.text[0] != MASKED).tolist()
+    names = [
+        "undecided" if not is_decided else "decided" if was_decided else "new"
+        for is_decided, was_decided in zip(now, then, strict=True)
+    ]
+    return list(zip(text_pieces(model, state)[0], names, strict=True))
+
+
+def recorded_text(model: Model, trajectory: Trajectory, steps: Sequence[Step]) -> dict[str, list]:
+    """The first sample's words at ``steps``, of which the last one stands for the final state.
+
+    ``steps``: their numbers, from 1. ``words``: the final text, one string per token. ``since``:
+    the position in ``steps`` from which on each token is decided, -1 if it was from the start.
+    """
+    final = trajectory.final[:1]
+    since = [len(steps)] * final.text.shape[1]
+    states = [trajectory.steps[0].state, *(step.after for step in steps[:-1]), final]
+    for frame, state in reversed(list(enumerate(states, start=-1))):
+        for position, token in enumerate(state.text[0].tolist()):
+            if token != MASKED:
+                since[position] = frame
+    return {
+        "steps": [step.index + 1 for step in steps],
+        "words": text_pieces(model, final)[0],
+        "since": since,
+    }

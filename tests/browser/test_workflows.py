@@ -5,11 +5,14 @@ import json
 import pytest
 from mmada_parallel.tests.workflow_api import PAGE_WIDGETS, WORKFLOWS, to_api
 
-CASES = [(path, "canvas") for path in WORKFLOWS] + [(path, "vue") for path in WORKFLOWS[:1]]
+FIRST = next(path for path in WORKFLOWS if path.stem == "Edit an image")
+CASES = [(path, "canvas") for path in WORKFLOWS] + [(FIRST, "vue")]
 
 
 @pytest.mark.parametrize("path, renderer", CASES, ids=lambda case: getattr(case, "stem", case))
 def test_it_opens_runs_and_shows_its_results(comfy_page, path, renderer):
+    if comfy_page.server.host.name == "oldest" and path != FIRST:
+        pytest.skip("opened there by the test below, and run there through the API")
     name = f"{path.stem}-{renderer}"
     comfy_page.open(vue=renderer == "vue")
     comfy_page.load(json.loads(path.read_text()), name)

@@ -8,6 +8,8 @@ from mmada_parallel.tests.workflow_api import WORKFLOWS, to_api
 
 DENOISE = "MMaDAParallelDenoise"
 each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+BASIC = [path for path in WORKFLOWS if path.stem in ("Edit an image", "Generate with thinking")]
+each_basic_workflow = pytest.mark.parametrize("path", BASIC, ids=lambda path: path.stem)
 
 
 def prompt_of(path, object_info, reseed=0):
@@ -38,7 +40,11 @@ def runs(comfy, object_info):
 
 
 def test_the_promised_workflows_are_shipped():
-    assert len(WORKFLOWS) >= 2
+    assert len(BASIC) == 2
+    assert {path.stem for path in WORKFLOWS} >= {
+        "Watch it think", "Inpaint", "Outpaint", "Fix the plan and redraw", "Explain this edit",
+        "Parallel against sequential", "Best of N",
+    }  # fmt: skip
 
 
 @each_workflow
@@ -50,11 +56,27 @@ def test_it_gives_a_picture_and_a_text(runs, path):
     assert any(text.strip() for text in first.texts)
 
 
+def named(name):
+    return next(path for path in WORKFLOWS if path.stem == name)
+
+
+def test_what_is_given_is_kept(runs):
+    _, outpainted, _ = runs(named("Outpaint"))
+    assert (160, 128) in [image.size for image in outpainted.images]
+    _, redrawn, _ = runs(named("Fix the plan and redraw"))
+    own = "the red circle at row 1 column 4 becomes a green star ."
+    assert any(own in text for text in redrawn.texts)
+    _, inpainted, _ = runs(named("Inpaint"))
+    before, after = (image.convert("RGB").resize((128, 128)) for image in inpainted.images)
+    assert before.crop((96, 32, 128, 64)).tobytes() != after.crop((96, 32, 128, 64)).tobytes()
+
+
 @each_workflow
 def test_denoising_is_visible_while_it_runs(runs, path):
     prompt, first, _ = runs(path)
     assert ids_of(prompt, DENOISE)
     for node in ids_of(prompt, DENOISE):
+        assert first.steps(node), f"{node} reported no step"
         values = [value for value, _ in first.steps(node)]
         assert values == sorted(values) and len(set(values)) > 2
         assert first.steps(node)[-1][0] == first.steps(node)[-1][1]
@@ -73,7 +95,7 @@ def test_the_same_prompt_again_is_cached(runs, path):
     assert second.texts == first.texts
 
 
-@each_workflow
+@each_basic_workflow
 def test_a_seed_decides_the_result_not_the_moment(comfy, object_info, runs, path):
     _, first, _ = runs(path)
     assert comfy.run(prompt_of(path, object_info, reseed=1)).status == "success"
@@ -84,7 +106,7 @@ def test_a_seed_decides_the_result_not_the_moment(comfy, object_info, runs, path
     assert again.texts == first.texts
 
 
-@each_workflow
+@each_basic_workflow
 def test_interrupt_stops_within_a_step_and_the_next_run_works(comfy, object_info, path):
     prompt = prompt_of(path, object_info, reseed=1000)
     (node, *_) = ids_of(prompt, DENOISE)

@@ -1,0 +1,213 @@
+"""The viewer on Parallel Denoise: text and picture while it runs, its recorded steps afterwards."""
+
+import json
+
+import pytest
+from mmada_parallel.tests.hosts import PACK_ROOT
+
+WORKFLOW = json.loads((PACK_ROOT / "workflows" / "Edit an image.json").read_text())
+NODE = "4"
+RESENT_SINCE = (0, 19)
+"""From this ComfyUI on a cached node's data is sent again."""
+VIEWER = """const found = app.canvas.graph.nodes.find((node) => String(node.id) === id)
+    const viewer = found.widgets.find((widget) => widget.name === '$$node-text-preview').element
+    const range = viewer.querySelector('input'), canvas = viewer.querySelector('canvas')
+    const count = (state) => viewer.querySelectorAll(`.words .${state}`).length"""
+STATE = f"""(id) => {{
+    {VIEWER}
+    return {{
+        text: viewer.querySelector('.words').innerText.trim(),
+        undecided: count('undecided'), fresh: count('new'), decided: count('decided'),
+        label: viewer.querySelector('output').textContent,
+        step: range.valueAsNumber, last: Number(range.max),
+        choosing: range.checkVisibility() && !range.disabled,
+        picture: canvas.checkVisibility() ? canvas.toDataURL() : null,
+        width: found.size[0], height: viewer.offsetHeight,
+    }}
+}}"""
+RUNNING = f"""(id) => {{
+    {VIEWER}
+    return range.disabled && canvas.checkVisibility() && count('undecided') && count('new')
+}}"""
+FOCUS = f"(id) => {{ {VIEWER}; range.focus() }}"
+SELECT = """(ids) => app.canvas.selectItems(
+    app.canvas.graph.nodes.filter((node) => ids.includes(String(node.id))))"""
+SET_BATCHES = """(size) => app.graph.nodes.flatMap((node) => node.widgets ?? [])
+    .filter((widget) => widget.name === 'batch_size').forEach((widget) => widget.value = size)"""
+ADD_TWIN = """() => {
+    const add = (type, x, y) => {
+        const node = LiteGraph.createNode(type)
+        app.graph.add(node)
+        node.pos = [x, y]
+        return node
+    }
+    const [loader, encode] = [1, 3].map((id) => app.graph.getNodeById(id))
+    const twin = add('MMaDAParallelDenoise', 860, 760)
+    const text = add('MMaDAParallelDecodeText', 1320, 760)
+    loader.connect(0, twin, 0)
+    encode.connect(0, twin, 1)
+    loader.connect(0, text, 0)
+    twin.connect(0, text, 1)
+    twin.widgets.find((widget) => widget.name === 'seed').value = 77
+    return String(twin.id)
+}"""
+INTO_SUBGRAPH = """(id) => {
+    const node = app.graph.getNodeById(id)
+    const { subgraph } = app.graph.convertToSubgraph(new Set([node]))
+    app.canvas.setGraph(subgraph)
+}"""
+OWN_PICTURES = """() => [...document.querySelectorAll("[data-testid^='node-body-'] > img")]
+    .filter((image) => image.checkVisibility()).length"""
+WIDGET_NAMES = """(id) => app.graph.getNodeById(id).widgets.map((widget) => widget.name)"""
+both_renderers = pytest.mark.parametrize("renderer", ["canvas", "vue"])
+
+
+class ViewerPage:
+    """ComfyUI's page with the viewers of its Parallel Denoise nodes."""
+
+    def __init__(self, comfy_page):
+        self.comfy, self.page = comfy_page, comfy_page.page
+
+    def open(self, renderer):
+        self.comfy.open(vue=renderer == "vue")
+        self.comfy.load(WORKFLOW, "viewer")
+
+    def state(self, node=NODE):
+        return self.page.evaluate(STATE, node)
+
+    def run(self):
+        self.comfy.queue()
+        assert self.comfy.wait_for_end() == "execution_success"
+
+    def press(self, key, node=NODE):
+        """A key on the scrubber."""
+        self.page.evaluate(FOCUS, node)
+        self.page.keyboard.press(key)
+
+    def close_up(self, name, *nodes):
+        self.page.evaluate(SELECT, list(nodes or [NODE]))
+        self.comfy.screenshot(f"viewer-{name}")
+
+    def check_result(self, node=NODE):
+        """The finished run is shown, its last step chosen."""
+        state = self.state(node)
+        assert state["choosing"] and state["step"] == state["last"] >= 7
+        first, _, total = state["label"].removeprefix("step ").partition(" / ")
+        assert first == total and state["undecided"] == 0 and state["picture"]
+        return state
+
+    def check_no_complaints(self):
+        assert self.comfy.complaints() == []
+        assert self.comfy.script_errors == []
+
+
+@pytest.fixture
+def viewer(comfy_page):
+    return ViewerPage(comfy_page)
+
+
+@both_renderers
+def test_it_shows_the_run_and_then_its_steps(viewer, renderer):
+    viewer.open(renderer)
+    viewer.close_up(f"{renderer}-opened")
+    viewer.comfy.reseed()
+    viewer.page.evaluate(SET_BATCHES, 8)  # slow enough for a picture of the running node
+    viewer.comfy.queue()
+    viewer.page.wait_for_function(RUNNING, arg=NODE)
+    viewer.close_up(f"{renderer}-running")
+    assert viewer.comfy.wait_for_end() == "execution_success"
+    viewer.close_up(f"{renderer}-done")
+    end = viewer.check_result()
+    viewer.press("Home")
+    start = viewer.state()
+    assert start["step"] == 0 and start["undecided"] > end["undecided"]
+    assert start["picture"] != end["picture"]
+    for _ in range(end["last"] // 2):
+        viewer.press("ArrowRight")
+    viewer.close_up(f"{renderer}-halfway")
+    halfway = viewer.state()
+    assert end["undecided"] < halfway["undecided"] < start["undecided"] and halfway["fresh"]
+    assert viewer.page.evaluate(OWN_PICTURES) == 0
+    viewer.check_no_complaints()
+
+
+@both_renderers
+def test_a_graph_from_file_shows_its_run_and_a_cached_one(viewer, renderer):
+    viewer.open(renderer)
+    viewer.comfy.reseed()
+    viewer.run()
+    before = viewer.check_result()
+    saved = viewer.page.evaluate("() => app.graph.serialize()")
+    (node,) = [node for node in saved["nodes"] if str(node["id"]) == NODE]
+    assert len(node["widgets_values"]) == len(viewer.page.evaluate(WIDGET_NAMES, NODE)) - 1
+    viewer.comfy.load(saved, "from file")
+    assert not viewer.state()["choosing"]
+    viewer.run()
+    if tuple(map(int, viewer.comfy.server.host.version.split("."))) >= RESENT_SINCE:
+        again = viewer.check_result()
+        assert (again["text"], again["picture"]) == (before["text"], before["picture"])
+    viewer.comfy.reseed()
+    viewer.run()
+    viewer.check_result()
+    viewer.check_no_complaints()
+
+
+@both_renderers
+def test_two_nodes_show_each_its_own(viewer, renderer):
+    viewer.open(renderer)
+    twin = viewer.page.evaluate(ADD_TWIN)
+    viewer.comfy.reseed()
+    viewer.run()
+    viewer.close_up(f"{renderer}-two", NODE, twin)
+    shown, other = viewer.check_result(), viewer.check_result(twin)
+    assert shown["picture"] != other["picture"]
+    viewer.press("Home", twin)
+    assert viewer.state() == shown and viewer.state(twin)["undecided"] > other["undecided"]
+    viewer.check_no_complaints()
+
+
+@both_renderers
+def test_inside_a_subgraph_too(viewer, renderer):
+    viewer.open(renderer)
+    viewer.comfy.reseed()
+    viewer.page.evaluate(INTO_SUBGRAPH, NODE)
+    viewer.run()
+    viewer.close_up(f"{renderer}-subgraph")
+    viewer.check_result()
+
+
+def test_what_it_showed_comes_back_with_the_workflows_tab(viewer):
+    viewer.open("canvas")
+    viewer.comfy.reseed()
+    viewer.run()
+    before = viewer.check_result()
+    viewer.comfy.load(WORKFLOW, "another")
+    assert not viewer.state()["choosing"]
+    command = "() => app.extensionManager.command.execute('Workspace.PreviousOpenedWorkflow')"
+    viewer.page.evaluate(command)
+    viewer.page.wait_for_timeout(1500)
+    assert viewer.check_result() == before
+
+
+def test_words_without_pictures_when_the_server_has_lost_the_file(viewer):
+    viewer.open("canvas")
+    viewer.page.route("**/view?filename=mmada_parallel_*", lambda route: route.fulfill(status=404))
+    viewer.comfy.reseed()
+    viewer.run()
+    state = viewer.state()
+    assert state["choosing"] and state["decided"] and state["picture"] is None
+    viewer.check_no_complaints()
+
+
+@both_renderers
+def test_without_the_extension_the_page_shows_text_and_picture_itself(viewer, renderer):
+    viewer.page.route("**/denoise_viewer.js*", lambda route: route.abort())
+    viewer.open(renderer)
+    viewer.comfy.reseed()
+    viewer.comfy.queue()
+    viewer.comfy.wait_for_message("b_preview_with_metadata")
+    viewer.comfy.wait_for_message("progress_text")
+    assert viewer.comfy.wait_for_end() == "execution_success"
+    viewer.close_up(f"{renderer}-without")
+    assert viewer.comfy.live_text(NODE)
+    assert viewer.page.evaluate("() => document.querySelector('.mmada-viewer')") is None
