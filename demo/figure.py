@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..mmp_core import (
@@ -23,8 +24,14 @@ from ..mmp_core import (
     load_checkpoint,
 )
 from ..mmp_core.checkpoint import Model
-from ..mmp_core.editing import extended, fixed_text
-from ..mmp_core.sheet import Word, beside, contact_sheet, spread_steps, trajectory_frames
+from ..mmp_core.editing import (
+    extended,
+    fixed_text,
+    pattern_selected,
+    reopened,
+    text_pieces,
+)
+from ..mmp_core.sheet import SHOWN, Word, beside, contact_sheet, spread_steps, trajectory_frames
 from ..training.clip_score import DEMO_CLIP, ClipScorer
 from . import world
 from .dataset import HELD_OUT
@@ -32,7 +39,6 @@ from .render import render
 
 ROOT = Path(__file__).parents[1]
 _SIDE, _MARGIN, _TEXT = 224, 16, 76
-_UNDECIDED = "·"
 _VEIL = (0.86, 0.86, 0.88)
 
 
@@ -70,7 +76,7 @@ def run_panels(model: Model, task: world.Task, moments: tuple[float, ...]) -> li
     shown = [trajectory.steps[round(m * (len(trajectory) - 1))].after for m in moments]
 
     def column(title: str, state: TokenState) -> Image.Image:
-        words = decode_text(model, state, masked=_UNDECIDED)[0]
+        words = decode_text(model, state, masked=SHOWN)[0]
         return panel(decode_image(model, state, fill=_VEIL)[0], title, words)
 
     first = panel(before, "input" if before else "instruction", f"“{task.instruction}”")
@@ -149,6 +155,25 @@ def explain(model: Model) -> Image.Image:
     )
 
 
+def stop_keep_and_redraw(model: Model) -> Image.Image:
+    task = held_out_task("recolour", 4)
+    prompt = edit_prompt(model, task)
+    half = denoise(model, prompt).at(0.6).after
+    colours = pattern_selected(text_pieces(model, half)[0], "|".join(world.COLOURS))
+    cells = torch.zeros(1, *half.grid, dtype=torch.bool)
+    cells[:, 1, 2] = True
+    kept = reopened(half, text=torch.tensor([colours]), image=cells)
+
+    def column(title: str, state: TokenState) -> Image.Image:
+        words = decode_text(model, state, masked=SHOWN)[0]
+        return panel(decode_image(model, state, fill=_VEIL)[0], title, words)
+
+    final = denoise(model, prompt.starting_from(kept), SamplerSettings(seed=7), record=0).final
+    return side_by_side(
+        [column("stopped at 60%", half), column("kept", kept), column("redrawn", final)]
+    )
+
+
 def orders(model: Model) -> Image.Image:
     prompt = edit_prompt(model, held_out_task("move", 6))
     frames = []
@@ -186,6 +211,7 @@ def main() -> None:
         "Outpaint": outpaint(model),
         "Fix the plan and redraw": fix_the_plan(model),
         "Explain this edit": explain(model),
+        "Stop, keep and redraw": stop_keep_and_redraw(model),
         "Parallel against sequential": orders(model),
         "Best of N": best_of_n(model),
     }

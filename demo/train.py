@@ -129,6 +129,8 @@ def main() -> None:
     settings = replace(recipe, **{name: value for name, value in chosen.items() if value})
     if "WORLD_SIZE" in os.environ:
         backend = "gloo" if args.device == "cpu" else "nccl"
+        if args.device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group(backend, timeout=timedelta(hours=12))
     run = transformer_run(args.folder / "sft", settings, args.device, args.start)
     if run.rank == 0:

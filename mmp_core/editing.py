@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,8 +18,9 @@ from .errors import InputError
 from .layout.base import UNDECIDED, pieces_of
 from .state import MASKED, Prompt, TokenState
 
-REGEX_SECONDS = 1.0
-"""A pattern may come with somebody else's workflow: longer searches are given up."""
+REGEX_SECONDS, REGEX_LENGTH, REGEX_REPEATS = 1.0, 500, 1000
+"""A pattern may come with somebody else's workflow: longer searches are given up, and patterns
+refused that are longer or repeat more, since compiling them takes time and memory, too."""
 
 
 def text_pieces(model: Model, state: TokenState) -> list[list[str]]:
@@ -30,34 +32,45 @@ def text_pieces(model: Model, state: TokenState) -> list[list[str]]:
 
 
 def words_selected(pieces: Sequence[str], spans: str) -> list[bool]:
-    """The positions of words by number: ``"2-4, 7"``, from 1; ``"5-"`` is from 5 to the end.
+    """The positions of words by number: ``"2-4, 7"``, from 1; ``"5-"`` is all from 5 on, what
+    stands after the last word (end-of-text tokens) included.
 
     Words are what stands between spaces, undecided positions included. Raises ``InputError`` for
     a span that cannot be read or lies beyond the text.
     """
     words = [match.span() for match in re.finditer(r"\S+", "".join(pieces))]
-    chosen = []
+    chosen, rest = [], len(pieces)
     for part in filter(None, (part.strip() for part in spans.split(","))):
-        match = re.fullmatch(r"(\d+)(?:\s*(-)\s*(\d*))?", part)
+        match = re.fullmatch(r"(\d{1,6})(?:\s*(-)\s*(\d{0,6}))?", part)
         if not match:
             raise InputError(f"words has {part!r}; expected numbers and ranges such as 2-4, 7.")
         first = int(match[1])
         last = first if not match[2] else int(match[3] or len(words))
         if not 1 <= first <= last <= len(words):
             raise InputError(f"words has {part!r}; the text has {len(words)} words, from 1.")
-        chosen.append((words[first - 1][0], words[last - 1][1]))
-    return _overlapping(pieces, chosen)
+        span = (words[first - 1][0], words[last - 1][1])
+        chosen.append(span)
+        if match[2] and not match[3]:
+            rest = min(rest, _overlapping(pieces, [span]).index(True))
+    return [s or i >= rest for i, s in enumerate(_overlapping(pieces, chosen))]
 
 
 def pattern_selected(pieces: Sequence[str], pattern: str) -> list[bool]:
     """The positions that share a character with a match of a regular expression.
 
-    Raises ``InputError`` for a pattern that is not one, or takes too long to search.
+    Raises ``InputError`` for a pattern that is not one, is too long, repeats too much, or takes
+    too long to search.
     """
+    repeats = math.prod(max(1, int(n)) for n in re.findall(r"[{,]\s*(\d{1,9})\s*(?=[,}])", pattern))
+    if len(pattern) > REGEX_LENGTH or repeats > REGEX_REPEATS:
+        raise InputError(
+            f"pattern has {len(pattern)} characters and up to {repeats} repetitions; expected at "
+            f"most {REGEX_LENGTH} and {REGEX_REPEATS}: simplify it."
+        )
     try:
         found = regex.finditer(pattern, "".join(pieces), timeout=REGEX_SECONDS)
         spans = [match.span() for match in found]
-    except regex.error as error:
+    except (regex.error, RecursionError, OverflowError) as error:
         raise InputError(f"pattern is {pattern!r}, no regular expression: {error}.") from None
     except TimeoutError:
         raise InputError(
@@ -113,9 +126,11 @@ def fixed_text(
     Raises ``InputError`` for a text that does not fit ``length``, or has words that the tokenizer
     does not know.
     """
+    parts = text.split(UNDECIDED)
+    parts = [part.rstrip() for part in parts[:-1]] + parts[-1:]  # a word's space is its own token's
     ids: list[int] = []
-    for number, part in enumerate(text.split(UNDECIDED)):
-        ids += [MASKED] * (number > 0) + _known_ids(model, part)
+    for number, part in enumerate(parts):
+        ids += [MASKED] * (number > 0) + (_known_ids(model, part) if part.strip() else [])
     if not ids or len(ids) > length:
         raise InputError(
             f"The text has {len(ids)} tokens; expected 1 to {length}: shorten it, or raise the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 from dataclasses import replace
@@ -28,6 +29,7 @@ from .state import MASKED, Prompt, TokenState
 
 GREY = (0.5, 0.5, 0.5)
 _CROP_PATCHES = 16
+_COVERED = 0.1
 
 
 def encode_instruction(
@@ -57,6 +59,7 @@ def encode_instruction(
     length = model.default_text_length if text_length is None else text_length
     if not 1 <= length <= 4096:
         raise InputError(f"text_length is {length}; expected 1 to 4096 tokens.")
+    same_offset = copy.copy(offset)
     codes = None if image is None else encode_image(model, image, offset=offset)
     if size is not None:
         grid = grid_of(model, size)
@@ -66,7 +69,8 @@ def encode_instruction(
         grid = grid_of(model, (model.default_image_size, model.default_image_size))
     initial = TokenState.masked(batch, length, grid)
     if mask is not None:
-        initial = replace(initial, image=_outside(model, mask, image, codes, grid, batch))
+        initial = replace(initial, image=_outside(model, mask, image, codes, grid, same_offset))
+        initial = replace(initial, image=initial.image.expand(batch, -1, -1))
     codes = None if codes is None else codes.cpu().expand(batch, -1, -1)
     return model.layout.encode(instruction, codes, initial)
 
@@ -100,9 +104,9 @@ def _outside(
     image: Image.Image | str | os.PathLike | None,
     codes: Tensor | None,
     grid: tuple[int, int],
-    batch: int,
+    offset: Literal["center"] | random.Random,
 ) -> Tensor:
-    """(batch, H, W): the input's codes, undecided where more than half of a patch is masked."""
+    """(1, H, W): the input's codes, undecided where the mask covers more than a tenth of one."""
     if codes is None:
         raise InputError("A mask needs an input picture: give one, or leave the mask open.")
     if codes.shape[1:] != grid:
@@ -111,8 +115,14 @@ def _outside(
             f"{codes.shape[1] * model.downsample} as the model sees it: leave the size open."
         )
     whole = mask.convert("RGB").resize(load_image(image).size, Image.Resampling.BILINEAR)
-    painted = to_pixels(_fitted(model, whole, "center"), UNIT_RANGE)[:, 0]
-    return codes.cpu().masked_fill(cells_of(painted, grid), MASKED).expand(batch, -1, -1)
+    painted = to_pixels(_fitted(model, whole, offset), UNIT_RANGE)[:, 0]
+    cells = cells_of(painted, grid, _COVERED)
+    if not cells.any():
+        raise InputError(
+            "The mask covers no part of the picture as the model sees it: paint a larger one, or "
+            "leave the mask open."
+        )
+    return codes.cpu().masked_fill(cells, MASKED)
 
 
 def input_sizes(model: Model) -> list[Size]:

@@ -18,6 +18,7 @@ from .state import MASKED, Step, TokenState, Trajectory
 SHOWN = "·"
 """What is drawn for an undecided token: the default font lacks ░."""
 _PAPER, _INK, _FAINT, _NEW = "#ffffff", "#1c1c1e", "#b4b4bc", "#ffe28a"
+_LINE, _SMALLEST = 1.45, 8
 _VEIL, _VEIL_STRENGTH = "#808080", 0.6
 _HEAT = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]])
 _HEAT_STRENGTH = 0.65
@@ -33,11 +34,11 @@ class Word:
 
 
 def spread_steps(trajectory: Trajectory, count: int) -> list[Step]:
-    """``count`` recorded steps, evenly spread and the last one always; all if there are fewer."""
+    """``count`` recorded steps, evenly spread and the run's end always; all if there are fewer."""
     steps = trajectory.steps
-    if len(steps) <= count:
-        return list(steps)
-    return [steps[(i + 1) * len(steps) // count - 1] for i in range(count)]
+    if len(steps) > count:
+        steps = [steps[(i + 1) * len(steps) // count - 1] for i in range(count)]
+    return [*steps[:-1], trajectory.end]
 
 
 def trajectory_frames(
@@ -111,37 +112,54 @@ def words_of(model: Model, state: TokenState, before: TokenState | None = None) 
 
 
 def beside(picture: Image.Image, words: Sequence[Word], title: str) -> Image.Image:
-    """``picture`` left, ``words`` right of it, wrapped to the picture's width."""
+    """``picture`` left, ``words`` right of it, wrapped to the picture's width; a long text is set
+    smaller, and what still does not fit is left out with an ellipsis. Sides are even: for video."""
     margin, size = max(8, picture.height // 24), max(12, picture.height // 15)
-    frame = Image.new(
-        "RGB", (2 * picture.width + 3 * margin, picture.height + 2 * margin), _PAPER
-    )
+    sides = (2 * picture.width + 3 * margin, picture.height + 2 * margin)
+    frame = Image.new("RGB", tuple(side + side % 2 for side in sides), _PAPER)
     frame.paste(picture, (margin, margin))
     draw = ImageDraw.Draw(frame)
     left = picture.width + 2 * margin
     small = ImageFont.load_default(0.8 * size)
     draw.text((left, margin), title, fill=_FAINT, font=small)
-    _write(draw, words, (left, margin + 2 * size), frame.width - margin, size)
+    box = (left, margin + 2 * size, frame.width - margin, frame.height - margin)
+    for smaller in range(size, _SMALLEST - 1, -1):
+        places = _placed(words, box, smaller)
+        if len(places) == len(words) or smaller == _SMALLEST:
+            _write(draw, words, places, smaller)
+            break
     return frame
 
 
-def _write(
-    draw: ImageDraw.ImageDraw, words: Sequence[Word], at: tuple[float, float], right: int, size: int
-) -> None:
-    """Words in lines from ``at`` to ``right``, the new ones on a coloured ground."""
-    font, line = ImageFont.load_default(size), 1.45 * size
-    (left, y), x = at, at[0]
+def _placed(
+    words: Sequence[Word], box: tuple[int, int, int, int], size: int
+) -> list[tuple[float, float]]:
+    """Where each word stands in lines inside ``box``; fewer where not all fit."""
+    font, (left, y, right, bottom) = ImageFont.load_default(size), box
+    places, x = [], float(left)
     for word in words:
-        text = word.text.replace(UNDECIDED, SHOWN)
-        width = font.getlength(text)
+        width = font.getlength(word.text)
         if x > left and x + width > right:
-            x, y = left, y + line
-        if word.new and word.decided:
-            draw.rounded_rectangle(
-                (x - 2, y - 1, x + width + 2, y + 1.25 * size), radius=3, fill=_NEW
-            )
-        draw.text((x, y), text, fill=_INK if word.decided else _FAINT, font=font)
+            x, y = left, y + _LINE * size
+        if y + _LINE * size > bottom:
+            break
+        places.append((x, y))
         x += width + 0.3 * size
+    return places
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, words: Sequence[Word], places: list[tuple[float, float]], size: int
+) -> None:
+    """The words that have a place, the new ones on a coloured ground."""
+    font = ImageFont.load_default(size)
+    for number, ((x, y), word) in enumerate(zip(places, words, strict=False), start=1):
+        cut = number == len(places) < len(words)
+        text = "…" if cut else word.text.replace(UNDECIDED, SHOWN)
+        if word.new and word.decided and not cut:
+            right = x + font.getlength(text)
+            draw.rounded_rectangle((x - 2, y - 1, right + 2, y + 1.25 * size), 3, fill=_NEW)
+        draw.text((x, y), text, fill=_INK if word.decided else _FAINT, font=font)
 
 
 def contact_sheet(frames: Sequence[Image.Image], columns: int) -> Image.Image:

@@ -180,9 +180,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The recorded steps of one denoising run and its final state, in order."""
+    """The recorded steps of one denoising run, in order, and the states at its ends."""
 
     steps: tuple[Step, ...]
+    initial: TokenState
     final: TokenState
     total_steps: int
 
@@ -195,16 +196,24 @@ class Trajectory:
     def at(self, fraction: float) -> Step:
         """The recorded step that stands after ``fraction`` (0 … 1) of the run's steps.
 
-        0 is what stands before the first; between two recorded steps the earlier one. Raises
-        ``ValueError`` where nothing was recorded or the fraction is out of range.
+        0 is what stands before the first, 1 the :attr:`end`; between two recorded steps the earlier
+        one. Raises ``ValueError`` where the fraction is out of range.
         """
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction is {fraction}; expected 0 to 1.")
-        if not self.steps:
-            raise ValueError("The trajectory has no recorded steps.")
         done = round(fraction * self.total_steps)
+        if done == self.total_steps:
+            return self.end
         past = [step for step in self.steps if step.index < done]
-        return past[-1] if past else Step.before(self.steps[0].state)
+        return past[-1] if past else Step.before(self.initial)
+
+    @property
+    def end(self) -> Step:
+        """The last step with the final state after it, recorded or not."""
+        last = self.steps[-1] if self.steps else None
+        if last is None or last.index < self.total_steps - 1:
+            last = replace(Step.before(self.final), index=self.total_steps - 1)
+        return replace(last, after=self.final, guess=self.final)
 
     def to(self, device: torch.device | str) -> Trajectory:
         """Tensors that steps share stay shared."""
@@ -216,4 +225,5 @@ class Trajectory:
             return moved[id(tensor)]
 
         steps = tuple(_map_tensors(step, move) for step in self.steps)
-        return Trajectory(steps, _map_tensors(self.final, move), self.total_steps)
+        initial, final = (_map_tensors(state, move) for state in (self.initial, self.final))
+        return Trajectory(steps, initial, final, self.total_steps)

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from .checkpoint import Model
 from .errors import InputError
 from .files import replacing
-from .state import TokenState
+from .state import MASKED, TokenState
 
 FORMAT = "mmada-parallel tokens 1"
 
@@ -58,7 +59,9 @@ def load_tokens(path: str | Path, model: Model) -> TokenState:
             if metadata.get("format") != FORMAT:
                 raise InputError(f"{path} holds no tokens: expected a file that Save Tokens wrote.")
             state = TokenState(file.get_tensor("text"), file.get_tensor("image"))
-    except (OSError, SafetensorError) as error:
+    except InputError:
+        raise
+    except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); save the tokens again.") from None
     for name, own in token_identity(model).items():
         if metadata.get(name) != own:
@@ -66,4 +69,11 @@ def load_tokens(path: str | Path, model: Model) -> TokenState:
                 f"{path} was made with another {name} than this checkpoint's: load the checkpoint "
                 "that it was made with."
             )
+    _check_range(path, "text", state.text, model.transformer.config.embedding_size)
+    _check_range(path, "image", state.image, model.layout.codebook_size)
     return state
+
+
+def _check_range(path: str | Path, name: str, tokens: Tensor, end: int) -> None:
+    if tokens.numel() and not MASKED <= int(tokens.min()) <= int(tokens.max()) < end:
+        raise InputError(f"{path} is damaged: its {name} has tokens outside 0 to {end - 1}.")

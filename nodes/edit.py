@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io
 
-from ..mmp_core import UNDECIDED, InputError, Prompt, TokenState, encode_image
+from ..mmp_core import MASKED, UNDECIDED, InputError, Prompt, TokenState, encode_image
 from ..mmp_core.editing import (
     cells_of,
     extended,
@@ -53,7 +53,8 @@ class Remask(io.ComfyNode):
                 io.String.Input(
                     "words",
                     default="",
-                    tooltip="Words by number, from 1: 2-4, 7, or 5- for all from the fifth on.",
+                    tooltip="Words by number, from 1: 2-4, 7, or 5- for all from the fifth on, the "
+                    "end of the text included, so that it may grow.",
                 ),
                 io.String.Input(
                     "pattern",
@@ -96,23 +97,31 @@ class Remask(io.ComfyNode):
     ) -> io.NodeOutput:
         masked = torch.zeros(1, *tokens.grid, dtype=torch.bool)
         if mask is not None:
-            masked = cells_of(_matching(mask, tokens.batch).cpu(), tokens.grid, coverage)
-        rows = [
-            torch.tensor(_selected(pieces, words, pattern))
-            for pieces in text_pieces(model.model, tokens)
-        ]
+            masked = cells_of(_matching(mask, tokens.batch), tokens.grid, coverage)
+        selected = torch.zeros(tokens.text.shape, dtype=torch.bool)
+        if text.endswith("selected"):
+            selected = _selected(text_pieces(model.model, tokens), words, pattern)
         changed = reopened(
-            tokens,
-            text=_to_reopen(text, torch.stack(rows)),
-            image=_to_reopen(picture, masked),
+            tokens, text=_to_reopen(text, selected), image=_to_reopen(picture, masked)
         )
         return io.NodeOutput(changed)
 
 
-def _selected(pieces: list[str], words: str, pattern: str) -> list[bool]:
-    by_number = words_selected(pieces, words)
-    by_pattern = pattern_selected(pieces, pattern) if pattern else [False] * len(pieces)
-    return [a or b for a, b in zip(by_number, by_pattern, strict=True)]
+def _selected(texts: list[list[str]], words: str, pattern: str) -> torch.Tensor:
+    """(B, T) bool. Words by number need be there in one text of the batch only."""
+    rows, problems = [], []
+    for pieces in texts:
+        row = torch.zeros(len(pieces), dtype=torch.bool)
+        try:
+            row |= torch.tensor(words_selected(pieces, words))
+        except InputError as problem:
+            problems.append(problem)
+        if pattern:
+            row |= torch.tensor(pattern_selected(pieces, pattern))
+        rows.append(row)
+    if len(problems) == len(texts):
+        raise problems[0]
+    return torch.stack(rows)
 
 
 def _to_reopen(choice: str, selected: torch.Tensor) -> torch.Tensor:
@@ -123,6 +132,8 @@ def _to_reopen(choice: str, selected: torch.Tensor) -> torch.Tensor:
 
 
 def _matching(mask: torch.Tensor, batch: int) -> torch.Tensor:
+    """(1 or batch, H, W) on the CPU."""
+    mask = mask.reshape(-1, *mask.shape[-2:]).cpu()
     if mask.shape[0] not in (1, batch):
         raise InputError(
             f"There are {mask.shape[0]} masks for {batch} results: give one mask, or one for each."
@@ -164,8 +175,8 @@ class SetTokens(io.ComfyNode):
                     default="auto",
                     advanced=True,
                     tooltip="Whether the model still sees the instruction of the prompt. Where it "
-                    "says something else than your text, the picture follows the instruction. "
-                    "auto: left out where you give a text.",
+                    "asks for something else than your text, the picture ignores your text. "
+                    "auto: left out where you give a whole text, without gaps.",
                 ),
                 io.Image.Input(
                     "image",
@@ -198,12 +209,13 @@ class SetTokens(io.ComfyNode):
         tokens: TokenState | None = None,
     ) -> io.NodeOutput:
         prompt = started(prompt, tokens)
-        words, codes, own_text = prompt.initial.text, prompt.initial.image, bool(text.strip())
-        if own_text:
-            words = fixed_text(model.model, text, words.shape[1], rest).expand(prompt.batch, -1)
+        words, codes, whole = prompt.initial.text, prompt.initial.image, False
+        if text.strip():
+            fixed = fixed_text(model.model, text, words.shape[1], rest)
+            words, whole = fixed.expand(prompt.batch, -1), not (fixed == MASKED).any()
         if image is not None:
             codes = _codes_of(model, image, prompt.initial)
-        if instruction == "leave out" or (instruction == "auto" and own_text):
+        if instruction == "leave out" or (instruction == "auto" and whole):
             prompt = prompt.without_instruction()
         return io.NodeOutput(prompt.starting_from(TokenState(words, codes)))
 

@@ -1,12 +1,10 @@
 """Encode Instruction."""
 
-from collections.abc import Sequence
-
 import torch
 from comfy_api.latest import io
 from PIL import Image
 
-from ..mmp_core import InputError, Prompt, TokenState, encode_instruction
+from ..mmp_core import InputError, Prompt, encode_instruction
 from .host import HostedModel
 from .types import CATEGORY, Model
 from .types import Prompt as PromptType
@@ -101,13 +99,14 @@ class EncodeInstruction(io.ComfyNode):
             )
             for picture, painted in zip(pictures, _masks(mask, len(pictures)), strict=True)
         ]
-        return io.NodeOutput(joined(prompts))
+        return io.NodeOutput(Prompt.stack(prompts))
 
 
 def _masks(mask: torch.Tensor | None, count: int) -> list[Image.Image | None]:
     """One mask for each of ``count`` pictures, from one or as many."""
     if mask is None:
         return [None] * count
+    mask = mask.reshape(-1, *mask.shape[-2:])
     if mask.shape[0] not in (1, count):
         raise InputError(
             f"There are {mask.shape[0]} masks for {count} picture(s): give one mask, or one for "
@@ -120,17 +119,3 @@ def to_picture(pixels: torch.Tensor) -> Image.Image:
     """A picture of (H, W, 1, 3 or 4) floats in 0 … 1."""
     levels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     return Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels)
-
-
-def joined(prompts: Sequence[Prompt]) -> Prompt:
-    """One batch of prompts that differ only in their pictures."""
-    pictures = [prompt.image for prompt in prompts if prompt.image is not None]
-    return Prompt(
-        torch.cat([prompt.instruction for prompt in prompts]),
-        torch.cat([prompt.unconditional for prompt in prompts]),
-        torch.cat(pictures) if pictures else None,
-        TokenState(
-            torch.cat([prompt.initial.text for prompt in prompts]),
-            torch.cat([prompt.initial.image for prompt in prompts]),
-        ),
-    )

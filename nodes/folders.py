@@ -154,9 +154,9 @@ def token_file(name: str) -> Path:
     return listed[name]
 
 
-def token_file_fingerprint(name: str) -> list[int]:
+def token_file_fingerprint(name: str) -> list[float]:
     path = _token_files().get(name)
-    return [] if path is None else [path.stat().st_size, path.stat().st_mtime_ns]
+    return [] if path is None else [_modified(path)]
 
 
 def _token_files() -> dict[str, Path]:
@@ -170,4 +170,7 @@ def _token_files() -> dict[str, Path]:
 
 
 def _modified(file: Path) -> float:
-    return file.stat().st_mtime
+    try:
+        return file.stat().st_mtime
+    except OSError:  # a link to nothing, or gone by now
+        return 0.0

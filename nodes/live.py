@@ -69,9 +69,9 @@ class LiveView:
 
         A list in a list, since the page takes a dict in a list for a file.
         """
-        steps = spread_steps(trajectory, self._frames)
-        if not steps:
+        if not len(trajectory):
             return None
+        steps = spread_steps(trajectory, self._frames)
         data = recorded_text(self.model, trajectory, steps)
         data["total"], data["sheet"] = trajectory.total_steps, None
         if self._result:
@@ -121,7 +121,7 @@ def recorded_text(model: Model, trajectory: Trajectory, steps: Sequence[Step]) -
     """
     final = trajectory.final[:1]
     since = [len(steps)] * final.text.shape[1]
-    states = [trajectory.steps[0].state, *(step.after for step in steps[:-1]), final]
+    states = [trajectory.initial, *(step.after for step in steps[:-1]), final]
     for frame, state in reversed(list(enumerate(states, start=-1))):
         for position, token in enumerate(state.text[0].tolist()):
             if token != MASKED:

@@ -91,7 +91,10 @@ class ScoreAlignment(io.ComfyNode):
             float(scores.mean()),
             best,
             host.to_intermediate(pixels),
-            ui=ui.PreviewImage(pixels, cls=cls),
+            ui={
+                **ui.PreviewImage(pixels, cls=cls).as_dict(),
+                **ui.PreviewText(_told(scores, best)).as_dict(),
+            },
         )
 
 
@@ -126,6 +129,12 @@ class PickSample(io.ComfyNode):
         return io.NodeOutput(tokens[index : index + 1])
 
 
+def _told(scores: torch.Tensor, best: int) -> str:
+    if len(scores) == 1:
+        return f"{scores[0]:.3f}"
+    return f"best: sample {best}, {scores[best]:.3f}; mean {scores.mean():.3f}"
+
+
 def _inputs() -> list[io.Input]:
     return [
         Model.Input(
@@ -147,7 +156,7 @@ def _inputs() -> list[io.Input]:
             "text",
             optional=True,
             force_input=True,
-            tooltip="A text to score instead of the tokens' own, such as the instruction.",
+            tooltip="One text to score instead of the tokens' own, such as the instruction.",
         ),
         io.Image.Input(
             "image",
@@ -175,6 +184,11 @@ def _check(
     if tokens is not None and trajectory is not None:
         raise InputError("Both tokens and a trajectory are connected: disconnect one of them.")
     if whole_pair:
+        if tokens is not None or trajectory is not None:
+            raise InputError(
+                "Text and image are a pair of their own: disconnect the tokens or the trajectory, "
+                "or one of the two."
+            )
         return
     if tokens is None and trajectory is None:
         raise InputError(

@@ -53,8 +53,8 @@ class LoadTokens(io.ComfyNode):
             node_id="MMaDAParallelLoadTokens",
             display_name="Load Tokens",
             category=CATEGORY,
-            description="Reads tokens that Save Tokens wrote. Refuses those of a checkpoint with "
-            "another vocabulary or image tokenizer.",
+            description="Reads tokens that Save Tokens wrote. Refuses those of a checkpoint of "
+            "another variant, vocabulary or codebook.",
             search_aliases=["mmada", "load latent"],
             inputs=[
                 Model.Input("model", tooltip="The checkpoint that the tokens were made with."),

@@ -49,12 +49,12 @@ class TrajectoryStep(io.ComfyNode):
 
     @classmethod
     def execute(cls, trajectory, fraction: float, index: int) -> io.NodeOutput:
-        recorded = _recorded(trajectory)
-        if index >= len(recorded):
+        _check_recorded(trajectory)
+        if index >= len(trajectory):
             raise InputError(
-                f"index is {index}; the trajectory has {len(recorded)} recorded steps, from 0."
+                f"index is {index}; the trajectory has {len(trajectory)} recorded steps, from 0."
             )
-        step = trajectory.at(fraction) if index < 0 else recorded[index]
+        step = trajectory.at(fraction) if index < 0 else trajectory.steps[index]
         return io.NodeOutput(step.after, step.guess, step.index + 1)
 
 
@@ -115,7 +115,7 @@ class TrajectorySheet(io.ComfyNode):
         side: int,
         sample: int,
     ) -> io.NodeOutput:
-        _recorded(trajectory)
+        _check_recorded(trajectory)
         if sample >= trajectory.final.batch:
             raise InputError(
                 f"sample is {sample}; the run has {trajectory.final.batch} result(s), from 0."
@@ -135,10 +135,9 @@ class TrajectorySheet(io.ComfyNode):
         return io.NodeOutput(_pixels([sheet]), _pixels(frames))
 
 
-def _recorded(trajectory):
-    if not len(trajectory):
+def _check_recorded(trajectory) -> None:
+    if trajectory.total_steps and not len(trajectory):
         raise InputError("The run recorded no steps: set record_steps of Parallel Denoise above 0.")
-    return trajectory.steps
 
 
 def _pixels(pictures) -> torch.Tensor:

@@ -202,10 +202,20 @@ class SFTRun:
             torch.save(state, path)
 
     def resume(self) -> bool:
-        """Continue from the folder's checkpoint; ``False`` when there is none."""
+        """Continue from the folder's checkpoint; ``False`` when there is none.
+
+        Raises ``InputError`` where the settings would give other examples than were begun with.
+        """
         if not self.state_file.is_file():
             return False
         state = torch.load(self.state_file, map_location=self.device, weights_only=True)
+        for name in ("batch_size", "window", "seed"):
+            begun, now = state["settings"][name], getattr(self.settings, name)
+            if begun != now:
+                raise InputError(
+                    f"{self.state_file} was begun with {name} {begun}, not {now}: resume it with "
+                    "the same, or start another run elsewhere."
+                )
         self.model.load_state_dict(state["model"])
         self.average = state["average"]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):

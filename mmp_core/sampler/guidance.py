@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ..layout.base import Layout, Sequence
@@ -37,7 +38,8 @@ class Guidance(Protocol):
 class CorrectedGuidance:
     """``cond + Σ scale·(cond - branch)`` in float32, all branches on one and the same state.
 
-    A branch replaces the whole prompt. One whose scale is 0 is not run; without an input image
+    A branch replaces the whole prompt. One whose scale is 0, or that has nothing to drop, is not
+    run; without an input image
     there is none to drop, so the joint branch is the one without the instruction.
     """
 
@@ -58,10 +60,11 @@ class CorrectedGuidance:
         named = {}
         for (drop_text, drop_image), scale in scales.items():
             name = f"without{' text' * drop_text}{' image' * drop_image}"
-            self.branches[name] = layout.sequence(
+            branch = layout.sequence(
                 prompt, prompt.initial, drop_text=drop_text, drop_image=drop_image
             )
-            named[name] = scale
+            if not torch.equal(branch.ids, self.branches[CONDITIONAL].ids):
+                self.branches[name], named[name] = branch, scale
         return named
 
     def text_logits(self, view: View, index: Tensor) -> Tensor:

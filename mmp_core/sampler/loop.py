@@ -57,7 +57,7 @@ def denoise(
         if callback:
             callback(index, total, last)
     final = policies.selection.finish(last.after, last.guess)
-    return Trajectory(tuple(recorded), final, total)
+    return Trajectory(tuple(recorded), prompt.initial, final, total)
 
 
 def take_step(predictor: Predictor, policies: Policies, index: int, last: Step) -> Step:

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -53,8 +55,8 @@ def test_pieces_read_as_the_decoded_text(words):
     assert "".join(found).split() == decode_ids(tokenizer, ids, UNDECIDED).split()
 
 
-@given(st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), max_size=12))
-def test_letters_of_several_tokens_come_whole(text):
+def byte_tokenizer():
+    """As the released checkpoints have it, but without merges: a token is a byte."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -62,8 +64,29 @@ def test_letters_of_several_tokens_come_whole(text):
     built = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
     built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     built.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=built)
-    assert "".join(pieces_of(tokenizer, tokenizer(text)["input_ids"])) == text
+    return PreTrainedTokenizerFast(tokenizer_object=built)
+
+
+BYTES = byte_tokenizer()
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), max_size=12))
+def test_letters_of_several_tokens_come_whole(text):
+    assert "".join(pieces_of(BYTES, BYTES(text)["input_ids"])) == text
+
+
+@given(st.lists(st.sampled_from(("ab", "c", UNDECIDED)), min_size=1, max_size=12))
+def test_a_copied_text_has_as_many_gaps_as_it_had(words):
+    """Decode Text puts spaces around ░; they are no tokens of the text."""
+    model = SimpleNamespace(
+        tokenizer=BYTES, layout=SimpleNamespace(pads_text=False, end_of_text=0)
+    )
+    ids = fixed_text(model, " ".join(words), 100)[0].tolist()
+    assert ids.count(MASKED) == words.count(UNDECIDED)
+    shown = "".join(pieces_of(BYTES, ids))
+    assert shown.replace(" ", "") == "".join(words)
+    spaces = [BYTES.decode([i]) for i in ids if i != MASKED].count(" ")
+    assert spaces == sum(w != UNDECIDED for w in words[1:])
 
 
 @pytest.mark.parametrize(
@@ -76,10 +99,18 @@ def test_words_are_selected_by_number(spans, expected):
     assert " ".join(w for w, c in zip(SENTENCE, chosen, strict=True) if c) == expected
 
 
-@pytest.mark.parametrize("spans", ["0", "9", "4-2", "x", "1-2-3", "-3"])
+@pytest.mark.parametrize("spans", ["0", "9", "4-2", "x", "1-2-3", "-3", "1" * 5000])
 def test_spans_that_cannot_be_are_refused(spans):
     with pytest.raises(InputError, match="words has"):
         words_selected(pieces(), spans)
+
+
+def test_an_open_span_takes_the_end_of_the_text_along():
+    words = (*SENTENCE[:3], "<|endoftext|>", "<|endoftext|>")
+    tokenizer = MODEL["A"].layout.tokenizer
+    found = pieces_of(tokenizer, tokenizer.convert_tokens_to_ids(list(words)))
+    assert words_selected(found, "2-") == [False, True, True, True, True]
+    assert words_selected(found, "2-3") == [False, True, True, False, False]
 
 
 def test_undecided_words_count_and_can_be_selected():
@@ -102,6 +133,10 @@ def test_patterns_that_cannot_be_are_refused():
         pattern_selected(pieces(), "(")
     with pytest.raises(InputError, match="simplify"):
         pattern_selected(["a" * 40 + "b"], r"(a|aa)+$")
+    for costly in ("a{9999999}", "(a{99}){,99}", "a" * 501):
+        with pytest.raises(InputError, match="simplify"):
+            pattern_selected(pieces(), costly)
+    assert pattern_selected(pieces(), "e{1,20}") == pattern_selected(pieces(), "e")
 
 
 @given(
@@ -131,20 +166,24 @@ def test_coverage_decides_about_patches_that_are_cut():
     size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
     fraction=st.floats(0, 1),
     order=st.sampled_from(("parallel", "text_first", "image_first")),
+    guidance=st.sampled_from((0.0, 3.5)),
     seed=seeds,
 )
 def test_any_mask_span_and_step_leaves_nothing_undecided_and_what_is_locked_alone(
-    variant, grid, size, fraction, order, seed
+    variant, grid, size, fraction, order, guidance, seed
 ):
     model, rng = MODEL[variant], torch.Generator().manual_seed(seed)
     start = model.layout.encode("make it red", None, TokenState.masked(2, 5, grid))
     own = SamplerSettings(joint_guidance=0.0, text_steps=4, image_steps=3, seed=seed)
     tokens = denoise(model, start, own).at(fraction).after
     mask = (torch.rand(2, *size, generator=rng) > 0.5).float()
-    words = torch.rand(2, 5, generator=rng) > 0.5
-    again = reopened(tokens, text=words, image=cells_of(mask, grid))
+    texts = [pieces_of(model.layout.tokenizer, row.tolist()) for row in tokens.text]
+    last = [len("".join(text).split()) for text in texts]
+    spans = [f"{1 + seed % n}-" if n else "" for n in last]
+    words = [words_selected(text, span) for text, span in zip(texts, spans, strict=True)]
+    again = reopened(tokens, text=torch.tensor(words), image=cells_of(mask, grid))
     own = SamplerSettings(
-        joint_guidance=0.0, text_steps=3, image_steps=2, seed=seed + 1, order=order
+        joint_guidance=guidance, text_steps=3, image_steps=2, seed=seed + 1, order=order
     )
     final = denoise(model, start.starting_from(again), own).final
     for name in ("text", "image"):
@@ -213,7 +252,7 @@ def test_inpainting_keeps_what_is_not_masked(demo):
     assert torch.equal(start.initial.image[:, :, 2:], start.image[:, :, 2:])
     final = denoise(demo, start).final
     assert torch.equal(final.image[:, :, 2:], start.image[:, :, 2:])
-    for wrong in ({"image": None}, {"size": (96, 96)}):
+    for wrong in ({"image": None}, {"size": (96, 96)}, {"mask": Image.new("L", (64, 64))}):
         with pytest.raises(InputError, match="mask"):
             encode_instruction(demo, "x", **{"image": picture, "mask": mask, **wrong})
 
@@ -228,3 +267,20 @@ def test_a_mask_is_cropped_as_its_picture_is(demo):
     assert (height, width) != (4, 4)
     undecided = (start.initial.image == MASKED)[0]
     assert undecided[:, : width // 2].all() and not undecided[:, (width + 1) // 2 :].any()
+
+
+def test_a_mask_is_cropped_where_its_picture_is_at_random(demo, monkeypatch):
+    import random
+
+    from mmada_parallel.mmp_core import pipeline
+    from PIL import Image
+
+    seen, fit = [], pipeline.fit_image
+    monkeypatch.setattr(
+        pipeline, "fit_image", lambda *a, offset: seen.append(fit(*a, offset=offset)) or seen[-1]
+    )
+    picture = Image.linear_gradient("L").resize((1000, 100)).convert("RGB")
+    for seed in range(3):
+        start = random.Random(seed)
+        encode_instruction(demo, "x", picture, mask=picture.convert("L"), offset=start)
+        assert seen[-1].tobytes() == seen[-2].tobytes()

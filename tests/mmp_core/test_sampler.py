@@ -17,6 +17,7 @@ from mmada_parallel.tests.mmp_core import tiny
 
 MODEL = {variant: tiny.TinyModel(variant) for variant in "AM"}
 PLAIN = SamplerSettings(joint_guidance=0.0)
+PLAIN_3 = SamplerSettings(joint_guidance=0.0, text_steps=3, image_steps=3)
 
 seeds = st.integers(0, 2**32)
 
@@ -260,10 +261,33 @@ def test_a_fraction_of_the_run_finds_the_step_that_stands_there(fraction, most):
     found, done = run.at(fraction), round(fraction * run.total_steps)
     assert found.index < max(done, 0) or found.index == -1
     assert not [step for step in run if found.index < step.index < done]
-    assert torch.equal(run.at(1.0).after.text, run.final.text)
+    whole = denoise(MODEL["A"], start, own)
+    wanted = whole.steps[found.index].after if found.index >= 0 else start.initial
+    assert torch.equal(found.after.text, wanted.text)
+    assert torch.equal(found.after.image, wanted.image)
     for wrong in (-0.1, 1.1):
         with pytest.raises(ValueError, match="0 to 1"):
             run.at(wrong)
+
+
+@pytest.mark.parametrize("variant", "AM")
+@pytest.mark.parametrize("record", [0, 3, None])
+def test_a_trajectory_ends_with_its_final_state(variant, record):
+    own = SamplerSettings.upstream(variant, text_steps=6, image_steps=4)
+    run = denoise(MODEL[variant], prompt(variant, text=6), own, record=record)
+    for name in ("text", "image"):
+        assert torch.equal(getattr(run.at(1.0).after, name), getattr(run.final, name))
+        assert (getattr(run.at(0.0).after, name) == MASKED).all()
+    assert run.end.index == run.total_steps - 1
+
+
+def test_a_branch_with_nothing_to_drop_is_not_run():
+    start = prompt(text=3, image=False).without_instruction()
+    guided = dataclasses.replace(PLAIN, joint_guidance=2.0, text_steps=3, image_steps=3)
+    model = tiny.TinyModel("A")
+    run = denoise(model, start, guided)
+    assert model.forwards == run.total_steps
+    assert torch.equal(run.final.image, denoise(model, start, PLAIN_3).final.image)
 
 
 @pytest.mark.parametrize("order", ["text_first", "image_first"])

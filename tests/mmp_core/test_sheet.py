@@ -35,7 +35,7 @@ def run(demo):
 @pytest.mark.parametrize("count", [1, 2, 7, 1000])
 def test_steps_are_spread_and_end_with_the_last(run, count):
     chosen = spread_steps(run, count)
-    assert len(chosen) == min(count, len(run)) and chosen[-1] is run.steps[-1]
+    assert len(chosen) == min(count, len(run)) and chosen[-1].after is run.final
     indices = [step.index for step in chosen]
     assert indices == sorted(set(indices))
 
@@ -70,9 +70,16 @@ def test_words_know_what_is_new(demo):
 
 
 def test_long_texts_stay_inside_the_frame():
-    words = [Word("word" * (1 + i % 5), new=i % 2 == 0) for i in range(30)]
-    frame = np.asarray(beside(Image.new("RGB", (256, 256)), words, "step 1 of 2"))
-    assert (frame[:, -6:] == 255).all()
+    for side, count in ((256, 30), (256, 170), (96, 400)):
+        words = [Word("word" * (1 + i % 5), new=i % 2 == 0) for i in range(count)]
+        frame = np.asarray(beside(Image.new("RGB", (side, side)), words, "step 1 of 2"))
+        assert (frame[:, -6:] == 255).all() and (frame[-6:] == 255).all()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (289, 272), (77, 96)])
+def test_sides_are_even_as_videos_want_them(size):
+    frame = beside(Image.new("RGB", size), [Word("a")], "step 1 of 2")
+    assert not frame.width % 2 and not frame.height % 2
 
 
 def test_confidence_runs_from_violet_to_yellow():

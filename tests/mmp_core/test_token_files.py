@@ -58,6 +58,12 @@ def test_other_files_are_refused_in_one_sentence(model, tmp_path):
     save_file(load_file(tmp_path / "a.safetensors"), tmp_path / "bare.safetensors")
     with pytest.raises(InputError, match="holds no tokens"):
         load_tokens(tmp_path / "bare.safetensors", model)
+    for name, value in (("image", 99999), ("image", -5), ("text", -7), ("text", 10**6)):
+        wrong = {"text": STATE.text.clone(), "image": STATE.image.clone()}
+        wrong[name].flatten()[0] = value
+        save_tokens(tmp_path / "wrong.safetensors", TokenState(**wrong), model)
+        with pytest.raises(InputError, match=f"damaged: its {name}"):
+            load_tokens(tmp_path / "wrong.safetensors", model)
     save_file({"text": STATE.text}, tmp_path / "half.safetensors", {"format": FORMAT})
     with pytest.raises(InputError, match="cannot be read"):
         load_tokens(tmp_path / "half.safetensors", model)

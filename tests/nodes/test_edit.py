@@ -80,19 +80,23 @@ def test_words_are_reopened_or_kept_by_number_and_pattern(remask, model):
     assert opened(text="reopen selected", words="2-3") == [1, 2]
     assert opened(text="reopen selected", words="1", pattern="away") == [0, 4]
     assert opened(text="keep selected", pattern="red|star") == [0, 3, 4, 5]
-    assert opened(text="keep all", words="1") == [] and opened(text="reopen all") == [*range(6)]
+    assert opened(text="keep all", words="9") == [] and opened(text="reopen all") == [*range(6)]
+    with pytest.raises(InputError, match="6 words"):
+        opened(text="reopen selected", words="9")
 
 
 def test_own_text_is_drawn_without_the_instruction(run_node, model, encoded, denoised):
-    own = {"model": model, "prompt": encoded(), "text": "the red ░ goes away .", "rest": "auto"}
-    (prompt,) = run_node("SetTokens", instruction="auto", **own)
+    own = {"model": model, "prompt": encoded(), "rest": "auto"}
+    whole, gaps = "the red star goes away .", "the red ░ goes away ."
+    (prompt,) = run_node("SetTokens", instruction="auto", text=whole, **own)
     assert torch.equal(prompt.instruction, prompt.unconditional)
-    final, _ = denoised(prompt)
-    fixed = prompt.initial.text != MASKED
-    assert fixed.sum() == prompt.initial.text.shape[1] - 1
-    assert torch.equal(final.text[fixed], prompt.initial.text[fixed])
-    (kept,) = run_node("SetTokens", instruction="keep", **own)
-    assert torch.equal(kept.instruction, encoded().instruction)
+    for given, instruction in ((gaps, "auto"), (whole, "keep")):
+        (prompt,) = run_node("SetTokens", instruction=instruction, text=given, **own)
+        assert torch.equal(prompt.instruction, encoded().instruction)
+        final, _ = denoised(prompt)
+        fixed = prompt.initial.text != MASKED
+        assert fixed.sum() == prompt.initial.text.shape[1] - (given == gaps)
+        assert torch.equal(final.text[fixed], prompt.initial.text[fixed])
 
 
 def test_a_given_picture_is_explained(run_node, model, encoded, denoised):

@@ -98,7 +98,7 @@ def test_a_trajectory_of_which_nothing_was_recorded_is_scored_by_its_end(
 ):
     final = trajectory.final
     expected = scorer.score(decode_text(demo.model, final), decode_image(demo.model, final))
-    check(score(model=demo, trajectory=Trajectory((), final, len(trajectory))), expected)
+    check(score(model=demo, trajectory=Trajectory((), final, final, len(trajectory))), expected)
 
 
 def test_text_and_picture_alone_need_no_model(score, scorer):
