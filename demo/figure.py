@@ -158,7 +158,7 @@ def explain(model: Model) -> Image.Image:
 def stop_keep_and_redraw(model: Model) -> Image.Image:
     task = held_out_task("recolour", 4)
     prompt = edit_prompt(model, task)
-    half = denoise(model, prompt).at(0.6).after
+    half = denoise(model, prompt).at(0.9).after
     colours = pattern_selected(text_pieces(model, half)[0], "|".join(world.COLOURS))
     cells = torch.zeros(1, *half.grid, dtype=torch.bool)
     cells[:, 1, 2] = True
@@ -170,7 +170,7 @@ def stop_keep_and_redraw(model: Model) -> Image.Image:
 
     final = denoise(model, prompt.starting_from(kept), SamplerSettings(seed=7), record=0).final
     return side_by_side(
-        [column("stopped at 60%", half), column("kept", kept), column("redrawn", final)]
+        [column("stopped at 90%", half), column("kept", kept), column("redrawn", final)]
     )
 
 
