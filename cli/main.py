@@ -41,6 +41,16 @@ Judge a checkpoint on held-out tasks of the toy world. Pixels and words are read
 picture right, sentence right, both agree, untouched cells kept; with copying the input beside
 them."""
 
+_CONVERT = """\
+Pack the folder of a checkpoint into one file, which holds the model, the image tokenizer, the
+tokenizer and the configuration, and loads wherever the folder does. With --quantize its blocks
+take one byte per weight, in ComfyUI's own format; they are still computed in full precision.
+Embedding, norms, output layer and image tokenizer stay as stored."""
+_CONVERT_EXAMPLE = """\
+example:
+  mmada-parallel convert MMaDA-Parallel-A models/mmada_parallel/A-fp8.safetensors --quantize fp8
+"""
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -72,6 +82,11 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = _command(commands, "evaluate", "judge a checkpoint on the toy world", _EVALUATE)
     options.add_evaluation(evaluate)
     evaluate.set_defaults(run=_evaluate)
+    convert = _command(
+        commands, "convert", "pack a checkpoint into one file", _CONVERT, _CONVERT_EXAMPLE
+    )
+    options.add_conversion(convert)
+    convert.set_defaults(run=_convert)
     return parser
 
 
@@ -116,6 +131,12 @@ def _evaluate(args: argparse.Namespace) -> None:
     from .evaluate import evaluate
 
     evaluate(args)
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from .convert import convert
+
+    convert(args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

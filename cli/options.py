@@ -98,23 +98,44 @@ def add_sft(parser: argparse.ArgumentParser) -> None:
     _add_quiet(parser)
 
 
+def add_conversion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", metavar="SRC", help="the folder of a checkpoint in the released layout, or demo"
+    )
+    parser.add_argument(
+        "out", metavar="OUT.safetensors", type=Path,
+        help="the file to write; an existing one is replaced once the new one is whole",
+    )  # fmt: skip
+    parser.add_argument(
+        "--quantize", choices=("fp8", "int8", "none"), default="none",
+        help="how the linear layers of the blocks are stored: fp8 or int8 in one byte per weight, "
+        "none as they are (default none)",
+    )  # fmt: skip
+    _add_image_tokenizer(parser)
+    _add_quiet(parser)
+
+
 def _add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model", default="demo", metavar="demo|PATH",
-        help="demo, which comes with the package and knows a toy world, or the folder of a "
-        "checkpoint in the released layout (default demo)",
+        help="demo, which comes with the package and knows a toy world, the folder of a checkpoint "
+        "in the released layout, or a file that convert wrote (default demo)",
     )  # fmt: skip
-    group.add_argument(
-        "--image-tokenizer", type=Path, metavar="PATH",
-        help="file or folder of the image tokenizer where it is not inside or beside the "
-        "checkpoint (variant M: that of showlab/magvitv2)",
-    )  # fmt: skip
+    _add_image_tokenizer(group)
     _add_device(group)
     group.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
         help="precision of the transformer (default auto: as stored; on a CPU float32 for small "
         "models)",
+    )  # fmt: skip
+
+
+def _add_image_tokenizer(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--image-tokenizer", type=Path, metavar="PATH",
+        help="file or folder of the image tokenizer where it is not inside or beside the "
+        "checkpoint (variant M: that of showlab/magvitv2)",
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig
+from .quantised import WeightOnlyLinear
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(B, heads, L, head_dim) queries, keys and values to (B, L, heads·head_dim); no mask."""
@@ -34,6 +35,7 @@ class TorchOperations:
 
     Linear, Embedding, RMSNorm = nn.Linear, nn.Embedding, RMSNorm
     Conv2d, GroupNorm = nn.Conv2d, nn.GroupNorm
+    QuantisedLinear = WeightOnlyLinear
 
 
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -7,12 +7,14 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import comfy.cli_args
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
+import comfy.quant_ops
 import comfy.utils
 import folder_paths
 import torch
@@ -21,13 +23,10 @@ from PIL import Image
 from server import PromptServer
 
 from ..mmp_core import CheckpointError, Model, Prompt
-from ..mmp_core.checkpoint import (
-    SafetensorsFiles,
-    Source,
-    build_model,
-    load_weights,
-    open_checkpoint,
-)
+from ..mmp_core.checkpoint import build_model, load_weights, open_checkpoint
+from ..mmp_core.quantised import Format, formats_of
+from ..mmp_core.source import Source
+from ..mmp_core.tensor_files import SafetensorsFiles
 from ..mmp_core.transformer import Attention, RMSNorm, sdpa_attention
 from .folders import FOLDER, checkpoint_paths
 
@@ -109,7 +108,9 @@ def load(checkpoint: str, dtype: str, image_tokenizer: str) -> HostedModel:
     device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     with torch.inference_mode(False):  # so that the same weights can be trained
-        source = _read_by_host(open_checkpoint(path, image_tokenizer_path=image_path))
+        source = open_checkpoint(path, image_tokenizer_path=image_path)
+        _check_formats(source)
+        source = _read_by_host(source)
         chosen = DTYPES.get(dtype) or _fitting_dtype(source, device)
         model = build_model(
             source,
@@ -132,15 +133,14 @@ def load(checkpoint: str, dtype: str, image_tokenizer: str) -> HostedModel:
 def _read_by_host(source: Source) -> Source:
     """``source`` read by ComfyUI, which streams weights from disk if it remembers their place."""
 
-    def read(weights):
-        if not isinstance(weights, SafetensorsFiles):
-            return weights
-        parts = (comfy.utils.load_torch_file(str(file), safe_load=True) for file in weights.files)
-        return {name: tensor for part in parts for name, tensor in part.items()}
+    @cache
+    def reader(file: Path) -> dict[str, torch.Tensor]:
+        return comfy.utils.load_torch_file(str(file), safe_load=True)
 
-    return replace(
-        source, weights=read(source.weights), image_weights=read(source.image_weights)
-    )
+    def read(weights):
+        return weights.read_by(reader) if isinstance(weights, SafetensorsFiles) else weights
+
+    return replace(source, weights=read(source.weights), image_weights=read(source.image_weights))
 
 
 def _fitting_dtype(source: Source, device: torch.device) -> torch.dtype:
@@ -157,10 +157,42 @@ def _fitting_dtype(source: Source, device: torch.device) -> torch.dtype:
     )
 
 
+def _check_formats(source: Source) -> None:
+    names = {form.name for form in formats_of(source.weights).values()}
+    if unknown := sorted(names - comfy.quant_ops.QUANT_ALGOS.keys()):
+        raise CheckpointError(
+            f"{source.path} is quantised as {', '.join(unknown)}, which this version of ComfyUI "
+            "does not know: update ComfyUI, or convert the checkpoint with --quantize fp8."
+        )
+
+
 def _operations(dtype: torch.dtype, device: torch.device) -> type:
     """ComfyUI's layers, but for the norm, whose rounding decides which tokens are chosen."""
     picked = comfy.ops.pick_operations(dtype, dtype, load_device=device)
-    return type("Operations", (picked,), {"RMSNorm": RMSNorm})
+    own = {"RMSNorm": RMSNorm, "QuantisedLinear": _quantised_linear(dtype)}
+    return type("Operations", (picked,), own)
+
+
+def _quantised_linear(dtype: torch.dtype) -> type:
+    """ComfyUI's quantised layer, which computes in ``dtype``; its inputs stay unquantised."""
+    mixed = comfy.ops.mixed_precision_ops({"mixed_ops": True}, dtype, full_precision_mm=True)
+
+    class QuantisedLinear(mixed.Linear):
+        def __init__(self, inputs: int, outputs: int, form: Format, *, device: torch.device | str):
+            super().__init__(inputs, outputs, bias=False)
+            weight = torch.empty(outputs, inputs, dtype=form.storage, device=device)
+            self.weight = torch.nn.Parameter(weight, requires_grad=False)
+
+        def _forward(self, input, weight, bias):
+            if isinstance(weight, comfy.quant_ops.QuantizedTensor):
+                weight = weight.dequantize()  # else kernels for int8 quantise the input, too
+            return super()._forward(input, weight, bias)
+
+        def _apply(self, fn, recurse=True):
+            with torch.inference_mode(False):  # as when it was made
+                return super()._apply(fn, recurse)
+
+    return QuantisedLinear
 
 
 def _attention(device: torch.device) -> Attention:

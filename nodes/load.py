@@ -23,7 +23,8 @@ class LoadModel(io.ComfyNode):
                     default="demo",
                     tooltip="demo is small, comes with the pack and edits its toy scenes. Put the "
                     "released checkpoints (MMaDA-Parallel-A or -M from Hugging Face, the whole "
-                    "folder) into models/mmada_parallel/, then press R.",
+                    "folder), or files that `mmada-parallel convert` made of them, into "
+                    "models/mmada_parallel/, then press R.",
                 ),
                 io.Combo.Input(
                     "dtype",

@@ -21,7 +21,7 @@ EVERY = {parser.prog: parser for parser in commands(build_parser())}
 
 
 def test_the_promised_commands_are_there():
-    names = ("edit", "generate", "train sft", "evaluate")
+    names = ("edit", "generate", "train sft", "evaluate", "convert")
     assert EVERY.keys() >= {f"mmada-parallel {name}" for name in names}
 
 

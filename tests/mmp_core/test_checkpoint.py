@@ -108,7 +108,7 @@ def expect(folder, message, **options):
 
 
 def test_missing_files(folder):
-    expect(folder / "nowhere", "No checkpoint folder at .*nowhere: expected a folder with config")
+    expect(folder / "nowhere", "No checkpoint at .*nowhere: expected a folder with config")
     for file, message in {
         "vqvae/config.json": r"config.json is missing in .*vqvae",
         "vqvae/diffusion_pytorch_model.safetensors": r"put the vqvae folder .* into .*checkpoint",

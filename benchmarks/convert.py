@@ -1,0 +1,90 @@
+"""What converting a checkpoint takes: peak memory and time at the released model's widths.
+
+``python -m mmada_parallel.benchmarks.convert [--layers 2] [--folder /tmp]`` writes random weights
+in the released layout (3.1 GB for two layers), converts them in a process of its own for each
+format, deletes both and prints JSON. Memory depends on the largest tensors, which are those of the
+released model, and not on the number of layers. Linux only: memory is read from /proc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from ..demo.tokenizer import model_config, write_tokenizer
+from ..mmp_core.checkpoint import DEMO
+from ..mmp_core.config import ModelConfig
+from ..mmp_core.convert import KINDS
+from ..mmp_core.transformer import MaskedDiffusionTransformer
+
+_ROWS = 134656
+_CHILD = """
+import json, re, sys
+from mmada_parallel.mmp_core.convert import convert
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+before = peak()
+convert(sys.argv[1], sys.argv[2], quantize=sys.argv[3])
+print(json.dumps({"peak_gb": peak() / 1e9, "peak_before_converting_gb": before / 1e9}))
+"""
+
+
+def write_source(folder: Path, layers: int) -> None:
+    """A checkpoint of the released widths with random bf16 weights, one shard per layer."""
+    sizes = {"d_model": 4096, "n_layers": layers, "n_heads": 32, "mlp_hidden_size": 12288}
+    config = model_config(**sizes) | {"vocab_size": _ROWS, "embedding_size": _ROWS}
+    (folder / "config.json").write_text(json.dumps(config))
+    write_tokenizer(folder)
+    shutil.copytree(DEMO / "vqvae", folder / "vqvae")
+    outline: nn.Module = MaskedDiffusionTransformer(ModelConfig.from_dict(config), device="meta")
+    shards: dict[str, list[str]] = {}
+    for name in outline.state_dict():
+        block = name.split(".")[3] if ".blocks." in name else name.split(".")[2]
+        shards.setdefault(f"model-{block}.safetensors", []).append(name)
+    for shard, names in shards.items():
+        shapes = {name: outline.get_parameter(name).shape for name in names}
+        save_file(
+            {n: torch.randn(s, dtype=torch.bfloat16) * 0.02 for n, s in shapes.items()},
+            folder / shard,
+        )
+    places = {name: shard for shard, names in shards.items() for name in names}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+
+
+def measured(source: Path, out: Path, kind: str) -> dict[str, float]:
+    began = time.perf_counter()
+    command = [sys.executable, "-c", _CHILD, str(source), str(out), kind]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    seconds = time.perf_counter() - began
+    found = {**json.loads(done.stdout), "seconds": seconds, "file_gb": out.stat().st_size / 1e9}
+    out.unlink()
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        source = Path(folder, "source")
+        source.mkdir()
+        write_source(source, args.layers)
+        stored = sum(file.stat().st_size for file in source.rglob("*.safetensors"))
+        kinds = {kind: measured(source, Path(folder, "out.safetensors"), kind) for kind in KINDS}
+    print(json.dumps({"layers": args.layers, "source_gb": round(stored / 1e9, 3), **kinds}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""``convert``: a checkpoint folder into one file."""
+
+from __future__ import annotations
+
+import argparse
+
+from tqdm import tqdm
+
+from ..mmp_core.convert import convert as write_packed
+from ..mmp_core.files import readable_size
+from .model import note
+
+
+def convert(args: argparse.Namespace) -> None:
+    note(args, f"reading {args.source}")
+    with tqdm(desc="converting", unit="B", unit_scale=True, delay=0.1, disable=args.quiet) as bar:
+
+        def advance(written: int, total: int) -> None:
+            bar.total = total
+            bar.update(written - bar.n)
+
+        write_packed(
+            args.source,
+            args.out,
+            quantize=args.quantize,
+            image_tokenizer_path=args.image_tokenizer,
+            progress=advance,
+        )
+    print(f"{args.out}  ({readable_size(args.out.stat().st_size)})")

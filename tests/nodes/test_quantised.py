@@ -1,0 +1,128 @@
+"""Files that our converter wrote, loaded by ComfyUI's own quantised layers."""
+
+import pytest
+import torch
+from mmada_parallel.mmp_core import (
+    CheckpointError,
+    SamplerSettings,
+    denoise,
+    encode_instruction,
+    load_checkpoint,
+)
+from mmada_parallel.mmp_core.convert import convert
+
+CLOSE = {"fp32": 1e-5, "bf16": 2**-7}
+"""Tolerance relative to the largest value: attention and matmul kernels may differ."""
+
+
+@pytest.fixture(scope="module")
+def packed(model_folder):
+    """``packed("fp8")``: the name of such a file in the model folder."""
+    made = []
+
+    def pack(kind):
+        name = f"untrained-{kind}.safetensors"
+        if name not in made:
+            made.append(name)
+            convert(model_folder / "untrained", model_folder / name, quantize=kind)
+        return name
+
+    yield pack
+    for name in made:
+        (model_folder / name).unlink()
+
+
+@pytest.fixture(params=["fp8", "int8"])
+def kind(host, request):
+    import comfy.quant_ops
+
+    if request.param == "int8" and "int8_tensorwise" not in comfy.quant_ops.QUANT_ALGOS:
+        pytest.skip("this ComfyUI has no int8")
+    return request.param
+
+
+def quantised_layers(loaded):
+    import comfy.quant_ops
+
+    return [
+        layer
+        for layer in loaded.model.transformer.modules()
+        if isinstance(getattr(layer, "weight", None), comfy.quant_ops.QuantizedTensor)
+    ]
+
+
+def test_comfyui_holds_the_blocks_in_one_byte_per_weight(host, packed, kind):
+    loaded = host.load(packed(kind), "bf16", "auto")
+    layers = quantised_layers(loaded)
+    assert len(layers) == 2 * 7
+    assert {layer.weight.storage_dtype.itemsize for layer in layers} == {1}
+    assert all(hasattr(layer, "comfy_cast_weights") for layer in layers)
+    assert {p.dtype for p in loaded.model.transformer.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in loaded.model.image_tokenizer.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_hidden_states_are_those_of_the_plain_core(host, model_folder, packed, kind, dtype):
+    loaded = host.load(packed(kind), dtype, "auto").model
+    plain = load_checkpoint(model_folder / packed(kind), dtype=host.DTYPES[dtype])
+    ids = torch.arange(60)[None]
+    theirs, ours = loaded.transformer(ids).float(), plain.transformer(ids).float()
+    assert (theirs - ours).abs().max() <= CLOSE[dtype] * ours.abs().max()
+    original = load_checkpoint(model_folder / "untrained", dtype=host.DTYPES[dtype])
+    assert (original.transformer(ids).float() - ours).abs().max() > 10 * CLOSE["fp32"]
+
+
+@torch.inference_mode()  # as ComfyUI runs nodes
+def test_tokens_are_those_of_the_plain_core(host, model_folder, packed, kind):
+    loaded = host.load(packed(kind), "fp32", "auto")
+    plain = load_checkpoint(model_folder / packed(kind), dtype=torch.float32)
+    found = []
+    for model in (loaded.model, plain):
+        prompt = encode_instruction(model, "add a red star")
+        loaded.prepare_denoising(prompt, previews=False)
+        found.append(denoise(model, prompt, SamplerSettings(seed=3, image_steps=4)).final)
+    assert torch.equal(found[0].text, found[1].text)
+    assert torch.equal(found[0].image, found[1].image)
+
+
+def test_inputs_are_never_quantised(host, packed, kind):
+    """ComfyUI's int8 kernels round what goes in, too, to 127 steps of its largest value."""
+    layer = quantised_layers(host.load(packed(kind), "fp32", "auto"))[0]
+    x = torch.zeros(1, 2, layer.in_features)
+    x[..., 0], x[..., 1] = 1.0, 1e-4
+    weight = layer.weight.dequantize()
+    expected = weight[:, 0] + 1e-4 * weight[:, 1]
+    assert torch.allclose(layer(x)[0, 0], expected, rtol=0, atol=1e-7)
+
+
+def test_an_unquantised_file_gives_the_tokens_of_its_folder(host, packed, model):
+    found = []
+    for loaded in (model, host.load(packed("none"), "auto", "auto")):
+        assert not quantised_layers(loaded)
+        prompt = encode_instruction(loaded.model, "add a red star")
+        found.append(denoise(loaded.model, prompt, SamplerSettings(seed=3, image_steps=4)).final)
+    assert torch.equal(found[0].image, found[1].image)
+
+
+def test_files_are_offered_beside_folders(folders, packed):
+    assert packed("none") in folders.checkpoint_names()
+
+
+def test_a_format_that_this_comfyui_lacks_is_told(host, packed, monkeypatch):
+    import comfy.quant_ops
+
+    name = packed("int8")
+    monkeypatch.delitem(comfy.quant_ops.QUANT_ALGOS, "int8_tensorwise", raising=False)
+    with pytest.raises(CheckpointError, match="int8_tensorwise, which this version of ComfyUI"):
+        host.load(name, "auto", "auto")
+
+
+def test_a_file_of_another_kind_is_refused_in_one_sentence(host, model_folder):
+    from safetensors.torch import save_file
+
+    file = model_folder / "other.safetensors"
+    save_file({"weight": torch.zeros(1)}, file)
+    with pytest.raises(CheckpointError, match="other.safetensors was not written by") as caught:
+        host.load("other.safetensors", "auto", "auto")
+    file.unlink()
+    assert "\n" not in str(caught.value)
