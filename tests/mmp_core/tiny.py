@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from mmada_parallel.mmp_core import MASKED, TokenState
 from mmada_parallel.mmp_core.config import ModelConfig
 from mmada_parallel.mmp_core.image_tokenizer import AmusedVQ, MagvitV2
 from mmada_parallel.mmp_core.layout import LAYOUTS
@@ -87,6 +88,22 @@ class TinyModel:
 
     def _count(self, module, inputs, output):
         self.forwards += 1
+
+
+def prompt(layout, *, batch=1, text=4, grid=(2, 3), image=True, locked=0.0, seed=0):
+    """A prompt of random tokens, of whose answer the share ``locked`` is decided."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def tokens(shape, size, share):
+        values = torch.randint(0, size, (batch, *shape), generator=generator)
+        keep = torch.rand(values.shape, generator=generator) < share
+        return torch.where(keep, values, MASKED)
+
+    state = TokenState(
+        tokens((text,), len(WORDS), locked), tokens(grid, layout.codebook_size, locked)
+    )
+    codes = tokens((2, 2), layout.codebook_size, 1.0) if image else None
+    return layout.encode("make it red", codes, state)
 
 
 def write_checkpoint(folder, variant, shards=1):
