@@ -126,20 +126,20 @@ def pieces_of(tokenizer: Any, ids: list[int]) -> list[str]:
     words and make one letter of several ids.
     """
     pieces: list[str] = []
-    run, read, shown = [], 0, ""
+    recent, letter, gap = [], [], ""
     for token in ids:
         if token == MASKED:
             pieces.append(f" {UNDECIDED}")
-            run, read, shown = [], 0, ""
+            recent, letter, gap = [], [], " "
             continue
-        gap = " " if not run and pieces else ""
-        run.append(token)
-        start = max(0, read - _CONTEXT)
-        longer = tokenizer.decode(run[start:], skip_special_tokens=True)
-        if longer.endswith("\ufffd"):  # part of a letter
+        letter.append(token)
+        longer = tokenizer.decode(recent + letter, skip_special_tokens=True)
+        if longer.endswith("\ufffd"):  # its other ids are still to come
             pieces.append("")
             continue
-        pieces.append(gap + longer[len(shown) :])
-        read = len(run)
-        shown = tokenizer.decode(run[max(0, read - _CONTEXT) :], skip_special_tokens=True)
+        added = longer[len(tokenizer.decode(recent, skip_special_tokens=True)) :]
+        pieces.append(f"{gap}{added}" if added else "")
+        if added:
+            recent, gap = (recent + letter)[-_CONTEXT:], ""
+        letter = []
     return pieces

@@ -46,7 +46,8 @@ def pieces(words=SENTENCE):
     return pieces_of(tokenizer, [MASKED if w == UNDECIDED else next(known) for w in words])
 
 
-@given(st.lists(st.sampled_from((*tiny.WORDS, "<|endoftext|>", UNDECIDED)), max_size=12))
+@settings(max_examples=300)
+@given(st.lists(st.sampled_from(("a", "red", "<|endoftext|>", UNDECIDED)), max_size=12))
 def test_pieces_read_as_the_decoded_text(words):
     tokenizer = MODEL["A"].layout.tokenizer
     ids = [MASKED if w == UNDECIDED else tokenizer.convert_tokens_to_ids(w) for w in words]
