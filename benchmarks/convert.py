@@ -18,14 +18,13 @@ import time
 from pathlib import Path
 
 import torch
+from mmada_parallel.demo.tokenizer import model_config, write_tokenizer
+from mmada_parallel.mmp_core.checkpoint import DEMO
+from mmada_parallel.mmp_core.config import ModelConfig
+from mmada_parallel.mmp_core.convert import KINDS
+from mmada_parallel.mmp_core.transformer import MaskedDiffusionTransformer
 from safetensors.torch import save_file
 from torch import nn
-
-from ..demo.tokenizer import model_config, write_tokenizer
-from ..mmp_core.checkpoint import DEMO
-from ..mmp_core.config import ModelConfig
-from ..mmp_core.convert import KINDS
-from ..mmp_core.transformer import MaskedDiffusionTransformer
 
 _ROWS = 134656
 _CHILD = """

@@ -10,11 +10,10 @@ import json
 from itertools import count, islice
 
 import torch
-
-from ..demo import world
-from ..demo.dataset import HELD_OUT, WorldDataset
-from ..demo.evaluate import judge
-from ..mmp_core import load_checkpoint
+from mmada_parallel.demo import world
+from mmada_parallel.demo.dataset import HELD_OUT, WorldDataset
+from mmada_parallel.demo.evaluate import judge
+from mmada_parallel.mmp_core import load_checkpoint
 
 TRAINED_ON = ((3000 * 128, 128), (1186 * 2048, 16 * 2048))
 """What the shipped checkpoint saw: number of examples, and how many in a row share a grid."""

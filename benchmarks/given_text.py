@@ -21,13 +21,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-
-from ..demo import world
-from ..demo.checker import apply_sentence, check
-from ..demo.dataset import HELD_OUT
-from ..demo.evaluate import judge
-from ..demo.render import render
-from ..mmp_core import (
+from mmada_parallel.demo import world
+from mmada_parallel.demo.checker import apply_sentence, check
+from mmada_parallel.demo.dataset import HELD_OUT
+from mmada_parallel.demo.evaluate import judge
+from mmada_parallel.demo.render import render
+from mmada_parallel.mmp_core import (
     MASKED,
     Prompt,
     SamplerSettings,
@@ -38,8 +37,8 @@ from ..mmp_core import (
     encode_instruction,
     load_checkpoint,
 )
-from ..mmp_core.checkpoint import Model
-from ..mmp_core.editing import fixed_text, reopened
+from mmada_parallel.mmp_core.checkpoint import Model
+from mmada_parallel.mmp_core.editing import fixed_text, reopened
 
 EDITS = tuple(kind for kind in world.KINDS if kind != "generate")
 

@@ -6,6 +6,7 @@ against a measured matmul peak, and memory. Times do not depend on the weights' 
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import time
@@ -14,12 +15,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
-
-from ..mmp_core.config import ModelConfig
-from ..mmp_core.layout.variant_a import VariantA
-from ..mmp_core.sampler import SamplerSettings, denoise
-from ..mmp_core.state import Prompt, TokenState
-from ..mmp_core.transformer import MaskedDiffusionTransformer
+from mmada_parallel.mmp_core.config import ModelConfig
+from mmada_parallel.mmp_core.layout.variant_a import VariantA
+from mmada_parallel.mmp_core.sampler import SamplerSettings, denoise
+from mmada_parallel.mmp_core.state import Prompt, TokenState
+from mmada_parallel.mmp_core.transformer import MaskedDiffusionTransformer
 
 RELEASED = {
     "d_model": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 32, "mlp_hidden_size": 12288,
@@ -94,6 +94,9 @@ def forward_flop(tokens: int) -> float:
 
 @torch.no_grad()
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("There is no CUDA GPU here, which this measures.")
     device = torch.device("cuda")
     peak = matmul_peak(device)
     model = random_model(device)

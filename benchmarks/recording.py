@@ -12,11 +12,10 @@ import statistics
 import time
 
 import torch
-
-from ..demo import world
-from ..demo.dataset import HELD_OUT
-from ..demo.render import render
-from ..mmp_core import SamplerSettings, denoise, encode_instruction, load_checkpoint
+from mmada_parallel.demo import world
+from mmada_parallel.demo.dataset import HELD_OUT
+from mmada_parallel.demo.render import render
+from mmada_parallel.mmp_core import SamplerSettings, denoise, encode_instruction, load_checkpoint
 
 
 def main() -> None:

@@ -21,13 +21,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-
-from ..mmp_core.config import ModelConfig
-from ..mmp_core.layout.variant_a import VariantA
-from ..mmp_core.sampler import SamplerSettings, denoise
-from ..mmp_core.state import Prompt, TokenState
-from ..mmp_core.transformer import MaskedDiffusionTransformer
-from .gpu import RELEASED, NoTokenizer
+from mmada_parallel.benchmarks.gpu import RELEASED, NoTokenizer
+from mmada_parallel.mmp_core.config import ModelConfig
+from mmada_parallel.mmp_core.layout.variant_a import VariantA
+from mmada_parallel.mmp_core.sampler import SamplerSettings, denoise
+from mmada_parallel.mmp_core.state import Prompt, TokenState
+from mmada_parallel.mmp_core.transformer import MaskedDiffusionTransformer
 
 PRESETS = {
     "small": {"d_model": 128, "n_layers": 2, "n_heads": 4, "mlp_hidden_size": 384, "grid": 8,

@@ -54,6 +54,8 @@ def test_nothing_overlaps_and_every_node_of_a_stage_is_in_a_group(path):
     for node in workflow["nodes"]:
         if node["type"] != "MarkdownNote":
             assert any(_inside(boxes[node["id"]], group) for group in groups), node["type"]
+    for group, other in itertools.combinations(groups, 2):
+        assert not _overlap(group, other, title=0), f"groups of {path.name} overlap"
 
 
 def _overlap(a, b, title=30):
