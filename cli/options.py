@@ -171,11 +171,16 @@ def _add_sampler(parser: argparse.ArgumentParser) -> None:
         "--order", choices=("parallel", "text_first", "image_first"),
         help="text and picture together, or one wholly before the other (default parallel)",
     )  # fmt: skip
+    group.add_argument(
+        "--speed", choices=("exact", "fast"),
+        help="fast: decide at once what the model is sure of, and leave out steps to which nothing "
+        "is left (default exact)",
+    )  # fmt: skip
 
 
 def chosen_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The sampler settings that were given, by field name; the others are the preset's."""
-    names = [name for name, *_ in _SAMPLER] + ["remasking", "order"]
+    names = [name for name, *_ in _SAMPLER] + ["remasking", "order", "speed"]
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 

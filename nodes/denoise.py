@@ -180,6 +180,13 @@ def _advanced_inputs() -> list[io.Input]:
             tooltip="At most so many steps are kept in the trajectory, evenly spread: about 30 KB "
             "each for a picture of 512x512 pixels and 256 words. 0: none.",
         ),
+        io.Combo.Input(
+            "speed",
+            options=["exact", "fast"],
+            default="exact",
+            tooltip="fast: what the model is at least 90 % sure of is decided at once, and steps "
+            "to which nothing is left are not run. How much that saves depends on the picture.",
+        ),
     ]  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def take_step(predictor: Predictor, policies: Policies, index: int, last: Step) 
     if planned.text_quota is not None:
         rows = Rows.of(state.text, planned.text_rows, counts["text_rows"])
         logits = partial(guidance.text_logits, view)
-        text = selection.text(rows, text, logits, counts["text_quota"])
+        text = selection.text(rows, text, logits, counts["text_quota"], planned)
     updated = TokenState(text.after, state.image)
     codes, grid = state.image.flatten(1), state.image.shape
     image = carried(codes, last.guess.image.flatten(1), last.image_confidence.flatten(1))

@@ -12,8 +12,8 @@ from ..layout.base import Layout
 from ..state import MASKED, Prompt
 from ..transformer import MaskedDiffusionTransformer
 from .guidance import CorrectedGuidance, Guidance
-from .schedule import Plan, corrected_steps
-from .selection import CorrectedSelection, Selection, generators
+from .schedule import Plan, adaptive, corrected_steps
+from .selection import ConfidentSelection, CorrectedSelection, Selection, generators
 from .settings import SamplerSettings
 
 
@@ -43,7 +43,10 @@ def corrected_policies(
     steps = corrected_steps(undecided_counts(text), undecided_counts(image), settings)
     guidance = CorrectedGuidance(model.layout, prompt, settings)
     streams = generators(seeds, model.device)
-    selection = CorrectedSelection(settings, streams, guidance.text_choices.start)
+    select = CorrectedSelection
+    if settings.speed == "fast":
+        steps, select = adaptive(steps), ConfidentSelection
+    selection = select(settings, streams, guidance.text_choices.start)
     return Policies(Plan.of(steps, prompt.batch, model.device), guidance, selection)
 
 

@@ -19,7 +19,8 @@ Counts = tuple[int, ...]
 class PlannedStep:
     """What one step has to reveal. Each field but the last: one number per sample.
 
-    ``text_quota``: text tokens to reveal; ``None`` when the step leaves text alone.
+    ``text_quota``: text tokens to reveal; ``None`` when the step leaves text alone. ``text_left``:
+    those that are then still undecided, if all went by the plan.
     ``image_masked``: image codes that stay masked after it; ``None`` when it leaves the image
     alone.
     ``text_rows``, ``image_rows``: undecided positions to predict, 0 for a sample of which nothing
@@ -28,6 +29,7 @@ class PlannedStep:
     """
 
     text_quota: Counts | None = None
+    text_left: Counts | None = None
     image_masked: Counts | None = None
     text_rows: Counts | None = None
     image_rows: Counts | None = None
@@ -74,7 +76,8 @@ def corrected_steps(text: Counts, image: Counts, settings: SamplerSettings) -> l
             image_after = tuple(_cosine(n, progress) for n in image)
         if text_after != text_left:
             quota = tuple(b - a for b, a in zip(text_left, text_after, strict=True))
-            step = replace(step, text_quota=quota, text_rows=_changing(text_left, text_after))
+            rows = _changing(text_left, text_after)
+            step = replace(step, text_quota=quota, text_left=text_after, text_rows=rows)
         if image_after != image_left:
             noise = settings.image_temperature * (1 - progress)
             rows = _changing(image_left, image_after)
@@ -83,6 +86,11 @@ def corrected_steps(text: Counts, image: Counts, settings: SamplerSettings) -> l
             steps.append(step)
         text_left, image_left = text_after, image_after
     return steps
+
+
+def adaptive(steps: Sequence[PlannedStep]) -> list[PlannedStep]:
+    """The steps for a selection that may run ahead: how many are undecided is not known before."""
+    return [replace(step, text_rows=None, image_rows=None) for step in steps]
 
 
 def _changing(before: Counts, after: Counts) -> Counts:

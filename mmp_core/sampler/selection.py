@@ -14,6 +14,9 @@ from .rows import Rows
 from .schedule import PlannedStep
 from .settings import SamplerSettings
 
+SURE = 0.9
+"""Probability from which on speed "fast" reveals a token before its turn."""
+
 Generators = Sequence[torch.Generator | None]
 Logits = Callable[[Tensor], Tensor]
 """Positions (B, n) to logits (B, n, choices). Asking runs the model; so ask only where needed."""
@@ -40,7 +43,9 @@ class Selection(Protocol):
     ``masked``: (B,) int64 on the model's device, see ``PlannedStep``.
     """
 
-    def text(self, rows: Rows, before: Choice, logits: Logits, quota: Tensor) -> Choice: ...
+    def text(
+        self, rows: Rows, before: Choice, logits: Logits, quota: Tensor, step: PlannedStep
+    ) -> Choice: ...
 
     def image(
         self, rows: Rows, before: Choice, logits: Logits, masked: Tensor, step: PlannedStep
@@ -65,7 +70,9 @@ class CorrectedSelection:
     def __init__(self, settings: SamplerSettings, generators: Generators, first_text_id: int):
         self.settings, self.generators, self.first_text_id = settings, generators, first_text_id
 
-    def text(self, rows: Rows, before: Choice, logits: Logits, quota: Tensor) -> Choice:
+    def text(
+        self, rows: Rows, before: Choice, logits: Logits, quota: Tensor, step: PlannedStep
+    ) -> Choice:
         scores = logits(rows.index).float()
         noisy, temperature = scores, self.settings.text_temperature
         if temperature:
@@ -74,8 +81,9 @@ class CorrectedSelection:
         ranking = confidence = log_odds(scores, best)
         if self.settings.remasking == "random":
             ranking = rows.draw(_uniform, self.generators)
-        revealed = highest(rows, ranking, quota)
-        return choice(rows, before, best + self.first_text_id, confidence.sigmoid(), revealed)
+        probability = confidence.sigmoid()
+        revealed = highest(rows, ranking, quota) | self.also(rows, probability)
+        return choice(rows, before, best + self.first_text_id, probability, revealed)
 
     def image(
         self, rows: Rows, before: Choice, logits: Logits, masked: Tensor, step: PlannedStep
@@ -89,8 +97,13 @@ class CorrectedSelection:
         ranking = confidence
         if step.image_noise:
             ranking = confidence + step.image_noise * self._gumbel(rows, 1)[..., 0]
-        revealed = highest(rows, ranking, rows.valid.sum(dim=1) - masked)
-        return choice(rows, before, sampled, confidence.exp(), revealed)
+        probability = confidence.exp()
+        planned = highest(rows, ranking, rows.valid.sum(dim=1) - masked)
+        return choice(rows, before, sampled, probability, planned | self.also(rows, probability))
+
+    def also(self, rows: Rows, probability: Tensor) -> Tensor:
+        """(B, n) bool: what is revealed besides what the plan asks for."""
+        return torch.zeros_like(rows.valid)
 
     def finish(self, state: TokenState, guess: TokenState) -> TokenState:
         return state
@@ -103,6 +116,31 @@ class CorrectedSelection:
             return empty.exponential_(generator=generator)
 
         return -rows.draw(exponential, self.generators).clamp_min(1e-30).log()
+
+
+class ConfidentSelection(CorrectedSelection):
+    """Reveals all that the model is sure of, and asks it again only about samples and modalities
+    that are behind the plan. Each sample's decisions depend on itself alone."""
+
+    def text(
+        self, rows: Rows, before: Choice, logits: Logits, quota: Tensor, step: PlannedStep
+    ) -> Choice:
+        behind = [n - left for n, left in zip(rows.counts, step.text_left, strict=True)]
+        rows = rows.only([n > 0 for n in behind])
+        if not any(rows.counts):
+            return before
+        quota = torch.tensor(behind, device=quota.device).clamp_min(0)
+        return super().text(rows, before, logits, quota, step)
+
+    def image(
+        self, rows: Rows, before: Choice, logits: Logits, masked: Tensor, step: PlannedStep
+    ) -> Choice:
+        ahead = zip(rows.counts, step.image_masked, strict=True)
+        rows = rows.only([n > left for n, left in ahead])
+        return super().image(rows, before, logits, masked, step) if any(rows.counts) else before
+
+    def also(self, rows: Rows, probability: Tensor) -> Tensor:
+        return rows.valid & (probability >= SURE)
 
 
 def _uniform(generator: torch.Generator, count: int) -> Tensor:

@@ -17,6 +17,7 @@ _CHOICES = {
     "remasking": ("low_confidence", "random"),
     "preset": ("corrected", "upstream"),
     "order": ("parallel", "text_first", "image_first"),
+    "speed": ("exact", "fast"),
 }
 
 
@@ -40,6 +41,9 @@ class SamplerSettings:
         stays masked), or text at "random" (the field's names; LLaDA).
     ``order``: "parallel", or one modality wholly before the other: "text_first" (think, then draw)
         or "image_first"; the run then takes ``text_steps + image_steps`` forwards.
+    ``speed``: "exact", or "fast": a step also reveals every token of which the model is at least
+        90 % sure (the threshold of Fast-dLLM, arXiv 2505.22618; here for both modalities), and
+        steps to which nothing is left to do are not run.
     ``seed``: one number, sample *i* of the batch then uses ``seed + i``; or one per sample; or
         ``None``: unseeded. A sample's result depends on its own seed only.
     ``preset``: "corrected", or "upstream": the released sampler with all its quirks; use
@@ -60,6 +64,7 @@ class SamplerSettings:
     seed: int | Sequence[int] | None = 0
     preset: Literal["corrected", "upstream"] = "corrected"
     order: Literal["parallel", "text_first", "image_first"] = "parallel"
+    speed: Literal["exact", "fast"] = "exact"
 
     def __post_init__(self) -> None:
         for name in ("text_steps", "image_steps"):
@@ -72,10 +77,16 @@ class SamplerSettings:
             if getattr(self, name) not in known:
                 expected = " or ".join(map(repr, known))
                 raise InputError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
-        if self.preset == "upstream" and self.order != "parallel":
+        for name, known in (("order", "parallel"), ("speed", "exact")):
+            if self.preset == "upstream" and getattr(self, name) != known:
+                raise InputError(
+                    f"{name} is {getattr(self, name)!r} with the upstream preset, whose reference "
+                    f"knows only {known!r}; use the corrected preset."
+                )
+        if self.speed == "fast" and self.remasking == "random":
             raise InputError(
-                f"order is {self.order!r} with the upstream preset, whose reference knows only "
-                "'parallel'; use the corrected preset."
+                "speed is 'fast' with remasking 'random', which does not look at what the model is "
+                "sure of; use 'low_confidence'."
             )
         for seed in (self.seed,) if isinstance(self.seed, int) else self.seed or ():
             _check("seed", seed, 0, 2**64 - 1, whole=True)

@@ -191,7 +191,9 @@ class UpstreamSelection:
         self.layout, self.settings, self.generators = layout, settings, generators
         self.vocabulary, self.dtype = vocabulary, dtype
 
-    def text(self, rows: Rows, before: Choice, logits: Logits, quota: Tensor) -> Choice:
+    def text(
+        self, rows: Rows, before: Choice, logits: Logits, quota: Tensor, step: PlannedStep
+    ) -> Choice:
         noise = self.text_noise(rows) if self.settings.text_temperature else None
         random = self.text_ranks(rows) if self.settings.remasking == "random" else None
         if not rows.index.shape[1]:

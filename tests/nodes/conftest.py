@@ -85,6 +85,7 @@ def denoised(run_node, model):
         "image_guidance": -1.0, "reasoning_guidance": -1.0, "batch_size": 1, "seed": 0,
         "preset": "corrected", "preview_every": 1, "text_temperature": 0.0, "order": "parallel",
         "image_temperature": 1.0, "remasking": "low_confidence", "record_steps": 128,
+        "speed": "exact",
     }  # fmt: skip
 
     def denoise(prompt, **changes):
