@@ -14,7 +14,8 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
-WITH_COMFYUI = {"torch", "transformers", "safetensors", "numpy", "pillow", "tqdm"}
+WITH_COMFYUI = {"torch", "transformers", "safetensors", "numpy", "pillow", "regex", "tqdm"}
+"""regex comes with transformers."""
 NOT_SHIPPED = {"benchmarks", "scripts", "tests"}
 HOSTS = ("pypi" + ".org", "pythonhosted" + ".org", "download.pytorch" + ".org", "npmjs" + ".org")
 
