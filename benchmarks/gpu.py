@@ -85,11 +85,10 @@ def matmul_peak(device: torch.device) -> float:
     return 2 * 8192**3 / seconds(lambda: a @ b, 20) / 1e12
 
 
-def forward_flop(tokens: int) -> float:
+def forward_flop(config: ModelConfig, tokens: int) -> float:
     """Multiply-adds of the blocks and attention, times two; no logits."""
-    width, hidden = RELEASED["d_model"], RELEASED["mlp_hidden_size"]
-    linear = 4 * width**2 + 3 * width * hidden
-    return 2.0 * RELEASED["n_layers"] * tokens * (linear + 2 * tokens * width)
+    linear = 4 * config.d_model**2 + 3 * config.d_model * config.mlp_hidden_size
+    return 2.0 * config.n_layers * tokens * (linear + 2 * tokens * config.d_model)
 
 
 @torch.no_grad()
@@ -104,7 +103,7 @@ def main() -> None:
     ids = model.layout.sequence(prompt, prompt.initial).ids
     model.transformer(ids)
     forward = seconds(lambda: model.transformer(ids), 10)
-    rate = forward_flop(ids.shape[1]) / forward / 1e12
+    rate = forward_flop(model.transformer.config, ids.shape[1]) / forward / 1e12
     found = {
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,

@@ -13,19 +13,13 @@ import time
 from typing import Any
 
 import torch
+from mmada_parallel.benchmarks.gpu import forward_flop
 from mmada_parallel.demo import world
 from mmada_parallel.demo.dataset import HELD_OUT
 from mmada_parallel.demo.evaluate import judge
 from mmada_parallel.mmp_core import SamplerSettings, load_checkpoint
-from mmada_parallel.mmp_core.config import ModelConfig
 
 LEVELS = ("exact", "fast")
-
-
-def forward_flop(config: ModelConfig, tokens: int) -> float:
-    """Of the blocks and attention, two per multiply-add; no logits."""
-    linear = 4 * config.d_model**2 + 3 * config.d_model * config.mlp_hidden_size
-    return 2.0 * config.n_layers * tokens * (linear + 2 * tokens * config.d_model)
 
 
 def main() -> None:

@@ -69,19 +69,21 @@ def side_by_side(panels: list[Image.Image]) -> Image.Image:
     return sheet
 
 
+def state_panel(model: Model, title: str, state: TokenState) -> Image.Image:
+    words = decode_text(model, state, masked=SHOWN)[0]
+    return panel(decode_image(model, state, fill=_VEIL)[0], title, words)
+
+
 def run_panels(model: Model, task: world.Task, moments: tuple[float, ...]) -> list[Image.Image]:
     """The input with its instruction, the half-denoised pairs at ``moments``, and the result."""
     before = None if task.before is None else render(task.before)
     trajectory = denoise(model, encode_instruction(model, task.instruction, before))
     shown = [trajectory.steps[round(m * (len(trajectory) - 1))].after for m in moments]
 
-    def column(title: str, state: TokenState) -> Image.Image:
-        words = decode_text(model, state, masked=SHOWN)[0]
-        return panel(decode_image(model, state, fill=_VEIL)[0], title, words)
-
     first = panel(before, "input" if before else "instruction", f"“{task.instruction}”")
-    steps = [column(f"{m:.0%} denoised", s) for m, s in zip(moments, shown, strict=True)]
-    return [first, *steps, column("result", trajectory.final)]
+    titles = [f"{moment:.0%} denoised" for moment in moments]
+    steps = [state_panel(model, t, s) for t, s in zip(titles, shown, strict=True)]
+    return [first, *steps, state_panel(model, "result", trajectory.final)]
 
 
 def result_panel(model: Model, prompt: Prompt, title: str, **settings: Any) -> Image.Image:
@@ -164,13 +166,13 @@ def stop_keep_and_redraw(model: Model) -> Image.Image:
     cells[:, 1, 2] = True
     kept = reopened(half, text=torch.tensor([colours]), image=cells)
 
-    def column(title: str, state: TokenState) -> Image.Image:
-        words = decode_text(model, state, masked=SHOWN)[0]
-        return panel(decode_image(model, state, fill=_VEIL)[0], title, words)
-
     final = denoise(model, prompt.starting_from(kept), SamplerSettings(seed=7), record=0).final
     return side_by_side(
-        [column("stopped at 90%", half), column("kept", kept), column("redrawn", final)]
+        [
+            state_panel(model, "stopped at 90%", half),
+            state_panel(model, "kept", kept),
+            state_panel(model, "redrawn", final),
+        ]
     )
 
 

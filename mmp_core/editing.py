@@ -144,16 +144,14 @@ def fixed_text(
 
 
 def _known_ids(model: Model, text: str) -> list[int]:
-    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-    unknown = model.tokenizer.unk_token_id
+    def ids_of(words: str) -> list[int]:
+        return model.tokenizer(words, add_special_tokens=False)["input_ids"]
+
+    ids, unknown = ids_of(text), model.tokenizer.unk_token_id
     if unknown is not None and unknown in ids:
-        words = [w for w in text.split() if unknown in _plain_ids(model, w)]
+        words = [word for word in text.split() if unknown in ids_of(word)]
         raise InputError(f"The checkpoint does not know: {', '.join(words)}. Use other words.")
     return ids
-
-
-def _plain_ids(model: Model, word: str) -> list[int]:
-    return model.tokenizer(word, add_special_tokens=False)["input_ids"]
 
 
 def extended(prompt: Prompt, *, left: int, top: int, right: int, bottom: int) -> Prompt:

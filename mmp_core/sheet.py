@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .checkpoint import Model
 from .editing import text_pieces
 from .layout.base import UNDECIDED
-from .pipeline import decode_image
+from .pipeline import decode_image, undecided_pixels
 from .state import MASKED, Step, TokenState, Trajectory
 
 SHOWN = "·"
@@ -81,8 +81,7 @@ def veiled_picture(model: Model, guess: TokenState, decided: TokenState) -> Imag
     """The model's guess, under a grey veil where it is not decided. Batches of one."""
     picture = decode_image(model, guess)[0]
     veil = Image.new("RGB", picture.size, _VEIL)
-    cells = (decided.image[0] == MASKED).cpu().numpy()
-    undecided = Image.fromarray(cells).resize(picture.size, Image.Resampling.NEAREST)
+    undecided = Image.fromarray(undecided_pixels(model, decided)[0].numpy())
     return Image.composite(Image.blend(picture, veil, _VEIL_STRENGTH), picture, undecided)
 
 

@@ -28,9 +28,6 @@ class Windows:
     def __init__(self, dataset: Sequence[Example], settings: SFTSettings, rank: int, ranks: int):
         self.dataset, self.settings, self.rank, self.ranks = dataset, settings, rank, ranks
 
-    def __len__(self) -> int:
-        return -(-self.settings.steps // self.settings.window)
-
     def __getitem__(self, number: int) -> list[Batch]:
         settings, count = self.settings, self.settings.window * self.settings.batch_size
         own = slice(self.rank, None, self.ranks)

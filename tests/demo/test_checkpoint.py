@@ -3,8 +3,10 @@
 import pytest
 import torch
 from mmada_parallel.demo.evaluate import answer, evaluate, held_out, tokenizer_parse_rate
+from mmada_parallel.demo.train import transformer_run
 from mmada_parallel.mmp_core import SamplerSettings, load_checkpoint
 from mmada_parallel.mmp_core.checkpoint import DEMO
+from mmada_parallel.training.run import SFTSettings
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +19,14 @@ def test_is_small_enough_to_ship():
     assert size <= 25 * 2**20
 
 
+def test_training_can_go_on_from_it(demo, tmp_path):
+    run = transformer_run(tmp_path, SFTSettings(steps=1), "cpu", start=DEMO)
+    wanted = dict(demo.transformer.named_parameters())
+    for name, parameter in run.model.named_parameters():
+        assert torch.equal(parameter, wanted[name])
+        assert torch.equal(run.average[name], wanted[name])
+
+
 def test_pictures_survive_the_image_tokenizer(demo):
     assert tokenizer_parse_rate(demo, 60) >= 0.95
 
@@ -25,7 +35,7 @@ def test_edits_held_out_scenes(demo):
     """Far above copying (0), well below the rates measured on 500 cases: 48 cases vary."""
     found = evaluate(demo, cases=48)
     assert found["kept"] >= 0.95
-    assert min(found["picture"], found["sentence"], found["agree"]) >= 0.6
+    assert min(found["picture"], found["sentence"], found["agree"]) >= 0.85
     assert found["copying"]["picture"] == 0
 
 

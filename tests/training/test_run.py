@@ -1,5 +1,6 @@
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -43,6 +44,15 @@ def test_resumed_run_equals_the_uninterrupted_one(model, layout, dataset, tmp_pa
     losses = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
     again = [json.loads(line) for line in (tmp_path / "broken/log.jsonl").read_text().splitlines()]
     assert [x["text_loss"] for x in again[-2:]] == [x["text_loss"] for x in losses[-2:]]
+
+
+@pytest.mark.parametrize("changed", [{"batch_size": 7}, {"window": 2}, {"seed": 1}])
+def test_a_run_is_resumed_with_the_examples_it_was_begun_with(
+    changed, model, layout, dataset, tmp_path
+):
+    SFTRun(model, layout, dataset, SETTINGS, tmp_path).save()
+    with pytest.raises(InputError, match=f"begun with {next(iter(changed))}"):
+        SFTRun(model, layout, dataset, replace(SETTINGS, **changed), tmp_path).resume()
 
 
 def test_loss_falls(model, layout, dataset, tmp_path):
