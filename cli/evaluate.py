@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..demo import evaluate as judge
+from ..training.clip_score import DEMO_CLIP, ClipScorer
 from .model import check_settings, load_model, memory_explained, settings_of
 
 
@@ -17,11 +18,14 @@ def evaluate(args: argparse.Namespace) -> None:
     check_settings(args, args.seed)
     with memory_explained():
         model = load_model(args)
-        with tqdm(total=args.cases, desc="judging", unit="case", disable=args.quiet) as bar:
+        total = args.cases * args.repeats
+        with tqdm(total=total, desc="judging", unit="case", disable=args.quiet) as bar:
             measured = judge.evaluate(
                 model,
                 cases=args.cases,
                 seed=args.seed,
+                repeats=args.repeats,
+                clip=None if args.clip is None else _scorer(args.clip, str(model.device)),
                 settings=settings_of(args, model, args.seed),
                 batch=args.batch,
                 progress=lambda done, total: bar.update(),
@@ -29,21 +33,29 @@ def evaluate(args: argparse.Namespace) -> None:
     print(json.dumps(measured) if args.json else table(measured))
 
 
+def _scorer(folder: str, device: str) -> ClipScorer:
+    return ClipScorer(DEMO_CLIP if folder == "demo" else folder, device=device)
+
+
 def table(measured: Mapping[str, Any]) -> str:
-    """All cases, copying and each kind of task as rows, the measures as columns."""
-    columns = list(judge.MEASURES)
-    margins = measured["interval"]
+    """All answers, copying, each repeat and each kind of task as rows, the measures as columns."""
+    columns = [m for m in (*judge.MEASURES, "words", "clip") if m in measured]
+
+    def row(name: str, cases: str, values: Mapping[str, float]) -> list[str]:
+        return [name, cases, *(f"{values[c]:.3f}" if c in values else "" for c in columns)]
+
     rows = [
         ["", "cases", *columns],
-        ["all", str(measured["cases"]), *(f"{measured[c]:.3f}" for c in columns)],
-        ["  95 % ±", "", *(f"{margins[c]:.3f}" for c in columns)],
-        ["copying", "", *(f"{measured['copying'][c]:.3f}" for c in columns)],
+        row("all", str(measured["cases"]), measured),
+        row("  95 % ±", "", measured["interval"]),
+        row("copying", "", measured["copying"]),
+        *(row(f"repeat {n}", "", v) for n, v in enumerate(measured.get("by_repeat", ()), 1)),
+        *(row(kind, str(v["cases"]), v) for kind, v in measured["kinds"].items()),
     ]
-    for kind, values in measured["kinds"].items():
-        rows.append([kind, str(values["cases"]), *(f"{values[c]:.3f}" for c in columns)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = "  ".join([f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])])
-    lines = [aligned.format(*row) for row in rows]
+    lines = [aligned.format(*row).rstrip() for row in rows]
+    lines.append(f"sentences that only one case got: {measured['distinct']:.3f}")
     lines.append(f"scenes read back through the image tokenizer: {measured['tokenizer_parse']:.3f}")
-    lines.append(f"seconds per case: {measured['seconds_per_case']:.2f}")
+    lines.append(f"seconds per answer: {measured['seconds_per_case']:.2f}")
     return "\n".join(lines)

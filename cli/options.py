@@ -63,6 +63,15 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, metavar="N", help="case i uses seed N + i (default 0)"
     )
     parser.add_argument(
+        "--repeats", type=_positive, default=1, metavar="N",
+        help="answers to each task, with different seeds; each is reported (default 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--clip", metavar="demo|FOLDER",
+        help="also score text against picture by this CLIP (open_clip's format; needs "
+        "open_clip_torch)",
+    )  # fmt: skip
+    parser.add_argument(
         "--batch", type=_positive, default=16, metavar="N", help="cases at a time (default 16)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from PIL import Image
+
 from ..mmp_core import SamplerSettings, decode_image, decode_text, denoise, encode_instruction
 from ..mmp_core.checkpoint import Model
+from ..training.clip_score import ClipScorer
 from . import world
 from .checker import Verdict, check, parse_codes
 from .dataset import HELD_OUT
@@ -22,11 +26,18 @@ MEASURES = ("picture", "sentence", "agree", "kept")
 
 @dataclass(frozen=True)
 class Answer:
-    """One judged case."""
+    """One judged answer. ``number``: of the case; ``clip``: similarity of its text and picture."""
 
+    number: int
     task: Task
     sentence: str
     verdict: Verdict
+    clip: float | None = None
+
+    def measures(self) -> dict[str, float]:
+        own = {m: float(getattr(self.verdict, m)) for m in MEASURES}
+        own["words"] = float(len(self.sentence.split()))
+        return own if self.clip is None else {**own, "clip": self.clip}
 
 
 def held_out(cases: int) -> list[Task]:
@@ -35,7 +46,13 @@ def held_out(cases: int) -> list[Task]:
 
 
 def answer(
-    model: Model, tasks: Iterable[Task], settings: SamplerSettings, *, seed: int, batch: int
+    model: Model,
+    tasks: Iterable[Task],
+    settings: SamplerSettings,
+    *,
+    seed: int,
+    batch: int,
+    clip: ClipScorer | None = None,
 ) -> Iterable[Answer]:
     """Denoise and judge ``tasks``, batched by prompt length; task ``i`` uses ``seed + i``."""
     groups = defaultdict(list)
@@ -51,14 +68,22 @@ def answer(
             prompt = type(prompts[0]).stack(prompts)
             final = denoise(model, prompt, own, record=0).final
             images, sentences = decode_image(model, final), decode_text(model, final)
-            for task, image, sentence in zip(chosen, images, sentences, strict=True):
-                yield Answer(task, sentence, check(task, image, sentence))
+            scores = [None] * len(chosen) if clip is None else clip.score(sentences, images)
+            for one in zip(numbers, chosen, sentences, images, scores, strict=True):
+                yield _judged(*one)
+
+
+def _judged(
+    number: int, task: Task, sentence: str, image: Image.Image, clip: float | None
+) -> Answer:
+    clip = None if clip is None else float(clip)
+    return Answer(number, task, sentence, check(task, image, sentence), clip)
 
 
 def copying(tasks: Iterable[Task]) -> dict[str, float]:
     """The measures of giving the input back unchanged with no words (editing tasks only)."""
-    found = [check(t, render(t.before), "") for t in tasks if t.before is not None]
-    return _means(found)
+    edits = [t for t in tasks if t.before is not None]
+    return _means([_judged(0, t, "", render(t.before), None) for t in edits])
 
 
 def tokenizer_parse_rate(model: Model, cases: int) -> float:
@@ -73,19 +98,9 @@ def tokenizer_parse_rate(model: Model, cases: int) -> float:
     return right / cases
 
 
-def evaluate(
-    model: Model,
-    *,
-    cases: int = 500,
-    seed: int = 0,
-    settings: SamplerSettings | None = None,
-    batch: int = 16,
-    progress: Callable[[int, int], Any] | None = None,
-) -> dict[str, Any]:
+def evaluate(model: Model, *, cases: int = 500, **options: Any) -> dict[str, Any]:
     """:func:`judge` over the first ``cases`` held-out tasks."""
-    return judge(
-        model, held_out(cases), seed=seed, settings=settings, batch=batch, progress=progress
-    )
+    return judge(model, held_out(cases), **options)
 
 
 def judge(
@@ -93,43 +108,67 @@ def judge(
     tasks: Sequence[Task],
     *,
     seed: int = 0,
+    repeats: int = 1,
     settings: SamplerSettings | None = None,
     batch: int = 16,
+    clip: ClipScorer | None = None,
     progress: Callable[[int, int], Any] | None = None,
 ) -> dict[str, Any]:
     """Measures over ``tasks``, each with its 95 % interval, in all and by kind.
 
     ``picture``: edited picture right; ``sentence``: result sentence right; ``agree``: text and
-    picture agree; ``kept``: untouched cells kept (see :class:`Verdict`). ``copying``: the same of
-    giving the input back. ``progress(done, cases)`` is called after each case.
+    picture agree; ``kept``: untouched cells kept (see :class:`Verdict`); ``words``: length of the
+    text; ``clip``: similarity of text and picture, where a scorer is given. ``distinct``: share of
+    sentences that no other answer of the same repeat gives. ``copying``: the same of giving the
+    input back. ``repeats``: every task is answered so many times, with seeds of its own, and
+    ``by_repeat`` tells each apart; the interval is that of the mean over tasks, answers to one
+    task being no independent ones. ``progress(done, all)`` is called after each answer.
     """
     cases, began = len(tasks), time.perf_counter()
     settings = settings or SamplerSettings()
-    answers = []
-    for one in answer(model, tasks, settings, seed=seed, batch=batch):
-        answers.append(one)
-        if progress is not None:
-            progress(len(answers), cases)
+    rounds: list[list[Answer]] = []
+    for repeat in range(repeats):
+        rounds.append([])
+        own = seed + repeat * cases
+        for one in answer(model, tasks, settings, seed=own, batch=batch, clip=clip):
+            rounds[-1].append(one)
+            if progress is not None:
+                progress(repeat * cases + len(rounds[-1]), repeats * cases)
     seconds = time.perf_counter() - began
-    kinds = {k: [a.verdict for a in answers if a.task.kind == k] for k in world.KINDS}
-    verdicts = [a.verdict for a in answers]
-    return {
+    answers = [one for found in rounds for one in found]
+    kinds = {k: [a for a in answers if a.task.kind == k] for k in world.KINDS}
+    measured = {
         "cases": cases,
         "seed": seed,
-        "seconds_per_case": seconds / cases,
+        "seconds_per_case": seconds / (cases * repeats),
         "tokenizer_parse": tokenizer_parse_rate(model, min(cases, 200)),
-        **_means(verdicts),
-        "interval": {m: _interval([float(getattr(v, m)) for v in verdicts]) for m in MEASURES},
+        **_means(answers),
+        "distinct": sum(map(_distinct, rounds)) / repeats,
+        "interval": _intervals(answers),
         "copying": copying(tasks),
         "kinds": {k: {"cases": len(v), **_means(v)} for k, v in kinds.items() if v},
     }
+    if repeats > 1:
+        measured["by_repeat"] = [_means(found) for found in rounds]
+    return measured
 
 
-def _means(verdicts: list[Verdict]) -> dict[str, float]:
-    return {m: sum(float(getattr(v, m)) for v in verdicts) / len(verdicts) for m in MEASURES}
+def _means(answers: Sequence[Answer]) -> dict[str, float]:
+    found = [one.measures() for one in answers]
+    return {m: sum(one[m] for one in found) / len(found) for m in found[0]}
 
 
-def _interval(values: list[float]) -> float:
-    """Half width of the 95 % interval of the mean (normal approximation)."""
-    mean = sum(values) / len(values)
-    return 1.96 * math.sqrt(max(1e-12, sum((v - mean) ** 2 for v in values)) / len(values) ** 2)
+def _distinct(answers: Sequence[Answer]) -> float:
+    counts = Counter(one.sentence for one in answers)
+    return sum(n == 1 for n in counts.values()) / len(answers)
+
+
+def _intervals(answers: Sequence[Answer]) -> dict[str, float]:
+    """Half widths of the 95 % intervals of the means over cases (normal approximation)."""
+    by_case = defaultdict(list)
+    for one in answers:
+        by_case[one.number].append(one)
+    means = [_means(own) for own in by_case.values()]
+    values = torch.tensor([list(own.values()) for own in means], dtype=torch.float64)
+    widths = 1.96 * values.std(dim=0, correction=0).clamp_min(1e-6) / math.sqrt(len(means))
+    return dict(zip(means[0], widths.tolist(), strict=True))

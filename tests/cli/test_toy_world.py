@@ -34,9 +34,21 @@ def test_evaluation_as_table_has_a_row_for_copying(run, checkpoint):
     code, out, err = run("evaluate", "--model", checkpoint, "--cases", 4, "--quiet", *FAST)
     assert (code, err) == (0, "")
     rows = out.splitlines()
-    assert rows[0].split() == ["cases", "picture", "sentence", "agree", "kept"]
+    assert rows[0].split() == ["cases", "picture", "sentence", "agree", "kept", "words"]
     (copying,) = [row for row in rows if row.startswith("copying")]
-    assert len({len(row) for row in rows[:4]}) == 1 and copying.split()[-1] == "1.000"
+    assert len({len(row) for row in rows[:4]}) == 1 and copying.split()[-2:] == ["1.000", "0.000"]
+
+
+def test_evaluation_repeats_with_other_seeds_and_scores_by_clip(run, checkpoint):
+    pytest.importorskip("open_clip", reason="open_clip_torch is not installed")
+    wanted = ("--cases", 3, "--repeats", 2, "--clip", "demo", "--quiet")
+    code, out, _ = run("evaluate", "--model", checkpoint, "--json", *wanted, *FAST)
+    measured = json.loads(out)
+    assert code == 0 and len(measured["by_repeat"]) == 2
+    mean = sum(repeat["clip"] for repeat in measured["by_repeat"]) / 2
+    assert measured["clip"] == pytest.approx(mean) and -1 <= mean <= 1
+    code, out, _ = run("evaluate", "--model", checkpoint, *wanted, *FAST)
+    assert code == 0 and "repeat 2" in out and out.splitlines()[0].split()[-1] == "clip"
 
 
 @pytest.mark.parametrize("option", [("--cases", 0), ("--batch", "some"), ("--model", "nowhere")])
