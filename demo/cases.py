@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from ..mmp_core.checkpoint import Model
 from ..training.cases import Case
@@ -25,7 +26,7 @@ def cases_of(model: Model, tasks: Iterable[Task]) -> list[Case]:
     cases = []
     for number, task in enumerate(tasks):
         example = to_example(task, model.layout)
-        source = None if task.before is None else render(task.before)
+        source = None if task.before is None else partial(render, task.before)
         prompt = example.prompt.starting_from(
             type(example.target).masked(1, example.target.text.shape[1], example.target.grid)
         )

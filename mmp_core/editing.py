@@ -134,7 +134,7 @@ def fixed_text(
     if not ids or len(ids) > length:
         raise InputError(
             f"The text has {len(ids)} tokens; expected 1 to {length}: shorten it, or raise the "
-            "text length in Encode Instruction."
+            "text length."
         )
     if rest == "auto":
         rest = "end" if model.layout.pads_text else "nothing"

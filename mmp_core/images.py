@@ -131,14 +131,19 @@ def fit_image(image: Image.Image, sizes: Sequence[Size], *,
                          "gives them.")
     if offset != "center" and not isinstance(offset, random.Random):
         raise InputError(f"offset is {offset!r}; expected 'center' or a random.Random.")
-    best = max((_coverage(image.size, size), tuple(size)) for size in sizes)
+    best = nearest_size(image.size, sizes)
     if offset == "center":
-        return _middle(_cover(image, best[1]), *best[1])
-    width, height = offset.choice([best])[1]
+        return _middle(_cover(image, best), *best)
+    width, height = offset.choice([best])
     covering = _cover(image, (width, height))
     left = offset.randint(0, covering.width - width)
     top = offset.randint(0, covering.height - height)
     return covering.crop((left, top, left + width, top + height))
+
+
+def nearest_size(image: Size, sizes: Sequence[Size]) -> Size:
+    """The one of ``sizes`` (at least one) nearest to the aspect ratio of ``image``."""
+    return max((_coverage(image, size), tuple(size)) for size in sizes)[1]
 
 
 def _coverage(image: Size, crop: Size) -> float:

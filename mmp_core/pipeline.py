@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -21,6 +22,7 @@ from .images import (
     crop_sizes,
     fit_image,
     load_image,
+    nearest_size,
     squash_image,
     to_pil,
     to_pixels,
@@ -86,16 +88,42 @@ def encode_image(
     Variant A scales and crops to the aspect ratio nearest to the picture's, variant M squashes to a
     square; both to about the area of the checkpoint's default size.
     """
-    pixels = to_pixels(_fitted(model, image, offset), model.image_tokenizer.pixel_range)
+    return encode_seen(model, [_fitted(model, image, offset)])
+
+
+def encode_seen(model: Model, images: Sequence[Image.Image]) -> Tensor:
+    """Codes (N, h, w) of pictures of one size, as :func:`seen_image` gives them."""
+    pixel_range = model.image_tokenizer.pixel_range
+    pixels = torch.cat([to_pixels(image, pixel_range) for image in images])
     return model.image_tokenizer.encode(pixels.to(model.device))
+
+
+def seen_size(model: Model, size: Size) -> Size:
+    """(width, height) that a picture of ``size`` has as the model sees it."""
+    if model.variant == "A":
+        return nearest_size(size, input_sizes(model))
+    return model.default_image_size, model.default_image_size
+
+
+def seen_image(
+    variant: str,
+    image: Image.Image,
+    size: Size,
+    *,
+    offset: Literal["center"] | random.Random = "center",
+) -> Image.Image:
+    """``image`` (RGB) brought to ``size`` as a model of ``variant`` sees it: cropped (A) or
+    squashed (M). Pictures of one shape stay aligned."""
+    if variant == "A":
+        return fit_image(image, [size], offset=offset)
+    return squash_image(image, size)
 
 
 def _fitted(
     model: Model, image: Image.Image | str | os.PathLike, offset: Literal["center"] | random.Random
 ) -> Image.Image:
-    if model.variant == "A":
-        return fit_image(load_image(image), input_sizes(model), offset=offset)
-    return squash_image(load_image(image), model.default_image_size)
+    upright = load_image(image)
+    return seen_image(model.variant, upright, seen_size(model, upright.size), offset=offset)
 
 
 def _outside(

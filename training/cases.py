@@ -17,15 +17,16 @@ class Case:
     """One thing to train on, tokenised.
 
     ``name``: how messages call it. ``prompt``: batch 1, its initial state all masked.
-    ``instruction`` and ``source``: the same in words and as a picture, ``None`` to generate without
-    one. ``target``: the fully decided answer (batch 1), which only SFT needs.
+    ``instruction``: the same in words. ``source()``: the picture to edit as the model sees it, read
+    anew at each call; ``None`` to generate without one. ``target``: the fully decided answer (batch
+    1), which only SFT needs.
     ``facts``: whatever else a reward needs, such as the toy world's task.
     """
 
     name: str
     prompt: Prompt
     instruction: str
-    source: Image.Image | None
+    source: Callable[[], Image.Image] | None
     target: TokenState | None = None
     facts: Any = None
 
