@@ -1,0 +1,203 @@
+"""Adapter files: what they hold, who reads them, and what is refused."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from mmada_parallel.mmp_core import InputError, load_checkpoint
+from mmada_parallel.mmp_core.lora_files import base_metadata, build_adapter, doubt_about
+from mmada_parallel.tests.mmp_core.tiny import write_checkpoint
+from mmada_parallel.tests.training.adapted import stirred
+from mmada_parallel.training.adapter_files import read_adapter, save_adapter, save_peft_folder
+from mmada_parallel.training.adapters import LoRA
+from safetensors.torch import load_file, save_file
+
+IDS = torch.arange(10)[None]
+Q_PROJ = "model.transformer.blocks.0.q_proj"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny", "A")
+
+
+@pytest.fixture
+def model(folder):
+    return load_checkpoint(folder)
+
+
+@pytest.fixture
+def trained(model):
+    """An adapter with an alpha of its own, and what the model computes with and without it."""
+    before = model.transformer(IDS)
+    lora = stirred(LoRA(model.transformer, rank=4, alpha=6))
+    after = model.transformer(IDS)
+    lora.detach()
+    assert (after - before).abs().max() > 0.05
+    return lora, before, after
+
+
+def applied(model, path):
+    adapter = build_adapter(model, *read_adapter(path), str(path))
+    bypass = adapter.attach(model.transformer)
+    found = model.transformer(IDS)
+    bypass.remove()
+    return found
+
+
+def test_a_file_gives_back_what_was_trained(model, trained, tmp_path):
+    lora, before, after = trained
+    notes = {**base_metadata(model), "step": "7", "settings": json.dumps({"seed": 3})}
+    save_adapter(tmp_path / "new" / "edit.safetensors", lora, notes)
+    assert torch.allclose(applied(model, tmp_path / "new" / "edit.safetensors"), after, atol=1e-6)
+    assert torch.equal(model.transformer(IDS), before)
+    _, metadata = read_adapter(tmp_path / "new" / "edit.safetensors")
+    assert metadata == {
+        **notes,
+        "format": "pt",
+        "rank": "4",
+        "alpha": "6",
+        "layers": "attn_out, ff_out, ff_proj, k_proj, q_proj, up_proj, v_proj",
+    }
+
+
+def test_a_file_that_is_read_and_written_stays_the_same(trained, tmp_path):
+    save_adapter(tmp_path / "one.safetensors", trained[0])
+    save_adapter(tmp_path / "two.safetensors", read_adapter(tmp_path / "one.safetensors")[0])
+    one, two = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_training_goes_on_from_a_file(model, trained, tmp_path):
+    lora, _, after = trained
+    save_adapter(tmp_path / "edit.safetensors", lora)
+    again = LoRA(model.transformer, rank=4)
+    again.load_state_dict(read_adapter(tmp_path / "edit.safetensors")[0])
+    assert torch.allclose(model.transformer(IDS), after, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "prefix, down, up",
+    [
+        ("diffusion_model.", "lora_down", "lora_up"),
+        ("", "lora_A", "lora_B"),
+        ("base_model.model.", "lora_A.default", "lora_B.default"),
+    ],
+)
+def test_names_that_others_give_are_read(model, trained, tmp_path, prefix, down, up):
+    lora, _, after = trained
+    tensors = {f"{prefix}{name}.alpha": torch.tensor(6.0) for name in lora.shapes}
+    for name, weight in lora.state_dict().items():
+        name = name.replace("lora_A", down).replace("lora_B", up)
+        tensors[prefix + name] = weight
+    save_file(tensors, tmp_path / "other.safetensors")
+    assert torch.allclose(applied(model, tmp_path / "other.safetensors"), after, atol=1e-6)
+
+
+def test_peft_reads_the_folder(model, trained, tmp_path):
+    peft = pytest.importorskip("peft")
+    lora, _, after = trained
+    save_peft_folder(tmp_path, lora, base_metadata(model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it only warns of names that it does not find
+        wrapped = peft.PeftModel.from_pretrained(model.transformer, tmp_path)
+    assert torch.allclose(wrapped(IDS), after, atol=1e-6)
+
+
+def test_what_peft_saves_is_read(model, tmp_path):
+    peft = pytest.importorskip("peft")
+    settings = peft.LoraConfig(r=4, lora_alpha=12, target_modules=[Q_PROJ, "v_proj"])
+    wrapped = stirred(peft.get_peft_model(model.transformer, settings))
+    after = wrapped(IDS)
+    wrapped.save_pretrained(tmp_path)
+    plain = wrapped.unload()
+    assert plain is model.transformer
+    assert not torch.allclose(model.transformer(IDS), after, atol=1e-3)
+    assert torch.allclose(applied(model, tmp_path), after, atol=1e-6)
+    assert torch.allclose(applied(model, tmp_path / "adapter_model.safetensors"), after, atol=1e-6)
+
+
+def refused(model, path):
+    with pytest.raises(InputError) as caught:
+        build_adapter(model, *read_adapter(path), str(path))
+    return str(caught.value)
+
+
+def test_missing_damaged_and_pickled_files_are_refused(model, tmp_path):
+    assert "No adapter at" in refused(model, tmp_path / "gone.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"no safetensors")
+    assert "cannot be read" in refused(model, tmp_path / "bad.safetensors")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "pickled.pt")
+    assert "pickled adapters can run code" in refused(model, tmp_path / "pickled.pt")
+
+
+def test_an_adapter_of_another_variant_is_refused(model, trained, tmp_path):
+    save_adapter(tmp_path / "m.safetensors", trained[0], {"variant": "M"})
+    told = refused(model, tmp_path / "m.safetensors")
+    assert "trained on variant M; this checkpoint is of variant A" in told
+
+
+@pytest.mark.parametrize(
+    "tensors, told",
+    [
+        ({}, "holds no LoRA"),
+        ({"weight": (4, 16)}, "holds weight, which is no matrix of a LoRA"),
+        ({f"{Q_PROJ}.lora_A.weight": (4, 16)}, "lacks a matching pair of matrices for"),
+        (
+            {f"{Q_PROJ}.lora_A.weight": (4, 16), f"{Q_PROJ}.lora_B.weight": (16, 3)},
+            "lacks a matching pair of matrices for",
+        ),
+        (
+            {f"{Q_PROJ}.lora_A.weight": (4, 8), f"{Q_PROJ}.lora_B.weight": (8, 4)},
+            "goes from 8 to 8, this model's from 16 to 16",
+        ),
+        (
+            {"lora_unet_mid.lora_down.weight": (4, 16), "lora_unet_mid.lora_up.weight": (16, 4)},
+            f"adapts lora_unet_mid, where this model's layers are named like {Q_PROJ}",
+        ),
+        (
+            {
+                "model.transformer.ff_out.lora_A.weight": (4, 16),
+                "model.transformer.ff_out.lora_B.weight": (16, 4),
+            },
+            "adapts model.transformer.ff_out, where",
+        ),
+    ],
+)
+def test_what_is_no_adapter_of_this_model_is_refused(model, tmp_path, tensors, told):
+    tensors = {name: torch.zeros(shape) for name, shape in tensors.items()}
+    save_file(tensors, tmp_path / "x.safetensors")
+    assert told in refused(model, tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["use_dora", "use_rslora"])
+def test_other_kinds_of_peft_are_refused(model, trained, tmp_path, kind):
+    save_peft_folder(tmp_path, trained[0])
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {kind: True}))
+    assert "expected PEFT's LoRA without use_dora" in refused(model, tmp_path)
+
+
+def test_a_fine_tuned_base_is_doubted_and_a_quantised_one_is_not(model, trained, folder, tmp_path):
+    save_adapter(tmp_path / "edit.safetensors", trained[0], base_metadata(model))
+    _, metadata = read_adapter(tmp_path / "edit.safetensors")
+    half = load_checkpoint(folder, dtype=torch.bfloat16)
+    assert doubt_about(half, metadata, "edit") is None
+    assert doubt_about(model, {}, "edit") is None
+    half.transformer.layers["ln_f"].weight[0] += 0.5
+    assert "edit was trained on another checkpoint" in doubt_about(half, metadata, "edit")
+
+
+def test_nothing_is_left_of_a_file_that_cannot_be_written(trained, tmp_path):
+    with pytest.raises(InputError):
+        save_adapter(tmp_path / "edit.safetensors", {"weight": torch.zeros(1)})
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match="needs one rank"):
+        state = trained[0].state_dict()
+        name = f"{Q_PROJ}.lora_"
+        state[f"{name}A.weight"] = state[f"{name}A.weight"][:2]
+        state[f"{name}B.weight"] = state[f"{name}B.weight"][:, :2]
+        save_peft_folder(tmp_path, state)
+    assert list(tmp_path.iterdir()) == []
