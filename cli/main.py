@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
-from . import options
+from . import options, training_options
 
 PROGRAM = "mmada-parallel"
 INTERRUPTED = 130
@@ -32,10 +32,25 @@ _GENERATE_EXAMPLE = """\
 example:
   mmada-parallel generate "draw a red circle at row 1 column 2 on white" --seed 7
 """
+_TRAIN = """\
+Finetune a checkpoint on your own pictures: by rewards (pararl), or on targets (sft). Under
+`accelerate launch` or `torchrun`, with `-m mmada_parallel.cli train …`, several processes share the
+work."""
+_PARARL = """\
+Train an adapter by rewards for text and picture that agree, along the denoising trajectory
+(ParaRL). Only instructions and pictures are needed, no targets. The run is saved as it goes, and by
+Ctrl-C; --resume continues it exactly."""
+_PARARL_EXAMPLE = """\
+examples:
+  mmada-parallel train pararl --data demo --steps 100 --output toy.safetensors
+  mmada-parallel train pararl --model models/MMaDA-Parallel-A --data pictures/ \\
+    --reward clip:models/ViT-L-14 --output my-style.safetensors
+"""
 _SFT = """\
-Train the toy world's transformer with masked cross-entropy on text and picture (SFT), from nothing
-or, with --resume, from where a run stopped. Ctrl-C saves first. The result is FOLDER/checkpoint,
-for --model; it shares the demo checkpoint's image tokenizer."""
+With --data, train an adapter of a checkpoint on instructions, pictures, reasoning texts and target
+pictures. Without it, train the toy world's transformer from nothing; the result is
+FOLDER/checkpoint, for --model, which shares the demo checkpoint's image tokenizer. Loss: masked
+cross-entropy on text and picture. Ctrl-C saves first; --resume continues."""
 _EVALUATE = """\
 Judge a checkpoint on held-out tasks of the toy world. Pixels and words are read back exactly:
 picture right, sentence right, both agree, untouched cells kept; with copying the input beside
@@ -74,10 +89,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     generate.set_defaults(image=None)
     _complete_drawing(generate)
-    train = _command(commands, "train", "train on the toy world", "Train on the toy world.")
+    train = _command(commands, "train", "finetune, by rewards or on targets", _TRAIN)
     methods = train.add_subparsers(title="methods", metavar="METHOD", required=True)
+    pararl = _command(methods, "pararl", "training by rewards", _PARARL, _PARARL_EXAMPLE)
+    training_options.add_pararl(pararl)
+    pararl.set_defaults(run=_pararl)
     sft = _command(methods, "sft", "supervised finetuning", _SFT)
-    options.add_sft(sft)
+    training_options.add_sft(sft)
     sft.set_defaults(run=_sft)
     evaluate = _command(commands, "evaluate", "judge a checkpoint on the toy world", _EVALUATE)
     options.add_evaluation(evaluate)
@@ -119,6 +137,12 @@ def _draw(args: argparse.Namespace) -> None:
     from .draw import draw
 
     draw(args)
+
+
+def _pararl(args: argparse.Namespace) -> None:
+    from .finetune import pararl
+
+    pararl(args)
 
 
 def _sft(args: argparse.Namespace) -> None:

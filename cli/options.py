@@ -51,19 +51,19 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
         "--text-length", type=int, metavar="N",
         help="tokens that the text may have (default: the checkpoint's own)",
     )  # fmt: skip
-    _add_model(parser)
+    add_model(parser)
     _add_sampler(parser)
 
 
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--cases", type=_positive, default=500, metavar="N", help="tasks to judge (default 500)"
+        "--cases", type=positive, default=500, metavar="N", help="tasks to judge (default 500)"
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="case i uses seed N + i (default 0)"
     )
     parser.add_argument(
-        "--repeats", type=_positive, default=1, metavar="N",
+        "--repeats", type=positive, default=1, metavar="N",
         help="answers to each task, with different seeds; each is reported (default 1)",
     )  # fmt: skip
     parser.add_argument(
@@ -72,39 +72,11 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
         "open_clip_torch)",
     )  # fmt: skip
     parser.add_argument(
-        "--batch", type=_positive, default=16, metavar="N", help="cases at a time (default 16)"
+        "--batch", type=positive, default=16, metavar="N", help="cases at a time (default 16)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    _add_model(parser)
+    add_model(parser)
     _add_sampler(parser)
-
-
-def add_sft(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--folder", type=Path, default=Path("build/sft"), metavar="FOLDER",
-        help="where the run is kept (default build/sft)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--steps", type=_positive, default=3000, metavar="N", help="in all (default 3000)"
-    )
-    parser.add_argument(
-        "--decay-steps", type=_positive, metavar="N",
-        help="steps over which the learning rate falls to 0 at the end (default: a third)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--batch-size", type=_positive, metavar="N",
-        help="examples per step (default 128; on a GPU 2048)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--learning-rate", type=float, default=8e-4, metavar="X",
-        help="before it falls (default 8e-4)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of weights and masks (default 0)"
-    )
-    parser.add_argument("--resume", action="store_true", help="continue the run that FOLDER holds")
-    _add_device(parser)
-    _add_quiet(parser)
 
 
 def add_conversion(parser: argparse.ArgumentParser) -> None:
@@ -124,12 +96,17 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
     _add_quiet(parser)
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model", default="demo", metavar="demo|PATH",
         help="demo, which comes with the package and knows a toy world, the folder of a checkpoint "
         "in the released layout, or a file that convert wrote (default demo)",
+    )  # fmt: skip
+    group.add_argument(
+        "--lora", type=_lora, action="append", default=[], metavar="FILE[:STRENGTH]",
+        help="an adapter to add to what the model computes, a .safetensors file or a folder of "
+        "PEFT; STRENGTH 1, the default, is as it was trained; repeat it for several",
     )  # fmt: skip
     _add_image_tokenizer(group)
     _add_device(group)
@@ -200,7 +177,14 @@ def _size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _positive(text: str) -> int:
+def _lora(text: str) -> tuple[Path, float]:
+    file, _, strength = text.rpartition(":")
+    if file and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)", strength):
+        return Path(file), float(strength)
+    return Path(text), 1.0
+
+
+def positive(text: str) -> int:
     if not re.fullmatch(r"\d{1,18}", text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
     return int(text)

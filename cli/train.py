@@ -1,4 +1,4 @@
-"""``train sft``: the toy world's transformer."""
+"""``train sft``: the toy world's transformer from nothing, or any checkpoint on a dataset."""
 
 from __future__ import annotations
 
@@ -12,23 +12,48 @@ from ..mmp_core import InputError
 from ..mmp_core.checkpoint import DEMO
 from .model import memory_explained, pick_device
 
+_ONLY_WITH_DATA = (
+    "output", "cases", "text_length", "image_tokenizer", "run_folder", "full", "lora", "schedule",
+    "warmup_steps", "weight_decay", "clip_norm", "micro_batch", "checkpoint_every",
+)  # fmt: skip
+
 
 def sft(args: argparse.Namespace) -> None:
+    if args.data is not None:
+        finetune(args)
+    else:
+        from_nothing(args)
+
+
+def finetune(args: argparse.Namespace) -> None:
+    if args.output is None:
+        raise InputError("--data needs --output FILE.safetensors: where the adapter goes.")
+    from .finetune import sft
+
+    sft(args)
+
+
+def from_nothing(args: argparse.Namespace) -> None:
+    given = [name for name in _ONLY_WITH_DATA if getattr(args, name)]
+    if given or args.model != "demo":
+        option = (given or ["model"])[0].replace("_", "-")
+        raise InputError(f"--{option} needs --data: without it the toy world's model is trained.")
     _check_folder(args)
+    steps = args.steps or 3000
     device = pick_device(args.device)
     recipe = recipe_for(device)
     settings = replace(
         recipe,
-        steps=args.steps,
+        steps=steps,
         batch_size=args.batch_size or recipe.batch_size,
-        learning_rate=args.learning_rate,
-        decay_steps=args.decay_steps or max(1, args.steps // 3),
-        seed=args.seed,
+        learning_rate=args.learning_rate or 8e-4,
+        decay_steps=args.decay_steps or max(1, steps // 3),
+        seed=args.seed or 0,
     )
     with memory_explained():
         run = transformer_run(args.folder, settings, device)
         with tqdm(
-            total=args.steps, initial=run.step, desc="training", unit="step", disable=args.quiet
+            total=steps, initial=run.step, desc="training", unit="step", disable=args.quiet
         ) as bar:
 
             def show(step: int, metrics: dict[str, float]) -> None:

@@ -69,6 +69,10 @@ class Weighted:
         self._count += len(pairs)
         return total
 
+    @property
+    def described(self) -> str:
+        return " + ".join(f"{name}={weight:g}" for name, (_, weight) in self._parts.items())
+
     def take_means(self) -> dict[str, float]:
         """Mean of each reward, without its weight, over the pairs since the last call; empty
         without any."""
@@ -83,6 +87,13 @@ class Weighted:
 def name_of(reward: Reward) -> str:
     given = getattr(reward, "name", None) or getattr(reward, "__name__", None)
     return given if isinstance(given, str) else type(reward).__name__
+
+
+def described(reward: Reward) -> str:
+    """The reward's name, or those of its parts with their weights: ``clip=0.5 + checker=1``."""
+    if isinstance(reward, Weighted):
+        return reward.described
+    return name_of(reward)
 
 
 def checked(reward: Reward, pairs: Sequence[Pair], name: str) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..mmp_core.errors import InputError
-from ..mmp_core.files import replacing
 from ..mmp_core.layout.base import Layout
 from ..mmp_core.transformer import MaskedDiffusionTransformer
 from .batches import Batch, Windows
+from .run_folder import RunFolder
 from .sft import Example, sft_losses
 
 
@@ -83,6 +82,7 @@ class SFTRun:
     ):
         self.model, self.layout, self.dataset = model, layout, dataset
         self.settings, self.folder = settings, folder
+        self.files = RunFolder(folder)
         self.step = 0
         self.device = next(model.parameters()).device
         self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -93,7 +93,7 @@ class SFTRun:
 
     @property
     def state_file(self) -> Path:
-        return self.folder / "run.pt"
+        return self.files.state_file
 
     def train(self, callback: Callable[[int, dict[str, float]], Any] | None = None) -> None:
         """Run to ``settings.steps``; ``callback(step, metrics)`` follows each logged step.
@@ -146,7 +146,7 @@ class SFTRun:
         if not math.isfinite(float(norm)):
             raise InputError(
                 f"The gradient at step {self.step} is not finite (loss {sums.sum() / size:g}). "
-                f"The state before it is kept in {self.state_file}; lower the learning rate."
+                f"Lower the learning rate and resume. {self.files.last_good}"
             )
         self._update()
         text, image = (sums / size).tolist()
@@ -183,44 +183,41 @@ class SFTRun:
         line = {k: sum(m[k] for m in metrics) / len(metrics) for k in metrics[0]}
         line |= {"step": self.step, "seconds_per_step": seconds}
         line["learning_rate"] = self.settings.learning_rate_at(self.step - 1)
-        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({k: float(f"{v:.5g}") for k, v in line.items()}) + "\n")
+        self.files.log(line)
         if callback is not None:
             callback(self.step, line)
 
     def save(self) -> None:
         if self.rank != 0:
             return
-        state = {
-            "step": self.step,
-            "settings": asdict(self.settings),
-            "model": self.model.state_dict(),
-            "average": self.average,
-            "optimizers": [o.state_dict() for o in self.optimizers],
-        }
-        with replacing(self.state_file) as path:
-            torch.save(state, path)
+        self.files.write(
+            {
+                "step": self.step,
+                "settings": asdict(self.settings),
+                "model": self.model.state_dict(),
+                "average": self.average,
+                "optimizers": [o.state_dict() for o in self.optimizers],
+            }
+        )
 
     def resume(self) -> bool:
         """Continue from the folder's checkpoint; ``False`` when there is none.
 
         Raises ``InputError`` where the settings would give other examples than were begun with.
         """
-        if not self.state_file.is_file():
+        state = self.files.read(self.device)
+        if state is None:
             return False
-        state = torch.load(self.state_file, map_location=self.device, weights_only=True)
-        for name in ("batch_size", "window", "seed"):
-            begun, now = state["settings"][name], getattr(self.settings, name)
-            if begun != now:
-                raise InputError(
-                    f"{self.state_file} was begun with {name} {begun}, not {now}: resume it with "
-                    "the same, or start another run elsewhere."
-                )
+        self.files.refuse_changes(
+            state["settings"], asdict(self.settings), ["batch_size", "window", "seed"]
+        )
         self.model.load_state_dict(state["model"])
         self.average = state["average"]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step = state["step"]
+        if self.rank == 0:
+            self.files.forget_after(self.step)
         return True
 
 

@@ -63,8 +63,19 @@ def group(examples: Iterable[Example], conditions: Iterable[Condition]) -> list[
 
     Returns a list of ``(Example with batch n, Condition)``.
     """
+    examples = list(examples)
+    return [
+        (stack([examples[place] for place in places], condition), condition)
+        for places, condition in alike(examples, conditions)
+    ]
+
+
+def alike(
+    examples: Iterable[Example], conditions: Iterable[Condition]
+) -> list[tuple[list[int], Condition]]:
+    """Places of the examples that can be stacked, with what is dropped of them."""
     groups = defaultdict(list)
-    for example, condition in zip(examples, conditions, strict=True):
+    for place, (example, condition) in enumerate(zip(examples, conditions, strict=True)):
         image = example.prompt.image
         if image is None and condition.drop_image:
             condition = Condition(condition.drop_text)
@@ -73,11 +84,13 @@ def group(examples: Iterable[Example], conditions: Iterable[Condition]) -> list[
             condition, words.shape[1], None if image is None else image.shape[1:],
             example.target.text.shape[1], example.target.grid, example.image_weight is None,
         )  # fmt: skip
-        groups[key].append(example)
-    return [(_stack(members, key[0]), key[0]) for key, members in groups.items()]
+        groups[key].append(place)
+    return [(places, key[0]) for key, places in groups.items()]
 
 
-def _stack(members: list[Example], condition: Condition) -> Example:
+def stack(members: list[Example], condition: Condition) -> Example:
+    """Examples that are :func:`alike` as one, of whose prompt only what is not dropped matters."""
+
     def cat(parts: list[Tensor | None]) -> Tensor | None:
         return None if parts[0] is None else torch.cat(parts)
 
@@ -108,6 +121,15 @@ def draw_mask(shape: tuple[int, int], ratio: Tensor, rng: torch.Generator) -> Te
     return order < count[:, None]
 
 
+def draw_masks(target: TokenState, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """What is masked of the text (B, T) and of the image (B, H·W), bool on the CPU."""
+    n = target.batch
+    text_ratio = torch.rand(n, generator=rng)
+    image_ratio = torch.cos(torch.rand(n, generator=rng) * math.pi / 2)
+    text_mask = draw_mask(tuple(target.text.shape), text_ratio, rng)
+    return text_mask, draw_mask((n, target.image[0].numel()), image_ratio, rng)
+
+
 def sft_losses(
     model: MaskedDiffusionTransformer,
     layout: Layout,
@@ -116,12 +138,21 @@ def sft_losses(
     rng: torch.Generator,
 ) -> Losses:
     """Mask a stacked example and return the weighted cross-entropies, summed over its batch."""
-    target, n = example.target, example.target.batch
+    masks = draw_masks(example.target, rng)
+    return masked_losses(model, layout, example, condition, *masks)
+
+
+def masked_losses(
+    model: MaskedDiffusionTransformer,
+    layout: Layout,
+    example: Example,
+    condition: Condition,
+    text_mask: Tensor,
+    image_mask: Tensor,
+) -> Losses:
+    """As :func:`sft_losses`, of masks that :func:`draw_masks` gave."""
+    target = example.target
     device = target.text.device
-    text_ratio = torch.rand(n, generator=rng)
-    image_ratio = torch.cos(torch.rand(n, generator=rng) * math.pi / 2)
-    text_mask = draw_mask(tuple(target.text.shape), text_ratio, rng)
-    image_mask = draw_mask((n, target.image[0].numel()), image_ratio, rng)
     per_row = text_mask.sum(dim=1, keepdim=True).expand_as(text_mask)[text_mask].to(device)
     text_at, image_at = (_positions(mask, device) for mask in (text_mask, image_mask))
     text_mask, image_mask = text_mask.to(device), image_mask.to(device)

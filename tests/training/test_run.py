@@ -43,7 +43,7 @@ def test_resumed_run_equals_the_uninterrupted_one(model, layout, dataset, tmp_pa
         assert torch.equal(resumed.average[name], wanted_average[name]), name
     losses = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
     again = [json.loads(line) for line in (tmp_path / "broken/log.jsonl").read_text().splitlines()]
-    assert [x["text_loss"] for x in again[-2:]] == [x["text_loss"] for x in losses[-2:]]
+    assert [x["text_loss"] for x in again] == [x["text_loss"] for x in losses]
 
 
 @pytest.mark.parametrize("changed", [{"batch_size": 7}, {"window": 2}, {"seed": 1}])

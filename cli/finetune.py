@@ -1,0 +1,262 @@
+"""``train pararl``, and ``train sft`` on a dataset: adapters, or all weights, of any checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from ..demo.items import world_dataset
+from ..demo.reward import CheckerReward
+from ..mmp_core import InputError, Model
+from ..mmp_core.checkpoint import open_checkpoint
+from ..mmp_core.files import readable_size
+from ..mmp_core.lora import LAYER_SETS
+from ..mmp_core.memory import free_bytes
+from ..training.adapter_files import base_metadata, save_adapter
+from ..training.adapters import FullWeights, LoRA, Policy
+from ..training.cases import Case, Reward
+from ..training.data import open_dataset, tokenised
+from ..training.finetune import FinetuneRun, FinetuneSettings
+from ..training.need import finetune_bytes, pararl_bytes, trained_parameters
+from ..training.pararl import ROLLOUT_SAMPLER, ParaRLRun, ParaRLSettings
+from ..training.policy_run import PolicyRun, RunSettings
+from ..training.rewards import MAKERS, reward_named
+from ..training.sharded import ShardedWeights
+from ..training.whole_files import check_source, save_whole
+from .model import load_model, memory_explained, note, pick_device
+from .training_options import chosen_pararl, chosen_rollouts, chosen_stepping
+
+_TOY_CASES = 1000
+_MICRO_BATCHES = (64, 32, 16, 8, 4, 2, 1)
+_SHARE = 0.9
+"""Of a GPU's free memory, that may be counted on."""
+
+
+def pararl(args: argparse.Namespace) -> None:
+    settings = ParaRLSettings(
+        **chosen_stepping(args),
+        **chosen_pararl(args),
+        sampler=replace(ROLLOUT_SAMPLER, **chosen_rollouts(args)),
+    )
+    _check_places(args)
+    if not args.reward and args.data != "demo":
+        raise InputError("--reward: say what to train for, such as clip:FOLDER.")
+    accelerator = _launched(args)
+    reward = _reward(args)
+    with memory_explained():
+        model = load_model(args)
+        cases = _cases(args, model, accelerator, need_target=False)
+        settings = _fitted(args, model, cases, settings, pararl_bytes)
+        run = ParaRLRun(
+            model, cases, reward, settings, _folder(args),
+            policy=_policy(args, model, accelerator), accelerator=accelerator,
+        )  # fmt: skip
+        _train(args, model, run, ("reward_mean", "kl"))
+
+
+def sft(args: argparse.Namespace) -> None:
+    given = {} if args.batch_size is None else {"batch_size": args.batch_size}
+    settings = FinetuneSettings(**{"steps": 200, **chosen_stepping(args)}, **given)
+    _check_places(args)
+    accelerator = _launched(args)
+    with memory_explained():
+        model = load_model(args)
+        cases = _cases(args, model, accelerator, need_target=True)
+        settings = _fitted(args, model, cases, settings, finetune_bytes)
+        run = FinetuneRun(
+            model, cases, settings, _folder(args),
+            policy=_policy(args, model, accelerator), accelerator=accelerator,
+        )  # fmt: skip
+        _train(args, model, run, ("text_loss", "image_loss"))
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    return args.run_folder or args.output.with_name(f"{args.output.stem}-run")
+
+
+def _check_places(args: argparse.Namespace) -> None:
+    """Refuse, before anything is loaded, what cannot be written or resumed."""
+    if args.output.suffix != ".safetensors":
+        raise InputError(f"{args.output}: end the name in .safetensors.")
+    if args.output.is_dir():
+        raise InputError(f"{args.output} is a folder; give the name of a file in it.")
+    folder = _folder(args)
+    begun = (folder / "run.pt").exists()
+    if begun and not args.resume:
+        raise InputError(
+            f"{folder} holds a run: --resume continues it, --run-folder keeps another elsewhere."
+        )
+    if args.resume and not begun:
+        raise InputError(f"{folder} holds no run to resume.")
+    if args.full:
+        check_source(open_checkpoint(args.model, image_tokenizer_path=args.image_tokenizer))
+    for place in (folder, args.output.parent):
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{place} cannot be made ({error.strerror or error}).") from None
+
+
+def _launched(args: argparse.Namespace) -> Any:
+    """Accelerate's view of the processes that ``accelerate launch`` or ``torchrun`` began."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    try:
+        from accelerate import Accelerator
+    except ImportError:
+        raise InputError(
+            "Several processes train together through accelerate: pip install accelerate."
+        ) from None
+    accelerator = Accelerator(cpu=pick_device(args.device) == "cpu")
+    args.quiet = args.quiet or not accelerator.is_main_process
+    return accelerator
+
+
+def _cases(
+    args: argparse.Namespace, model: Model, accelerator: Any, need_target: bool
+) -> Sequence[Case]:
+    """Tokenised by the first process, then by the others from its cache."""
+    cache = _folder(args) / "codes.safetensors"
+    if accelerator:
+        with accelerator.main_process_first():
+            return _tokenised(args, model, cache, need_target)
+    return _tokenised(args, model, cache, need_target)
+
+
+def _tokenised(
+    args: argparse.Namespace, model: Model, cache: Path, need_target: bool
+) -> Sequence[Case]:
+    if args.data == "demo":
+        dataset = world_dataset(args.cases or _TOY_CASES)
+    else:
+        dataset = open_dataset(args.data, bad_items=args.bad_items, limit=args.cases)
+    with tqdm(desc="tokenising", unit="picture", delay=1, disable=args.quiet) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        cases = tokenised(
+            dataset, model, cache=cache, need_target=need_target, text_length=args.text_length,
+            callback=advance,
+        )  # fmt: skip
+    for name, reason in cases.skipped:
+        note(args, f"skipped {name}: {reason}")
+    note(args, " ".join(filter(None, (f"{len(cases)} cases of {dataset.place}.", cases.note))))
+    return cases
+
+
+def _reward(args: argparse.Namespace) -> Reward:
+    makers = {**MAKERS, "checker": lambda place, device: CheckerReward()}
+    return reward_named(args.reward or ["checker"], pick_device(args.device), makers)
+
+
+def _fitted(
+    args: argparse.Namespace,
+    model: Model,
+    cases: Sequence[Case],
+    settings: RunSettings,
+    bytes_of: Callable[..., int],
+) -> RunSettings:
+    """``settings`` with as large a micro-batch as a GPU has room for, unless it was given.
+
+    Raises ``InputError`` where not even one sequence fits.
+    """
+    free = free_bytes(model.device)
+    if args.full or args.micro_batch or free == math.inf:
+        return settings
+    trained = trained_parameters(model, LAYER_SETS[args.layers], args.rank)
+    for at_once in _MICRO_BATCHES:
+        needed = bytes_of(model, cases, settings, trained, at_once)
+        if needed < _SHARE * free:
+            note(args, f"{at_once} sequences at a time, which need {readable_size(needed)}")
+            return replace(settings, micro_batch=at_once)
+    raise InputError(
+        f"Training needs {readable_size(needed)} beside the model; the GPU has "
+        f"{readable_size(int(free))} free: quantise the checkpoint with convert --quantize, or use "
+        "a smaller --rank or --text-length."
+    )
+
+
+def _policy(args: argparse.Namespace, model: Model, accelerator: Any) -> Policy:
+    if args.full and accelerator:
+        return ShardedWeights(model.transformer, accelerator.device)
+    if args.full:
+        if args.dtype == "auto":
+            model.transformer.float()
+        return FullWeights(model.transformer)
+    return LoRA(
+        model.transformer, rank=args.rank, layers=LAYER_SETS[args.layers], seed=args.seed or 0
+    )
+
+
+def _train(args: argparse.Namespace, model: Model, run: PolicyRun, shown: Sequence[str]) -> None:
+    if args.resume:
+        run.resume()
+        note(args, f"resuming after step {run.step}")
+    with tqdm(
+        total=run.settings.steps, initial=run.step, desc="training", unit="step",
+        disable=args.quiet,
+    ) as bar:  # fmt: skip
+
+        def show(step: int, metrics: dict[str, float]) -> None:
+            bar.set_postfix({name: f"{metrics[name]:.4g}" for name in shown})
+            bar.update(step - bar.n)
+
+        def tell(phase: str, done: int, total: int) -> None:
+            bar.set_description(f"{phase} {100 * done // total} %")
+
+        with _ended_politely():
+            try:
+                run.train(show, tell)
+            except KeyboardInterrupt:
+                note(args, f"{run.folder.last_good} --resume continues it.")
+                raise
+    weights = run.policy.state_dict()
+    if run.ranks.first:
+        _save(args, model, run, weights)
+        print(f"{args.output}  ({run.step} steps)")
+    run.ranks.close()
+
+
+@contextmanager
+def _ended_politely() -> Iterator[None]:
+    """A cluster's SIGTERM stops the run as Ctrl-C does."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _save(
+    args: argparse.Namespace, model: Model, run: PolicyRun, weights: Mapping[str, Tensor]
+) -> None:
+    about = {**run.metadata(), "dataset": Path(args.data).name}
+    if args.lora:
+        about["loras"] = ", ".join(f"{file.name}:{strength:g}" for file, strength in args.lora)
+    try:
+        if args.full:
+            source = open_checkpoint(args.model, image_tokenizer_path=args.image_tokenizer)
+            save_whole(args.output, weights, source, about)
+        else:
+            save_adapter(args.output, run.policy, {**about, **base_metadata(model)})
+    except OSError as error:
+        raise InputError(
+            f"{args.output} cannot be written ({error.strerror or error}): --resume with another "
+            f"--output and --run-folder {_folder(args)}."
+        ) from None

@@ -1,0 +1,204 @@
+"""``train pararl`` and ``train sft --data``, on a model that has learnt nothing."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+import torch
+from mmada_parallel.cli import finetune
+from mmada_parallel.cli.training_options import _PARARL, _ROLLOUTS, _STEPPING
+from mmada_parallel.demo.render import render
+from mmada_parallel.demo.world import task
+from mmada_parallel.mmp_core import load_checkpoint
+from mmada_parallel.mmp_core.lora_files import read_adapter
+from mmada_parallel.training.pararl import ROLLOUT_SAMPLER, ParaRLRun, ParaRLSettings
+from safetensors import safe_open
+
+FEW = (
+    "--cases", 4, "--steps", 2, "--rank", 2, "--device", "cpu", "--micro-batch", 8,
+    "--no-gradient-checkpointing",
+)  # fmt: skip
+QUICK = (
+    "--groups", 2, "--group-size", 3, "--scored-steps", 2, "--text-steps", 3, "--image-steps", 2,
+)  # fmt: skip
+
+
+@pytest.fixture
+def pararl(run, checkpoint, tmp_path):
+    """``pararl(*options)`` on the untrained checkpoint, to tmp_path/toy.safetensors."""
+    output = ("--output", tmp_path / "toy.safetensors")
+    return lambda *more: run("train", "pararl", "--model", checkpoint, *output, *FEW, *QUICK, *more)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A dataset of two pictures with everything, and one without its target."""
+    place = tmp_path / "pictures"
+    place.mkdir()
+    for number in range(3):
+        edit = task(number, kinds=("recolour",))
+        render(edit.before).save(place / f"{number}.png")
+        (place / f"{number}.txt").write_text(edit.instruction)
+        (place / f"{number}.think.txt").write_text(edit.sentence)
+        if number:
+            render(edit.after).save(place / f"{number}.target.png")
+    return place
+
+
+def test_rewards_train_an_adapter_that_edit_takes(run, pararl, checkpoint, scene, tmp_path):
+    file = tmp_path / "toy.safetensors"
+    code, out, err = pararl()
+    assert (code, out) == (0, f"{file}  (2 steps)\n")
+    assert "4 cases of toy world" in err
+    log = (tmp_path / "toy-run" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == [1, 2]
+    assert json.loads(log[-1])["reward_calls"] == 2 * 2 * 3 * 2
+    _, about = read_adapter(file)
+    assert about["training"] == "pararl" and about["rank"] == "2" and about["dataset"] == "demo"
+    assert json.loads(about["settings"])["group_size"] == 3
+    lora = ("--model", checkpoint, "--lora", file, "--out", tmp_path / "edited.png")
+    assert run("edit", scene, "make it red", *lora, "--text-steps", 1, "--image-steps", 1)[0] == 0
+
+
+def test_a_folder_is_trained_on_with_clip(run, pararl, folder, tmp_path):
+    code, _, err = pararl("--data", folder, "--reward", "clip:demo=0.5", "--cases", 2)
+    assert code == 0 and "2 cases of pictures" in err
+    line = (tmp_path / "toy-run" / "log.jsonl").read_text().splitlines()[-1]
+    assert json.loads(line)["reward_mean"] == pytest.approx(
+        json.loads(line)["reward_clip"] / 2, rel=1e-4
+    )
+
+
+def test_sft_on_a_folder_names_what_it_skips(run, checkpoint, folder, tmp_path):
+    common = ("--model", checkpoint, "--data", folder, *FEW, "--batch-size", 2)
+    file = tmp_path / "sft.safetensors"
+    code, out, err = run("train", "sft", *common, "--output", file)
+    assert (code, out) == (0, f"{file}  (2 steps)\n")
+    assert "skipped 0: it has no target picture" in err
+    code, _, err = run(
+        "train", "sft", *common, "--output", tmp_path / "b.safetensors", "--bad-items", "fail"
+    )
+    assert code == 2 and len([line for line in err.splitlines() if "target" in line]) == 1
+
+
+def test_all_weights_become_a_checkpoint(run, checkpoint, tmp_path):
+    file = tmp_path / "whole.safetensors"
+    options = ("--model", checkpoint, "--data", "demo", *FEW, "--full", "--learning-rate", 0.01)
+    assert run("train", "sft", *options, "--output", file)[0] == 0
+    before, after = load_checkpoint(checkpoint), load_checkpoint(file)
+    weights = before.transformer.state_dict()
+    changed = [
+        name
+        for name, w in after.transformer.state_dict().items()
+        if not torch.equal(w, weights[name])
+    ]
+    assert len(changed) == len(weights)
+    with safe_open(file, "pt") as opened:
+        about = json.loads(opened.metadata()["mmada_parallel"])
+    assert about["provenance"]["training"] == "sft"
+    again = ("--model", file, "--data", "demo", *FEW, "--full")
+    code, _, err = run("train", "sft", *again, "--output", tmp_path / "c.safetensors")
+    assert code == 2 and "folder it was made from" in err
+
+
+def test_training_goes_on_only_when_asked_to(pararl):
+    assert pararl("--resume")[0] == 2
+    assert pararl("--steps", 1)[0] == 0
+    code, _, err = pararl("--quiet")
+    assert code == 2 and "--resume" in err and len(err.splitlines()) == 1
+    code, out, err = pararl("--resume")
+    assert code == 0 and out.endswith("(2 steps)\n") and "after step 1" in err
+    code, _, err = pararl("--resume", "--groups", 3, "--quiet")
+    assert code == 2 and "begun with groups 2" in err and len(err.splitlines()) == 1
+
+
+def test_ctrl_c_says_where_the_run_is(pararl, tmp_path, monkeypatch):
+    def interrupt(run, progress):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ParaRLRun, "advance", interrupt)
+    code, _, err = pararl()
+    assert code == 130 and "run.pt" in err and "--resume" in err
+    assert (tmp_path / "toy-run" / "run.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--output", "toy.txt"), ".safetensors"),
+        (("--data", "nowhere"), "--reward"),
+        (("--data", "nowhere", "--reward", "clip:demo"), "nowhere"),
+        (("--reward", "beauty"), "beauty"),
+        (("--reward", "clip"), "clip"),
+        (("--group-size", 1), "group_size"),
+        (("--learning-rate", -1), "learning_rate"),
+        (("--text-steps", 0), "text_steps"),
+        (("--model", "nowhere"), "nowhere"),
+        (("--reward-at", "end"), "reward-at"),
+    ],
+)
+def test_bad_input_is_one_line(options, told, pararl, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = pararl("--quiet", *options)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert told in err
+    assert not (tmp_path / "toy.safetensors").exists()
+
+
+def test_a_gpu_gets_as_large_a_micro_batch_as_it_has_room_for(
+    run, checkpoint, tmp_path, monkeypatch
+):
+    few = [option for option in FEW if option not in ("--micro-batch", 8)]
+    output = ("--model", checkpoint, "--output", tmp_path / "toy.safetensors")
+    train = ("train", "pararl", *output, *few, *QUICK)
+    monkeypatch.setattr(finetune, "free_bytes", lambda device: 1000)
+    code, out, err = run(*train, "--quiet")
+    assert (code, out, len(err.splitlines())) == (2, "", 1) and "0.0 MB free" in err
+    monkeypatch.setattr(finetune, "free_bytes", lambda device: 10**12)
+    code, _, err = run(*train)
+    assert code == 0 and "64 sequences at a time" in err
+    _, about = read_adapter(tmp_path / "toy.safetensors")
+    assert json.loads(about["settings"])["micro_batch"] == 64
+
+
+def test_sft_from_nothing_takes_no_options_of_a_finetuning(run, tmp_path):
+    code, _, err = run("train", "sft", "--output", tmp_path / "a.safetensors")
+    assert code == 2 and "--output needs --data" in err
+    code, _, err = run("train", "sft", "--data", "demo")
+    assert code == 2 and "needs --output" in err
+
+
+def test_help_tells_the_defaults_there_are():
+    known = {field.name: field.default for field in fields(ParaRLSettings)}
+    sampler = {f.name: getattr(ROLLOUT_SAMPLER, f.name) for f in fields(ROLLOUT_SAMPLER)}
+    for options, defaults in ((_STEPPING + _PARARL, known), (_ROLLOUTS, sampler)):
+        for name, kind, _, brief in options:
+            told = re.search(r"\(default ([\w.]+)", brief)[1]
+            assert kind(told.replace("off", "0")) == defaults[name], name
+
+
+@pytest.mark.parametrize("full", [(), ("--full",)], ids=["adapter", "whole"])
+def test_two_processes_train_together(full, checkpoint, tmp_path):
+    pytest.importorskip("accelerate")
+    file = tmp_path / "toy.safetensors"
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+        "-m", "mmada_parallel.cli", "train", "pararl", "--model", checkpoint, "--output", file,
+        *FEW, *QUICK, *full,
+    ]  # fmt: skip
+    done = subprocess.run(
+        list(map(str, command)),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{file}  (2 steps)"]
+    if full:
+        assert load_checkpoint(file)
+    else:
+        assert read_adapter(file)[1]["processes"] == "2"

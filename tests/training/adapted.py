@@ -1,0 +1,25 @@
+"""Quantised models, and adapters as after some training."""
+
+import torch
+from mmada_parallel.mmp_core.quantised import FORMATS, WeightOnlyLinear, quantise
+
+
+def quantised(model, kind):
+    """``model`` with the linear layers of its blocks stored as our converter stores them."""
+    for name, old in list(model.named_modules()):
+        if ".blocks." in name and isinstance(old, torch.nn.Linear):
+            layer = WeightOnlyLinear(old.in_features, old.out_features, FORMATS[kind])
+            layer.weight, layer.weight_scale = quantise(old.weight.detach(), FORMATS[kind])
+            parent, _, own = name.rpartition(".")
+            model.get_submodule(parent)._modules[own] = layer
+    return model
+
+
+def stirred(lora, seed=1):
+    """``lora`` with values in B, too, as after some training."""
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in lora.named_parameters():
+            if ".lora_B." in name:
+                weight.normal_(0, 0.2, generator=rng)
+    return lora

@@ -1,0 +1,90 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from mmada_parallel.mmp_core import InputError, TokenState
+from mmada_parallel.tests.training.tiny_cases import cases, state_of, tiny_model
+from mmada_parallel.training.adapters import FullWeights, LoRA
+from mmada_parallel.training.finetune import FinetuneRun, FinetuneSettings
+
+SETTINGS = FinetuneSettings(
+    steps=4, batch_size=6, learning_rate=1e-2, warmup_steps=0, micro_batch=4,
+    gradient_checkpointing=False, drop_text=0.2, drop_image=0.2, drop_both=0.2,
+)  # fmt: skip
+
+
+@pytest.fixture
+def model(tmp_path):
+    return tiny_model(tmp_path / "model")
+
+
+def with_targets(model, count=5):
+    rng = torch.Generator().manual_seed(0)
+    found = []
+    for case in cases(model, count):
+        text = torch.randint(1, 9, (1, 4), generator=rng)
+        image = torch.randint(model.layout.codebook_size, (1, 2, 3), generator=rng)
+        found.append(replace(case, target=TokenState(text, image)))
+    return found
+
+
+def run_of(model, folder, settings=SETTINGS, policy=None):
+    policy = policy or LoRA(model.transformer, rank=2)
+    return FinetuneRun(model, with_targets(model), settings, folder, policy=policy)
+
+
+@pytest.mark.parametrize("kind", [FullWeights, LoRA])
+def test_loss_falls(kind, model, tmp_path):
+    settings = replace(SETTINGS, steps=40, drop_text=0.0, drop_image=0.0, drop_both=0.0)
+    seen = []
+    run = run_of(model, tmp_path, settings, kind(model.transformer))
+    run.train(lambda _, line: seen.append(line))
+    first, last = (sum(line["loss"] for line in part) / 5 for part in (seen[:5], seen[-5:]))
+    assert last < 0.85 * first
+    assert seen[0]["loss"] == pytest.approx(seen[0]["text_loss"] + seen[0]["image_loss"])
+
+
+def test_micro_batch_does_not_change_the_update(model, tmp_path):
+    after = []
+    for size in (1, 100):
+        run = run_of(model, tmp_path / str(size), replace(SETTINGS, micro_batch=size))
+        run.train()
+        after.append(state_of(run))
+        run.policy.detach()
+    assert all(torch.allclose(v, after[1][name], atol=1e-5) for name, v in after[0].items())
+
+
+def test_resumed_run_equals_the_uninterrupted_one(model, tmp_path):
+    whole = run_of(model, tmp_path / "whole")
+    whole.train()
+    whole.policy.detach()
+    first = run_of(model, tmp_path / "broken", replace(SETTINGS, steps=2))
+    first.train()
+    first.policy.detach()
+    resumed = run_of(model, tmp_path / "broken")
+    assert resumed.resume() and resumed.step == 2
+    resumed.train()
+    found = state_of(resumed)
+    assert all(torch.equal(value, found[name]) for name, value in state_of(whole).items())
+
+
+def test_a_case_without_target_is_named(model, tmp_path):
+    with pytest.raises(InputError, match="case 1 has no target"):
+        policy = LoRA(model.transformer, rank=2)
+        own = with_targets(model)
+        own[1] = cases(model)[1]
+        FinetuneRun(model, own, SETTINGS, tmp_path, policy=policy)
+
+
+def test_other_targets_are_other_data(model, tmp_path):
+    run_of(model, tmp_path).save()
+    run = run_of(model, tmp_path)
+    run.cases[0] = replace(run.cases[0], target=run.cases[2].target)
+    with pytest.raises(InputError, match="other data"):
+        run.resume()
+
+
+@pytest.mark.parametrize("bad", [{"batch_size": 0}, {"drop_text": -0.1}, {"drop_both": 0.9}])
+def test_settings_out_of_range_are_refused(bad):
+    with pytest.raises(InputError):
+        replace(SETTINGS, **bad)

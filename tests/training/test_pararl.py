@@ -1,0 +1,290 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from mmada_parallel.mmp_core import InputError, SamplerSettings
+from mmada_parallel.tests.training.tiny_cases import (
+    QUICK,
+    SAMPLER,
+    brightness,
+    cases,
+    new_run,
+    one_open,
+    redness,
+    state_of,
+    tiny_model,
+)
+from mmada_parallel.training import pararl
+from mmada_parallel.training.pararl import ParaRLSettings
+from mmada_parallel.training.rewards import Weighted
+from mmada_parallel.training.rollout import log_probs
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(autouse=True)
+def as_it_was(model):
+    yield
+    for layer in model.transformer.modules():
+        layer._forward_hooks.clear()
+
+
+class Counting:
+    """``reward``, remembering the pairs it was asked about."""
+
+    def __init__(self, reward):
+        self.reward, self.calls, self.pairs = reward, 0, []
+
+    def __call__(self, pairs):
+        self.calls += 1
+        self.pairs += pairs
+        return self.reward(pairs)
+
+
+def first_is_code(model, code):
+    """1 where the picture is that of the image code ``code`` at the open place."""
+    from mmada_parallel.mmp_core import TokenState, decode_image
+
+    image = torch.ones(1, 2, 2, dtype=torch.int64)
+    image[0, 0, 1] = code
+    wanted = decode_image(model, TokenState(torch.ones(1, 1, dtype=torch.int64), image))[0]
+
+    def reward(pairs):
+        return [float(pair.picture.tobytes() == wanted.tobytes()) for pair in pairs]
+
+    return reward
+
+
+BANDIT = replace(
+    QUICK, steps=60, groups=1, group_size=16, scored_steps=1, learning_rate=0.05, micro_batch=16,
+    kl=0.0, checkpoint_every=1000,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("modality", ["text", "image"])
+def test_a_bandit_finds_the_arm_that_pays(modality, tmp_path):
+    """One token to decide, one choice rewarded: its probability goes to 1."""
+    model = tiny_model(tmp_path / "model")
+    model.transformer.layers["ff_out"].weight *= 4  # the head is frozen, and could say no more
+    case = one_open(model, modality)
+    reward = redness if modality == "text" else first_is_code(model, 5)
+    run = new_run(model, tmp_path, BANDIT, reward=reward, own=[case])
+    seen = []
+    run.train(lambda _, line: seen.append(line))
+    assert seen[0]["reward_mean"] < 0.6
+    assert min(line["reward_mean"] for line in seen[-5:]) >= 0.9
+    moments = run._latest[0].moments
+    assert reward(run.samples(1))[0] == 1
+    assert float(log_probs(model, moments, 1.0)[0].detach().exp().mean()) > 0.9
+
+
+def test_only_what_was_revealed_in_the_better_rollouts_becomes_likelier(model, tmp_path):
+    run = new_run(model, tmp_path, replace(QUICK, learning_rate=1e-3, kl=0.0, clip_norm=1e9))
+    rolled = run._roll_out(run.groups(), None)
+    rewards = run._score(rolled, None)
+    scale, _ = run._rescaled(rolled, rewards)
+    found = [pararl.advantages(scale.normalise(r), 0.01) for r in rewards]
+
+    def gain():
+        total = 0.0
+        for r, (advantage, _) in zip(rolled, found, strict=True):
+            values, owner = log_probs(model, r.moments, 1.0)
+            weights = pararl.token_weights(owner, len(r.moments))
+            total += float((values * weights * advantage.flatten()[owner]).sum().detach())
+        return total
+
+    before = gain()
+    run.advance()
+    assert gain() > before
+
+
+def test_rewards_are_asked_for_exactly_so_often(model, tmp_path):
+    reward = Counting(brightness)
+    run = new_run(model, tmp_path / "trajectory", reward=reward)
+    first, second = run.advance(), run.advance()
+    assert (first["reward_calls"], second["reward_calls"]) == (16, 32)  # 2 groups · 4 · 2 steps
+    assert (reward.calls, len(reward.pairs)) == (2, 32)
+    assert any(pair.progress < 1 for pair in reward.pairs)
+
+    reward = Counting(brightness)
+    output = replace(QUICK, reward_at="output")
+    line = new_run(model, tmp_path / "output", output, reward=reward).advance()
+    assert line["reward_calls"] == len(reward.pairs) == 8
+    assert {pair.progress for pair in reward.pairs} == {1.0}
+
+
+def test_metrics_are_those_of_the_rewards(model, tmp_path):
+    reward = Counting(brightness)
+    line = new_run(model, tmp_path, reward=reward).advance()
+    raw = brightness(reward.pairs)
+    assert line["reward_mean"] == pytest.approx(float(raw.mean()), rel=1e-5)
+    assert line["reward_std"] == pytest.approx(float(raw.std(correction=0)), rel=1e-4)
+    assert 0 < line["normalised_reward"] < 1
+    assert line["clip_fraction"] == 0 and line["kl"] == 0  # the first update of a new adapter
+    assert line["tokens"] > 16 and line["grad_norm"] > 0
+    assert 0 < line["text_length"] <= 4
+
+
+def test_each_part_of_a_weighted_reward_is_told(model, tmp_path):
+    reward = Weighted([(brightness, 1.0), (redness, 0.5)])
+    line = new_run(model, tmp_path, reward=reward).advance()
+    total = line["reward_brightness"] + 0.5 * line["reward_redness"]
+    assert line["reward_mean"] == pytest.approx(total, rel=1e-5)
+
+
+def test_groups_without_spread_are_skipped_and_counted(model, tmp_path):
+    def same(pairs):
+        return torch.ones(len(pairs))
+
+    def only_edits(pairs):
+        return brightness(pairs) * torch.tensor([p.case.name != "case 1" for p in pairs])
+
+    run = new_run(model, tmp_path / "none", reward=same)
+    before = state_of(run)
+    line = run.advance()
+    assert line["groups_skipped"] == 4 and line["tokens"] == line["grad_norm"] == 0
+    assert all(torch.equal(before[name], value) for name, value in state_of(run).items())
+    assert run.step == 1
+
+    settings = replace(QUICK, groups=3)
+    line = new_run(model, tmp_path / "some", settings, reward=only_edits).advance()
+    assert line["groups_skipped"] == 2 and line["tokens"] > 0
+
+
+@pytest.mark.parametrize("changed", [{"micro_batch": 1}, {"gradient_checkpointing": True}])
+def test_memory_settings_do_not_change_the_update(changed, model, tmp_path):
+    def after(settings, folder):
+        run = new_run(model, folder, settings)
+        run.train()
+        run.policy.detach()
+        return state_of(run)
+
+    settings = replace(QUICK, steps=2, inner_epochs=2)
+    one = after(settings, tmp_path / "one")
+    other = after(replace(settings, **changed), tmp_path / "other")
+    for name, value in one.items():
+        assert torch.allclose(value, other[name], atol=1e-5), name
+
+
+def test_blocks_are_as_before_after_training(model, tmp_path):
+    blocks = list(model.transformer.layers["blocks"])
+    run = new_run(model, tmp_path, replace(QUICK, steps=1, gradient_checkpointing=True))
+    during = []
+
+    def look(phase, done, total):
+        during.append((phase, "forward" in blocks[0].__dict__))
+
+    run.train(progress=look)
+    assert {patched for phase, patched in during if phase == "update"} == {True}
+    assert {patched for phase, patched in during if phase != "update"} == {False}
+    assert all("forward" not in block.__dict__ for block in blocks)
+
+
+def test_a_host_in_inference_mode_can_train(model, tmp_path):
+    with torch.inference_mode():
+        run = new_run(model, tmp_path, replace(QUICK, steps=2, gradient_checkpointing=True))
+        before = state_of(run)
+        run.train(lambda *_: run.samples(1))
+    assert any(not torch.equal(before[name], value) for name, value in state_of(run).items())
+
+
+def test_inner_epochs_go_further_and_clip(model, tmp_path):
+    settings = replace(QUICK, inner_epochs=6, learning_rate=0.1, clip=0.05)
+    line = new_run(model, tmp_path, settings).advance()
+    assert line["clip_fraction"] > 0 and line["kl"] > 0
+
+
+def test_kl_holds_the_policy_to_the_base(model, tmp_path):
+    def last_kl(folder, **changes):
+        run = new_run(model, tmp_path / folder, replace(QUICK, learning_rate=0.05, **changes))
+        for _ in range(6):
+            line = run.advance()
+        run.policy.detach()
+        return line["kl"]
+
+    assert last_kl("held", kl=5.0) < 0.5 * last_kl("loose", kl=1e-6)
+
+
+def test_the_old_policy_as_reference_costs_no_forward(model, tmp_path):
+    forwards = []
+    hook = model.transformer.register_forward_hook(lambda *_: forwards.append(1))
+    for reference in ("old", "base"):
+        run = new_run(model, tmp_path / reference, replace(QUICK, kl_reference=reference))
+        run.advance()
+        forwards.append(None)
+        run.policy.detach()
+    hook.remove()
+    text = "".join("." if f else "|" for f in forwards)
+    old, base, _ = (len(part) for part in text.split("|"))
+    assert old < base
+
+
+def test_all_prompts_are_seen_before_any_returns(model, tmp_path):
+    run = new_run(model, tmp_path, replace(QUICK, groups=2), own=cases(model, 6))
+    seen = []
+    for run.step in range(6):
+        seen += [group.case.name for group in run.groups()]
+    assert len(set(seen[:6])) == len(set(seen[6:])) == 6
+    assert seen[:6] != seen[6:]
+
+
+def test_reward_that_fails_is_told_and_the_run_is_kept(model, tmp_path):
+    def broken(pairs):
+        return [1.0] * (len(pairs) - 1)
+
+    with pytest.raises(InputError, match="broken gave values of shape"):
+        new_run(model, tmp_path, reward=broken).train()
+    assert (tmp_path / "run.pt").is_file()
+
+
+def test_progress_of_rollouts_goes_once_from_start_to_end(model, tmp_path):
+    told = []
+    run = new_run(model, tmp_path, replace(QUICK, groups=3))
+    run.advance(lambda phase, done, total: told.append(done / total) if phase == "rollouts" else 0)
+    assert told == sorted(told) and told[0] > 0 and told[-1] == 1
+    assert len(set(told)) == len(told) > 4
+
+
+def test_samples_are_pairs_of_the_last_step(model, tmp_path):
+    shown = []
+    run = new_run(model, tmp_path, replace(QUICK, steps=1, groups=3))
+    run.train(lambda step, _: shown.extend(run.samples(2)))
+    assert len(shown) == 2 and all(pair.progress == 1 and pair.picture.size for pair in shown)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"group_size": 1}, {"groups": 0}, {"scored_steps": 0}, {"inner_epochs": 0}, {"clip": 0},
+        {"kl": -1}, {"reward_at": "end"}, {"kl_reference": "new"}, {"std_floor": 0.0},
+        {"learning_rate": 0}, {"steps": 0}, {"schedule": "cosine"}, {"micro_batch": 1.5},
+        {"learning_rate": float("nan")}, {"sampler": SamplerSettings.upstream("A")},
+        {"sampler": SamplerSettings(speed="fast")},
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(bad):
+    with pytest.raises(InputError):
+        ParaRLSettings(**{"steps": 1, **bad})
+
+
+def test_learning_rate_warms_up_and_falls():
+    settings = ParaRLSettings(steps=10, learning_rate=1.0, warmup_steps=4, schedule="linear")
+    rates = [settings.learning_rate_at(step) for step in range(10)]
+    assert rates[0] == pytest.approx(0.25) and rates[5] == pytest.approx(0.5)
+    assert rates[9] == pytest.approx(0.1)
+    flat = replace(settings, schedule="constant")
+    assert [flat.learning_rate_at(step) for step in (3, 9)] == [1.0, 1.0]
+
+
+def test_metadata_tells_settings_and_seed(model, tmp_path):
+    run = new_run(model, tmp_path, replace(QUICK, seed=7))
+    about = run.metadata()
+    assert about["training"] == "pararl" and about["steps"] == "0"
+    assert about["reward"] == "brightness"
+    told = json.loads(about["settings"])
+    assert told["seed"] == 7 and told["sampler"]["text_steps"] == SAMPLER.text_steps
+    assert all(isinstance(value, str) for value in about.values())

@@ -1,0 +1,160 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from mmada_parallel.mmp_core import MASKED, denoise
+from mmada_parallel.mmp_core.state import Prompt
+from mmada_parallel.tests.training.tiny_cases import SAMPLER, cases, tiny_model
+from mmada_parallel.training.rollout import (
+    Group,
+    alike,
+    final_pairs,
+    log_probs,
+    roll_out,
+    sample_pairs,
+    trajectory_pairs,
+)
+
+
+@pytest.fixture(scope="module", params=["A", "M"])
+def model(request, tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def groups_of(model, count=3, size=4):
+    """Those of edits, which have equal shapes."""
+    found = [Group.of(n, c, size, "seed 0") for n, c in enumerate(cases(model, 2 * count))]
+    return alike(found)[0]
+
+
+def rolled(model, *, micro_batch=100, drawn=2, **changes):
+    settings = replace(SAMPLER, **changes)
+    return roll_out(model, groups_of(model), settings, drawn=drawn, micro_batch=micro_batch)
+
+
+def test_groups_of_equal_shapes_are_put_together(model):
+    found = [Group.of(n, c, 2, "seed") for n, c in enumerate(cases(model, 5))]
+    assert [[g.number for g in part] for part in alike(found)] == [[0, 2, 4], [1, 3]]
+
+
+def test_seeds_differ_between_rollouts_groups_and_steps(model):
+    case = cases(model, 1)[0]
+    groups = [Group.of(n, case, 4, f"0 {step}") for n in range(3) for step in range(3)]
+    assert len({seed for group in groups for seed in group.seeds}) == 36
+    assert Group.of(1, case, 4, "0 2") == Group.of(1, case, 4, "0 2")
+
+
+def test_drawn_steps_are_spread_evenly(model):
+    case = cases(model, 1)[0]
+    drawn = [Group.of(n, case, 2, "x").drawn_steps(3, 10) for n in range(2000)]
+    assert all(len(set(steps)) == 3 and steps == sorted(steps) for steps in drawn)
+    counts = torch.bincount(torch.tensor(drawn).flatten(), minlength=10) / 6000
+    assert counts.tolist() == pytest.approx([0.1] * 10, abs=0.015)
+
+
+def test_moments_are_those_of_the_recorded_trajectory(model):
+    found = rolled(model)
+    assert found.shape == (3, 2, 4)
+    for place, group in enumerate(found.groups):
+        prompt = Prompt.stack([group.case.prompt]).repeat(4)
+        whole = denoise(model, prompt, replace(SAMPLER, seed=group.seeds))
+        steps = group.drawn_steps(2, whole.total_steps)
+        final = found.final[4 * place : 4 * place + 4]
+        assert torch.equal(final.text, whole.final.text)
+        for slot, index in enumerate(steps):
+            first = (place * 2 + slot) * 4
+            moments, step = found.moments[first : first + 4], whole.steps[index]
+            assert moments.index.tolist() == [index] * 4
+            assert torch.equal(moments.prompt.instruction, prompt.instruction)
+            for own, wanted in (
+                (moments.state.text, step.state.text),
+                (moments.state.image, step.state.image),
+                (moments.after.text, step.after.text),
+                (moments.after.image, step.after.image),
+                (moments.guess, step.guess.image),
+                (moments.text_revealed, step.text_revealed),
+                (moments.image_revealed, step.image_revealed),
+            ):
+                assert torch.equal(own, wanted)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 5])
+def test_micro_batch_does_not_matter(model, micro_batch):
+    one, other = rolled(model), rolled(model, micro_batch=micro_batch)
+    assert torch.equal(one.final.text, other.final.text)
+    assert torch.equal(one.final.image, other.final.image)
+    assert torch.equal(one.moments.index, other.moments.index)
+    assert torch.equal(one.moments.after.image, other.moments.after.image)
+    assert torch.equal(one.moments.prompt.image, other.moments.prompt.image)
+
+
+def test_every_moment_reveals_something(model):
+    moments = rolled(model, drawn=100, text_steps=40, image_steps=3).moments
+    revealed = moments.text_revealed.sum(1) + moments.image_revealed.flatten(1).sum(1)
+    assert (revealed > 0).all()
+
+
+def test_log_probs_are_those_of_the_models_own_distribution(model):
+    """Each token alone, by a forward of its own over the whole vocabulary."""
+    moments = rolled(model, text_steps=2).moments
+    found, owner = log_probs(model, moments, 0.7)
+    layout, wanted = model.layout, []
+    words = torch.arange(layout.text_choices.start, layout.text_choices.stop)
+    codes = layout.image_offset + torch.arange(layout.codebook_size)
+    for revealed, tokens, positions, choices, temperature, offset in (
+        ("text_revealed", "text", "text_positions", words, 0.7, 0),
+        ("image_revealed", "image", "image_positions", codes, 1.0, layout.image_offset),
+    ):
+        for row in range(len(moments)):
+            one = moments[row : row + 1]
+            sequence = layout.sequence(one.prompt, one.state)
+            logits = model.transformer.logits(model.transformer(sequence.ids))[0]
+            for place in getattr(one, revealed).flatten().nonzero()[:, 0].tolist():
+                token = getattr(one.after, tokens).flatten()[place] + offset
+                own = logits[getattr(sequence, positions)[place]] / temperature
+                wanted.append(float(own[token] - own[choices].logsumexp(0)))
+    assert len(wanted) == len(found) == len(owner)
+    assert found.tolist() == pytest.approx(wanted, abs=1e-4)
+
+
+def test_choices_are_as_probable_as_the_likelihood_says(model):
+    """The share of rollouts that choose a token, against exp(log_probs)."""
+    case = cases(model, 1, text=1, grid=(1, 1))[0]
+    groups = [Group.of(0, case, 3000, "many")]
+    one_step = replace(SAMPLER, text_steps=1, image_steps=1, text_temperature=1.5)
+    moments = roll_out(model, groups, one_step, drawn=1, micro_batch=3000).moments
+    found, _ = log_probs(model, moments, 1.5)
+    for tokens, values in zip(
+        (moments.after.text[:, 0], moments.after.image[:, 0, 0]), found.exp().chunk(2), strict=True
+    ):
+        often = tokens.mode().values
+        share = (tokens == often).float().mean()
+        assert float(share) == pytest.approx(float(values[tokens == often][0]), abs=0.03)
+
+
+def test_pairs_show_what_is_decided_and_the_guessed_picture(model):
+    found = rolled(model)
+    pairs = trajectory_pairs(model, found, micro_batch=7)
+    assert len(pairs) == len(found.moments) == 24
+    assert [p.case for p in pairs] == [g.case for g in found.groups for _ in range(8)]
+    decided = (found.moments.after.text != MASKED).sum(1).tolist()
+    assert [len(p.marked.split()) - p.marked.count("░") for p in pairs] == [
+        len(p.text.split()) for p in pairs
+    ]
+    assert [4 - p.marked.count("░") for p in pairs] == decided
+    total = found.total_steps
+    assert [p.progress for p in pairs] == [(i + 1) / total for i in found.moments.index.tolist()]
+    last = final_pairs(model, found, micro_batch=5)
+    assert len(last) == 12 and {p.progress for p in last} == {1.0}
+    samples = sample_pairs(model, found, 2)
+    assert [p.text for p in samples] == [last[0].text, last[4].text]
+    assert samples[1].picture.tobytes() == last[4].picture.tobytes()
+
+
+def test_before_the_first_image_step_the_model_is_asked_for_its_guess(model):
+    found = rolled(model, text_steps=4, image_steps=1, drawn=4)
+    unasked = (found.moments.guess == MASKED).flatten(1).all(1)
+    assert unasked.any()
+    pairs = trajectory_pairs(model, found, micro_batch=50)
+    for pair in pairs:
+        assert len({pixel for _, pixel in pair.picture.getcolors(10**6)}) > 1
