@@ -12,7 +12,6 @@ import contextlib
 import importlib
 import io
 import json
-import platform
 import statistics
 import sys
 import time
@@ -21,12 +20,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from mmada_parallel.benchmarks.gpu import RELEASED, NoTokenizer
-from mmada_parallel.mmp_core.config import ModelConfig
+from mmada_parallel.benchmarks.measure import name_of, synchronise
+from mmada_parallel.benchmarks.shapes import RandomModel
 from mmada_parallel.mmp_core.layout.variant_a import VariantA
 from mmada_parallel.mmp_core.sampler import SamplerSettings, denoise
-from mmada_parallel.mmp_core.state import Prompt, TokenState
-from mmada_parallel.mmp_core.transformer import MaskedDiffusionTransformer
+from mmada_parallel.mmp_core.state import Prompt
 
 PRESETS = {
     "small": {"d_model": 128, "n_layers": 2, "n_heads": 4, "mlp_hidden_size": 384, "grid": 8,
@@ -52,26 +50,22 @@ def reference_modules(path: Path) -> SimpleNamespace:
         model = importlib.import_module("model")
         config = importlib.import_module("model.configuration_llada").LLaDAConfig
         generator = importlib.import_module("generators.parallel_generator")
+        backbone = importlib.import_module("model.modeling_llada")
     return SimpleNamespace(
-        model=model.LLaDAForMultiModalGeneration, config=config, generate=generator.generate_ti2ti
-    )
+        model=model.LLaDAForMultiModalGeneration, config=config, generate=generator.generate_ti2ti,
+        backbone=backbone.LLaDAModel,
+        backbone_config=backbone.create_model_config_from_pretrained_config,
+    )  # fmt: skip
 
 
-def ours(preset: dict[str, Any], device: torch.device) -> SimpleNamespace:
+def ours(preset: dict[str, Any], device: torch.device) -> RandomModel:
     sizes = {name: preset[name] for name in ("d_model", "n_layers", "n_heads", "mlp_hidden_size")}
-    config = ModelConfig(**{**RELEASED, **sizes, "n_kv_heads": sizes["n_heads"]})
-    transformer = MaskedDiffusionTransformer(config, device=device)
-    generator = torch.Generator(device).manual_seed(0)
-    with torch.no_grad():
-        for parameter in transformer.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.05, generator=generator)
-    layout = VariantA(NoTokenizer(), {"mask_token_id": config.mask_token_id})
-    return SimpleNamespace(transformer=transformer.eval(), layout=layout, device=device)
+    sizes["n_kv_heads"] = sizes["n_heads"]
+    return RandomModel.of(sizes, device, torch.float32, std=0.05)
 
 
-def theirs(reference: SimpleNamespace, model: SimpleNamespace) -> torch.nn.Module:
-    """The reference model with our weights."""
+def theirs(reference: SimpleNamespace, model: RandomModel) -> torch.nn.Module:
+    """The reference model with our weights, which the two share."""
     c = model.transformer.config
     config = reference.config(
         d_model=c.d_model, n_layers=c.n_layers, n_heads=c.n_heads, n_kv_heads=c.n_kv_heads,
@@ -81,55 +75,51 @@ def theirs(reference: SimpleNamespace, model: SimpleNamespace) -> torch.nn.Modul
         include_bias=False, include_qkv_bias=False, weight_tying=False, alibi=False,
         attention_layer_norm=False, input_emb_norm=False, scale_logits=False,
         rope_full_precision=True, max_sequence_length=4096, mask_token_id=c.mask_token_id,
-        attention_dropout=0.0, embedding_dropout=0.0, residual_dropout=0.0, init_device="cpu",
+        attention_dropout=0.0, embedding_dropout=0.0, residual_dropout=0.0, init_device="meta",
     )  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):
-        built = reference.model(config)
-    built.load_state_dict(model.transformer.state_dict())
-    return built.to(model.device).eval()
+        backbone = reference.backbone(reference.backbone_config(config), init_params=False)
+        built = reference.model(config, model=backbone)
+    built.load_state_dict(model.transformer.state_dict(), assign=True)
+    return built.eval()
 
 
-def prompt_of(layout: VariantA, preset: dict[str, Any]) -> Prompt:
-    generator, side = torch.Generator().manual_seed(1), preset["grid"]
-    words = torch.randint(0, 126000, (1, 60), generator=generator)
-    picture = torch.randint(0, layout.codebook_size, (1, side, side), generator=generator)
-    start = TokenState.masked(1, preset["text"], (side, side))
-    return Prompt(words, words[:, :42], picture, start)
-
-
-def run_reference(reference, model, ours_, prompt, settings, preset) -> tuple[list[int], list[int]]:
+def run_reference(
+    reference: SimpleNamespace,
+    model: torch.nn.Module,
+    layout: VariantA,
+    prompt: Prompt,
+    settings: SamplerSettings,
+) -> tuple[list[int], list[int]]:
     """Image tokens and text tokens."""
-    layout = ours_.layout
     sequence = layout.sequence(prompt, prompt.initial)
-    start, side = int(sequence.image_positions[0]), preset["grid"]
-    text_start = int(sequence.text_positions[0])
+    start, (side, _) = int(sequence.image_positions[0]), prompt.initial.grid
+    text_start, text = int(sequence.text_positions[0]), prompt.initial.text.shape[1]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         return reference.generate(
-            model, sequence.ids, text_start, text_start + preset["text"], start, side * side, side,
-            text_steps=settings.text_steps, text_gen_length=preset["text"],
+            model, sequence.ids, text_start, text_start + text, start, side * side, side,
+            text_steps=settings.text_steps, text_gen_length=text,
             timesteps=settings.image_steps, temperature=settings.image_temperature,
             text_temperature=settings.text_temperature, cfg_scale=settings.text_guidance,
             cfg_img=settings.image_guidance,
             uncon_text=layout.prefix(prompt, drop_text=True, drop_image=False),
             uncon_image=layout.prefix(prompt, drop_text=False, drop_image=True),
-            generator=torch.Generator(ours_.device).manual_seed(settings.seed),
+            generator=torch.Generator(sequence.ids.device).manual_seed(settings.seed),
         )  # fmt: skip
 
 
 def timed(run) -> tuple[float, Any]:
     torch.manual_seed(0)  # the reference fills its last code from the global generator
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    synchronise()
     began = time.perf_counter()
     found = run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    synchronise()
     return time.perf_counter() - began, found
 
 
 def compare(reference, preset: dict[str, Any], guidance: dict, repeats: int, device) -> dict:
     model = ours(preset, device)
-    prompt = prompt_of(model.layout, preset).to(device)
+    prompt = model.prompt(preset["grid"], preset["text"])
     other = theirs(reference, model)
     settings = SamplerSettings.upstream(
         "A", text_steps=preset["steps"], image_steps=preset["steps"] // 2, seed=42, **guidance
@@ -138,7 +128,7 @@ def compare(reference, preset: dict[str, Any], guidance: dict, repeats: int, dev
     agree = True
     for _ in range(repeats):
         seconds, (image, text) = timed(
-            lambda: run_reference(reference, other, model, prompt, settings, preset)
+            lambda: run_reference(reference, other, model.layout, prompt, settings)
         )
         times["reference"].append(seconds)
         seconds, run = timed(lambda: denoise(model, prompt, settings, record=0))
@@ -166,7 +156,7 @@ def main() -> None:
     reference = reference_modules(args.reference.expanduser().resolve())
     found = {
         "preset": {args.preset: preset},
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+        "device": name_of(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "settings": {

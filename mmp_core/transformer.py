@@ -6,7 +6,9 @@ memory; plain torch is the default. Parameter names are those of the released ch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +19,11 @@ from .config import ModelConfig
 from .quantised import WeightOnlyLinear
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(B, heads, L, head_dim) queries, keys and values to (B, L, heads·head_dim); no mask."""
+"""(B, heads, n, head_dim) queries and (B, heads, L, head_dim) keys and values to
+(B, n, heads·head_dim); no mask."""
+
+Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Keys and values of some positions to those of all, each (B, kv_heads, …, head_dim)."""
 
 
 class RMSNorm(nn.RMSNorm):
@@ -27,7 +33,11 @@ class RMSNorm(nn.RMSNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.weight * F.rms_norm(x, self.normalized_shape, None, self.eps)
+        return self.with_gain(x, self.weight)
+
+    def with_gain(self, x: Tensor, weight: Tensor) -> Tensor:
+        """``x`` normed, times ``weight`` (d_model,)."""
+        return weight * F.rms_norm(x, self.normalized_shape, None, self.eps)
 
 
 class TorchOperations:
@@ -36,6 +46,13 @@ class TorchOperations:
     Linear, Embedding, RMSNorm = nn.Linear, nn.Embedding, RMSNorm
     Conv2d, GroupNorm = nn.Conv2d, nn.GroupNorm
     QuantisedLinear = WeightOnlyLinear
+
+    @staticmethod
+    @contextmanager
+    def weight_of(layer: nn.Module, like: Tensor) -> Iterator[Tensor]:
+        """The weight of a linear or embedding layer, ready to be used with ``like``."""
+        quantised = isinstance(layer, WeightOnlyLinear)
+        yield layer.dequantised(like.dtype) if quantised else layer.weight
 
 
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -54,10 +71,47 @@ def rotary_table(length: int, head_dim: int, theta: float, device: torch.device)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Apply RoPE to ``x`` (B, heads, L, head_dim) in the table's dtype; returns ``x``'s dtype."""
+    """Apply RoPE to ``x`` (B, heads, n, head_dim) in the table's dtype; returns ``x``'s dtype.
+
+    ``table``: (2, n, head_dim), or (2, B, 1, n, head_dim) where the samples' positions differ.
+    """
     t = x.to(table.dtype)
     first, second = t.chunk(2, dim=-1)
     return (t * table[0] + torch.cat((-second, first), dim=-1) * table[1]).to(x.dtype)
+
+
+class KeyValueCache:
+    """Keys and values of every block for one sequence (B, L), any part of which can be renewed.
+
+    The position ``L`` stands for none: what is written there is never read.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, Tensor] = {}
+
+    @staticmethod
+    def bytes_of(config: ModelConfig, batch: int, length: int, dtype: torch.dtype) -> int:
+        """Size of a filled cache for (batch, length) tokens."""
+        per_block = 2 * batch * config.n_kv_heads * (length + 1) * config.head_dim
+        return config.n_layers * per_block * dtype.itemsize
+
+    def renew(
+        self, positions: Tensor | None, block: int, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """All keys and values of ``block``, once those of ``positions`` (B, n), or of all if
+        ``None``, are replaced by ``keys`` and ``values``."""
+        if positions is None:
+            batch, heads, length, head_dim = keys.shape
+            if block not in self.blocks:
+                self.blocks[block] = keys.new_empty(2, batch, heads, length + 1, head_dim)
+            for kept, new in zip(self.blocks[block], (keys, values), strict=True):
+                kept[:, :, :-1] = new
+            return keys, values
+        index = positions[:, None, :, None].expand_as(keys)
+        for kept, new in zip(self.blocks[block], (keys, values), strict=True):
+            kept.scatter_(2, index, new)
+        keys, values = self.blocks[block][:, :, :, :-1]
+        return keys, values
 
 
 class Block(nn.Module):
@@ -85,13 +139,18 @@ class Block(nn.Module):
         self.up_proj = linear(width, config.mlp_hidden_size)
         self.ff_out = linear(config.mlp_hidden_size, width)
 
-    def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
-        """``x``: (B, L, d_model). ``rotary``: from :func:`rotary_table`. Same shape out."""
+    def forward(self, x: Tensor, rotary: Tensor, remember: Remember | None = None) -> Tensor:
+        """``x``: (B, n, d_model). ``rotary``: see :func:`rotate`. Same shape out.
+
+        ``remember`` gives the keys and values attended to; by default those of ``x`` alone.
+        """
         h = self.attn_norm(x)
         q = self.q_proj(h).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k = self.k_proj(h).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
         v = self.v_proj(h).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
         q, k = rotate(q, rotary), rotate(k, rotary)
+        if remember is not None:
+            k, v = remember(k, v)
         if self.kv_heads != self.heads:
             k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))
         x = x + self.attn_out(self.attention(q, k, v))
@@ -102,8 +161,8 @@ class Block(nn.Module):
 class MaskedDiffusionTransformer(nn.Module):
     """LLaDA backbone shared by both released variants.
 
-    ``operations`` offers ``Linear``, ``Embedding`` and ``RMSNorm`` with torch's signatures: a class
-    or module such as ``comfy.ops.manual_cast``.
+    ``operations`` offers what :class:`TorchOperations` does, so that a host may cast or stream
+    weights.
     Parameter names carry the released prefix ``model.transformer.``.
     """
 
@@ -117,7 +176,7 @@ class MaskedDiffusionTransformer(nn.Module):
         device: torch.device | str | None = None,
     ):
         super().__init__()
-        self.config = config
+        self.config, self.weight_of = config, operations.weight_of
         factory = {"dtype": dtype, "device": device}
         width, vocabulary = config.d_model, config.embedding_size
         transformer = nn.ModuleDict(
@@ -133,36 +192,64 @@ class MaskedDiffusionTransformer(nn.Module):
             transformer["ff_out"] = operations.Linear(width, vocabulary, bias=False, **factory)
         self.model = nn.ModuleDict({"transformer": transformer})
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Final normed hidden states (B, L, d_model) of ``ids`` (B, L) int64."""
-        return self.layers["ln_f"](self.hidden_states(ids)[-1])
+    def forward(
+        self, ids: Tensor, *, cache: KeyValueCache | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """Final normed hidden states (B, L, d_model) of ``ids`` (B, L) int64.
 
-    def hidden_states(self, ids: Tensor, *, every_block: bool = False) -> list[Tensor]:
-        """Residual stream (B, L, d_model) after the last block, or before each block and after."""
-        config = self.config
+        ``cache``: filled for later calls. ``positions``: (B, n) int64; only these are computed
+        (B, n, d_model), with the cache's keys and values for the others, and renewed in it. ``L``
+        stands for no position (what is computed there means nothing); a sample's others differ.
+        """
+        return self.layers["ln_f"](self.hidden_states(ids, cache=cache, positions=positions)[-1])
+
+    def hidden_states(
+        self,
+        ids: Tensor,
+        *,
+        cache: KeyValueCache | None = None,
+        positions: Tensor | None = None,
+        every_block: bool = False,
+    ) -> list[Tensor]:
+        """Residual stream (B, L, d_model) after the last block, or before each block and after.
+
+        ``cache`` and ``positions``: see :meth:`forward`.
+        """
+        config, length = self.config, ids.shape[1]
+        table = rotary_table(length, config.head_dim, config.rope_theta, ids.device)
+        if positions is not None:
+            read = positions.clamp_max(length - 1)
+            ids, table = ids.gather(1, read), table[:, read].unsqueeze(2)
         x = self.layers["wte"](ids)
-        table = rotary_table(ids.shape[1], config.head_dim, config.rope_theta, ids.device)
         if not config.rope_full_precision:
             table = table.to(x.dtype)
         states = [x]
-        for block in self.layers["blocks"]:
-            x = block(x, table)
-            states.append(x)
-        return states if every_block else states[-1:]
+        for index, block in enumerate(self.layers["blocks"]):
+            remember = None if cache is None else partial(cache.renew, positions, index)
+            x = block(x, table, remember)
+            states = [*states, x] if every_block else [x]
+        return states
 
     def logits(self, hidden: Tensor, choices: slice = slice(None)) -> Tensor:
         """(…, choices) logits of normed hidden states (…, d_model), in the model's dtype.
 
-        ``choices``: the contiguous part of the vocabulary wanted. A host's own layer may cast or
-        stream its weight, so only a plain ``torch.nn.Linear`` is cut; others compute all.
+        ``choices``: the contiguous part of the vocabulary wanted.
         """
-        if self.config.weight_tying:
-            logits = F.linear(hidden, self.layers["wte"].weight[choices])
-        elif type(self.layers["ff_out"]) is nn.Linear:
-            logits = F.linear(hidden, self.layers["ff_out"].weight[choices])
-        else:
-            logits = self.layers["ff_out"](hidden)[..., choices]
-        return logits * self.config.d_model**-0.5 if self.config.scale_logits else logits
+        with self.head(hidden, choices) as weight:
+            logits = F.linear(hidden, weight)
+        return logits if self.logit_scale is None else logits * self.logit_scale
+
+    @contextmanager
+    def head(self, like: Tensor, choices: slice) -> Iterator[Tensor]:
+        """(choices, d_model): the weight that :meth:`logits` multiplies ``like`` with."""
+        layer = self.layers["wte" if self.config.weight_tying else "ff_out"]
+        with self.weight_of(layer, like) as weight:
+            yield weight[choices]
+
+    @property
+    def logit_scale(self) -> float | None:
+        """What logits are multiplied by, if anything."""
+        return self.config.d_model**-0.5 if self.config.scale_logits else None
 
     @property
     def layers(self) -> nn.ModuleDict:

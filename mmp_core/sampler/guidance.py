@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..kernels import ImageLogits, TextLogits
 from ..layout.base import Layout, Sequence
 from ..state import Prompt, TokenState
 from .predictor import View
@@ -17,17 +18,20 @@ CONDITIONAL = "conditional"
 
 
 class Guidance(Protocol):
-    """Logits of undecided positions. ``branches``: what the predictor must be able to run."""
+    """Logits of undecided positions, as the selection of the same preset takes them.
+
+    ``branches``: what the predictor must be able to run.
+    """
 
     branches: Mapping[str, Sequence]
     text_choices: slice
     """The ids that text is chosen from."""
 
-    def text_logits(self, view: View, index: Tensor) -> Tensor:
+    def text_logits(self, view: View, index: Tensor) -> Tensor | TextLogits:
         """(B, n, text_choices) at text positions ``index`` (B, n)."""
         ...
 
-    def image_logits(self, view: View, updated: TokenState, index: Tensor) -> Tensor:
+    def image_logits(self, view: View, updated: TokenState, index: Tensor) -> Tensor | ImageLogits:
         """(B, n, codebook_size) at image positions ``index`` (B, n).
 
         ``updated``: the view's state with the text revealed at this step.
@@ -67,17 +71,19 @@ class CorrectedGuidance:
                 self.branches[name], named[name] = branch, scale
         return named
 
-    def text_logits(self, view: View, index: Tensor) -> Tensor:
-        conditional = view.text_logits(CONDITIONAL, index, self.text_choices).float()
-        others = {
-            name: view.text_logits(name, index, self.text_choices) for name in self.text_scales
-        }
-        return _combine(conditional, others, self.text_scales)
+    def text_logits(self, view: View, index: Tensor) -> TextLogits:
+        branches = (CONDITIONAL, *self.text_scales)
+        return TextLogits(
+            view.predictor.transformer,
+            tuple(view.text_hidden(name, index) for name in branches),
+            tuple(self.text_scales.values()),
+            self.text_choices,
+        )
 
-    def image_logits(self, view: View, updated: TokenState, index: Tensor) -> Tensor:
-        conditional = view.image_logits(CONDITIONAL, index).float()
-        others = {name: view.image_logits(name, index) for name in self.image_scales}
-        return _combine(conditional, others, self.image_scales)
+    def image_logits(self, view: View, updated: TokenState, index: Tensor) -> ImageLogits:
+        branches = (CONDITIONAL, *self.image_scales)
+        logits = tuple(view.image_logits(name, index) for name in branches)
+        return ImageLogits(logits, tuple(self.image_scales.values()))
 
 
 def _merged(scales: Mapping[tuple[bool, bool], float], has_image: bool) -> dict:
@@ -88,12 +94,3 @@ def _merged(scales: Mapping[tuple[bool, bool], float], has_image: bool) -> dict:
         if any(branch):
             merged[branch] = merged.get(branch, 0.0) + scale
     return {branch: scale for branch, scale in merged.items() if scale}
-
-
-def _combine(
-    conditional: Tensor, others: Mapping[str, Tensor], scales: Mapping[str, float]
-) -> Tensor:
-    guided = conditional
-    for name, logits in others.items():
-        guided = guided + scales[name] * (conditional - logits.float())
-    return guided

@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..state import MASKED, Prompt, Step, TokenState, Trajectory
 from .policies import DenoisingModel, Policies, corrected_policies
 from .predictor import Predictor
-from .rows import Rows
+from .reuse import Asked
 from .schedule import spread
 from .selection import carried
 from .settings import SamplerSettings
@@ -46,7 +46,9 @@ def denoise(
     _check_tokens(model, prompt)
     if policies is None:
         policies = PRESETS[settings.preset](model, prompt, settings)
-    predictor = Predictor(model.transformer, model.layout, policies.guidance.branches)
+    predictor = Predictor(
+        model.transformer, model.layout, policies.guidance.branches, policies.reuse
+    )
     last = Step.before(prompt.initial)
     recorded, total = [], len(policies.plan)
     kept = range(total) if record is None else spread(min(record, total), 0, total)
@@ -64,20 +66,18 @@ def take_step(predictor: Predictor, policies: Policies, index: int, last: Step) 
     """The step at position ``index`` of the plan, from the state after ``last``."""
     plan, guidance, selection = policies.plan, policies.guidance, policies.selection
     planned, state = plan.steps[index], last.after
-    counts = {name: table[index] for name, table in plan.counts.items()}
-    view = predictor.of(state)
+    due = plan.due(index, state)
+    view = predictor.of(state, Asked(due, last))
     text = carried(state.text, last.guess.text, last.text_confidence)
-    if planned.text_quota is not None:
-        rows = Rows.of(state.text, planned.text_rows, counts["text_rows"])
+    if due.text is not None:
         logits = partial(guidance.text_logits, view)
-        text = selection.text(rows, text, logits, counts["text_quota"], planned)
+        text = selection.text(due.text.rows, text, logits, due.text.count, planned)
     updated = TokenState(text.after, state.image)
     codes, grid = state.image.flatten(1), state.image.shape
     image = carried(codes, last.guess.image.flatten(1), last.image_confidence.flatten(1))
-    if planned.image_masked is not None:
-        rows = Rows.of(codes, planned.image_rows, counts["image_rows"])
+    if due.image is not None:
         logits = partial(guidance.image_logits, view, updated)
-        image = selection.image(rows, image, logits, counts["image_masked"], planned)
+        image = selection.image(due.image.rows, image, logits, due.image.count, planned)
     return Step(
         index=index,
         state=state,

@@ -11,8 +11,9 @@ from torch import Tensor
 from ..layout.base import Layout
 from ..state import MASKED, Prompt
 from ..transformer import MaskedDiffusionTransformer
-from .guidance import CorrectedGuidance, Guidance
-from .schedule import Plan, adaptive, corrected_steps
+from .guidance import CONDITIONAL, CorrectedGuidance, Guidance
+from .reuse import Reuse
+from .schedule import AdaptivePlan, Plan, corrected_steps
 from .selection import ConfidentSelection, CorrectedSelection, Selection, generators
 from .settings import SamplerSettings
 
@@ -27,11 +28,13 @@ class DenoisingModel(Protocol):
 
 @dataclass(frozen=True)
 class Policies:
-    """``plan``: how many are revealed when. ``guidance``: which forwards. ``selection``: which."""
+    """``plan``: how many are revealed when. ``guidance``: which forwards. ``selection``: which are
+    revealed. ``reuse``: what of a forward is computed anew; ``None`` for all."""
 
     plan: Plan
     guidance: Guidance
     selection: Selection
+    reuse: Reuse | None = None
 
 
 def corrected_policies(
@@ -43,11 +46,18 @@ def corrected_policies(
     steps = corrected_steps(undecided_counts(text), undecided_counts(image), settings)
     guidance = CorrectedGuidance(model.layout, prompt, settings)
     streams = generators(seeds, model.device)
-    select = CorrectedSelection
-    if settings.speed == "fast":
-        steps, select = adaptive(steps), ConfidentSelection
-    selection = select(settings, streams, guidance.text_choices.start)
-    return Policies(Plan.of(steps, prompt.batch, model.device), guidance, selection)
+    plan, select, reuse = Plan, CorrectedSelection, None
+    if settings.reveals_early:
+        plan, select = AdaptivePlan, ConfidentSelection
+    if settings.reuses:
+        text_branches = {CONDITIONAL, *guidance.text_scales}
+        reuse = Reuse(text_branches, {CONDITIONAL, *guidance.image_scales})
+    return Policies(
+        plan.of(steps, prompt.batch, model.device),
+        guidance,
+        select(settings, streams, guidance.text_choices.start),
+        reuse,
+    )
 
 
 def _some_seed() -> int:

@@ -7,15 +7,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..graphs import forward_of
 from ..layout.base import Layout, Sequence
 from ..state import MASKED, TokenState
 from ..transformer import MaskedDiffusionTransformer
+from .reuse import Asked, Memory, Reuse
 
 
 class Predictor:
     """Runs named branches of one prompt: the conditional sequence and its unconditional forms.
 
     ``branches``: template per branch; its text and image positions are overwritten by each state.
+    ``reuse``: what is computed anew of a branch; ``None`` computes all of it.
     """
 
     def __init__(
@@ -23,11 +26,15 @@ class Predictor:
         transformer: MaskedDiffusionTransformer,
         layout: Layout,
         branches: Mapping[str, Sequence],
+        reuse: Reuse | None = None,
     ):
         self.transformer, self.layout, self.branches = transformer, layout, branches
+        self.reuse, self.forward = reuse, forward_of(transformer)
+        self.memories = {name: Memory(branch.ids.shape[0]) for name, branch in branches.items()}
 
-    def of(self, state: TokenState) -> View:
-        return View(self, state)
+    def of(self, state: TokenState, asked: Asked | None = None) -> View:
+        """``asked``: all that will be asked of the view; without it anything may be."""
+        return View(self, state, asked)
 
     def ids(self, branch: str, state: TokenState) -> Tensor:
         """The model's input (B, L) for ``state`` in ``branch``."""
@@ -38,33 +45,41 @@ class Predictor:
         ids = sequence.ids.index_copy(1, sequence.image_positions, image)
         return ids.index_copy(1, sequence.text_positions, text)
 
-    def hidden(self, branch: str, state: TokenState) -> Tensor:
+    def hidden(self, branch: str, state: TokenState, asked: Asked | None) -> Tensor:
         """Normed hidden states (B, L, d_model)."""
-        return self.transformer(self.ids(branch, state))
+        ids = self.ids(branch, state)
+        if self.reuse is None or asked is None:
+            return self.forward(ids)
+        memory = self.memories[branch]
+        positions = self.reuse.positions(branch, self.branches[branch], memory, ids, asked)
+        return memory.renew(self.transformer, ids, positions)
 
 
 class View:
     """One state as seen by the model. Each branch is run at most once, when first asked for."""
 
-    def __init__(self, predictor: Predictor, state: TokenState):
-        self.predictor, self.state = predictor, state
+    def __init__(self, predictor: Predictor, state: TokenState, asked: Asked | None):
+        self.predictor, self.state, self.asked = predictor, state, asked
         self._hidden: dict[str, Tensor] = {}
 
     def text_logits(self, branch: str, index: Tensor, choices: slice) -> Tensor:
         """(B, n, choices) at text positions ``index`` (B, n)."""
-        positions = self.predictor.branches[branch].text_positions
-        return self._logits(branch, positions[index], choices)
+        return self.predictor.transformer.logits(self.text_hidden(branch, index), choices)
+
+    def text_hidden(self, branch: str, index: Tensor) -> Tensor:
+        """Normed hidden states (B, n, d_model) at text positions ``index`` (B, n)."""
+        return self._hidden_at(branch, self.predictor.branches[branch].text_positions[index])
 
     def image_logits(self, branch: str, index: Tensor) -> Tensor:
         """(B, n, codebook_size) at image positions ``index`` (B, n), raster order."""
         layout = self.predictor.layout
         choices = slice(layout.image_offset, layout.image_offset + layout.codebook_size)
         positions = self.predictor.branches[branch].image_positions
-        return self._logits(branch, positions[index], choices)
+        hidden = self._hidden_at(branch, positions[index])
+        return self.predictor.transformer.logits(hidden, choices)
 
-    def _logits(self, branch: str, positions: Tensor, choices: slice) -> Tensor:
+    def _hidden_at(self, branch: str, positions: Tensor) -> Tensor:
         if branch not in self._hidden:
-            self._hidden[branch] = self.predictor.hidden(branch, self.state)
+            self._hidden[branch] = self.predictor.hidden(branch, self.state, self.asked)
         hidden = self._hidden[branch]
-        rows = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
-        return self.predictor.transformer.logits(rows, choices)
+        return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))

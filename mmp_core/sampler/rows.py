@@ -42,11 +42,6 @@ class Rows:
         rank = torch.arange(index.shape[1], device=tokens.device)
         return cls(tokens, tuple(counts), index, rank < on_device[:, None])
 
-    def only(self, samples: Sequence[bool]) -> Rows:
-        """The same positions, but none of the other samples'."""
-        counts = tuple(n if own else 0 for n, own in zip(self.counts, samples, strict=True))
-        return Rows.of(self.tokens, counts, torch.tensor(counts, device=self.tokens.device))
-
     def fill(self, values: Tensor, elsewhere: Tensor) -> Tensor:
         """(B, N): ``values`` (B, n) at the counted positions, ``elsewhere`` (B, N) at others."""
         values = torch.where(self.valid, values, elsewhere.gather(1, self.index))

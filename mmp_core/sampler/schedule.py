@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..state import MASKED, TokenState
+from .rows import Rows
 from .settings import SamplerSettings
 
 Counts = tuple[int, ...]
@@ -25,6 +27,7 @@ class PlannedStep:
     alone.
     ``text_rows``, ``image_rows``: undecided positions to predict, 0 for a sample of which nothing
     is revealed; ``None`` for all there are, which costs a synchronisation to find out.
+    ``undecided``: tokens of both modalities before it; ``None`` where that is not known before.
     ``image_noise``: scale of the noise on the image's confidence.
     """
 
@@ -33,7 +36,32 @@ class PlannedStep:
     image_masked: Counts | None = None
     text_rows: Counts | None = None
     image_rows: Counts | None = None
+    undecided: Counts | None = None
     image_noise: float = 0.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one step has to decide of one modality.
+
+    ``rows``: the positions asked about. ``count`` (B,) int64, on the device: of text how many to
+    reveal, of the image how many stay masked.
+    """
+
+    rows: Rows
+    count: Tensor
+
+
+@dataclass(frozen=True)
+class Due:
+    """What one step has to decide; ``None`` for a modality that it leaves alone.
+
+    ``undecided``: see :class:`PlannedStep`.
+    """
+
+    text: Part | None
+    image: Part | None
+    undecided: Counts | None
 
 
 @dataclass(frozen=True)
@@ -50,13 +78,55 @@ class Plan:
     @classmethod
     def of(cls, steps: Sequence[PlannedStep], batch: int, device: torch.device) -> Plan:
         counts = {}
-        for name in ("text_quota", "image_masked", "text_rows", "image_rows"):
+        for name in ("text_quota", "text_left", "image_masked", "text_rows", "image_rows"):
             rows = [getattr(step, name) or (0,) * batch for step in steps]
             counts[name] = torch.tensor(rows, dtype=torch.int64).view(-1, batch).to(device)
         return cls(tuple(steps), counts)
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    def due(self, index: int, state: TokenState) -> Due:
+        """What the step at ``index`` has to decide of ``state``."""
+        step, text, image = self.steps[index], None, None
+        counts = {name: table[index] for name, table in self.counts.items()}
+        if step.text_quota is not None:
+            rows = Rows.of(state.text, step.text_rows, counts["text_rows"])
+            text = Part(rows, counts["text_quota"])
+        if step.image_masked is not None:
+            rows = Rows.of(state.image.flatten(1), step.image_rows, counts["image_rows"])
+            image = Part(rows, counts["image_masked"])
+        return Due(text, image, step.undecided)
+
+
+class AdaptivePlan(Plan):
+    """For a selection that may run ahead of the plan: only samples and modalities that are behind
+    it are asked about. Which they are is read back once a step."""
+
+    def due(self, index: int, state: TokenState) -> Due:
+        step, codes = self.steps[index], state.image.flatten(1)
+        undecided = torch.stack([(tokens == MASKED).sum(dim=1) for tokens in (state.text, codes)])
+        text_count, image_count = undecided.tolist()
+        text_left, masked = self.counts["text_left"][index], self.counts["image_masked"][index]
+        text = _behind(state.text, text_count, undecided[0], step.text_left, text_left)
+        image = _behind(codes, image_count, undecided[1], step.image_masked, masked)
+        return Due(
+            text and Part(text, (undecided[0] - text_left).clamp_min(0)),
+            image and Part(image, masked),
+            tuple(map(sum, zip(text_count, image_count, strict=True))),
+        )
+
+
+def _behind(
+    tokens: Tensor, counts: Counts, undecided: Tensor, left: Counts | None, left_on_device: Tensor
+) -> Rows | None:
+    """The undecided positions of those samples that have more of them than ``left``, if any."""
+    if left is None:
+        return None
+    asked = tuple(n if n > keep else 0 for n, keep in zip(counts, left, strict=True))
+    if not any(asked):
+        return None
+    return Rows.of(tokens, asked, torch.where(undecided > left_on_device, undecided, 0))
 
 
 def corrected_steps(text: Counts, image: Counts, settings: SamplerSettings) -> list[PlannedStep]:
@@ -83,14 +153,10 @@ def corrected_steps(text: Counts, image: Counts, settings: SamplerSettings) -> l
             rows = _changing(image_left, image_after)
             step = replace(step, image_masked=image_after, image_rows=rows, image_noise=noise)
         if step.text_quota or step.image_masked:
-            steps.append(step)
+            undecided = tuple(map(sum, zip(text_left, image_left, strict=True)))
+            steps.append(replace(step, undecided=undecided))
         text_left, image_left = text_after, image_after
     return steps
-
-
-def adaptive(steps: Sequence[PlannedStep]) -> list[PlannedStep]:
-    """The steps for a selection that may run ahead: how many are undecided is not known before."""
-    return [replace(step, text_rows=None, image_rows=None) for step in steps]
 
 
 def _changing(before: Counts, after: Counts) -> Counts:

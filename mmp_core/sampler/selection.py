@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..kernels import ImageLogits, TextLogits
+from ..kernels.plain import gumbel
 from ..state import MASKED, TokenState
 from .rows import Rows
 from .schedule import PlannedStep
@@ -18,8 +20,9 @@ SURE = 0.9
 """Probability from which on speed "fast" reveals a token before its turn."""
 
 Generators = Sequence[torch.Generator | None]
-Logits = Callable[[Tensor], Tensor]
-"""Positions (B, n) to logits (B, n, choices). Asking runs the model; so ask only where needed."""
+Logits = Callable[[Tensor], Tensor | TextLogits | ImageLogits]
+"""Positions (B, n) to logits (B, n, choices), as the guidance of the same preset gives them.
+Asking runs the model; so ask only where needed."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,10 @@ class CorrectedSelection:
     def text(
         self, rows: Rows, before: Choice, logits: Logits, quota: Tensor, step: PlannedStep
     ) -> Choice:
-        scores = logits(rows.index).float()
-        noisy, temperature = scores, self.settings.text_temperature
-        if temperature:
-            noisy = scores + temperature * self._gumbel(rows, scores.shape[-1])
-        best = noisy.argmax(dim=-1)
-        ranking = confidence = log_odds(scores, best)
+        found, temperature = logits(rows.index), self.settings.text_temperature
+        noise = self._exponential(rows, found.choices) if temperature else None
+        best, confidence = found.choose(temperature, noise)
+        ranking = confidence
         if self.settings.remasking == "random":
             ranking = rows.draw(_uniform, self.generators)
         probability = confidence.sigmoid()
@@ -88,15 +89,12 @@ class CorrectedSelection:
     def image(
         self, rows: Rows, before: Choice, logits: Logits, masked: Tensor, step: PlannedStep
     ) -> Choice:
-        log_p = logits(rows.index).float().log_softmax(dim=-1)
-        noisy = log_p
-        if self.settings.image_temperature:
-            noisy = log_p + self._gumbel(rows, log_p.shape[-1])
-        sampled = noisy.argmax(dim=-1)
-        confidence = log_p.gather(-1, sampled[..., None])[..., 0]
+        found, random = logits(rows.index), self.settings.image_temperature
+        noise = self._exponential(rows, found.choices) if random else None
+        sampled, confidence = found.choose(noise)
         ranking = confidence
         if step.image_noise:
-            ranking = confidence + step.image_noise * self._gumbel(rows, 1)[..., 0]
+            ranking = ranking + step.image_noise * gumbel(self._exponential(rows, 1))[..., 0]
         probability = confidence.exp()
         planned = highest(rows, ranking, rows.valid.sum(dim=1) - masked)
         return choice(rows, before, sampled, probability, planned | self.also(rows, probability))
@@ -108,36 +106,18 @@ class CorrectedSelection:
     def finish(self, state: TokenState, guess: TokenState) -> TokenState:
         return state
 
-    def _gumbel(self, rows: Rows, choices: int) -> Tensor:
-        """(B, n, choices) float32."""
+    def _exponential(self, rows: Rows, choices: int) -> Tensor:
+        """(B, n, choices) float32 draws."""
 
         def exponential(generator: torch.Generator, count: int) -> Tensor:
             empty = torch.empty(count, choices, device=generator.device)
             return empty.exponential_(generator=generator)
 
-        return -rows.draw(exponential, self.generators).clamp_min(1e-30).log()
+        return rows.draw(exponential, self.generators)
 
 
 class ConfidentSelection(CorrectedSelection):
-    """Reveals all that the model is sure of, and asks it again only about samples and modalities
-    that are behind the plan. Each sample's decisions depend on itself alone."""
-
-    def text(
-        self, rows: Rows, before: Choice, logits: Logits, quota: Tensor, step: PlannedStep
-    ) -> Choice:
-        behind = [n - left for n, left in zip(rows.counts, step.text_left, strict=True)]
-        rows = rows.only([n > 0 for n in behind])
-        if not any(rows.counts):
-            return before
-        quota = torch.tensor(behind, device=quota.device).clamp_min(0)
-        return super().text(rows, before, logits, quota, step)
-
-    def image(
-        self, rows: Rows, before: Choice, logits: Logits, masked: Tensor, step: PlannedStep
-    ) -> Choice:
-        ahead = zip(rows.counts, step.image_masked, strict=True)
-        rows = rows.only([n > left for n, left in ahead])
-        return super().image(rows, before, logits, masked, step) if any(rows.counts) else before
+    """Reveals also all that the model is sure of."""
 
     def also(self, rows: Rows, probability: Tensor) -> Tensor:
         return rows.valid & (probability >= SURE)
@@ -178,13 +158,3 @@ def carried(tokens: Tensor, guess: Tensor, confidence: Tensor) -> Choice:
         revealed=torch.zeros_like(undecided),
         after=tokens,
     )
-
-
-def log_odds(logits: Tensor, chosen: Tensor) -> Tensor:
-    """(B, n) logarithm of p/(1-p) of ``chosen`` (B, n) under float ``logits`` (B, n, V).
-
-    Ranks as the probability does, but keeps apart what rounds to 1, which in float32 p does not.
-    """
-    own = logits.gather(-1, chosen[..., None])
-    others = logits.scatter(-1, chosen[..., None], -torch.inf).logsumexp(dim=-1)
-    return own[..., 0] - others

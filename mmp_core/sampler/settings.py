@@ -17,7 +17,7 @@ _CHOICES = {
     "remasking": ("low_confidence", "random"),
     "preset": ("corrected", "upstream"),
     "order": ("parallel", "text_first", "image_first"),
-    "speed": ("exact", "fast"),
+    "speed": ("exact", "cached", "fast", "fastest"),
 }
 
 
@@ -41,9 +41,10 @@ class SamplerSettings:
         stays masked), or text at "random" (the field's names; LLaDA).
     ``order``: "parallel", or one modality wholly before the other: "text_first" (think, then draw)
         or "image_first"; the run then takes ``text_steps + image_steps`` forwards.
-    ``speed``: "exact", or "fast": a step also reveals every token of which the model is at least
-        90 % sure (the threshold of Fast-dLLM, arXiv 2505.22618; here for both modalities), and
-        steps to which nothing is left to do are not run.
+    ``speed``: "exact"; or "cached": keys and values of earlier steps are reused for most of the
+        sequence (see ``sampler.reuse``); or "fast": a step also reveals every token of which the
+        model is at least 90 % sure (the threshold of Fast-dLLM, arXiv 2505.22618; here for both
+        modalities), and steps to which nothing is left to do are not run; or "fastest": both.
     ``seed``: one number, sample *i* of the batch then uses ``seed + i``; or one per sample; or
         ``None``: unseeded. A sample's result depends on its own seed only.
     ``preset``: "corrected", or "upstream": the released sampler with all its quirks; use
@@ -64,7 +65,7 @@ class SamplerSettings:
     seed: int | Sequence[int] | None = 0
     preset: Literal["corrected", "upstream"] = "corrected"
     order: Literal["parallel", "text_first", "image_first"] = "parallel"
-    speed: Literal["exact", "fast"] = "exact"
+    speed: Literal["exact", "cached", "fast", "fastest"] = "exact"
 
     def __post_init__(self) -> None:
         for name in ("text_steps", "image_steps"):
@@ -83,10 +84,10 @@ class SamplerSettings:
                     f"{name} is {getattr(self, name)!r} with the upstream preset, whose reference "
                     f"knows only {known!r}; use the corrected preset."
                 )
-        if self.speed == "fast" and self.remasking == "random":
+        if self.reveals_early and self.remasking == "random":
             raise InputError(
-                "speed is 'fast' with remasking 'random', which does not look at what the model is "
-                "sure of; use 'low_confidence'."
+                f"speed is {self.speed!r} with remasking 'random', which does not look at what the "
+                "model is sure of; use 'low_confidence', or speed 'exact' or 'cached'."
             )
         for seed in (self.seed,) if isinstance(self.seed, int) else self.seed or ():
             _check("seed", seed, 0, 2**64 - 1, whole=True)
@@ -105,6 +106,16 @@ class SamplerSettings:
             raise InputError(f"variant is {variant!r}; expected 'A' or 'M'.")
         defaults = {"joint_guidance": 0.0, "preset": "upstream", **_SCRIPT_DEFAULTS[variant]}
         return cls(**{**defaults, **overrides})
+
+    @property
+    def reveals_early(self) -> bool:
+        """Whether tokens that the model is sure of are revealed before their turn."""
+        return self.speed in ("fast", "fastest")
+
+    @property
+    def reuses(self) -> bool:
+        """Whether keys and values of earlier steps are reused."""
+        return self.speed in ("cached", "fastest")
 
     def seeds(self, batch: int) -> list[int | None]:
         """One seed per sample. Raises ``InputError`` when the number given is another."""

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..kernels.plain import log_odds
 from ..layout.base import Layout, Sequence
 from ..layout.variant_a import VariantA
 from ..state import MASKED, Prompt, TokenState
@@ -31,7 +32,7 @@ from .policies import DenoisingModel, Policies, undecided_counts
 from .predictor import View
 from .rows import Rows
 from .schedule import Counts, Plan, PlannedStep
-from .selection import Choice, Generators, Logits, choice, generators, highest, log_odds
+from .selection import Choice, Generators, Logits, choice, generators, highest
 from .settings import SamplerSettings
 
 Fill = Callable[..., Tensor]

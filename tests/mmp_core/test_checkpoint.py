@@ -76,7 +76,7 @@ def test_building_and_loading_are_separate_and_layers_are_injected(folder):
     hidden = model.transformer(ids)
     assert not torch.equal(hidden, load_checkpoint(folder).transformer(ids))
     full = model.transformer.logits(hidden)
-    assert torch.equal(model.transformer.logits(hidden, slice(2, 5)), full[..., 2:5])
+    assert torch.allclose(model.transformer.logits(hidden, slice(2, 5)), full[..., 2:5], atol=1e-6)
 
 
 def test_magvit_file_beside_or_elsewhere(stored, tmp_path):

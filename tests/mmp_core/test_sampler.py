@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmada_parallel.mmp_core import MASKED, InputError, SamplerSettings, TokenState, denoise
+from mmada_parallel.mmp_core.kernels.plain import log_odds
 from mmada_parallel.mmp_core.sampler.guidance import CorrectedGuidance
 from mmada_parallel.mmp_core.sampler.policies import corrected_policies
 from mmada_parallel.mmp_core.sampler.predictor import Predictor
 from mmada_parallel.mmp_core.sampler.rows import Rows
 from mmada_parallel.mmp_core.sampler.schedule import corrected_steps
-from mmada_parallel.mmp_core.sampler.selection import log_odds
 from mmada_parallel.mmp_core.sampler.upstream import quotas_a, quotas_m
 from mmada_parallel.tests.mmp_core import tiny
 
@@ -55,12 +55,13 @@ def runs(draw):
 @given(
     run=runs(),
     order=st.sampled_from(("parallel", "text_first", "image_first")),
-    speed=st.sampled_from(("exact", "fast")),
+    speed=st.sampled_from(("exact", "cached", "fast", "fastest")),
 )
 def test_corrected_decides_everything_once(run, order, speed):
     variant, start, own, text, image, joint = run
     own |= {"text_guidance": text, "image_guidance": image, "joint_guidance": joint}
-    own["remasking"] = "low_confidence" if speed == "fast" else own["remasking"]
+    early = speed in ("fast", "fastest")
+    own["remasking"] = "low_confidence" if early else own["remasking"]
     own |= {"order": order, "speed": speed}
     trajectory = denoise(MODEL[variant], start, SamplerSettings(**own))
     layout, state = MODEL[variant].layout, start.initial
@@ -76,7 +77,7 @@ def test_corrected_decides_everything_once(run, order, speed):
             assert torch.equal(after[revealed], guess[revealed])
             assert (confidence[before != MASKED] == 1).all()
             assert ((0 <= confidence) & (confidence <= 1)).all()
-        assert speed == "fast" or (step.text_revealed.sum() + step.image_revealed.sum()) > 0
+        assert early or (step.text_revealed.sum() + step.image_revealed.sum()) > 0
         state = step.after
     assert torch.equal(state.text, trajectory.final.text)
     text, image = trajectory.final.text, trajectory.final.image
@@ -366,10 +367,10 @@ def test_guidance_replaces_the_whole_prompt_on_the_same_state():
     full = logits("image")
     expected = full + 2 * (full - logits("image", **text)) + 3 * (full - logits("image", **image))
     expected = expected + 5 * (full - logits("image", **both))
-    torch.testing.assert_close(guidance.image_logits(view, elsewhere, index), expected)
+    torch.testing.assert_close(guidance.image_logits(view, elsewhere, index).guided(), expected)
     full = logits("text")
     expected = full + 7 * (full - logits("text", **both))
-    torch.testing.assert_close(guidance.text_logits(view, index), expected)
+    torch.testing.assert_close(guidance.text_logits(view, index).guided(), expected)
 
 
 def test_random_streams_are_drawn_for_the_rows_alone():

@@ -1,4 +1,4 @@
-"""Speed "fast": what it reveals early, what it leaves out, and that it stays per sample."""
+"""Speed levels: what they reveal early, what they leave out, and that they stay per sample."""
 
 import dataclasses
 
@@ -27,25 +27,27 @@ def prompt(variant, **options):
     return tiny.prompt(MODELS[variant, 1].layout, text=12, grid=(3, 4), **options)
 
 
+@pytest.mark.parametrize("early", ["fast", "fastest"])
 @pytest.mark.parametrize("variant", "AM")
-def test_a_sure_model_is_asked_less_and_an_unsure_one_as_often(variant):
+def test_a_sure_model_is_asked_less_and_an_unsure_one_as_often(variant, early):
     asked = {}
     for factor in (1, 10, 1000):
         model = MODELS[variant, factor]
-        for speed in ("exact", "fast"):
+        for speed in ("exact", early):
             model.forwards = 0
             run = denoise(model, prompt(variant), dataclasses.replace(FAST, speed=speed))
             asked[factor, speed] = model.forwards
             assert (run.final.text != MASKED).all() and (run.final.image != MASKED).all()
-    assert asked[1, "fast"] <= asked[1, "exact"]
-    assert 2 <= asked[1000, "fast"] <= asked[1000, "exact"] / 3
+    assert asked[1, early] <= asked[1, "exact"]
+    assert 2 <= asked[1000, early] <= asked[1000, "exact"] / 3
 
 
+@pytest.mark.parametrize("early", ["fast", "fastest"])
 @pytest.mark.parametrize("variant", "AM")
-def test_only_what_is_sure_comes_before_its_turn(variant):
+def test_only_what_is_sure_comes_before_its_turn(variant, early):
     plan = denoise(MODELS[variant, 10], prompt(variant), dataclasses.replace(FAST, speed="exact"))
     left = [(s.after.text == MASKED).sum() for s in plan]
-    run = denoise(MODELS[variant, 10], prompt(variant), FAST)
+    run = denoise(MODELS[variant, 10], prompt(variant), dataclasses.replace(FAST, speed=early))
     assert run.total_steps == plan.total_steps
     for step, planned in zip(run, left, strict=True):
         unsure = step.text_revealed & (step.text_confidence < SURE)
@@ -58,10 +60,13 @@ def test_only_what_is_sure_comes_before_its_turn(variant):
 @given(
     variant=st.sampled_from("AM"), factor=st.sampled_from((1, 10, 1000)), seed=st.integers(0, 99),
     locked=st.sampled_from((0.0, 0.4)), temperature=st.sampled_from((0.0, 0.7)),
+    speed=st.sampled_from(("cached", "fast", "fastest")),
 )  # fmt: skip
-def test_a_sample_does_not_depend_on_its_batch(variant, factor, seed, locked, temperature):
+def test_a_sample_does_not_depend_on_its_batch(variant, factor, seed, locked, temperature, speed):
     model, start = MODELS[variant, factor], prompt(variant, batch=3, locked=locked, seed=seed)
-    own = dataclasses.replace(FAST, text_temperature=temperature, seed=[seed, seed + 5, seed + 9])
+    own = dataclasses.replace(
+        FAST, text_temperature=temperature, seed=[seed, seed + 5, seed + 9], speed=speed
+    )
     together = denoise(model, start, own).final
     for i in range(3):
         alone = denoise(model, start[i : i + 1], dataclasses.replace(own, seed=[own.seed[i]])).final
@@ -69,8 +74,44 @@ def test_a_sample_does_not_depend_on_its_batch(variant, factor, seed, locked, te
         assert torch.equal(alone.image, together[i : i + 1].image)
 
 
-def test_it_fits_neither_the_reference_nor_random_remasking():
-    with pytest.raises(InputError, match="speed is 'fast' with the upstream preset"):
-        SamplerSettings.upstream("A", speed="fast")
-    with pytest.raises(InputError, match="remasking 'random'"):
-        SamplerSettings(speed="fast", remasking="random")
+@pytest.mark.parametrize("speed", ["cached", "fast", "fastest"])
+def test_the_reference_knows_only_exact(speed):
+    with pytest.raises(InputError, match=f"speed is '{speed}' with the upstream preset"):
+        SamplerSettings.upstream("A", speed=speed)
+
+
+@pytest.mark.parametrize("speed", ["fast", "fastest"])
+def test_early_tokens_do_not_fit_random_remasking(speed):
+    with pytest.raises(InputError, match=f"speed is '{speed}' with remasking 'random'"):
+        SamplerSettings(speed=speed, remasking="random")
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Where a tensor's value is read by Python, which on a GPU waits for it."""
+    found = []
+    for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "nonzero"):
+        plain = getattr(torch.Tensor, name)
+
+        def read(tensor, *args, _name=name, _plain=plain):
+            found.append(_name)
+            return _plain(tensor, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, read)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("speed", "most"), [("exact", 0), ("cached", 0), ("fast", 1), ("fastest", 1)]
+)
+@pytest.mark.parametrize("variant", "AM")
+def test_a_step_reads_nothing_back_but_how_far_an_early_level_came(variant, speed, most, reads):
+    model, start = MODELS[variant, 10], prompt(variant, batch=2, locked=0.3)
+    settings = dataclasses.replace(FAST, speed=speed, reasoning_guidance=0.5, text_temperature=0.5)
+    per_step = []
+
+    def watch(index, total, step):
+        per_step.append(len(reads))
+
+    denoise(model, start, settings, callback=watch)
+    assert max(b - a for a, b in zip(per_step, per_step[1:], strict=False)) == most

@@ -1,0 +1,66 @@
+"""The image's side of a step in one kernel: guidance, softmax, sample, confidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+MOST_BRANCHES, MOST_CODES = 4, 16384
+
+
+def choose_image(
+    logits: Sequence[Tensor], scales: Sequence[float], exponential: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """As :func:`.plain.choose_image` of what :func:`.plain.guided` makes of ``logits``, of which
+    there are at most ``MOST_BRANCHES``, (..., C) each, C at most ``MOST_CODES``.
+
+    One program per row, which it keeps in registers.
+    """
+    *shape, codes = logits[0].shape
+    chosen = torch.empty(shape, dtype=torch.int64, device=logits[0].device)
+    log_p = torch.empty(shape, dtype=torch.float32, device=logits[0].device)
+    parts = [part.reshape(-1, codes).contiguous() for part in logits]
+    parts += parts[:1] * (MOST_BRANCHES - len(parts))
+    weights = [*scales, *[0.0] * (MOST_BRANCHES - 1 - len(scales))]
+    noise = parts[0] if exponential is None else exponential.contiguous()
+    block = triton.next_power_of_2(codes)
+    if chosen.numel():
+        _image_kernel[(chosen.numel(),)](
+            *parts, *weights, noise, chosen, log_p, codes,
+            BRANCHES=len(logits), NOISY=exponential is not None, BLOCK=block,
+            num_warps=max(1, min(16, block // 1024)), enable_fp_fusion=False,
+        )  # fmt: skip
+    return chosen, log_p
+
+
+@triton.jit
+def _image_kernel(
+    conditional, first, second, third, first_scale, second_scale, third_scale,
+    exponential, chosen, log_p, codes,
+    BRANCHES: tl.constexpr, NOISY: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    code = tl.arange(0, BLOCK)
+    there = code < codes
+    at = row * codes + code
+    own = tl.load(conditional + at, there, 0.0).to(tl.float32)
+    guided = own
+    if BRANCHES > 1:
+        guided += first_scale * (own - tl.load(first + at, there, 0.0).to(tl.float32))
+    if BRANCHES > 2:
+        guided += second_scale * (own - tl.load(second + at, there, 0.0).to(tl.float32))
+    if BRANCHES > 3:
+        guided += third_scale * (own - tl.load(third + at, there, 0.0).to(tl.float32))
+    guided = tl.where(there, guided, -float("inf"))
+    largest = tl.max(guided, axis=0)
+    scores = guided - largest - tl.log(tl.sum(tl.exp(guided - largest), axis=0))
+    noisy = scores
+    if NOISY:
+        noisy -= tl.log(tl.maximum(tl.load(exponential + at, there, 1.0), 1e-30))
+    best = tl.minimum(tl.argmax(noisy, axis=0), codes - 1)
+    tl.store(chosen + row, best.to(tl.int64))
+    tl.store(log_p + row, tl.sum(tl.where(code == best, scores, 0.0), axis=0))

@@ -1,0 +1,258 @@
+"""How many bytes a run needs on its device, from its shapes, before it is run.
+
+What is counted are tensors alive at the worst moment. Temporaries inside a kernel, a library's
+workspaces and an allocator's fragments are not; hosts keep a reserve for these. Tests compare the
+numbers with counted peaks: they are at most 1.1 times too small and at most twice too large.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .config import ModelConfig
+from .errors import InputError
+from .kernels import available
+from .layout.base import Layout
+from .quantised import FORMATS
+from .sampler.settings import SamplerSettings
+from .state import Prompt
+from .transformer import KeyValueCache, MaskedDiffusionTransformer
+
+PICTURE_BYTES_PER_PIXEL = 3072
+"""Of either image tokenizer at full width (aMUSEd's, and 128 for MAGVIT-v2): 3 x 256 channels of
+float32 where it is widest."""
+_STEP_BYTES_PER_TOKEN = 8 + 8 + 1 + 4
+"""A recorded step: the state after it, its guess, what it revealed, confidences."""
+_GB = 10**9
+
+
+class OutOfMemory(InputError, torch.OutOfMemoryError):
+    """The device has too little memory. Hosts take it for what it is and free theirs."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` is a device's or the CPU's refusal to allocate."""
+    told = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(words in str(error).lower() for words in told)
+    )
+
+
+def free_bytes(device: torch.device) -> float:
+    """What a GPU can still allocate, PyTorch's own reserve included; infinite where not known."""
+    if device.type != "cuda":
+        return math.inf
+    reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + reserve
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes beside the weights. ``fixed``: for any batch. For each sample at once ``working``, at
+    the worst moment of a step, and ``kept`` from step to step."""
+
+    fixed: int
+    working: int
+    kept: int
+
+    def of(self, samples: int) -> int:
+        return self.fixed + samples * (self.working + self.kept)
+
+    def samples_in(self, free: float, most: int) -> int:
+        """How many of ``most`` samples at once fit in ``free`` bytes; at least 1."""
+        return int(max(1, min(most, (free - self.fixed) // (self.working + self.kept))))
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Weights and buffers of ``module`` as they are stored."""
+    return sum(_stored(tensor) for tensor in module.state_dict(keep_vars=True).values())
+
+
+def _stored(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def stored_bytes(
+    config: ModelConfig, dtype: torch.dtype = torch.bfloat16, quantised: str | None = None
+) -> int:
+    """A transformer's weights: in ``dtype``, the blocks' linear layers ``quantised`` ("fp8" or
+    "int8") as ``mmada-parallel convert`` does."""
+    width, kv, mlp = config.d_model, config.n_kv_heads * config.head_dim, config.mlp_hidden_size
+    linear = 2 * width * width + 2 * width * kv + 3 * width * mlp
+    rows = 3 * width + 2 * kv + 2 * mlp
+    tables = config.embedding_size * width * (1 if config.weight_tying else 2)
+    others = tables + width * (2 * config.n_layers + 1)
+    if quantised is None:
+        return (config.n_layers * linear + others) * dtype.itemsize
+    form = FORMATS[quantised]
+    scales = 4 * (rows if form.rows else 7)
+    return config.n_layers * (linear * form.storage.itemsize + scales) + others * dtype.itemsize
+
+
+def forward_bytes(config: ModelConfig, tokens: int, itemsize: int) -> int:
+    """The most that one forward of ``tokens`` (batch · length) holds, without gradients.
+
+    Either where keys are rotated (input, its norm, q, k, v, rotated q; the rotation's own, in
+    float32), or where the MLP multiplies (two residuals, norm, q, k, v; three of its width).
+    """
+    width, kv = config.d_model, config.n_kv_heads * config.head_dim
+    upcast = config.rope_full_precision and itemsize < 4
+    rotation = 4 * 4 * kv if upcast else 3 * itemsize * kv
+    attention = itemsize * (4 * width + 2 * kv) + rotation
+    mlp = itemsize * (4 * width + 2 * kv + 3 * config.mlp_hidden_size)
+    return tokens * max(attention, mlp)
+
+
+def dequantised_bytes(transformer: MaskedDiffusionTransformer, itemsize: int) -> int:
+    """The largest layer that is stored in a byte per weight, as it is multiplied with."""
+    sizes = (
+        layer.weight.numel() * itemsize
+        for layer in transformer.modules()
+        if isinstance(getattr(layer, "weight", None), Tensor)
+        and getattr(layer.weight, "storage_dtype", layer.weight.dtype).itemsize == 1
+    )
+    return 2 * max(sizes, default=0)
+
+
+def decision_bytes(positions: int, choices: int, branches: int, noisy: bool, itemsize: int) -> int:
+    """Logits of ``branches`` at ``positions``, guided, noised and decided in float32."""
+    per_logit = itemsize * branches + 8 + (12 if noisy else 0)
+    if branches > 1 and itemsize < 4:
+        per_logit += 4
+    return positions * choices * per_logit
+
+
+class RunModel(Protocol):
+    """What :func:`denoising_need` needs of a model."""
+
+    transformer: MaskedDiffusionTransformer
+    layout: Layout
+    device: torch.device
+
+
+def denoising_need(
+    model: RunModel, prompt: Prompt, settings: SamplerSettings, *, record: int | None = None
+) -> Need:
+    """Of ``denoise`` with the same arguments.
+
+    A forward beside the other branches' results, or a decision; caches of the branches; recorded
+    steps. Branches count as long as the conditional one. Which tokens are locked is not looked at.
+    """
+    config, sample = model.transformer.config, prompt[:1]
+    itemsize = model.transformer.layers["ln_f"].weight.element_size()
+    length = model.layout.sequence(sample, sample.initial).ids.shape[1]
+    words, codes = sample.initial.text.shape[1], sample.initial.image[0].numel()
+    hidden = length * config.d_model * itemsize
+    text_branches = 1 + bool(settings.reasoning_guidance)
+    image_branches = 1 + _image_branches(settings)
+    branches = max(text_branches, image_branches, 1 + _distinct_branches(settings))
+    text = decision_bytes(
+        words, len(model.layout.text_choices), text_branches, settings.text_temperature > 0,
+        itemsize,
+    )  # fmt: skip
+    if available(model.device) and itemsize < 4 and settings.preset == "corrected":
+        text = words * len(model.layout.text_choices) * 8 * (settings.text_temperature > 0)
+    image = decision_bytes(
+        codes, model.layout.codebook_size, image_branches, settings.image_temperature > 0, itemsize
+    )
+    working = max(forward_bytes(config, length, itemsize), text, image) + branches * hidden
+    kept = (_recorded(settings, record) + 2) * (words + codes) * _STEP_BYTES_PER_TOKEN
+    if settings.reuses:
+        dtype = model.transformer.layers["ln_f"].weight.dtype
+        kept += branches * (KeyValueCache.bytes_of(config, 1, length, dtype) + hidden)
+    table = 2 * length * config.head_dim * 4
+    return Need(table + dequantised_bytes(model.transformer, itemsize), working, kept)
+
+
+def _recorded(settings: SamplerSettings, record: int | None) -> int:
+    steps = max(settings.text_steps, settings.image_steps)
+    if settings.order != "parallel":
+        steps = settings.text_steps + settings.image_steps
+    return steps if record is None else min(record, steps)
+
+
+def _image_branches(settings: SamplerSettings) -> int:
+    """Forms of the prompt that image guidance runs beside the conditional one."""
+    scales = (settings.text_guidance, settings.image_guidance, settings.joint_guidance)
+    return sum(scale != 0 for scale in scales)
+
+
+def _distinct_branches(settings: SamplerSettings) -> int:
+    """The same for text and image together: both know the branch without instruction and image."""
+    shared = settings.joint_guidance != 0 and settings.reasoning_guidance != 0
+    return _image_branches(settings) + (settings.reasoning_guidance != 0) - shared
+
+
+@dataclass(frozen=True)
+class TrainingShapes:
+    """One forward and backward of a training step.
+
+    ``batch``: sequences at once; ``length``: of each, in tokens. ``words``, ``codes``: text and
+    image tokens of each that the loss looks at. ``text_choices``, ``image_choices``: what each of
+    them is chosen from. ``trained``: parameters that are trained, in float32.
+    """
+
+    config: ModelConfig
+    dtype: torch.dtype
+    batch: int
+    length: int
+    words: int
+    codes: int
+    text_choices: int
+    image_choices: int
+    trained: int
+    gradient_checkpointing: bool = True
+
+
+@dataclass(frozen=True)
+class TrainingNeed:
+    """Bytes beside the frozen weights. ``parameters``: trained ones, their gradients and AdamW's
+    two moments. ``activations``: kept for the backward, and what one block holds in it. ``loss``:
+    logits and their gradients."""
+
+    parameters: int
+    activations: int
+    loss: int
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.activations + self.loss
+
+
+def training_need(shapes: TrainingShapes) -> TrainingNeed:
+    """Of one step of training by adapters on all linear layers of the blocks (fewer need less)."""
+    config, itemsize = shapes.config, shapes.dtype.itemsize
+    tokens = shapes.batch * shapes.length
+    kept = tokens * _kept_per_token(config, itemsize)
+    inputs = tokens * config.d_model * itemsize
+    if shapes.gradient_checkpointing:
+        activations = config.n_layers * inputs + kept
+    else:
+        activations = config.n_layers * kept
+    activations += forward_bytes(config, tokens, itemsize)
+    per_logit = 2 * itemsize + 5 * 4
+    logits = shapes.words * shapes.text_choices + shapes.codes * shapes.image_choices
+    return TrainingNeed(16 * shapes.trained, activations, shapes.batch * logits * per_logit)
+
+
+def _kept_per_token(config: ModelConfig, itemsize: int) -> int:
+    """What autograd keeps of a block: inputs of both norms (float32), of attention (q, k, v for all
+    heads, its result) and of the adapted layers, and the gate, its activation, the values and their
+    product."""
+    return 4 * 2 * config.d_model + itemsize * (7 * config.d_model + 4 * config.mlp_hidden_size)
+
+
+def adapter_parameters(config: ModelConfig, rank: int) -> int:
+    """Of low-rank matrices of ``rank`` on all linear layers of the blocks."""
+    width, kv, mlp = config.d_model, config.n_kv_heads * config.head_dim, config.mlp_hidden_size
+    per_block = 2 * (width + width) + 2 * (width + kv) + 3 * (width + mlp)
+    return config.n_layers * rank * per_block
+
+
+def readable(size: float) -> str:
+    return f"{size / _GB:.1f} GB" if size >= _GB / 10 else f"{size / 10**6:.1f} MB"

@@ -1,0 +1,195 @@
+"""Denoising as many samples at once as there is memory for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .memory import (
+    Need,
+    OutOfMemory,
+    RunModel,
+    denoising_need,
+    free_bytes,
+    is_out_of_memory,
+    module_bytes,
+    readable,
+)
+from .sampler.loop import PRESETS, Callback, denoise
+from .sampler.schedule import Plan, PlannedStep
+from .sampler.settings import SamplerSettings
+from .state import Prompt, Trajectory
+
+_SHARE = 0.9
+"""Of the free memory that a run may plan with; the rest is for what is not counted."""
+
+
+class Room(Protocol):
+    """The memory of the device, by whoever manages it."""
+
+    def samples(self, need: Need, batch: int) -> int:
+        """How many of ``batch`` samples to denoise at once, at least 1."""
+        ...
+
+    def prepare(self, need: Need, samples: int) -> None:
+        """Called before so many samples are denoised."""
+        ...
+
+
+class DeviceRoom:
+    """What is free on ``device``, the model being there already."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    def samples(self, need: Need, batch: int) -> int:
+        return need.samples_in(_SHARE * free_bytes(self.device), batch)
+
+    def prepare(self, need: Need, samples: int) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def denoise_in_parts(
+    model: RunModel,
+    prompt: Prompt,
+    settings: SamplerSettings | None = None,
+    *,
+    room: Room | None = None,
+    callback: Callback | None = None,
+    starting: Callable[[range], Any] | None = None,
+    record: int | None = None,
+) -> Trajectory:
+    """As ``denoise``, but no more samples at once than ``room`` has memory for.
+
+    The result is the same, on the CPU: a sample depends on its own seed only. ``callback`` gets
+    the steps of one part after the other, counted through. ``starting`` is told the samples of each
+    part before it begins. When memory runs out all the same, parts are halved, once.
+
+    Raises ``OutOfMemory``, with the numbers, where that does not help.
+    """
+    settings, room = settings or SamplerSettings(), room or DeviceRoom(model.device)
+    need = denoising_need(model, prompt, settings, record=record)
+    size, halved = room.samples(need, prompt.batch), False
+    parts: list[Trajectory] = []
+    start = 0
+    while start < prompt.batch:
+        samples = range(start, min(start + size, prompt.batch))
+        room.prepare(need, len(samples))
+        if starting:
+            starting(samples)
+        count = len(parts) + math.ceil((prompt.batch - start) / size)
+        counted = callback and _counting(callback, len(parts), count)
+        part = _attempt(model, prompt, settings, samples, counted, record)
+        if part is not None:
+            parts.append(part.to("cpu"))
+            start = samples.stop
+        elif halved or len(samples) == 1:
+            raise OutOfMemory(_explained(model, prompt, settings, need, len(samples)))
+        else:
+            size, halved = (len(samples) + 1) // 2, True
+    return joined(parts)
+
+
+def _attempt(
+    model: RunModel,
+    prompt: Prompt,
+    settings: SamplerSettings,
+    samples: range,
+    callback: Callback | None,
+    record: int | None,
+) -> Trajectory | None:
+    """``None`` when memory ran out; all that the run held is free again then."""
+    try:
+        if len(samples) == prompt.batch:
+            return denoise(model, prompt, settings, callback=callback, record=record)
+        return _denoise_part(model, prompt, settings, samples, callback, record)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+
+
+def _denoise_part(
+    model: RunModel,
+    prompt: Prompt,
+    settings: SamplerSettings,
+    samples: range,
+    callback: Callback | None,
+    record: int | None,
+) -> Trajectory:
+    """Of ``prompt`` only ``samples``, by the plan of the whole."""
+    part, rows = prompt[samples.start : samples.stop], slice(samples.start, samples.stop)
+    seeds = settings.seeds(prompt.batch)[rows]
+    own = settings if settings.seed is None else replace(settings, seed=seeds)
+    preset = PRESETS[settings.preset]
+    plan = preset(model, prompt.to(model.device), settings).plan
+    policies = preset(model, part.to(model.device), own)
+    policies = replace(policies, plan=plan_of(plan, rows))
+    return denoise(model, part, own, policies=policies, callback=callback, record=record)
+
+
+def plan_of(plan: Plan, rows: slice) -> Plan:
+    """``plan`` for some of its samples. What none of them needs is left out of its steps."""
+    steps = tuple(_of_samples(step, rows) for step in plan.steps)
+    return replace(
+        plan, steps=steps, counts={name: table[:, rows] for name, table in plan.counts.items()}
+    )
+
+
+def _of_samples(step: PlannedStep, rows: slice) -> PlannedStep:
+    values = {field.name: getattr(step, field.name) for field in fields(step)}
+    own = {n: value[rows] if isinstance(value, tuple) else value for n, value in values.items()}
+    for asked, decided in (("text_rows", "text_quota"), ("image_rows", "image_masked")):
+        if own[asked] is not None and not any(own[asked]):
+            own[decided] = None
+    return PlannedStep(**own)
+
+
+def _counting(callback: Callback, done: int, parts: int) -> Callback:
+    return lambda index, total, step: callback(done * total + index, parts * total, step)
+
+
+def joined(parts: Sequence[Trajectory]) -> Trajectory:
+    """One trajectory of the samples of all. Tensors that its steps shared stay shared."""
+    made: dict[tuple[int, ...], Tensor] = {}
+
+    def join(values: Sequence[Any]) -> Any:
+        first = values[0]
+        if isinstance(first, Tensor):
+            key = tuple(map(id, values))
+            if key not in made:
+                made[key] = torch.cat(values)
+            return made[key]
+        if isinstance(first, tuple):
+            return tuple(join(items) for items in zip(*values, strict=True))
+        if is_dataclass(first):
+            names = [field.name for field in fields(first)]
+            return replace(first, **{n: join([getattr(v, n) for v in values]) for n in names})
+        return first
+
+    return parts[0] if len(parts) == 1 else join(parts)
+
+
+def _explained(
+    model: RunModel, prompt: Prompt, settings: SamplerSettings, need: Need, samples: int
+) -> str:
+    free, (height, width) = free_bytes(model.device), prompt.initial.grid
+    left = "" if math.isinf(free) else f", and {readable(free)} are free"
+    advice = ["a smaller picture", "a shorter text"]
+    if samples > 1:
+        advice.insert(0, "a smaller batch")
+    if settings.reuses:
+        advice.append("speed exact or fast, which keep no caches")
+    advice.append("a checkpoint converted with --quantize fp8")
+    return (
+        f"Memory ran out: {samples} sample(s) of {width}x{height} image tokens and "
+        f"{prompt.initial.text.shape[1]} text tokens need about {readable(need.of(samples))} "
+        f"beside the weights ({readable(module_bytes(model.transformer))}){left}. "
+        f"Use {', '.join(advice[:-1])}, or {advice[-1]}."
+    )

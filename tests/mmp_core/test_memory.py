@@ -1,0 +1,247 @@
+"""Estimates of memory against counted peaks: at most a tenth too small or twice too large."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmada_parallel.mmp_core import (
+    Prompt,
+    SamplerSettings,
+    TokenState,
+    denoise,
+    load_checkpoint,
+)
+from mmada_parallel.mmp_core.config import ModelConfig
+from mmada_parallel.mmp_core.convert import convert
+from mmada_parallel.mmp_core.errors import InputError
+from mmada_parallel.mmp_core.memory import (
+    PICTURE_BYTES_PER_PIXEL,
+    Need,
+    OutOfMemory,
+    TrainingShapes,
+    adapter_parameters,
+    denoising_need,
+    forward_bytes,
+    is_out_of_memory,
+    module_bytes,
+    readable,
+    stored_bytes,
+    training_need,
+)
+from mmada_parallel.mmp_core.quantised import FORMATS, WeightOnlyLinear, replace_linears
+from mmada_parallel.mmp_core.transformer import MaskedDiffusionTransformer
+from mmada_parallel.tests.live_bytes import most_bytes
+from mmada_parallel.tests.mmp_core import tiny
+from mmada_parallel.training.adapters import LoRA
+from mmada_parallel.training.policy_run import recomputing
+
+FLOATS = [torch.float32, torch.bfloat16]
+
+
+def transformer(dtype, **changes):
+    sizes = {
+        "d_model": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "mlp_hidden_size": 192,
+        "embedding_size": 500, "rope_theta": 1e4, "rms_norm_eps": 1e-5, "mask_token_id": 1,
+        "eos_token_id": 0,
+    } | changes  # fmt: skip
+    torch.manual_seed(0)
+    return MaskedDiffusionTransformer(ModelConfig(**sizes), dtype=dtype).requires_grad_(False)
+
+
+def check(estimate, measured):
+    assert measured <= 1.1 * estimate and estimate <= 2 * measured
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    "changes", [{}, {"n_kv_heads": 2}, {"mlp_hidden_size": 32}, {"rope_full_precision": False}]
+)
+@torch.no_grad()
+def test_a_forward_holds_what_is_estimated_however_deep(dtype, changes):
+    ids = torch.zeros(3, 100, dtype=torch.int64)
+    for layers in (2, 8):
+        model = transformer(dtype, n_layers=layers, **changes)
+        check(forward_bytes(model.config, 300, dtype.itemsize), most_bytes(lambda m=model: m(ids)))
+
+
+WORDS = 3000
+"""Of a model of variant M, whose 8,192 codes make the picture's logits large."""
+
+
+def of_many_words():
+    model = tiny.TinyModel("M", torch.float32)
+    model.layout.text_choices = range(WORDS)
+    return model
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("text, grid", [(40, (1, 1)), (2, (4, 4)), (8, (12, 12))])
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"text_temperature": 0.0, "image_temperature": 0.0, "joint_guidance": 0.0},
+        {"text_temperature": 1.0, "image_temperature": 1.0, "joint_guidance": 0.0},
+        {"text_temperature": 1.0, "reasoning_guidance": 2.0, "text_guidance": 1.0},
+        {"speed": "cached"},
+        {"speed": "fastest", "reasoning_guidance": 2.0},
+    ],
+)
+def test_denoising_holds_what_is_estimated(dtype, text, grid, choices):
+    model = of_many_words()
+    model.transformer.to(dtype)
+    settings = SamplerSettings(text_steps=3, image_steps=2, **choices)
+    for batch in (1, 3):
+        prompt = tiny.prompt(model.layout, batch=batch, text=text, grid=grid)
+        need = denoising_need(model, prompt, settings)
+        measured = most_bytes(lambda p=prompt: denoise(model, p, settings))
+        check(need.of(batch), measured)
+
+
+def test_recorded_steps_count():
+    model = tiny.TinyModel("A")
+    prompt = tiny.prompt(model.layout, text=50, grid=(40, 40))
+    settings = SamplerSettings(text_steps=40, image_steps=40)
+    few, all_ = (denoising_need(model, prompt, settings, record=n) for n in (0, None))
+    measured = [most_bytes(lambda n=n: denoise(model, prompt, settings, record=n)) for n in (0, 40)]
+    assert (all_.of(1) - few.of(1)) == pytest.approx(measured[1] - measured[0], rel=0.3)
+
+
+def test_samples_that_fit():
+    need = Need(fixed=100, working=40, kept=10)
+    assert need.of(3) == 250
+    assert [need.samples_in(free, 8) for free in (0, 149, 250, 299, 10**6)] == [1, 1, 3, 3, 8]
+    assert need.samples_in(float("inf"), 8) == 8
+
+
+@pytest.mark.parametrize("kind", [None, "fp8", "int8"])
+def test_stored_weights_are_counted_to_the_byte(tmp_path, kind):
+    folder = tiny.write_checkpoint(tmp_path / "own", "A")
+    convert(folder, tmp_path / "x.safetensors", quantize=kind or "none")
+    stored = load_checkpoint(tmp_path / "x.safetensors").transformer
+    assert module_bytes(stored) == stored_bytes(stored.config, torch.float32, kind)
+    assert sum(p.numel() * 4 for p in tiny.transformer("A").parameters()) == stored_bytes(
+        stored.config, torch.float32
+    )
+
+
+@torch.no_grad()
+def test_a_dequantised_layer_is_counted(tmp_path):
+    folder = tiny.write_checkpoint(tmp_path / "own", "A")
+    convert(folder, tmp_path / "x.safetensors", quantize="int8")
+    plain, stored = (load_checkpoint(path) for path in (folder, tmp_path / "x.safetensors"))
+    prompt = tiny.prompt(plain.layout)
+    found = [denoising_need(model, prompt, SamplerSettings()).fixed for model in (plain, stored)]
+    largest = max(
+        layer.weight.numel() for layer in stored.transformer.layers["blocks"][0].children()
+    )
+    assert found[1] - found[0] == 2 * 4 * largest
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("layers", [2, 6])
+def test_a_training_step_holds_what_is_estimated(dtype, again, layers):
+    model = transformer(dtype, n_layers=layers)
+    ids, chosen = torch.zeros(2, 100, dtype=torch.int64), torch.zeros(60, dtype=torch.int64)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(0, 0.05)
+    lora = LoRA(model, rank=4)
+    trained = sum(p.numel() for _, p in lora.named_parameters())
+    assert trained == adapter_parameters(model.config, 4)
+    optimizer = torch.optim.AdamW(lora.parameters())
+
+    def step():
+        with recomputing(model, again):
+            logits = model.logits(model(ids)[:, :30].flatten(0, 1)).float()
+            torch.nn.functional.cross_entropy(logits, chosen).backward()
+        optimizer.step()
+
+    shapes = TrainingShapes(
+        model.config, dtype, batch=2, length=100, words=30, codes=0, text_choices=500,
+        image_choices=0, trained=trained, gradient_checkpointing=again,
+    )  # fmt: skip
+    before = sum(p.numel() * 4 for p in lora.parameters())
+    check(training_need(shapes).total, before + most_bytes(step))
+
+
+RELEASED = ModelConfig(
+    d_model=4096, n_layers=32, n_heads=32, n_kv_heads=32, mlp_hidden_size=12288,
+    embedding_size=134656, rope_theta=5e5, rms_norm_eps=1e-5, mask_token_id=126336,
+    eos_token_id=126081,
+)  # fmt: skip
+TOKENS = 2434
+"""Of an edit of 512x512 with 256 words."""
+
+
+def test_checkpointing_is_what_lets_a_large_model_be_trained():
+    shapes = {
+        "batch": 1, "length": TOKENS, "words": 8, "codes": 64, "text_choices": 126336,
+        "image_choices": 8192, "trained": adapter_parameters(RELEASED, 16),
+    }  # fmt: skip
+    found = [
+        training_need(
+            TrainingShapes(RELEASED, torch.bfloat16, gradient_checkpointing=again, **shapes)
+        )
+        for again in (False, True)
+    ]
+    assert [readable(need.activations) for need in found] == ["15.0 GB", "1.4 GB"]
+    assert readable(found[1].parameters) == "0.7 GB"
+
+
+@pytest.mark.parametrize("kind, row", [(None, "bf16 or fp16"), ("fp8", "fp8 or int8 (converted)")])
+def test_the_help_page_tells_what_is_computed(kind, row):
+    model = MaskedDiffusionTransformer(RELEASED, dtype=torch.bfloat16, device="meta")
+    if kind:
+        linears = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
+        own = {name: FORMATS[kind] for name in linears if ".blocks." in name}
+        replace_linears(model, own, WeightOnlyLinear)
+    sequence = SimpleNamespace(ids=torch.zeros(1, TOKENS, dtype=torch.int64))
+    layout = SimpleNamespace(
+        sequence=lambda *_: sequence, text_choices=range(126336), codebook_size=8192
+    )
+    known = SimpleNamespace(transformer=model, layout=layout, device=torch.device("meta"))
+    empty = torch.zeros(1, 0, dtype=torch.int64)
+    prompt = Prompt(empty, empty, None, TokenState.masked(1, 256, (32, 32)))
+
+    def need(samples, speed="exact"):
+        found = denoising_need(known, prompt, SamplerSettings(speed=speed), record=128)
+        return readable(found.of(samples))
+
+    weights = readable(stored_bytes(RELEASED, torch.bfloat16, kind))
+    assert weights == readable(module_bytes(model))
+    page = (Path(__file__).parents[2] / "web" / "docs" / "MMaDAParallelLoader.md").read_text()
+    (line,) = (line for line in page.splitlines() if line.startswith(f"| {row} |"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert [*cells[1:2], *cells[3:]] == [weights, need(1), need(4), need(1, "cached")]
+
+
+@torch.no_grad()
+def test_pictures_of_the_released_tokenizers_are_counted_where_they_are_widest():
+    from mmada_parallel.mmp_core.image_tokenizer import AmusedVQ
+
+    config = tiny.VQ | {"block_out_channels": [128, 256], "norm_num_groups": 32}
+    tokenizer = AmusedVQ(config).requires_grad_(False)
+    codes = torch.zeros(1, 16, 16, dtype=torch.int64)
+    check(PICTURE_BYTES_PER_PIXEL * 32**2, most_bytes(lambda: tokenizer.decode(codes)))
+
+
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("MPS backend out of memory"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (MemoryError(), True),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_which_errors_mean_that_memory_ran_out(error, expected):
+    assert is_out_of_memory(error) is expected
+
+
+def test_a_host_recognises_ours_and_a_user_can_read_it():
+    assert issubclass(OutOfMemory, InputError)
+    assert issubclass(OutOfMemory, torch.cuda.OutOfMemoryError)

@@ -1,0 +1,199 @@
+"""Keys and values kept from step to step: what is computed, and that it is what it should be."""
+
+import dataclasses
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmada_parallel.mmp_core import MASKED, SamplerSettings, denoise
+from mmada_parallel.mmp_core.config import ModelConfig
+from mmada_parallel.mmp_core.sampler.policies import corrected_policies
+from mmada_parallel.mmp_core.sampler.reuse import ONE_IN, REFRESH_EVERY, Reuse
+from mmada_parallel.mmp_core.transformer import KeyValueCache, MaskedDiffusionTransformer
+from mmada_parallel.tests.mmp_core import tiny
+
+MODELS = {variant: tiny.TinyModel(variant) for variant in "AM"}
+OWN = SamplerSettings(text_steps=24, image_steps=12, joint_guidance=1.5, speed="cached")
+LENGTH = 9
+
+
+def transformer(layers=2, kv_heads=2):
+    config = dict(tiny.config("A"), n_layers=layers, n_kv_heads=kv_heads, n_heads=4)
+    torch.manual_seed(0)
+    built = MaskedDiffusionTransformer(ModelConfig.from_dict(config), dtype=torch.float64)
+    return built.requires_grad_(False)
+
+
+def ids(seed, batch=2):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 20, (batch, LENGTH), generator=generator)
+
+
+def at(hidden, positions):
+    return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+def prompt(variant="A", **options):
+    return tiny.prompt(MODELS[variant].layout, **{"text": 12, "grid": (3, 4), **options})
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), kv_heads=st.sampled_from((1, 2, 4)), seed=st.integers(0, 99))
+def test_computing_all_positions_in_parts_is_computing_them_at_once(data, kv_heads, seed):
+    model, cache = transformer(kv_heads=kv_heads), KeyValueCache()
+    model(ids(seed), cache=cache)
+    order = torch.stack([torch.tensor(data.draw(st.permutations(range(LENGTH)))) for _ in range(2)])
+    plain = model(ids(seed + 1))
+    whole = model(ids(seed + 1), cache=cache, positions=order)
+    torch.testing.assert_close(whole, at(plain, order))
+    kept = data.draw(st.integers(1, LENGTH))
+    part = model(ids(seed + 1), cache=cache, positions=order[:, :kept])
+    torch.testing.assert_close(part, at(plain, order[:, :kept]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(changed=st.lists(st.integers(0, LENGTH - 1), min_size=1, unique=True))
+def test_one_block_computed_at_what_changed_is_right_there(changed):
+    """Keys and values of the first block depend on their own token alone."""
+    model, cache, before = transformer(layers=1), KeyValueCache(), ids(0)
+    model(before, cache=cache)
+    positions = torch.tensor(changed).expand(2, -1)
+    after = before.scatter(1, positions, ids(1).gather(1, positions))
+    part = model(after, cache=cache, positions=positions)
+    torch.testing.assert_close(part, at(model(after), positions))
+
+
+def test_no_position_changes_nothing():
+    model, cache = transformer(), KeyValueCache()
+    model(ids(0), cache=cache)
+    before = {block: kept.clone() for block, kept in cache.blocks.items()}
+    positions = torch.tensor([[LENGTH, LENGTH, LENGTH], [4, 1, LENGTH]])
+    part = model(ids(1), cache=cache, positions=positions)
+    for block, kept in cache.blocks.items():
+        first, second = (kept[:, i, :, :LENGTH] for i in (0, 1))
+        assert torch.equal(first, before[block][:, 0, :, :LENGTH])
+        assert not torch.equal(second, before[block][:, 1, :, :LENGTH])
+    alone = KeyValueCache()
+    model(ids(0)[1:], cache=alone)
+    expected = model(ids(1)[1:], cache=alone, positions=torch.tensor([[4, 1]]))
+    torch.testing.assert_close(part[1:, :2], expected)
+
+
+def test_the_size_of_a_cache_is_told_before_it_is_filled():
+    model, cache = transformer(kv_heads=1), KeyValueCache()
+    model(ids(0, batch=3), cache=cache)
+    filled = sum(kept.numel() * kept.element_size() for kept in cache.blocks.values())
+    assert filled == KeyValueCache.bytes_of(model.config, 3, LENGTH, torch.float64)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    variant=st.sampled_from("AM"), batch=st.integers(1, 3), image=st.booleans(),
+    locked=st.sampled_from((0.0, 0.4)), seed=st.integers(0, 99), reasoning=st.sampled_from((0, 1)),
+    order=st.sampled_from(("parallel", "text_first", "image_first")),
+    speeds=st.sampled_from((("exact", "cached"), ("fast", "fastest"))),
+)  # fmt: skip
+def test_when_all_is_computed_each_time_the_tokens_are_those_of_the_plain_level(
+    variant, batch, image, locked, seed, reasoning, order, speeds
+):
+    model = MODELS[variant]
+    start = prompt(variant, batch=batch, image=image, locked=locked, seed=seed)
+    plain, caching = (
+        dataclasses.replace(OWN, seed=seed, reasoning_guidance=reasoning, order=order, speed=speed)
+        for speed in speeds
+    )
+    policies = corrected_policies(model, start, caching)
+    always = dataclasses.replace(policies.reuse, longest=1)
+    policies = dataclasses.replace(policies, reuse=always)
+    run, expected = denoise(model, start, policies=policies), denoise(model, start, plain)
+    assert torch.equal(run.final.text, expected.final.text)
+    assert torch.equal(run.final.image, expected.final.image)
+
+
+class Computed:
+    """How many positions each forward of ``model`` computes, by length of sequence."""
+
+    def __init__(self, model):
+        self.runs = []
+        self.handle = model.transformer.register_forward_hook(self._count)
+
+    def _count(self, module, inputs, hidden):
+        self.runs.append((inputs[0].shape[1], hidden.shape[1]))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
+        self.handle.remove()
+
+    def of(self, length):
+        return [computed for own, computed in self.runs if own == length]
+
+
+def lengths(variant, start):
+    layout, state = MODELS[variant].layout, start.initial
+    joint = layout.sequence(start, state, drop_text=True, drop_image=True)
+    return layout.sequence(start, state).ids.shape[1], joint.ids.shape[1]
+
+
+def test_a_step_computes_what_it_asks_about_and_what_changed():
+    start = prompt()
+    with Computed(MODELS["A"]) as computed:
+        run = denoise(MODELS["A"], start, OWN)
+    conditional, joint = lengths("A", start)
+    expected, before, image_runs = [], None, 0
+    for step in run:
+        text = int((step.state.text == MASKED).sum()) if step.text_revealed.any() else 0
+        image = int((step.state.image == MASKED).sum()) if step.image_revealed.any() else 0
+        changed = int(before.text_revealed.sum() + before.image_revealed.sum()) if before else 0
+        refresh = before is None or (image and image_runs % REFRESH_EVERY == 0)
+        expected.append(conditional if refresh else text + changed + -(-image // ONE_IN))
+        before, image_runs = step, image_runs + bool(image)
+    assert computed.of(conditional) == expected
+    assert len(computed.of(joint)) == image_runs
+    whole = [i for i, count in enumerate(computed.of(joint)) if count == joint]
+    assert whole == list(range(0, image_runs, REFRESH_EVERY))
+    assert sum(computed.of(conditional)) < len(run) * conditional / 2
+
+
+def test_text_before_the_picture_computes_text_alone():
+    start = prompt()
+    own = dataclasses.replace(OWN, order="text_first", text_steps=12)
+    with Computed(MODELS["A"]) as computed:
+        denoise(MODELS["A"], start, own)
+    conditional, _ = lengths("A", start)
+    assert computed.of(conditional)[:12] == [conditional, *range(12, 1, -1)]
+
+
+def test_nothing_is_kept_for_longer_than_the_longest():
+    start, own = prompt(), dataclasses.replace(OWN, order="text_first", text_steps=12)
+    policies = corrected_policies(MODELS["A"], start, own)
+    sooner = dataclasses.replace(policies.reuse, longest=4)
+    policies = dataclasses.replace(policies, reuse=sooner)
+    with Computed(MODELS["A"]) as computed:
+        denoise(MODELS["A"], start, policies=policies)
+    conditional, _ = lengths("A", start)
+    assert [count == conditional for count in computed.of(conditional)[:12]] == [
+        True, False, False, False,
+    ] * 3  # fmt: skip
+
+
+def test_the_least_certain_of_the_picture_are_computed():
+    policies = corrected_policies(MODELS["A"], prompt(), OWN)
+    assert isinstance(policies.reuse, Reuse)
+    chosen = []
+
+    class Spy(Reuse):
+        def _least_certain(self, image, last):
+            found = super()._least_certain(image, last)
+            chosen.append((image, last.image_confidence.flatten(1), found))
+            return found
+
+    spy = Spy(policies.reuse.text_branches, policies.reuse.image_branches)
+    denoise(MODELS["A"], prompt(), policies=dataclasses.replace(policies, reuse=spy))
+    assert len(chosen) > REFRESH_EVERY
+    for image, confidence, found in chosen:
+        asked = confidence.gather(1, image.index)
+        assert found.sum() == -(-image.counts[0] // ONE_IN)
+        if not found.all():
+            assert asked[found].max() <= asked[~found].min()
