@@ -1,8 +1,11 @@
 """What each speed level saves and costs, on held-out edits of the toy world.
 
-``python -m mmada_parallel.benchmarks.speed [--cases 200]`` prints JSON: per level the share of
-pictures and sentences right and agreeing, the FLOPs of all forwards per case, the seconds per case,
-and the ratios to "exact". One case at a time, as a user runs them.
+``python -m mmada_parallel.benchmarks.speed [--cases 200] [--model demo|PATH]`` prints JSON: per
+level the share of pictures and sentences right and agreeing, the FLOPs of all forwards and logits
+per case, the seconds per case (of wall time, and of processor time, which a machine shared with
+others does not disturb), and the ratios to "exact". One case at a time, as a user runs them.
+Besides, for the levels that do not depend on what a model is sure of, the FLOPs of one edit at the
+released shape (8B, 512x512), counted on its sequence of tokens.
 """
 
 from __future__ import annotations
@@ -13,43 +16,78 @@ import time
 from typing import Any
 
 import torch
-from mmada_parallel.benchmarks.gpu import forward_flop
+from mmada_parallel.benchmarks.flops import FlopCounter
+from mmada_parallel.benchmarks.shapes import RELEASED, TINY, RandomModel
 from mmada_parallel.demo import world
 from mmada_parallel.demo.dataset import HELD_OUT
 from mmada_parallel.demo.evaluate import judge
-from mmada_parallel.mmp_core import SamplerSettings, load_checkpoint
+from mmada_parallel.mmp_core import SamplerSettings, denoise, load_checkpoint
+from mmada_parallel.mmp_core.checkpoint import Model
+from mmada_parallel.mmp_core.config import ModelConfig
 
-LEVELS = ("exact", "fast")
+LEVELS = ("exact", "cached", "fast", "fastest")
+EDITS = {
+    "defaults: 128 text, 30 image steps, guidance 3.5": {},
+    "128 text, 64 image steps, image guidance 4": {
+        "image_steps": 64, "joint_guidance": 0.0, "image_guidance": 4.0,
+    },
+}  # fmt: skip
+
+
+def measure_levels(model: Model, cases: int) -> dict[str, Any]:
+    tasks = [world.task(HELD_OUT + number) for number in range(cases)]
+    work = FlopCounter(model.transformer)
+    found: dict[str, Any] = {}
+    for level in LEVELS:
+        work.reset()
+        processor = [time.process_time()]
+        measured = judge(
+            model, tasks, settings=SamplerSettings(speed=level), batch=1,
+            progress=lambda done, all_, taken=processor: taken.append(time.process_time()),
+        )  # fmt: skip
+        found[level] = {
+            **{name: measured[name] for name in ("picture", "sentence", "agree", "interval")},
+            "gflop_per_case": work.total / cases / 1e9,
+            "forwards_per_case": work.forwards / cases,
+            "seconds_per_case": measured["seconds_per_case"],
+            "cpu_seconds_per_case": (processor[-1] - processor[0]) / cases,
+        }
+    ratios = {
+        "flop_ratio": "gflop_per_case",
+        "time_ratio": "seconds_per_case",
+        "cpu_time_ratio": "cpu_seconds_per_case",
+    }
+    for level in found.values():
+        level |= {ratio: found["exact"][of] / level[of] for ratio, of in ratios.items()}
+    return found
+
+
+def released_shape() -> dict[str, Any]:
+    """PFLOP of an edit of 512x512 pixels, 256 words and 60 of instruction, by the 8B model."""
+    model = RandomModel.of(TINY, torch.device("cpu"), torch.float32)
+    work = FlopCounter(model.transformer, ModelConfig(**RELEASED))
+    found: dict[str, Any] = {}
+    for name, changes in EDITS.items():
+        counts = {}
+        for level in ("exact", "cached"):
+            work.reset()
+            denoise(model, model.prompt(32, 256), SamplerSettings(speed=level, **changes), record=0)
+            counts[level] = work.total / 1e15
+        found[name] = {"pflop": counts, "flop_ratio": counts["exact"] / counts["cached"]}
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cases", type=int, default=200)
-    cases = parser.parse_args().cases
-    model = load_checkpoint("demo", dtype=torch.float32)
-    work = {"flop": 0.0, "forwards": 0}
-
-    def count(module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
-        work["forwards"] += 1
-        work["flop"] += forward_flop(module.config, inputs[0].numel())
-
-    model.transformer.register_forward_hook(count)
-    tasks = [world.task(HELD_OUT + number) for number in range(cases)]
-    found: dict[str, Any] = {"cases": cases, "levels": {}}
-    for level in LEVELS:
-        work.update(flop=0.0, forwards=0)
-        began = time.perf_counter()
-        measured = judge(model, tasks, settings=SamplerSettings(speed=level), batch=1)
-        found["levels"][level] = {
-            **{name: measured[name] for name in ("picture", "sentence", "agree", "interval")},
-            "gflop_per_case": work["flop"] / cases / 1e9,
-            "forwards_per_case": work["forwards"] / cases,
-            "seconds_per_case": (time.perf_counter() - began) / cases,
-        }
-    exact = found["levels"]["exact"]
-    for level in found["levels"].values():
-        level["flop_ratio"] = exact["gflop_per_case"] / level["gflop_per_case"]
-        level["time_ratio"] = exact["seconds_per_case"] / level["seconds_per_case"]
+    parser.add_argument("--model", default="demo", metavar="demo|PATH")
+    args = parser.parse_args()
+    model = load_checkpoint(args.model, dtype=torch.float32)
+    found = {
+        "cases": args.cases,
+        "levels": measure_levels(model, args.cases),
+        "released_shape": released_shape(),
+    }
     print(json.dumps(found, indent=1))
 
 

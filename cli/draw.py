@@ -22,11 +22,12 @@ from ..mmp_core import (
     SamplerSettings,
     decode_image,
     decode_text,
-    denoise,
     encode_instruction,
 )
 from ..mmp_core.files import replacing
 from ..mmp_core.images import load_image
+from ..mmp_core.memory import denoising_need, module_bytes, readable
+from ..mmp_core.parts import denoise_in_parts
 from .model import check_settings, load_model, memory_explained, note, settings_of
 
 _LONGEST_NAME = 48
@@ -72,13 +73,16 @@ def answer(
     prompt = encode_instruction(
         model, args.instruction, picture, size=args.size, text_length=args.text_length
     )
+    need = denoising_need(model, prompt, settings, record=0).of(prompt.batch)
+    weights = module_bytes(model.transformer)
+    note(args, f"needs about {readable(need)} beside {readable(weights)} of weights")
     with tqdm(desc="denoising", unit="step", disable=args.quiet) as bar:
 
         def advance(index: int, total: int, step: object) -> None:
             bar.total = total
             bar.update()
 
-        trajectory = denoise(model, prompt, settings, callback=advance, record=0)
+        trajectory = denoise_in_parts(model, prompt, settings, callback=advance, record=0)
     text = decode_text(model, trajectory.final)[0].strip()
     image = decode_image(model, trajectory.final)[0]
     return Answer(text, image, trajectory.total_steps, time.perf_counter() - began)
@@ -140,6 +144,8 @@ def _save(file: Path, found: Answer, args: argparse.Namespace, settings: Sampler
         "model": Path(args.model).name,
         "settings": json.dumps(asdict(settings)),
     }
+    if args.lora:
+        notes["loras"] = json.dumps([f"{file.name}:{strength:g}" for file, strength in args.lora])
     info = PngImagePlugin.PngInfo()
     for key, value in notes.items():
         info.add_text(key, value)

@@ -6,11 +6,14 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..mmp_core import InputError, Model, SamplerSettings, load_checkpoint
+from ..mmp_core.lora_files import build_adapter, doubt_about, read_adapter
+from ..mmp_core.memory import OutOfMemory
 from .options import chosen_settings
 
 _SMALL = 10**9
@@ -43,7 +46,16 @@ def load_model(args: argparse.Namespace) -> Model:
     parameters = sum(weight.numel() for weight in model.transformer.parameters())
     if args.dtype == "auto" and device == "cpu" and parameters < _SMALL:
         model.transformer.float()
+    for file, strength in args.lora:
+        _add_lora(args, model, file, strength)
     return model
+
+
+def _add_lora(args: argparse.Namespace, model: Model, file: Path, strength: float) -> None:
+    state, metadata = read_adapter(file)
+    build_adapter(model, state, metadata, str(file)).attach(model.transformer, strength)
+    if doubt := doubt_about(model, metadata, str(file)):
+        note(args, doubt)
 
 
 def check_settings(args: argparse.Namespace, seed: int) -> None:
@@ -63,7 +75,9 @@ def memory_explained() -> Iterator[None]:
     """A GPU that is too small is told in one sentence."""
     try:
         yield
-    except torch.cuda.OutOfMemoryError:
+    except OutOfMemory:
+        raise
+    except torch.OutOfMemoryError:
         raise InputError(
             "The GPU has too little free memory for this; use --dtype bfloat16, a smaller --size "
             "or --device cpu."

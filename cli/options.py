@@ -158,9 +158,10 @@ def _add_sampler(parser: argparse.ArgumentParser) -> None:
         help="text and picture together, or one wholly before the other (default parallel)",
     )  # fmt: skip
     group.add_argument(
-        "--speed", choices=("exact", "fast"),
-        help="fast: decide at once what the model is sure of, and leave out steps to which nothing "
-        "is left (default exact)",
+        "--speed", choices=("exact", "cached", "fast", "fastest"),
+        help="cached: reuse what has hardly changed since an earlier step; fast: decide at once "
+        "what the model is sure of, and leave out steps to which nothing is left; fastest: both "
+        "(default exact)",
     )  # fmt: skip
 
 

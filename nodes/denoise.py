@@ -2,7 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..mmp_core import InputError, Prompt, SamplerSettings, TokenState, denoise
+from ..mmp_core import InputError, Prompt, SamplerSettings, TokenState
+from ..mmp_core.parts import denoise_in_parts
 from .host import HostedModel, Progress
 from .live import LiveView
 from .types import CATEGORY, Model, Tokens, Trajectory
@@ -72,10 +73,14 @@ class ParallelDenoise(io.ComfyNode):
     ) -> io.NodeOutput:
         settings = settings_of(model.model.variant, preset, seed, **choices)
         prompt = started(prompt, tokens).repeat(batch_size)
-        model.prepare_denoising(prompt, previews=preview_every > 0)
         view = LiveView(model.model, Progress(cls.hidden.unique_id), preview_every)
-        run = denoise(model.model, prompt, settings, callback=view, record=record_steps)
-        trajectory = run.to("cpu")
+        trajectory = denoise_in_parts(
+            model.model, prompt, settings,
+            room=model.room(prompt, previews=preview_every > 0),
+            callback=view,
+            starting=lambda samples: view.part(samples, prompt.batch),
+            record=record_steps,
+        )  # fmt: skip
         view.finish(trajectory)
         return io.NodeOutput(trajectory.final, trajectory, ui=view.recorded(trajectory))
 
@@ -110,7 +115,8 @@ def _main_inputs() -> list[io.Input]:
         io.Int.Input(
             "batch_size",
             default=1, min=1, max=64,
-            tooltip="Results to make of each prompt, all at once, with seeds counting up.",
+            tooltip="Results to make of each prompt, with seeds counting up: all at once where "
+            "memory allows, else in parts. That does not change them.",
         ),
     ]  # fmt: skip
 
@@ -182,10 +188,12 @@ def _advanced_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "speed",
-            options=["exact", "fast"],
+            options=["exact", "fast", "cached", "fastest"],
             default="exact",
             tooltip="fast: what the model is at least 90 % sure of is decided at once, and steps "
-            "to which nothing is left are not run. How much that saves depends on the picture.",
+            "to which nothing is left are not run. How much that saves depends on the picture. "
+            "cached: what has hardly changed since an earlier step is not computed again; needs "
+            "more memory. fastest: both. All but exact give other results.",
         ),
     ]  # fmt: skip
 

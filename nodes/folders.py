@@ -9,6 +9,7 @@ import folder_paths
 
 from ..mmp_core import CheckpointError, InputError
 from ..mmp_core.checkpoint import DEMO
+from ..mmp_core.lora_files import PEFT_CONFIG
 from ..training.clip_score import CONFIG as CLIP_CONFIG
 from ..training.clip_score import DEMO_CLIP
 
@@ -16,8 +17,11 @@ FOLDER = "mmada_parallel"
 """Name of the model folder: ``models/mmada_parallel``, or what extra_model_paths.yaml says."""
 CLIP_FOLDER = "open_clip"
 """Name of the folder of CLIPs that score, each in a folder of its own."""
+NO_ADAPTER = "none"
+"""What a widget offers beside the adapters of ``models/loras``."""
 TOKENS_ENDING = ".tokens.safetensors"
 
+_ADAPTER_FOLDER = "loras"
 _DEMO_NAME = "demo"
 _BESIDE = "auto"
 _IMAGE_TOKENIZER_FOLDERS = ("magvitv2", "vqvae")
@@ -128,6 +132,32 @@ def fingerprint(checkpoint: str, image_tokenizer: str) -> list[tuple[str, int, i
         return []
     files = [file for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
     return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(files)]
+
+
+def adapter_names() -> list[str]:
+    """``none``, then the .safetensors files of ``models/loras``."""
+    files = folder_paths.get_filename_list(_ADAPTER_FOLDER)
+    return [NO_ADAPTER, *(name for name in files if name.endswith(".safetensors"))]
+
+
+def adapter_file(name: str) -> Path:
+    """Raises ``InputError`` for a name that :func:`adapter_names` does not list."""
+    found = folder_paths.get_full_path(_ADAPTER_FOLDER, name)
+    if found is None or name not in adapter_names():
+        raise InputError(
+            f"{name!r} is not in {folder_paths.get_folder_paths(_ADAPTER_FOLDER)[0]}: put it "
+            "there, then refresh ComfyUI's page."
+        )
+    return Path(found)
+
+
+def adapter_fingerprint(name: str) -> list[tuple[str, float]]:
+    """Name and time of the file, and of PEFT's settings beside it."""
+    try:
+        file = adapter_file(name)
+    except InputError:
+        return []
+    return [(str(path), _modified(path)) for path in (file, file.with_name(PEFT_CONFIG))]
 
 
 def free_output_path(prefix: str, ending: str) -> Path:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -22,8 +24,9 @@ from comfy.ldm.modules.attention import optimized_attention
 from PIL import Image
 from server import PromptServer
 
-from ..mmp_core import CheckpointError, Model, Prompt
+from ..mmp_core import CheckpointError, Model, Prompt, SamplerSettings
 from ..mmp_core.checkpoint import build_model, load_weights, open_checkpoint
+from ..mmp_core.memory import PICTURE_BYTES_PER_PIXEL, Need, denoising_need, readable
 from ..mmp_core.quantised import Format, formats_of
 from ..mmp_core.source import Source
 from ..mmp_core.tensor_files import SafetensorsFiles
@@ -34,8 +37,8 @@ STEP_EVENT = "mmada_parallel.step"
 """What the page is sent while a run denoises; web/denoise_viewer.js listens to it."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
+_log = logging.getLogger(__name__)
 _SMALL = 10**9
-_TOKENIZER_BYTES_PER_PIXEL = 2048
 _CLIP_ACTIVATION_BYTES = 2**30
 _TEXT_INTERVAL = 0.1
 _PICTURE_INTERVAL = 0.5
@@ -55,12 +58,26 @@ def metadata_wanted() -> bool:
 
 
 @dataclass(frozen=True)
+class HostedAdapter:
+    """``patcher``: of an :class:`~.mmp_core.lora.Adapter`, whose memory is ComfyUI's, too."""
+
+    patcher: comfy.model_patcher.ModelPatcher
+    strength: float
+
+
+@dataclass(frozen=True)
 class HostedModel:
     """A model whose memory is ComfyUI's to manage. Call a ``prepare`` method before each use."""
 
     model: Model
     patcher: comfy.model_patcher.ModelPatcher
     image_patcher: comfy.model_patcher.ModelPatcher
+    adapters: tuple[HostedAdapter, ...] = ()
+
+    @property
+    def transformer_patchers(self) -> list[comfy.model_patcher.ModelPatcher]:
+        """What to load before the transformer computes: loading puts the adapters to work."""
+        return [self.patcher, *(adapter.patcher for adapter in self.adapters)]
 
     def is_dynamic(self) -> bool:
         """Read by ComfyUI's cache."""
@@ -68,38 +85,67 @@ class HostedModel:
 
     def get_models(self) -> list[comfy.model_patcher.ModelPatcher]:
         """Read by ComfyUI's tracker of the models that a prompt uses."""
-        return [self.patcher, self.image_patcher]
+        return [*self.transformer_patchers, self.image_patcher]
 
     def prepare_images(self, pixels: int) -> None:
         """Load the image tokenizer, for pictures of ``pixels`` pixels."""
         comfy.model_management.load_models_gpu(
-            [self.image_patcher], memory_required=pixels * _TOKENIZER_BYTES_PER_PIXEL
+            [self.image_patcher], memory_required=pixels * PICTURE_BYTES_PER_PIXEL
         )
 
-    def prepare_denoising(self, prompt: Prompt, *, previews: bool) -> None:
+    def prepare_denoising(
+        self, prompt: Prompt, *, previews: bool, settings: SamplerSettings | None = None
+    ) -> None:
         """Load the transformer, and for ``previews`` the image tokenizer."""
-        patchers, memory = [self.patcher], _denoising_bytes(self.model, prompt)
-        if previews:
-            height, width = prompt.initial.grid
-            patchers.append(self.image_patcher)
-            memory += height * width * self.model.downsample**2 * _TOKENIZER_BYTES_PER_PIXEL
-        comfy.model_management.load_models_gpu(patchers, memory_required=memory)
+        need = denoising_need(self.model, prompt, settings or SamplerSettings())
+        self.room(prompt, previews=previews).prepare(need, prompt.batch)
+
+    def room(self, prompt: Prompt, *, previews: bool) -> HostRoom:
+        """For ``denoise_in_parts``."""
+        (height, width), side = prompt.initial.grid, self.model.downsample
+        return HostRoom(self, height * width * side**2 if previews else 0)
 
 
-def _denoising_bytes(model: Model, prompt: Prompt) -> int:
-    """Activations of one forward and, larger for a big vocabulary, the logits of a step."""
-    config = model.transformer.config
-    itemsize = model.transformer.layers["ln_f"].weight.element_size()
-    length = model.layout.sequence(prompt, prompt.initial).ids.shape[1]
-    activations = length * (8 * config.d_model + 4 * config.mlp_hidden_size) * itemsize
-    (_, text_length), (_, height, width) = prompt.initial.text.shape, prompt.initial.image.shape
+@dataclass(frozen=True)
+class HostRoom:
+    """A device's memory as ComfyUI shares it out; implements ``Room``.
 
-    def logits(positions: int, choices: int) -> int:
-        return positions * (config.embedding_size * itemsize + 6 * choices * 4)
+    ``pixels``: of a preview, 0 for none.
+    """
 
-    text = logits(text_length, len(model.layout.text_choices))
-    image = logits(height * width, model.layout.codebook_size)
-    return prompt.batch * (activations + max(text, image))
+    hosted: HostedModel
+    pixels: int
+
+    @property
+    def _patchers(self) -> list[comfy.model_patcher.ModelPatcher]:
+        pictures = [self.hosted.image_patcher] if self.pixels else []
+        return [*self.hosted.transformer_patchers, *pictures]
+
+    def samples(self, need: Need, batch: int) -> int:
+        """So many that the weights can stay on the device; if even one sample is too much for that,
+        as many as fit in half of it, since all share the weights that are streamed."""
+        management, device = comfy.model_management, self.hosted.patcher.load_device
+        free = management.get_free_memory(device) - management.extra_reserved_memory()
+        if management.is_device_cpu(device):
+            return need.samples_in(free, batch)
+        free += sum(
+            entry.model_loaded_memory()
+            for entry in management.current_loaded_models
+            if entry.device == device
+        )
+        beside = free - sum(patcher.model_size() for patcher in self._patchers)
+        return need.samples_in(beside if beside >= need.of(1) else free / 2, batch)
+
+    def prepare(self, need: Need, samples: int) -> None:
+        kept = need.fixed + samples * need.kept
+        picture = self.pixels * PICTURE_BYTES_PER_PIXEL
+        memory = max(need.of(samples), kept + picture)
+        size = sum(patcher.model_size() for patcher in self._patchers)
+        _log.info(
+            "MMaDA-Parallel: %d sample(s) at once need about %s beside %s of weights.",
+            samples, readable(memory), readable(size),
+        )  # fmt: skip
+        comfy.model_management.load_models_gpu(self._patchers, memory_required=memory)
 
 
 def load(checkpoint: str, dtype: str, image_tokenizer: str) -> HostedModel:
@@ -169,8 +215,36 @@ def _check_formats(source: Source) -> None:
 def _operations(dtype: torch.dtype, device: torch.device) -> type:
     """ComfyUI's layers, but for the norm, whose rounding decides which tokens are chosen."""
     picked = comfy.ops.pick_operations(dtype, dtype, load_device=device)
-    own = {"RMSNorm": RMSNorm, "QuantisedLinear": _quantised_linear(dtype)}
+    own = {
+        "RMSNorm": StreamedRMSNorm,
+        "QuantisedLinear": _quantised_linear(dtype),
+        "weight_of": staticmethod(weight_of),
+    }
     return type("Operations", (picked,), own)
+
+
+@contextmanager
+def weight_of(layer: torch.nn.Module, like: torch.Tensor) -> Iterator[torch.Tensor]:
+    """As ``TorchOperations.weight_of``; a weight that is not on the device is brought there."""
+    weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
+    try:
+        quantised = isinstance(weight, comfy.quant_ops.QuantizedTensor)
+        yield weight.dequantize() if quantised else weight
+    finally:
+        comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+
+
+class StreamedRMSNorm(RMSNorm, comfy.ops.CastWeightBiasOp):
+    """Without ``comfy_cast_weights`` a layer for which there is no room is left where it is, and
+    then meets an input on another device."""
+
+    bias = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not (self.comfy_cast_weights or self.weight_function):
+            return super().forward(x)
+        with weight_of(self, x) as weight:
+            return self.with_gain(x, weight)
 
 
 def _quantised_linear(dtype: torch.dtype) -> type:

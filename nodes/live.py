@@ -33,16 +33,26 @@ _COLUMNS = 4
 
 
 class LiveView:
-    """A callback for ``denoise``. Shows the first sample of a batch; stops when interrupted."""
+    """A callback for ``denoise_in_parts``. Shows the first sample of a part; stops when
+    interrupted."""
 
     def __init__(self, model: Model, progress: Progress, preview_every: int):
         self.model, self.progress, self.preview_every = model, progress, preview_every
         self._shown: TokenState | None = None
+        self._total, self._note = 1, ""
         self._result: Image.Image | None = None
         self._frames, self._started = FRAMES, time.perf_counter()
 
+    def part(self, samples: range, batch: int) -> None:
+        """Before the steps of ``samples`` of a batch. Says on the node that it was split."""
+        self._shown = None
+        if len(samples) < batch:
+            which = f"{samples.start + 1} to {samples.stop}" if len(samples) > 1 else samples.stop
+            self._note = f"[{which} of {batch}, since memory is short for all at once]\n\n"
+
     def __call__(self, index: int, total: int, step: Step) -> None:
         stop_if_interrupted()
+        self._total = total
         wanted = self.preview_every and index % self.preview_every == 0
         picture = None
         if wanted and self.progress.picture_due:
@@ -55,7 +65,9 @@ class LiveView:
 
     def finish(self, trajectory: Trajectory) -> None:
         """Show the result."""
-        total, final = max(trajectory.total_steps, 1), trajectory.final[:1]
+        total, final = self._total, trajectory.final[:1]
+        if self._note:
+            self._note = "[in parts, since memory was short for all at once]\n\n"
         if self.preview_every:
             before = time.perf_counter()
             self._result = decode_image(self.model, final)[0]
@@ -79,7 +91,8 @@ class LiveView:
         return {RECORDED_STEPS: [[data]]}
 
     def _show_text(self, done: int, total: int, state: TokenState) -> None:
-        self.progress.show_text(decode_text(self.model, state, masked=UNDECIDED)[0])
+        text = decode_text(self.model, state, masked=UNDECIDED)[0]
+        self.progress.show_text(f"{self._note}{text}")
         self.progress.show_words(done, total, words_since(self.model, state, self._shown))
         self._shown = state
 

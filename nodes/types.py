@@ -12,3 +12,9 @@ Tokens = io.Custom("MMADA_TOKENS")
 """An ``mmp_core.TokenState`` on the CPU."""
 Trajectory = io.Custom("MMADA_TRAJECTORY")
 """An ``mmp_core.Trajectory`` on the CPU."""
+LoraModel = io.Custom("LORA_MODEL")
+"""ComfyUI's own: tensors by name, as its Save LoRA writes them."""
+Dataset = io.Custom("MMADA_DATASET")
+"""A ``training.data.EditDataset``: instructions, and pictures that are still on disk."""
+LossMap = io.Custom("LOSS_MAP")
+"""ComfyUI's own: ``{"loss": [float, …]}``, as its Plot Loss draws it."""

@@ -1,7 +1,12 @@
 // Shows the text of an executed node on the node itself. Nothing of it is saved or queued.
 import { app } from '../../scripts/app.js'
 
-const NODES = ['MMaDAParallelDecodeText', 'MMaDAParallelDemoScene', 'MMaDAParallelScoreAlignment']
+const NODES = [
+  'MMaDAParallelDecodeText',
+  'MMaDAParallelDemoScene',
+  'MMaDAParallelLoadEditDataset',
+  'MMaDAParallelScoreAlignment'
+]
 const MIN_WIDTH = 240
 const MIN_HEIGHT = 60
 

@@ -9,9 +9,9 @@ import torch
 
 from ..errors import InputError
 from ..state import MASKED, Prompt, Step, TokenState, Trajectory
+from .cache import Asked
 from .policies import DenoisingModel, Policies, corrected_policies
 from .predictor import Predictor
-from .reuse import Asked
 from .schedule import spread
 from .selection import carried
 from .settings import SamplerSettings
@@ -47,7 +47,7 @@ def denoise(
     if policies is None:
         policies = PRESETS[settings.preset](model, prompt, settings)
     predictor = Predictor(
-        model.transformer, model.layout, policies.guidance.branches, policies.reuse
+        model.transformer, model.layout, policies.guidance.branches, policies.cache
     )
     last = Step.before(prompt.initial)
     recorded, total = [], len(policies.plan)

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..layout.base import Layout
 from ..state import MASKED, Prompt
 from ..transformer import MaskedDiffusionTransformer
+from .cache import CachePolicy
 from .guidance import CONDITIONAL, CorrectedGuidance, Guidance
-from .reuse import Reuse
 from .schedule import AdaptivePlan, Plan, corrected_steps
 from .selection import ConfidentSelection, CorrectedSelection, Selection, generators
 from .settings import SamplerSettings
@@ -29,12 +29,12 @@ class DenoisingModel(Protocol):
 @dataclass(frozen=True)
 class Policies:
     """``plan``: how many are revealed when. ``guidance``: which forwards. ``selection``: which are
-    revealed. ``reuse``: what of a forward is computed anew; ``None`` for all."""
+    revealed. ``cache``: what of a forward is computed anew; ``None`` for all."""
 
     plan: Plan
     guidance: Guidance
     selection: Selection
-    reuse: Reuse | None = None
+    cache: CachePolicy | None = None
 
 
 def corrected_policies(
@@ -46,17 +46,17 @@ def corrected_policies(
     steps = corrected_steps(undecided_counts(text), undecided_counts(image), settings)
     guidance = CorrectedGuidance(model.layout, prompt, settings)
     streams = generators(seeds, model.device)
-    plan, select, reuse = Plan, CorrectedSelection, None
+    plan, select, cache = Plan, CorrectedSelection, None
     if settings.reveals_early:
         plan, select = AdaptivePlan, ConfidentSelection
     if settings.reuses:
         text_branches = {CONDITIONAL, *guidance.text_scales}
-        reuse = Reuse(text_branches, {CONDITIONAL, *guidance.image_scales})
+        cache = CachePolicy(text_branches, {CONDITIONAL, *guidance.image_scales})
     return Policies(
         plan.of(steps, prompt.batch, model.device),
         guidance,
         select(settings, streams, guidance.text_choices.start),
-        reuse,
+        cache,
     )
 
 

@@ -11,14 +11,14 @@ from ..graphs import forward_of
 from ..layout.base import Layout, Sequence
 from ..state import MASKED, TokenState
 from ..transformer import MaskedDiffusionTransformer
-from .reuse import Asked, Memory, Reuse
+from .cache import Asked, CachePolicy, Memory
 
 
 class Predictor:
     """Runs named branches of one prompt: the conditional sequence and its unconditional forms.
 
     ``branches``: template per branch; its text and image positions are overwritten by each state.
-    ``reuse``: what is computed anew of a branch; ``None`` computes all of it.
+    ``cache``: what is computed anew of a branch; ``None`` computes all of it.
     """
 
     def __init__(
@@ -26,10 +26,10 @@ class Predictor:
         transformer: MaskedDiffusionTransformer,
         layout: Layout,
         branches: Mapping[str, Sequence],
-        reuse: Reuse | None = None,
+        cache: CachePolicy | None = None,
     ):
         self.transformer, self.layout, self.branches = transformer, layout, branches
-        self.reuse, self.forward = reuse, forward_of(transformer)
+        self.cache, self.forward = cache, forward_of(transformer)
         self.memories = {name: Memory(branch.ids.shape[0]) for name, branch in branches.items()}
 
     def of(self, state: TokenState, asked: Asked | None = None) -> View:
@@ -48,10 +48,10 @@ class Predictor:
     def hidden(self, branch: str, state: TokenState, asked: Asked | None) -> Tensor:
         """Normed hidden states (B, L, d_model)."""
         ids = self.ids(branch, state)
-        if self.reuse is None or asked is None:
+        if self.cache is None or asked is None:
             return self.forward(ids)
         memory = self.memories[branch]
-        positions = self.reuse.positions(branch, self.branches[branch], memory, ids, asked)
+        positions = self.cache.positions(branch, self.branches[branch], memory, ids, asked)
         return memory.renew(self.transformer, ids, positions)
 
 

@@ -27,7 +27,7 @@ class PlannedStep:
     alone.
     ``text_rows``, ``image_rows``: undecided positions to predict, 0 for a sample of which nothing
     is revealed; ``None`` for all there are, which costs a synchronisation to find out.
-    ``undecided``: tokens of both modalities before it; ``None`` where that is not known before.
+    ``text_undecided``, ``image_undecided``: before it; ``None`` where that is not known.
     ``image_noise``: scale of the noise on the image's confidence.
     """
 
@@ -36,7 +36,8 @@ class PlannedStep:
     image_masked: Counts | None = None
     text_rows: Counts | None = None
     image_rows: Counts | None = None
-    undecided: Counts | None = None
+    text_undecided: Counts | None = None
+    image_undecided: Counts | None = None
     image_noise: float = 0.0
 
 
@@ -56,12 +57,13 @@ class Part:
 class Due:
     """What one step has to decide; ``None`` for a modality that it leaves alone.
 
-    ``undecided``: see :class:`PlannedStep`.
+    ``text_undecided``, ``image_undecided``: see :class:`PlannedStep`.
     """
 
     text: Part | None
     image: Part | None
-    undecided: Counts | None
+    text_undecided: Counts | None
+    image_undecided: Counts | None
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Plan:
         if step.image_masked is not None:
             rows = Rows.of(state.image.flatten(1), step.image_rows, counts["image_rows"])
             image = Part(rows, counts["image_masked"])
-        return Due(text, image, step.undecided)
+        return Due(text, image, step.text_undecided, step.image_undecided)
 
 
 class AdaptivePlan(Plan):
@@ -106,14 +108,15 @@ class AdaptivePlan(Plan):
     def due(self, index: int, state: TokenState) -> Due:
         step, codes = self.steps[index], state.image.flatten(1)
         undecided = torch.stack([(tokens == MASKED).sum(dim=1) for tokens in (state.text, codes)])
-        text_count, image_count = undecided.tolist()
+        text_count, image_count = map(tuple, undecided.tolist())
         text_left, masked = self.counts["text_left"][index], self.counts["image_masked"][index]
         text = _behind(state.text, text_count, undecided[0], step.text_left, text_left)
         image = _behind(codes, image_count, undecided[1], step.image_masked, masked)
         return Due(
             text and Part(text, (undecided[0] - text_left).clamp_min(0)),
             image and Part(image, masked),
-            tuple(map(sum, zip(text_count, image_count, strict=True))),
+            text_count,
+            image_count,
         )
 
 
@@ -153,8 +156,7 @@ def corrected_steps(text: Counts, image: Counts, settings: SamplerSettings) -> l
             rows = _changing(image_left, image_after)
             step = replace(step, image_masked=image_after, image_rows=rows, image_noise=noise)
         if step.text_quota or step.image_masked:
-            undecided = tuple(map(sum, zip(text_left, image_left, strict=True)))
-            steps.append(replace(step, undecided=undecided))
+            steps.append(replace(step, text_undecided=text_left, image_undecided=image_left))
         text_left, image_left = text_after, image_after
     return steps
 

@@ -42,7 +42,7 @@ class SamplerSettings:
     ``order``: "parallel", or one modality wholly before the other: "text_first" (think, then draw)
         or "image_first"; the run then takes ``text_steps + image_steps`` forwards.
     ``speed``: "exact"; or "cached": keys and values of earlier steps are reused for most of the
-        sequence (see ``sampler.reuse``); or "fast": a step also reveals every token of which the
+        sequence (see ``sampler.cache``); or "fast": a step also reveals every token of which the
         model is at least 90 % sure (the threshold of Fast-dLLM, arXiv 2505.22618; here for both
         modalities), and steps to which nothing is left to do are not run; or "fastest": both.
     ``seed``: one number, sample *i* of the batch then uses ``seed + i``; or one per sample; or

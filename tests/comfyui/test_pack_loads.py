@@ -18,7 +18,9 @@ OUTPUTS = {
     "MMaDAParallelDecodeText": "STRING",
     "MMaDAParallelDecodeImage": "IMAGE",
 }
-GRAPH_TYPES = {"MMADA_MODEL", "MMADA_PROMPT", "MMADA_TOKENS", "MMADA_TRAJECTORY"}
+GRAPH_TYPES = {
+    "MMADA_MODEL", "MMADA_PROMPT", "MMADA_TOKENS", "MMADA_TRAJECTORY", "MMADA_DATASET",
+}  # fmt: skip
 
 
 def inputs_of(info):

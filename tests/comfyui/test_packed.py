@@ -1,6 +1,7 @@
 """A quantised file of our converter in the real ComfyUI: offered, loaded, and it edits."""
 
 import json
+import re
 
 from mmada_parallel.mmp_core.convert import convert
 from mmada_parallel.tests.workflow_api import WORKFLOWS, to_api
@@ -19,3 +20,4 @@ def test_a_quantised_demo_edits(comfy, object_info):
     done = comfy.run(prompt)
     assert done.status == "success", done.error
     assert done.images and any(text.strip() for text in done.texts)
+    assert re.search(r"1 sample\(s\) at once need about .* MB beside .* MB of weights", comfy.log())

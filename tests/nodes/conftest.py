@@ -89,6 +89,6 @@ def denoised(run_node, model):
     }  # fmt: skip
 
     def denoise(prompt, **changes):
-        return run_node("Denoise", model=model, prompt=prompt, **{**defaults, **changes})
+        return run_node("Denoise", **{"model": model, "prompt": prompt, **defaults, **changes})
 
     return denoise

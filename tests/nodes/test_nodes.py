@@ -99,6 +99,54 @@ def test_interruption_stops_at_the_next_step(host, encoded, denoised):
     assert denoised(encoded())
 
 
+@pytest.fixture
+def narrow(host, monkeypatch):
+    """Memory for two samples at once."""
+    monkeypatch.setattr(host.HostRoom, "samples", lambda room, need, batch: min(2, batch))
+
+
+def test_a_batch_in_parts_gives_what_it_gives_at_once(encoded, denoised, request):
+    prompt = encoded(torch.rand(1, 128, 128, 3))
+    tokens, trajectory = denoised(prompt, batch_size=3, text_temperature=1.0)
+    request.getfixturevalue("narrow")
+    again, parts = denoised(prompt, batch_size=3, text_temperature=1.0)
+    assert torch.equal(again.text, tokens.text) and torch.equal(again.image, tokens.image)
+    assert (len(parts), parts.total_steps) == (len(trajectory), trajectory.total_steps)
+
+
+def test_a_batch_in_parts_is_announced_and_fills_the_bar_once(
+    nodes, narrow, encoded, denoised, monkeypatch
+):
+    recorder = Recorder()
+    monkeypatch.setattr(nodes.denoise, "Progress", lambda node_id: recorder)
+    output = denoised(encoded(), batch_size=3)
+    steps = output[1].total_steps
+    expected = [(done, 2 * steps) for done in range(1, 2 * steps + 1)]
+    assert recorder.steps == [*expected, (2 * steps, 2 * steps)]
+    assert recorder.texts[0].startswith("[1 to 2 of 3, since memory is short")
+    assert recorder.texts[-2].startswith("[3 of 3, since memory is short")
+    assert recorder.texts[-1].startswith("[in parts, since memory was short")
+    assert {state for _, state in recorder.words[steps][1]} == {"undecided", "new"}
+    (((data,),),) = output.ui.values()
+    assert data["total"] == steps and data["sheet"]
+
+
+def test_too_little_memory_is_one_sentence_that_comfyui_takes_for_what_it_is(
+    encoded, denoised, model, monkeypatch
+):
+    import comfy.model_management as management
+
+    def full(ids, **_):
+        raise management.OOM_EXCEPTION("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(model.model.transformer, "forward", full)
+    with pytest.raises(
+        management.OOM_EXCEPTION, match="Memory ran out: 2 sample.s. of 4x4"
+    ) as told:
+        denoised(encoded(), batch_size=4)
+    assert "\n" not in str(told.value)
+
+
 class Recorder:
     """Stands for `host.Progress`; everything is due."""
 

@@ -1,4 +1,4 @@
-"""Reuse: which positions of a branch are computed anew, and which keep what they had.
+"""Caching: which positions of a branch are computed anew, and which keep what they had.
 
 The family of ML-Cache (Lumina-DiMOO, arXiv 2510.06308), dLLM-Cache (arXiv 2506.06295), dKV-Cache
 (arXiv 2505.15781) and Fast-dLLM (arXiv 2505.22618), for text and image in one sequence. Measured by
@@ -20,11 +20,11 @@ from ..transformer import KeyValueCache, MaskedDiffusionTransformer
 from .rows import Rows
 from .schedule import Due
 
-REFRESH_EVERY = 5
-"""Image steps from one time that all of a branch is computed to the next (ML-Cache's interval). All
+REFRESH_EVERY = 4
+"""Image steps from one time that all of a branch is computed to the next (ML-Cache: 5). All
 branches then do so at the same step: guidance multiplies what their staleness differs by."""
-LONGEST_REUSE = 32
-"""Runs of a branch after which all of it is computed, image step or not."""
+CHANGED_SHARE = 0.5
+"""All of a branch is also computed once more than this of its text or image was decided since."""
 ONE_IN = 4
 """Of the undecided image, the least certain one in so many is computed (the share of dLLM-Cache; by
 certainty as in ML-Cache)."""
@@ -41,16 +41,16 @@ class Asked:
 class Memory:
     """What is kept of one branch: keys, values and hidden states, and the ids they belong to.
 
-    Per sample: ``runs`` since all of it was computed, ``None`` where that never was; ``image_runs``
-    so far; ``undecided`` tokens at its last run.
+    Per sample: ``undecided`` text and image tokens at its last run, and when all of it was last
+    computed (``refreshed_at``), ``None`` before the first; ``image_runs`` so far.
     """
 
     def __init__(self, batch: int):
         self.cache = KeyValueCache()
         self.ids: Tensor | None = None
         self.hidden: Tensor | None = None
-        self.runs: list[int | None] = [None] * batch
-        self.image_runs, self.undecided = [0] * batch, [0] * batch
+        self.undecided: list[tuple[int, int] | None] = [None] * batch
+        self.refreshed_at, self.image_runs = list(self.undecided), [0] * batch
 
     def renew(
         self, transformer: MaskedDiffusionTransformer, ids: Tensor, positions: Tensor | None
@@ -69,7 +69,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Reuse:
+class CachePolicy:
     """Computes what a step asks about and what changed since the branch was last run; of the image
     only the least certain part; and all of it from time to time. Each sample by itself.
 
@@ -80,7 +80,7 @@ class Reuse:
     text_branches: Collection[str]
     image_branches: Collection[str]
     refresh_every: int = REFRESH_EVERY
-    longest: int = LONGEST_REUSE
+    changed_share: float = CHANGED_SHARE
     one_in: int = ONE_IN
 
     def positions(
@@ -90,38 +90,55 @@ class Reuse:
 
         How many there are is known without reading anything back from the device.
         """
-        due, (batch, length) = asked.due, ids.shape
+        due, length = asked.due, ids.shape[1]
         text = due.text.rows if due.text and branch in self.text_branches else None
         image = due.image.rows if due.image and branch in self.image_branches else None
         wanted = self._wanted(sequence, memory, ids, text, image, asked.last)
         sizes = []
-        for i in range(batch):
+        tokens = len(sequence.text_positions), len(sequence.image_positions)
+        counts = zip(due.text_undecided, due.image_undecided, strict=True)
+        for i, undecided in enumerate(counts):
             texts, images = (rows.counts[i] if rows else 0 for rows in (text, image))
             if not texts + images:
                 wanted[i] = False
                 sizes.append(0)
-            elif self._refreshes(memory, i, images > 0):
+                continue
+            if self._refreshes(memory, i, undecided, tokens, images > 0):
                 wanted[i] = True
                 sizes.append(length)
             else:
-                changed = memory.undecided[i] - due.undecided[i]
+                changed = sum(memory.undecided[i]) - sum(undecided)
                 sizes.append(changed + texts + -(-images // self.one_in))
-            if texts + images:
-                memory.undecided[i] = due.undecided[i]
+            memory.undecided[i] = undecided
         if memory.ids is None or min(sizes) == length:
             return None
         order = wanted.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
         order, rank = order[:, : max(sizes)], torch.arange(max(sizes), device=ids.device)
         return order.masked_fill(rank >= wanted.sum(dim=1, keepdim=True), length)
 
-    def _refreshes(self, memory: Memory, sample: int, image: bool) -> bool:
-        """Whether all of the sample is computed at this run, which is counted."""
-        runs = memory.runs[sample]
-        refreshes = runs is None or runs + 1 >= self.longest
+    def _refreshes(
+        self,
+        memory: Memory,
+        i: int,
+        undecided: tuple[int, int],
+        tokens: tuple[int, int],
+        image: bool,
+    ) -> bool:
+        """Whether all of sample ``i`` is computed at this run, which is counted.
+
+        ``undecided`` text and image tokens, of so many ``tokens``. ``image``: whether image tokens
+        are asked about.
+        """
+        before = memory.refreshed_at[i]
+        refreshes = before is None or any(
+            was - now > self.changed_share * of
+            for was, now, of in zip(before, undecided, tokens, strict=True)
+        )
         if image:
-            refreshes |= memory.image_runs[sample] % self.refresh_every == 0
-            memory.image_runs[sample] += 1
-        memory.runs[sample] = 0 if refreshes else runs + 1
+            refreshes |= memory.image_runs[i] % self.refresh_every == 0
+            memory.image_runs[i] += 1
+        if refreshes:
+            memory.refreshed_at[i] = undecided
         return refreshes
 
     def _wanted(

@@ -2,13 +2,14 @@
 
 import dataclasses
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmada_parallel.mmp_core import MASKED, SamplerSettings, denoise
 from mmada_parallel.mmp_core.config import ModelConfig
+from mmada_parallel.mmp_core.sampler.cache import CHANGED_SHARE, ONE_IN, REFRESH_EVERY, CachePolicy
 from mmada_parallel.mmp_core.sampler.policies import corrected_policies
-from mmada_parallel.mmp_core.sampler.reuse import ONE_IN, REFRESH_EVERY, Reuse
 from mmada_parallel.mmp_core.transformer import KeyValueCache, MaskedDiffusionTransformer
 from mmada_parallel.tests.mmp_core import tiny
 
@@ -103,8 +104,8 @@ def test_when_all_is_computed_each_time_the_tokens_are_those_of_the_plain_level(
         for speed in speeds
     )
     policies = corrected_policies(model, start, caching)
-    always = dataclasses.replace(policies.reuse, longest=1)
-    policies = dataclasses.replace(policies, reuse=always)
+    always = dataclasses.replace(policies.cache, refresh_every=1, changed_share=-1)
+    policies = dataclasses.replace(policies, cache=always)
     run, expected = denoise(model, start, policies=policies), denoise(model, start, plain)
     assert torch.equal(run.final.text, expected.final.text)
     assert torch.equal(run.final.image, expected.final.image)
@@ -130,67 +131,66 @@ class Computed:
         return [computed for own, computed in self.runs if own == length]
 
 
-def lengths(variant, start):
-    layout, state = MODELS[variant].layout, start.initial
-    joint = layout.sequence(start, state, drop_text=True, drop_image=True)
-    return layout.sequence(start, state).ids.shape[1], joint.ids.shape[1]
-
-
-def test_a_step_computes_what_it_asks_about_and_what_changed():
-    start = prompt()
-    with Computed(MODELS["A"]) as computed:
-        run = denoise(MODELS["A"], start, OWN)
-    conditional, joint = lengths("A", start)
-    expected, before, image_runs = [], None, 0
+def expected_sizes(run, length, *, asks_text):
+    """Positions computed at each run of a branch of ``length``, from what the steps revealed."""
+    sizes, image_runs, last, refreshed = [], 0, None, None
     for step in run:
-        text = int((step.state.text == MASKED).sum()) if step.text_revealed.any() else 0
-        image = int((step.state.image == MASKED).sum()) if step.image_revealed.any() else 0
-        changed = int(before.text_revealed.sum() + before.image_revealed.sum()) if before else 0
-        refresh = before is None or (image and image_runs % REFRESH_EVERY == 0)
-        expected.append(conditional if refresh else text + changed + -(-image // ONE_IN))
-        before, image_runs = step, image_runs + bool(image)
-    assert computed.of(conditional) == expected
-    assert len(computed.of(joint)) == image_runs
-    whole = [i for i, count in enumerate(computed.of(joint)) if count == joint]
-    assert whole == list(range(0, image_runs, REFRESH_EVERY))
-    assert sum(computed.of(conditional)) < len(run) * conditional / 2
+        left = [int((tokens == MASKED).sum()) for tokens in (step.state.text, step.state.image)]
+        text = left[0] if asks_text and step.text_revealed.any() else 0
+        image = left[1] if step.image_revealed.any() else 0
+        if not text + image:
+            continue
+        whole = last is None or (image and image_runs % REFRESH_EVERY == 0)
+        if last and not whole:
+            totals = step.state.text.numel(), step.state.image.numel()
+            decided = [was - now for was, now in zip(refreshed, left, strict=True)]
+            whole = any(n > CHANGED_SHARE * of for n, of in zip(decided, totals, strict=True))
+        sizes.append(length if whole else sum(last) - sum(left) + text + -(-image // ONE_IN))
+        refreshed, last = left if whole else refreshed, left
+        image_runs += bool(image)
+    return sizes
+
+
+@pytest.mark.parametrize("variant", "AM")
+def test_a_step_computes_what_it_asks_about_and_what_changed(variant):
+    start = prompt(variant, text=20, grid=(6, 10))
+    own = dataclasses.replace(OWN, text_steps=40, image_steps=20, image_guidance=0.5)
+    with Computed(MODELS[variant]) as computed:
+        run = denoise(MODELS[variant], start, own)
+    layout, runs = MODELS[variant].layout, {}
+    for name, drops in {"all": {}, "joint": {"drop_text": True}, "image": {}}.items():
+        drops = drops if name == "all" else {**drops, "drop_image": True}
+        length = layout.sequence(start, start.initial, **drops).ids.shape[1]
+        runs.setdefault(length, []).append(expected_sizes(run, length, asks_text=name == "all"))
+    for length, expected in runs.items():
+        assert sorted(computed.of(length)) == sorted(sum(expected, []))
+    whole = max(runs)
+    assert sum(runs[whole][0]) < len(run) * whole / 2
 
 
 def test_text_before_the_picture_computes_text_alone():
-    start = prompt()
-    own = dataclasses.replace(OWN, order="text_first", text_steps=12)
+    """But for all of it, once more than half was decided."""
+    start, own = prompt(), dataclasses.replace(OWN, order="text_first", text_steps=12)
     with Computed(MODELS["A"]) as computed:
         denoise(MODELS["A"], start, own)
-    conditional, _ = lengths("A", start)
-    assert computed.of(conditional)[:12] == [conditional, *range(12, 1, -1)]
-
-
-def test_nothing_is_kept_for_longer_than_the_longest():
-    start, own = prompt(), dataclasses.replace(OWN, order="text_first", text_steps=12)
-    policies = corrected_policies(MODELS["A"], start, own)
-    sooner = dataclasses.replace(policies.reuse, longest=4)
-    policies = dataclasses.replace(policies, reuse=sooner)
-    with Computed(MODELS["A"]) as computed:
-        denoise(MODELS["A"], start, policies=policies)
-    conditional, _ = lengths("A", start)
-    assert [count == conditional for count in computed.of(conditional)[:12]] == [
-        True, False, False, False,
-    ] * 3  # fmt: skip
+    conditional = MODELS["A"].layout.sequence(start, start.initial).ids.shape[1]
+    expected = [conditional if left in (12, 5) else left + 1 for left in range(12, 0, -1)]
+    assert computed.of(conditional)[:12] == expected
 
 
 def test_the_least_certain_of_the_picture_are_computed():
     policies = corrected_policies(MODELS["A"], prompt(), OWN)
-    assert isinstance(policies.reuse, Reuse)
+    assert isinstance(policies.cache, CachePolicy)
     chosen = []
 
-    class Spy(Reuse):
+    class Spy(CachePolicy):
         def _least_certain(self, image, last):
             found = super()._least_certain(image, last)
             chosen.append((image, last.image_confidence.flatten(1), found))
             return found
 
-    spy = Spy(policies.reuse.text_branches, policies.reuse.image_branches)
-    denoise(MODELS["A"], prompt(), policies=dataclasses.replace(policies, reuse=spy))
+    spy = Spy(policies.cache.text_branches, policies.cache.image_branches)
+    denoise(MODELS["A"], prompt(), policies=dataclasses.replace(policies, cache=spy))
     assert len(chosen) > REFRESH_EVERY
     for image, confidence, found in chosen:
         asked = confidence.gather(1, image.index)

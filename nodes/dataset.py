@@ -1,0 +1,107 @@
+"""Load Edit Dataset."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+
+from ..demo.items import world_dataset
+from ..training.data import EditDataset, open_dataset
+from ..training.preview import dataset_sheet
+from . import dataset_folders, host
+from .types import CATEGORY, Dataset
+
+_SHOWN = 8
+_DEMO_ITEMS = 256
+_BAD_ITEMS = {"skip": "skip", "stop": "fail"}
+
+
+class LoadEditDataset(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MMaDAParallelLoadEditDataset",
+            display_name="Load Edit Dataset",
+            category=CATEGORY,
+            description="Pictures with instructions to finetune on, from a folder inside the "
+            "input folder: cat.png, with what to change in cat.txt.",
+            search_aliases=["mmada", "load dataset", "training data", "finetune", "folder"],
+            inputs=[
+                io.Combo.Input(
+                    "dataset",
+                    options=dataset_folders.dataset_names(),
+                    default=dataset_folders.DEMO,
+                    tooltip="Put a folder of cat.png and cat.txt (the instruction) into ComfyUI's "
+                    "input folder, for SFT also cat.think.txt (the reasoning) and cat.target.png "
+                    "(the wanted picture), then press R. A cat.txt alone is to be generated. "
+                    ".jsonl manifests and saved Hugging Face datasets are offered, too.",
+                ),
+                io.Combo.Input(
+                    "bad_items",
+                    options=list(_BAD_ITEMS),
+                    default="skip",
+                    tooltip="What becomes of items that cannot be used, such as a damaged picture "
+                    "or an empty instruction. skip: they are left out and listed in the report. "
+                    "stop: an error names them.",
+                ),
+                io.Int.Input(
+                    "limit",
+                    default=0, min=0, max=1_000_000,
+                    tooltip="Use only so many items, the first. 0: all, and of the toy world, "
+                    f"which has no end, {_DEMO_ITEMS}.",
+                ),
+            ],
+            outputs=[
+                Dataset.Output(
+                    display_name="dataset", tooltip="For ParaRL Finetune and SFT Finetune."
+                ),
+                io.Image.Output(
+                    display_name="preview",
+                    tooltip=f"{_SHOWN} items, evenly spread: picture, target, instruction and, "
+                    "fainter, reasoning.",
+                ),
+                io.Int.Output(display_name="count", tooltip="Items that can be used."),
+                io.String.Output(
+                    display_name="report", tooltip="What there is, and what was skipped and why."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,  # so that a dataset can be looked at before anything is trained
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, dataset: str, **_):
+        return dataset_folders.dataset_fingerprint(dataset)
+
+    @classmethod
+    def execute(cls, dataset: str, bad_items: str, limit: int) -> io.NodeOutput:
+        progress = host.Progress(cls.hidden.unique_id)
+
+        def callback(done: int, total: int) -> None:
+            host.stop_if_interrupted()
+            progress.show(done, total)
+
+        opened = _opened(dataset, bad_items, limit, callback)
+        count = min(_SHOWN, len(opened))
+        spread = [opened[i * len(opened) // count] for i in range(count)]
+        sheet = np.asarray(dataset_sheet(spread), dtype=np.float32) / 255
+        pixels, report = torch.from_numpy(sheet)[None], opened.report()
+        shown = {
+            **ui.PreviewImage(pixels, cls=cls).as_dict(),
+            **ui.PreviewText(report).as_dict(),
+        }
+        return io.NodeOutput(opened, host.to_intermediate(pixels), len(opened), report, ui=shown)
+
+
+def _opened(
+    name: str, bad_items: str, limit: int, callback: Callable[[int, int], None]
+) -> EditDataset:
+    if name == dataset_folders.DEMO:
+        return world_dataset(limit or _DEMO_ITEMS)
+    return open_dataset(
+        dataset_folders.dataset_path(name),
+        bad_items=_BAD_ITEMS[bad_items],
+        limit=limit or None,
+        callback=callback,
+    )

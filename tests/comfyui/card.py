@@ -1,0 +1,91 @@
+"""A device that is not the CPU, in Python: what streams weights can be seen without a GPU.
+
+Its tensors hold CPU tensors, so that numbers are real. An operation on some tensors that lie on
+the card and some that do not is refused, as by a GPU. It has no streams, no asynchronous copies
+and no allocator of its own: of those it proves nothing. One per process, and not to be undone.
+"""
+
+import math
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+from ..live_bytes import LiveBytes, tensors_of
+
+_setup_privateuseone_for_python_backend("card")
+torch.__future__.set_overwrite_module_params_on_conversion(True)
+
+CARD = torch.device("card:0")
+
+
+class CardMemory(LiveBytes):
+    """What lies on the card. ``capacity``: bytes that it has."""
+
+    capacity = math.inf
+
+    def add(self, tensor):
+        super().add(tensor)
+        if self.now > self.capacity:
+            raise torch.OutOfMemoryError(f"The card is full: {self.now} bytes.")
+
+
+LIVE = CardMemory()
+_aten = torch.ops.aten
+
+
+class OnCard(torch.Tensor):
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, held):
+        return torch.Tensor._make_wrapper_subclass(
+            cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(),
+            dtype=held.dtype, device=CARD,
+        )  # fmt: skip
+
+    def __init__(self, held):
+        self.held = held
+        LIVE.add(held)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return _run(func, types, args, kwargs or {})
+
+    def tolist(self):
+        return self.held.tolist()
+
+    def __repr__(self):
+        return f"OnCard({self.held})"
+
+
+class Card(TorchDispatchMode):
+    """Inside, tensors can be made on the card and brought there."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return _run(func, types, args, kwargs or {})
+
+
+def _run(func, types, args, kwargs):
+    if not all(kind in (torch.Tensor, torch.nn.Parameter, OnCard) for kind in types):
+        return NotImplemented  # a quantised tensor, which handles itself and then its parts
+    tensors = tensors_of((args, kwargs))
+    here = any(isinstance(tensor, OnCard) for tensor in tensors)
+    if func is _aten._has_compatible_shallow_copy_type.default:
+        return False
+    if func is not _aten.copy_.default:
+        elsewhere = [t for t in tensors if not isinstance(t, OnCard) and t.ndim]
+        if here and elsewhere:
+            raise RuntimeError(f"{func}: {tuple(elsewhere[0].shape)} is not on the card")
+    devices = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.device)]
+    if devices:
+        here = devices[0].type == CARD.type
+        args, kwargs = tree_map_only(torch.device, lambda _: torch.device("cpu"), (args, kwargs))
+    plain_args, plain_kwargs = tree_map_only(OnCard, lambda t: t.held, (args, kwargs))
+    out = func(*plain_args, **plain_kwargs)
+    if func._schema.is_mutable:
+        return args[0] if isinstance(out, torch.Tensor) else out
+    if devices and tensors and isinstance(tensors[0], OnCard) != here:
+        out = out.clone()
+    return tree_map_only(torch.Tensor, OnCard, out) if here else out

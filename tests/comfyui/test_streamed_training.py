@@ -1,0 +1,49 @@
+"""Gradients do not depend on where ComfyUI keeps the weights: on a card in Python (card.py) that
+holds all, some or none of them, plain and quantised. That proves nothing about DynamicVRAM."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from mmada_parallel.tests.hosts import find_host
+
+
+@pytest.fixture(scope="module", params=["current", "oldest"])
+def observed(request, tmp_path_factory):
+    """What each checkpoint did with room for "all", "some" and "none" of its weights."""
+    host = find_host(request.param)
+    if problem := host.problem():
+        pytest.skip(problem)
+    backends = pytest.importorskip("torch.utils.backend_registration")
+    if not hasattr(backends, "_setup_privateuseone_for_python_backend"):
+        pytest.skip("this torch cannot have a device in Python")
+    python = os.environ.get("COMFYUI_PYTHON") or sys.executable
+    module = "mmada_parallel.tests.comfyui.streamed_training"
+    folder = tmp_path_factory.mktemp(f"training-{request.param}")
+    command = [python, "-m", module, str(host.path), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.strip().rpartition("\n")[2])
+
+
+def test_gradients_are_the_same_wherever_the_weights_are(observed):
+    assert len(observed) >= 4
+    for runs in observed.values():
+        assert any(runs["all"]["gradients"]) and not runs["all"]["streamed"]
+        for name in ("some", "none"):
+            assert runs[name]["streamed"]
+            assert runs[name]["loss"] == runs["all"]["loss"]
+            assert runs[name]["gradients"] == runs["all"]["gradients"]
+        assert "Linear" in runs["none"]["streamed"]
+
+
+def test_what_is_streamed_is_told(observed):
+    for runs in observed.values():
+        assert "streamed" in runs["some"]["told"] and "streamed" not in runs["all"]["told"]
+
+
+def test_training_leaves_nothing_on_the_card(observed):
+    for runs in observed.values():
+        assert [run["after"] for run in runs.values()] == [0, 0, 0]

@@ -1,0 +1,390 @@
+"""ParaRL Finetune and SFT Finetune: what comes out, what is kept, and what is as before."""
+
+import gc
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from mmada_parallel.demo.items import world_dataset
+from mmada_parallel.mmp_core import InputError
+from mmada_parallel.mmp_core.convert import convert
+from mmada_parallel.mmp_core.lora_files import read_adapter
+from mmada_parallel.training.adapters import LoRA
+from mmada_parallel.training.policy_run import recomputing
+from torch import nn
+
+COMMON = {
+    "batch_size": 2, "micro_batch": 0, "steps": 2, "learning_rate": 1e-2, "rank": 2, "seed": 0,
+    "gradient_checkpointing": True, "existing_lora": "none", "run_name": "run", "resume": False,
+    "preview_every": 0, "layers": "all", "schedule": "constant", "checkpoint_every": 10,
+    "text_length": 0, "warmup_steps": 10,
+}  # fmt: skip
+PARARL = COMMON | {
+    "reward": "checker (toy world)", "group_size": 2, "scored_steps": 2, "reward_at": "trajectory",
+    "kl": 1e-4, "text_steps": 2, "image_steps": 2, "text_temperature": 2.0,
+    "image_temperature": 1.0, "inner_epochs": 1, "clip_range": 0.2, "kl_reference": "base",
+}  # fmt: skip
+IDS = torch.arange(60)[None]
+
+
+@pytest.fixture
+def output(nodes, tmp_path):
+    import folder_paths
+
+    before = folder_paths.get_output_directory()
+    folder_paths.set_output_directory(str(tmp_path))
+    yield tmp_path / "mmada_parallel" / "training"
+    folder_paths.set_output_directory(before)
+
+
+@pytest.fixture
+def shown(host, monkeypatch):
+    """Texts and pictures that went to the page."""
+    seen = {"texts": [], "pictures": []}
+    monkeypatch.setattr(host.Progress, "show_text", lambda self, text: seen["texts"].append(text))
+
+    def show(self, done, total, picture=None):
+        seen["pictures"] += [picture] if picture else []
+
+    monkeypatch.setattr(host.Progress, "show", show)
+    return seen
+
+
+@pytest.fixture
+def paid(nodes, monkeypatch):
+    """A reward with spread whatever an untrained model answers."""
+
+    def brightness(pairs):
+        return [np.asarray(pair.picture).mean() + len(pair.text) for pair in pairs]
+
+    monkeypatch.setattr(nodes.finetune.ParaRL, "_reward", lambda self: brightness)
+
+
+@pytest.fixture
+def pararl(run_node, model, output, shown, paid):
+    def run(dataset=None, on=model, **changes):
+        with torch.inference_mode():  # as ComfyUI runs nodes
+            return run_node(
+                "ParaRLFinetune", model=on, dataset=dataset or world_dataset(3), **PARARL | changes
+            )
+
+    return run
+
+
+@pytest.fixture
+def sft(run_node, model, output, shown):
+    def run(dataset=None, on=model, **changes):
+        with torch.inference_mode():
+            return run_node(
+                "SFTFinetune", model=on, dataset=dataset or world_dataset(3), **COMMON | changes
+            )
+
+    return run
+
+
+def trained(lora):
+    return any(t.abs().max() > 0 for name, t in lora.items() if "lora_B" in name)
+
+
+def test_pararl_gives_what_comfyuis_nodes_take(pararl, output, shown, run_node, model):
+    lora, losses, steps, curve = pararl().result
+    assert trained(lora) and steps == 2 and len(losses["loss"]) == 2
+    assert curve.shape == (1, 400, 640, 3) and curve.min() < 0.5
+    (folder,) = (path for path in output.iterdir() if path.is_dir())
+    assert folder.name == "run_00001"
+    state, about = read_adapter(folder / "adapter.safetensors")
+    assert about["training"] == "pararl" and about["dataset"] == "toy world"
+    assert json.loads(about["settings"])["groups"] == 2 and "base_fingerprint" in about
+    assert all(torch.equal(t, lora[f"base_model.model.{n}"]) for n, t in state.items())
+    assert run_node("ApplyLoRA", model=model, lora="none", strength=1.0, lora_model=lora)[0]
+
+
+def test_it_shows_figures_and_samples(pararl, shown):
+    pararl(preview_every=1)
+    last = shown["texts"][-1]
+    for words in ("Done.", "step 2 of 2", "reward", "±", "KL", "clipped", "s per step", "memory"):
+        assert words in last
+    assert any("left" in text for text in shown["texts"]) and "left" not in last
+    assert any("rollouts" in text for text in shown["texts"])
+    assert len(shown["pictures"]) == 2
+    pararl(preview_every=0)
+    assert len(shown["pictures"]) == 2
+
+
+def test_sft_learns_and_shows_loss_and_samples(sft, shown, output):
+    lora, losses, steps, curve = sft(steps=8, preview_every=4).result
+    assert trained(lora) and steps == 8 and curve.ndim == 4
+    assert sum(losses["loss"][-3:]) < sum(losses["loss"][:3])
+    assert "loss" in shown["texts"][-1] and len(shown["pictures"]) == 2
+    assert read_adapter(output / "run_00001" / "adapter.safetensors")[1]["training"] == "sft"
+
+
+def test_the_model_is_afterwards_as_it_was(pararl, encoded, denoised, model):
+    prompt = encoded()
+    before = denoised(prompt)
+    forwards = [module.forward for module in model.model.transformer.modules()]
+    pararl()
+    after = denoised(prompt)
+    assert torch.equal(after[0].text, before[0].text)
+    assert torch.equal(after[0].image, before[0].image)
+    modules = list(model.model.transformer.modules())
+    assert [module.forward for module in modules] == forwards
+    assert not any(module._forward_hooks for module in modules)
+    assert not any(
+        p.requires_grad or p.grad is not None for p in model.model.transformer.parameters()
+    )
+
+
+def test_nothing_of_the_run_stays_in_memory(pararl):
+    def optimizers():
+        gc.collect()
+        return sum(type(o) is torch.optim.AdamW for o in gc.get_objects())
+
+    before = optimizers()
+    pararl()
+    assert optimizers() == before
+
+
+def test_resume_goes_on_with_the_newest_run_of_the_name(pararl, output):
+    whole = pararl(steps=3, run_name="whole").result
+    pararl(steps=1)
+    lora, losses, steps, _ = pararl(steps=3, resume=True).result
+    assert steps == 3 and losses == whole[1]
+    assert all(torch.equal(t, whole[0][name]) for name, t in lora.items())
+    pararl(steps=1)
+    assert {p.name for p in output.iterdir() if p.is_dir()} == {
+        "whole_00001", "run_00001", "run_00002",
+    }  # fmt: skip
+    with pytest.raises(InputError, match="begun with seed 0, not 1"):
+        pararl(seed=1, resume=True)
+    assert pararl(run_name="new", resume=True).result[2] == 2
+
+
+@pytest.mark.parametrize("phase", ["rollouts", "update"])
+def test_interruption_keeps_the_run_and_says_where(pararl, shown, host, output, phase, monkeypatch):
+    import comfy.model_management as management
+
+    whole = pararl(steps=3, run_name="whole").result[0]
+    texts = shown["texts"]
+    texts.clear()
+
+    def show_text(self, text):
+        texts.append(text)
+        if text.startswith(f"step 2 of 3: {phase}"):
+            management.interrupt_current_processing()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host.Progress, "show_text", show_text)
+        patch.setattr(host.Progress, "text_due", True)
+        with pytest.raises(management.InterruptProcessingException):
+            pararl(steps=3)
+    folder = output / "run_00001"
+    assert f"after step 1 is kept in {folder / 'run.pt'}" in texts[-1] and "resume" in texts[-1]
+    assert (folder / "adapter.safetensors").is_file()
+    resumed = pararl(steps=3, resume=True).result[0]
+    assert all(torch.equal(t, whole[name]) for name, t in resumed.items())
+
+
+def test_an_existing_adapter_is_trained_further(pararl, sft, output, folders, monkeypatch):
+    first = sft(rank=3, layers="attention").result[0]
+    file = output / "run_00001" / "adapter.safetensors"
+    monkeypatch.setattr(folders, "adapter_file", lambda name: file)
+    further = pararl(existing_lora="sft.safetensors", steps=1, learning_rate=1e-6).result[0]
+    assert further.keys() == first.keys()
+    moved = [(further[name] - first[name]).abs().max() for name in first]
+    assert 0 < max(moved) < 1e-4
+
+
+def test_training_on_top_of_an_applied_adapter(pararl, sft, run_node, model):
+    first = sft().result[0]
+    adapted = run_node("ApplyLoRA", model=model, lora="none", strength=1.0, lora_model=first)[0]
+    second = pararl(on=adapted).result[0]
+    assert trained(second)
+    assert any(not torch.equal(second[n], t) for n, t in pararl().result[0].items())
+
+
+def test_the_same_seed_gives_the_same_adapter_whatever_fits(pararl):
+    first, second = pararl(micro_batch=1).result[0], pararl(micro_batch=4).result[0]
+    assert all(torch.allclose(t, second[n], atol=1e-4) for n, t in first.items())
+    assert any(not torch.equal(t, first[n]) for n, t in pararl(seed=1).result[0].items())
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"run_name": "../x"}, "run_name is '../x': give a name"),
+        ({"run_name": ""}, "run_name is ''"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"existing_lora": "gone.safetensors"}, "put it there"),
+    ],
+)
+def test_bad_values_are_told_before_anything_is_written(pararl, output, changes, message):
+    with pytest.raises(InputError, match=message):
+        pararl(**changes)
+    assert not output.exists() or not list(output.iterdir())
+
+
+def plain(dataset, **gone):
+    """``dataset`` without what ``gone`` names."""
+    items = tuple(type(i)(**{**i.__dict__, **gone}) for i in dataset)
+    return type(dataset)("pets", items)
+
+
+def test_the_checker_judges_the_toy_world_only(pararl):
+    with pytest.raises(InputError, match="of pets is no task of the toy world.*choose a CLIP"):
+        pararl(plain(world_dataset(2), facts=None))
+
+
+def test_sft_without_targets_is_told(sft):
+    with pytest.raises(InputError, match="No item of pets can be used.*target picture, which SFT"):
+        sft(plain(world_dataset(2), target=None))
+
+
+def give(nodes, monkeypatch, value):
+    """Every pair is paid ``value``."""
+    monkeypatch.setattr(
+        nodes.finetune.ParaRL, "_reward", lambda _: lambda pairs: [value] * len(pairs)
+    )
+
+
+def test_no_spread_ends_in_one_sentence(pararl, nodes, monkeypatch, output):
+    give(nodes, monkeypatch, 1.0)
+    with pytest.raises(InputError, match="scored the same in 2 steps.*raise text_temperature"):
+        pararl()
+    assert (output / "run_00001" / "run.pt").is_file()
+
+
+def test_a_reward_that_is_not_a_number_is_told(pararl, nodes, monkeypatch):
+    give(nodes, monkeypatch, float("nan"))
+    with pytest.raises(InputError, match="gave nan for"):
+        pararl()
+
+
+def test_too_little_memory_is_told_with_numbers_before_the_model_is_loaded(
+    pararl, nodes, monkeypatch, output
+):
+    room = nodes.training_run.TrainingRoom
+    loads = []
+    monkeypatch.setattr(room, "free", 3e6)
+    monkeypatch.setattr(room, "prepare", lambda *args: loads.append(1))
+    with pytest.raises(InputError, match=r"needs about 3.* GB beside.*3.0 MB are free on cpu"):
+        pararl(micro_batch=64)
+    assert not loads and not (output / "run_00001").exists()
+
+
+def test_what_fits_is_chosen(nodes, model, monkeypatch):
+    room = nodes.training_run.TrainingRoom(model)
+    monkeypatch.setattr(type(room), "free", 100)
+    assert room.sequences(lambda n: 10 * n, 64, 0) == 8
+    assert room.sequences(lambda n: 10 * n, 4, 0) == 4
+    assert room.sequences(lambda n: 10 * n, 64, 10) == 10
+    monkeypatch.setattr(type(room), "beside", 5)  # the weights must be streamed
+    assert room.sequences(lambda n: 10 * n, 64, 0) == 4
+    with pytest.raises(InputError, match="Training on 1 sequence"):
+        room.sequences(lambda n: 101 * n, 64, 0)
+
+
+def gradients(hosted, trainable, checkpointing):
+    transformer = hosted.model.transformer
+    with trainable(hosted), LoRA(transformer, rank=2, device="cpu") as lora:
+        for low_rank in lora.low_ranks.values():
+            nn.init.normal_(low_rank.lora_B.weight, generator=torch.Generator().manual_seed(1))
+        with recomputing(transformer, checkpointing):
+            hidden = transformer(IDS)
+            loss = transformer.logits(hidden, slice(10, 40)).float().log_softmax(-1).sin().sum()
+            loss.backward()
+        return float(loss.detach()), [p.grad.clone() for _, p in lora.named_parameters()]
+
+
+def plain_gradients(hosted):
+    return gradients(hosted, lambda _: torch.inference_mode(False), False)
+
+
+def close(found, wanted):
+    return found[0] == wanted[0] and all(
+        torch.allclose(a, b, rtol=1e-4, atol=1e-6 * float(b.abs().max() + 1))
+        for a, b in zip(found[1], wanted[1], strict=True)
+    )
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_are_those_of_plain_autograd(nodes, model, checkpointing):
+    found = gradients(model, nodes.training_run.trainable, checkpointing)
+    assert close(found, plain_gradients(model))
+
+
+@pytest.fixture
+def overwritten(model, monkeypatch):
+    """As if weights were streamed, each through a buffer that is overwritten after its use."""
+    import comfy.ops
+
+    cast = comfy.ops.cast_bias_weight
+
+    def cast_bias_weight(*args, **kwargs):
+        weight, bias, stream = cast(*args, **kwargs)
+        return weight.detach().clone(), bias, stream
+
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", cast_bias_weight)
+    monkeypatch.setattr(
+        comfy.ops, "uncast_bias_weight", lambda layer, weight, *rest: weight.fill_(torch.nan)
+    )
+    for layer in model.model.transformer.modules():
+        if hasattr(layer, "comfy_cast_weights"):
+            monkeypatch.setattr(layer, "comfy_cast_weights", True)
+
+
+def test_streamed_weights_are_asked_for_again_in_the_backward(nodes, model, request):
+    wanted = plain_gradients(model)
+    request.getfixturevalue("overwritten")
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        plain_gradients(model)
+    assert close(gradients(model, nodes.training_run.trainable, False), wanted)
+
+
+@pytest.mark.parametrize("form", ["fp8", "int8"])
+def test_gradients_through_quantised_weights(nodes, host, model_folder, form):
+    import comfy.quant_ops
+
+    if form == "int8" and "int8_tensorwise" not in comfy.quant_ops.QUANT_ALGOS:
+        pytest.skip("this ComfyUI has no int8")
+    file = model_folder / "trained.safetensors"
+    convert(model_folder / "untrained", file, quantize=form)
+    quantised = host.load(file.name, "fp32", "auto")
+    file.unlink()
+    found = gradients(quantised, nodes.training_run.trainable, True)
+    assert close(found, plain_gradients(quantised))
+
+
+def test_weights_that_were_moved_while_a_node_ran_can_be_trained_on(nodes, host):
+    moved = host.load("untrained", "fp32", "auto")
+    wanted = plain_gradients(moved)
+    with torch.inference_mode():
+        for layer in moved.model.transformer.modules():
+            if isinstance(getattr(layer, "weight", None), nn.Parameter):
+                layer.weight = nn.Parameter(layer.weight.clone(), requires_grad=False)
+    assert all(p.is_inference() for p in moved.model.transformer.parameters())
+    assert close(gradients(moved, nodes.training_run.trainable, True), wanted)
+
+
+def test_without_open_clip_that_is_told_before_anything_is_loaded(
+    run_node, model, output, shown, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(InputError, match="pip install open_clip_torch"), torch.inference_mode():
+        run_node(
+            "ParaRLFinetune", model=model, dataset=world_dataset(2),
+            **PARARL | {"reward": "clip: demo"},
+        )  # fmt: skip
+    assert not output.exists()
+
+
+def test_a_clip_pays(run_node, model, output, shown):
+    pytest.importorskip("open_clip")
+    with torch.inference_mode():
+        lora = run_node(
+            "ParaRLFinetune", model=model, dataset=world_dataset(3),
+            **PARARL | {"reward": "clip: demo", "reward_at": "output", "text_temperature": 5.0},
+        )[0]  # fmt: skip
+    assert trained(lora)
