@@ -9,12 +9,15 @@ if tuple(map(int, _comfyui.split(".")[:2])) < (0, 16):
 
 from comfy_api.latest import ComfyExtension, io
 
+from .dataset import LoadEditDataset
 from .decode import DecodeImage, DecodeText
 from .demo_scene import DemoScene
 from .denoise import ParallelDenoise
 from .edit import ExtendCanvas, Remask, SetTokens
 from .encode import EncodeInstruction
+from .finetune import ParaRLFinetune, SFTFinetune
 from .load import LoadModel
+from .lora import ApplyLoRA
 from .score import PickSample, ScoreAlignment
 from .token_files import LoadTokens, SaveTokens
 from .trajectory import TrajectorySheet, TrajectoryStep
@@ -26,6 +29,7 @@ class MMaDAParallelExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             LoadModel,
+            ApplyLoRA,
             EncodeInstruction,
             ParallelDenoise,
             DecodeText,
@@ -40,4 +44,7 @@ class MMaDAParallelExtension(ComfyExtension):
             LoadTokens,
             ScoreAlignment,
             PickSample,
+            LoadEditDataset,
+            ParaRLFinetune,
+            SFTFinetune,
         ]

@@ -6,6 +6,7 @@ import pytest
 from mmada_parallel.tests.workflow_api import PAGE_WIDGETS, WORKFLOWS, to_api
 
 FIRST = next(path for path in WORKFLOWS if path.stem == "Edit an image")
+LIVE = ("MMaDAParallelDenoise", "MMaDAParallelParaRLFinetune")
 CASES = [(path, "canvas") for path in WORKFLOWS] + [(FIRST, "vue")]
 
 
@@ -22,7 +23,7 @@ def test_it_opens_runs_and_shows_its_results(comfy_page, path, renderer):
     assert without_page_widgets(prompt) == to_api(workflow, comfy_page.server.object_info())
     if comfy_page.server.host.name == "oldest" and path != FIRST:
         return
-    denoise = [i for i, node in prompt.items() if node["class_type"] == "MMaDAParallelDenoise"]
+    live = [i for i, node in prompt.items() if node["class_type"] in LIVE]
     comfy_page.reseed()
     comfy_page.queue()
     comfy_page.wait_for_message("b_preview_with_metadata")
@@ -31,7 +32,7 @@ def test_it_opens_runs_and_shows_its_results(comfy_page, path, renderer):
     comfy_page.screenshot(f"{name}-done")
     assert comfy_page.complaints() == []
     assert comfy_page.script_errors == []
-    assert denoise and all(comfy_page.live_text(node) for node in denoise)
+    assert live and all(comfy_page.live_text(node) for node in live)
 
 
 def without_page_widgets(prompt):

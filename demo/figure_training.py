@@ -1,0 +1,87 @@
+"""Thumbnails of the workflows that train, from the run that they ship.
+
+``python -m mmada_parallel.demo.figure_training`` writes two of ``workflows/*.jpg``.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+
+import torch
+from PIL import Image
+
+from ..mmp_core import SamplerSettings, decode_image, decode_text, denoise, load_checkpoint
+from ..mmp_core.checkpoint import Model
+from ..mmp_core.plot import line_plot
+from ..training.adapters import LoRA
+from ..training.data import tokenised
+from ..training.pararl import ROLLOUT_SAMPLER, ParaRLRun, ParaRLSettings
+from ..training.samples import pairs_sheet
+from .figure import ROOT, edit_prompt, held_out_task, panel, side_by_side
+from .items import world_dataset
+from .reward import CheckerReward
+
+_FEW_STEPS = replace(ROLLOUT_SAMPLER, text_steps=2, image_steps=2, text_temperature=2.5)
+_SETTINGS = ParaRLSettings(
+    steps=16, learning_rate=4e-3, warmup_steps=2, groups=4, scored_steps=2, micro_batch=32,
+    gradient_checkpointing=False, sampler=_FEW_STEPS,
+)  # fmt: skip
+_ITEMS, _RANK, _SHOWN = 64, 8, 4
+_SCENE = held_out_task("move", 3)
+
+
+def answered(model: Model, title: str) -> Image.Image:
+    """Answers to one held-out task in as few steps as in training."""
+    settings = SamplerSettings(
+        text_steps=2, image_steps=2, text_temperature=_FEW_STEPS.text_temperature,
+        joint_guidance=0.0,
+    )  # fmt: skip
+    final = denoise(model, edit_prompt(model, _SCENE, batch=_SHOWN), settings, record=0).final
+    pairs = zip(decode_image(model, final), decode_text(model, final), strict=True)
+    return side_by_side([panel(picture, title, text) for picture, text in pairs])
+
+
+def stacked(pictures: list[Image.Image]) -> Image.Image:
+    sheet = Image.new(
+        "RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), "white"
+    )
+    top = 0
+    for picture in pictures:
+        sheet.paste(picture, (0, top))
+        top += picture.height
+    return sheet
+
+
+def beside_each_other(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Both at the height of ``left``."""
+    width = round(right.width * left.height / right.height)
+    sheet = Image.new("RGB", (left.width + width, left.height), "white")
+    sheet.paste(left)
+    sheet.paste(right.resize((width, left.height)), (left.width, 0))
+    return sheet
+
+
+def main() -> None:
+    model = load_checkpoint("demo", dtype=torch.float32)
+    before = answered(model, "before")
+    cases = tokenised(world_dataset(_ITEMS), model)
+    with tempfile.TemporaryDirectory() as folder, LoRA(model.transformer, rank=_RANK) as policy:
+        run = ParaRLRun(model, cases, CheckerReward(), _SETTINGS, folder, policy=policy)
+        run.train()
+        rewards = torch.tensor([[line["reward_mean"]] for line in run.folder.lines()])
+        curve = line_plot(
+            rewards, range(1, len(rewards) + 1), x_label="step", y_label="mean reward"
+        )
+        samples = pairs_sheet(run.samples(_SHOWN), side=160)
+        after = answered(model, "after")
+    thumbnails = {
+        "Finetune by ParaRL on a folder": beside_each_other(samples, curve),
+        "Before and after": stacked([before, after]),
+    }
+    for name, sheet in thumbnails.items():
+        sheet.save(ROOT / "workflows" / f"{name}.jpg", quality=90)
+
+
+if __name__ == "__main__":
+    main()

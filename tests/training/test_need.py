@@ -1,0 +1,73 @@
+"""What training needs against counted peaks: at most a tenth too small."""
+
+from dataclasses import replace
+
+import pytest
+from mmada_parallel.demo.cases import world_cases
+from mmada_parallel.demo.reward import CheckerReward
+from mmada_parallel.mmp_core import SamplerSettings, load_checkpoint
+from mmada_parallel.tests.live_bytes import most_bytes
+from mmada_parallel.tests.nodes.untrained import write_untrained
+from mmada_parallel.training.adapters import LoRA
+from mmada_parallel.training.finetune import FinetuneRun, FinetuneSettings
+from mmada_parallel.training.need import finetune_bytes, pararl_bytes, trained_parameters
+from mmada_parallel.training.pararl import ParaRLRun, ParaRLSettings
+
+SAMPLER = SamplerSettings(text_steps=2, image_steps=2, text_temperature=2.0, joint_guidance=0.0)
+PARARL = ParaRLSettings(
+    steps=1, groups=2, group_size=4, scored_steps=2, micro_batch=4, sampler=SAMPLER
+)
+SFT = FinetuneSettings(steps=1, batch_size=4, micro_batch=4)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load_checkpoint(write_untrained(tmp_path_factory.mktemp("need") / "untrained"))
+
+
+@pytest.fixture(scope="module")
+def cases(model):
+    return world_cases(model, 4)
+
+
+def parts(lora):
+    return sum(p.numel() for _, p in lora.named_parameters())
+
+
+def test_parameters_are_counted_of_the_chosen_layers(model):
+    for layers in (("q_proj",), ("ff_out", "up_proj")):
+        with LoRA(model.transformer, rank=3, layers=layers) as lora:
+            assert trained_parameters(model, layers, 3) == parts(lora)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_sft_holds_what_is_estimated(model, cases, tmp_path, again):
+    settings = replace(SFT, gradient_checkpointing=again)
+    with LoRA(model.transformer, rank=4) as lora:
+        run = FinetuneRun(model, cases, settings, tmp_path, policy=lora)
+        counted = 4 * parts(lora) + most_bytes(run.train)
+        estimate = finetune_bytes(model, cases, settings, parts(lora), 4)
+    assert counted / 1.1 <= estimate <= 4 * counted  # which has all masked at the worst
+
+
+def test_pararl_holds_no_more_than_is_estimated(model, cases, tmp_path):
+    with LoRA(model.transformer, rank=4) as lora:
+        run = ParaRLRun(model, cases, CheckerReward(), PARARL, tmp_path, policy=lora)
+        counted = 4 * parts(lora) + most_bytes(run.train)
+        estimate = pararl_bytes(model, cases, PARARL, parts(lora), 4)
+    assert counted <= 1.1 * estimate
+
+
+def test_the_estimate_follows_what_can_be_lowered(model, cases):
+    def needed(at_once=8, trained=10**6, **changes):
+        return pararl_bytes(model, cases, replace(PARARL, **changes), trained, at_once)
+
+    assert needed(at_once=4) < needed()
+    assert needed(trained=10**5) < needed()
+    few = SamplerSettings(text_steps=1, image_steps=1)
+    assert needed(sampler=few, gradient_checkpointing=False) >= needed(sampler=few)
+
+
+def test_the_longest_prompt_decides(model, cases):
+    short = [case for case in cases if case.source is None] or cases[:1]
+    assert finetune_bytes(model, short, SFT, 0, 4) <= finetune_bytes(model, cases, SFT, 0, 4)

@@ -1,0 +1,44 @@
+"""Samples of a model in training: the same for the same seed, and drawn as one picture."""
+
+import pytest
+from mmada_parallel.demo.cases import world_cases
+from mmada_parallel.mmp_core import load_checkpoint
+from mmada_parallel.tests.nodes.untrained import write_untrained
+from mmada_parallel.training.cases import Pair
+from mmada_parallel.training.samples import answers, pairs_sheet
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load_checkpoint(write_untrained(tmp_path_factory.mktemp("samples") / "untrained"))
+
+
+def test_each_case_is_answered_once(model):
+    cases = world_cases(model, 5)
+    seen = []
+    pairs = answers(model, cases, progress=lambda done, total: seen.append(done / total))
+    assert sorted(p.case.name for p in pairs) == sorted(c.name for c in cases)
+    assert all(p.progress == 1 and p.text == p.marked for p in pairs)
+    assert seen[-1] == 1
+    together = answers(model, cases, micro_batch=4)
+    assert [(p.case.name, p.text) for p in together] == [(p.case.name, p.text) for p in pairs]
+
+
+def test_interruption_stops_between_steps(model):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        answers(model, world_cases(model, 1), progress=stop)
+
+
+def test_pictures_of_unlike_shapes_make_one_sheet(model):
+    (case,) = world_cases(model, 1)
+    pairs = [
+        Pair(case, "a red star appears", "", Image.new("RGB", size, "red"), 1.0)
+        for size in ((64, 64), (128, 64), (64, 64))
+    ]
+    sheet, narrow = pairs_sheet(pairs, side=64), pairs_sheet(pairs[:1], side=64)
+    assert sheet.width > 2 * narrow.width and sheet.height == 2 * narrow.height
+    assert sheet.getpixel((20, 20)) == (255, 0, 0)
