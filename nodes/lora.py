@@ -7,8 +7,7 @@ from comfy_api.latest import io
 
 from ..mmp_core.lora_files import adapter_state, doubt_about, read_adapter
 from . import folders
-from .host import HostedModel
-from .host_lora import with_adapter
+from .host import HostedModel, with_adapter
 from .types import CATEGORY, LoraModel, Model
 
 

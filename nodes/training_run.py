@@ -18,7 +18,7 @@ from ..training.data import EditDataset, TokenisedDataset, tokenised
 from ..training.need import trained_parameters
 from ..training.policy_run import PolicyRun
 from . import folders, host
-from .host_training import Interrupted, TrainingRoom, trainable
+from .host import Interrupted, TrainingRoom, trainable
 from .training_folders import run_folder, runs_folder
 from .training_recipe import Recipe
 from .training_view import TrainingView, curve

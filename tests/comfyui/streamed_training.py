@@ -29,7 +29,7 @@ def observe(nodes, situation, name, wanted):
 
     situation.capacity = ROOM
     hosted = nodes.host.load(name, "fp32", "auto")
-    room = nodes.host_training.TrainingRoom(hosted)
+    room = nodes.host.TrainingRoom(hosted)
     need = room.weights // 2
     if wanted == "some":
         situation.capacity = room.weights
@@ -38,7 +38,7 @@ def observe(nodes, situation, name, wanted):
     told = room.prepare(need)
     management.vram_state = management.VRAMState.NORMAL_VRAM
     resident, transformer = LIVE.now, hosted.model.transformer
-    with nodes.host_training.trainable(hosted):
+    with nodes.host.trainable(hosted):
         with LoRA(transformer, rank=2, device=CARD) as lora:
             for number, low_rank in enumerate(lora.low_ranks.values()):
                 rng = torch.Generator().manual_seed(number)

@@ -12,8 +12,8 @@ def attention(request, host, monkeypatch):
     """The host's attention for a GPU, by one of ComfyUI's implementations."""
     from comfy.ldm.modules import attention as implementations
 
-    monkeypatch.setattr(host, "optimized_attention", getattr(implementations, request.param))
-    return host._attention(torch.device("cuda"))
+    monkeypatch.setattr(host.layers, "optimized_attention", getattr(implementations, request.param))
+    return host.layers.attention(torch.device("cuda"))
 
 
 @pytest.mark.parametrize("queries", [1, 5, 11])

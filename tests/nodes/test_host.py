@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmada_parallel.mmp_core import CheckpointError, SamplerSettings, encode_instruction
+from mmada_parallel.mmp_core.memory import PICTURE_BYTES_PER_PIXEL, Need, denoising_need
 
 
 def test_the_users_own_model_paths_are_kept(host):
@@ -111,9 +112,9 @@ def test_dtype_is_that_of_the_transformer(host, name, expected):
 def test_a_large_model_stays_as_stored_on_a_cpu(host, monkeypatch):
     stored = {"model.transformer.ln_f.weight": torch.ones(1, dtype=torch.bfloat16)}
     source, cpu = SimpleNamespace(weights=stored), torch.device("cpu")
-    assert host._fitting_dtype(source, cpu) == torch.float32
-    monkeypatch.setattr(host, "_SMALL", 1)
-    assert host._fitting_dtype(source, cpu) == torch.bfloat16
+    assert host.models._fitting_dtype(source, cpu) == torch.float32
+    monkeypatch.setattr(host.models, "_SMALL", 1)
+    assert host.models._fitting_dtype(source, cpu) == torch.bfloat16
 
 
 def test_layers_without_weights_until_loading_are_filled_and_checked(
@@ -124,12 +125,12 @@ def test_layers_without_weights_until_loading_are_filled_and_checked(
     import comfy.utils
 
     monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
-    monkeypatch.setattr(host, "_read_by_host", lambda source: source)
+    monkeypatch.setattr(host.models, "_read_by_host", lambda source: source)
     loaded = host.load("untrained", "auto", "auto")
     assert loaded.model.transformer.layers["ff_out"].weight is not None
     loaded.model.transformer.layers["ff_out"].weight = None
     with pytest.raises(CheckpointError, match="lacks model.transformer.ff_out.weight"):
-        host._check_filled(loaded.model, model_folder)
+        host.models._check_filled(loaded.model, model_folder)
 
 
 class Loading:
@@ -149,12 +150,12 @@ def test_room_is_made_for_what_was_estimated(host, model, monkeypatch):
     loading = Loading()
     monkeypatch.setattr(management, "load_models_gpu", loading)
     prompt = encode_instruction(model.model, "add a red star", batch=3)
-    need = host.denoising_need(model.model, prompt, SamplerSettings())
+    need = denoising_need(model.model, prompt, SamplerSettings())
     model.room(prompt, previews=False).prepare(need, 2)
     model.room(prompt, previews=True).prepare(need, 2)
     model.prepare_denoising(prompt, previews=False, settings=SamplerSettings())
     assert loading.patchers[:2] == [[model.patcher], [model.patcher, model.image_patcher]]
-    picture = 128 * 128 * host.PICTURE_BYTES_PER_PIXEL
+    picture = 128 * 128 * PICTURE_BYTES_PER_PIXEL
     kept = need.fixed + 2 * need.kept
     assert loading.asked == [need.of(2), max(need.of(2), kept + picture), need.of(3)]
 
@@ -167,7 +168,7 @@ def test_a_batch_is_split_before_its_weights_are_streamed(
     free. Where not even one sample fits, half of the device is for samples."""
     import comfy.model_management as management
 
-    device, need = torch.device("meta"), host.Need(fixed=1000, working=900, kept=100)
+    device, need = torch.device("meta"), Need(fixed=1000, working=900, kept=100)
     other = SimpleNamespace(device=device, model_loaded_memory=lambda: 5000)
     elsewhere = SimpleNamespace(device=torch.device("cpu"), model_loaded_memory=lambda: 10**12)
     monkeypatch.setattr(management, "current_loaded_models", [other, elsewhere])
@@ -183,7 +184,7 @@ def test_a_batch_is_split_before_its_weights_are_streamed(
 def test_on_a_cpu_the_weights_are_there_already(host, model, monkeypatch):
     import comfy.model_management as management
 
-    need = host.Need(fixed=0, working=900, kept=100)
+    need = Need(fixed=0, working=900, kept=100)
     monkeypatch.setattr(management, "extra_reserved_memory", lambda: 300)
     monkeypatch.setattr(management, "get_free_memory", lambda device: 3300)
     prompt = encode_instruction(model.model, "add a red star")
@@ -199,7 +200,7 @@ def test_on_a_cpu_the_weights_are_there_already(host, model, monkeypatch):
     ],
 )
 def test_live_text_reaches_the_page_literally(host, text, shown):
-    assert host.for_page(text) == shown
+    assert host.page.for_page(text) == shown
 
 
 def test_progress_without_a_server_is_silent(host):
@@ -214,8 +215,8 @@ def test_progress_without_a_server_is_silent(host):
 def test_words_go_to_the_page_that_queued_the_prompt(host, monkeypatch):
     sent = []
     server = SimpleNamespace(client_id="page", send_sync=lambda *message: sent.append(message))
-    monkeypatch.setattr(host.PromptServer, "instance", server, raising=False)
+    monkeypatch.setattr(host.page.PromptServer, "instance", server, raising=False)
     host.Progress("5:12").show_words(3, 9, [("<b>", "new"), (" ░", "undecided")])
     words = [("<b>", "new"), (" ░", "undecided")]
     event = {"node": "5:12", "step": 3, "total": 9, "words": words}
-    assert sent == [(host.STEP_EVENT, event, "page")]
+    assert sent == [(host.page.STEP_EVENT, event, "page")]

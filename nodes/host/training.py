@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..mmp_core import InputError
-from ..mmp_core.memory import readable
-from ..mmp_core.transformer import MaskedDiffusionTransformer, sdpa_attention
-from .host import HostedModel, StreamedRMSNorm, weight_of
+from ...mmp_core import InputError
+from ...mmp_core.memory import readable
+from ...mmp_core.transformer import MaskedDiffusionTransformer, sdpa_attention
+from .layers import StreamedRMSNorm, weight_of
+from .models import HostedModel
 
 Interrupted = comfy.model_management.InterruptProcessingException
 

@@ -1,48 +1,32 @@
-"""What the pack needs of ComfyUI beyond the node API: memory, progress, previews, interruption."""
+"""Checkpoints as ComfyUI's models: loaded, offloaded and unloaded by it."""
 
 from __future__ import annotations
 
-import html
 import logging
-import time
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-import comfy.cli_args
 import comfy.model_management
 import comfy.model_patcher
-import comfy.ops
 import comfy.quant_ops
 import comfy.utils
-import folder_paths
 import torch
-from comfy.ldm.modules.attention import optimized_attention
-from PIL import Image
-from server import PromptServer
 
-from ..mmp_core import CheckpointError, Model, Prompt, SamplerSettings
-from ..mmp_core.checkpoint import build_model, load_weights, open_checkpoint
-from ..mmp_core.memory import PICTURE_BYTES_PER_PIXEL, Need, denoising_need, readable
-from ..mmp_core.quantised import Format, formats_of
-from ..mmp_core.source import Source
-from ..mmp_core.tensor_files import SafetensorsFiles
-from ..mmp_core.transformer import Attention, RMSNorm, sdpa_attention
-from .folders import FOLDER, checkpoint_paths
+from ...mmp_core import CheckpointError, Model, Prompt, SamplerSettings
+from ...mmp_core.checkpoint import build_model, load_weights, open_checkpoint
+from ...mmp_core.memory import PICTURE_BYTES_PER_PIXEL, Need, denoising_need, readable
+from ...mmp_core.quantised import formats_of
+from ...mmp_core.source import Source
+from ...mmp_core.tensor_files import SafetensorsFiles
+from ..folders import checkpoint_paths
+from .layers import attention, operations
 
-STEP_EVENT = "mmada_parallel.step"
-"""What the page is sent while a run denoises; web/denoise_viewer.js listens to it."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 _log = logging.getLogger(__name__)
 _SMALL = 10**9
 _CLIP_ACTIVATION_BYTES = 2**30
-_TEXT_INTERVAL = 0.1
-_PICTURE_INTERVAL = 0.5
-_PREVIEW_SIZE = 512
 
 
 def clip_device(folder: Path) -> torch.device:
@@ -51,10 +35,6 @@ def clip_device(folder: Path) -> torch.device:
     stored = max(file.stat().st_size for file in folder.iterdir())
     comfy.model_management.free_memory(2 * stored + _CLIP_ACTIVATION_BYTES, device)
     return device
-
-
-def metadata_wanted() -> bool:
-    return not comfy.cli_args.args.disable_metadata
 
 
 @dataclass(frozen=True)
@@ -160,8 +140,8 @@ def load(checkpoint: str, dtype: str, image_tokenizer: str) -> HostedModel:
         chosen = DTYPES.get(dtype) or _fitting_dtype(source, device)
         model = build_model(
             source,
-            operations=_operations(chosen, device),
-            attention=_attention(device),
+            operations=operations(chosen, device),
+            attention=attention(device),
             dtype=chosen,
         )
         load_weights(model, source, offload_device)
@@ -212,145 +192,9 @@ def _check_formats(source: Source) -> None:
         )
 
 
-def _operations(dtype: torch.dtype, device: torch.device) -> type:
-    """ComfyUI's layers, but for the norm, whose rounding decides which tokens are chosen."""
-    picked = comfy.ops.pick_operations(dtype, dtype, load_device=device)
-    own = {
-        "RMSNorm": StreamedRMSNorm,
-        "QuantisedLinear": _quantised_linear(dtype),
-        "weight_of": staticmethod(weight_of),
-    }
-    return type("Operations", (picked,), own)
-
-
-@contextmanager
-def weight_of(layer: torch.nn.Module, like: torch.Tensor) -> Iterator[torch.Tensor]:
-    """As ``TorchOperations.weight_of``; a weight that is not on the device is brought there."""
-    weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
-    try:
-        quantised = isinstance(weight, comfy.quant_ops.QuantizedTensor)
-        yield weight.dequantize() if quantised else weight
-    finally:
-        comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
-
-
-class StreamedRMSNorm(RMSNorm, comfy.ops.CastWeightBiasOp):
-    """Without ``comfy_cast_weights`` a layer for which there is no room is left where it is, and
-    then meets an input on another device."""
-
-    bias = None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not (self.comfy_cast_weights or self.weight_function):
-            return super().forward(x)
-        with weight_of(self, x) as weight:
-            return self.with_gain(x, weight)
-
-
-def _quantised_linear(dtype: torch.dtype) -> type:
-    """ComfyUI's quantised layer, which computes in ``dtype``; its inputs stay unquantised."""
-    mixed = comfy.ops.mixed_precision_ops({"mixed_ops": True}, dtype, full_precision_mm=True)
-
-    class QuantisedLinear(mixed.Linear):
-        def __init__(self, inputs: int, outputs: int, form: Format, *, device: torch.device | str):
-            super().__init__(inputs, outputs, bias=False)
-            weight = torch.empty(outputs, inputs, dtype=form.storage, device=device)
-            self.weight = torch.nn.Parameter(weight, requires_grad=False)
-
-        def _forward(self, input, weight, bias):
-            if isinstance(weight, comfy.quant_ops.QuantizedTensor):
-                weight = weight.dequantize()  # else kernels for int8 quantise the input, too
-            return super()._forward(input, weight, bias)
-
-        def _apply(self, fn, recurse=True):
-            with torch.inference_mode(False):  # as when it was made
-                return super()._apply(fn, recurse)
-
-    return QuantisedLinear
-
-
-def _attention(device: torch.device) -> Attention:
-    """ComfyUI's attention; on a CPU, where its own is slower, torch's."""
-    if comfy.model_management.is_device_cpu(device):
-        return sdpa_attention
-
-    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return optimized_attention(
-            q, k, v, q.shape[1], skip_reshape=True, low_precision_attention=False
-        )
-
-    return attention
-
-
 def _check_filled(model: Model, path: Path) -> None:
     """Under DynamicVRAM layers have no weights before loading, so ``load_weights`` misses none."""
     for module in (model.transformer, model.image_tokenizer):
         for name, layer in module.named_modules():
             if getattr(layer, "weight", layer) is None:
                 raise CheckpointError(f"{path} lacks {name}.weight: it is incomplete.")
-
-
-def to_intermediate(pixels: torch.Tensor) -> torch.Tensor:
-    """``pixels`` where ComfyUI keeps what travels between nodes."""
-    return pixels.to(comfy.model_management.intermediate_device())
-
-
-def stop_if_interrupted() -> None:
-    comfy.model_management.throw_exception_if_processing_interrupted()
-
-
-def save_temporary(picture: Image.Image) -> dict[str, str]:
-    """Save ``picture`` until ComfyUI ends. What its ``/view`` needs to serve it."""
-    folder = Path(folder_paths.get_temp_directory())
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{FOLDER}_{uuid.uuid4().hex}.jpg"
-    picture.save(folder / name, quality=85)
-    return {"filename": name, "subfolder": "", "type": "temp"}
-
-
-class Progress:
-    """The page's view of one running node: bar, picture and text.
-
-    A caller makes a picture or a text only when it is due, since making one costs time.
-    """
-
-    def __init__(self, node_id: str):
-        self.node_id = node_id
-        self._bar = comfy.utils.ProgressBar(1, node_id=node_id)
-        self._text_at = self._picture_at = 0.0
-
-    @property
-    def text_due(self) -> bool:
-        return time.monotonic() >= self._text_at
-
-    @property
-    def picture_due(self) -> bool:
-        return time.monotonic() >= self._picture_at
-
-    def show(self, done: int, total: int, picture: Image.Image | None = None) -> None:
-        preview = None
-        if picture is not None:
-            preview = ("JPEG", picture, min(_PREVIEW_SIZE, max(picture.size)))
-            self._picture_at = time.monotonic() + _PICTURE_INTERVAL
-        self._bar.update_absolute(done, total, preview)
-
-    def show_text(self, text: str) -> None:
-        """The whole text so far, on the node."""
-        self._text_at = time.monotonic() + _TEXT_INTERVAL
-        if server := _server():
-            server.send_progress_text(for_page(text), self.node_id, server.client_id)
-
-    def show_words(self, done: int, total: int, words: Sequence[tuple[str, str]]) -> None:
-        """The whole text so far, in our own viewer: words and their states."""
-        if server := _server():
-            event = {"node": self.node_id, "step": done, "total": total, "words": words}
-            server.send_sync(STEP_EVENT, event, server.client_id)
-
-
-def _server() -> PromptServer | None:
-    return getattr(PromptServer, "instance", None)
-
-
-def for_page(text: str) -> str:
-    """``text`` as the page's live text shows it literally: the page takes it for HTML."""
-    return html.escape(text).replace("\n", "<br>").replace("  ", " &nbsp;")

@@ -10,9 +10,9 @@ import comfy.ops
 import torch
 from comfy.patcher_extension import PatcherInjection
 
-from ..mmp_core.lora import Adapter, Bypass
-from ..mmp_core.lora_files import build_adapter
-from .host import HostedAdapter, HostedModel
+from ...mmp_core.lora import Adapter, Bypass
+from ...mmp_core.lora_files import build_adapter
+from .models import HostedAdapter, HostedModel
 
 _INJECTIONS = "mmada_parallel.adapters"
 

@@ -1,0 +1,85 @@
+"""Layers that ComfyUI streams and offloads, for our modules to be built of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import comfy.model_management
+import comfy.ops
+import comfy.quant_ops
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+
+from ...mmp_core.quantised import Format
+from ...mmp_core.transformer import Attention, RMSNorm, sdpa_attention
+
+
+def operations(dtype: torch.dtype, device: torch.device) -> type:
+    """ComfyUI's layers, but for the norm, whose rounding decides which tokens are chosen."""
+    picked = comfy.ops.pick_operations(dtype, dtype, load_device=device)
+    own = {
+        "RMSNorm": StreamedRMSNorm,
+        "QuantisedLinear": _quantised_linear(dtype),
+        "weight_of": staticmethod(weight_of),
+    }
+    return type("Operations", (picked,), own)
+
+
+@contextmanager
+def weight_of(layer: torch.nn.Module, like: torch.Tensor) -> Iterator[torch.Tensor]:
+    """As ``TorchOperations.weight_of``; a weight that is not on the device is brought there."""
+    weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
+    try:
+        quantised = isinstance(weight, comfy.quant_ops.QuantizedTensor)
+        yield weight.dequantize() if quantised else weight
+    finally:
+        comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+
+
+class StreamedRMSNorm(RMSNorm, comfy.ops.CastWeightBiasOp):
+    """Without ``comfy_cast_weights`` a layer for which there is no room is left where it is, and
+    then meets an input on another device."""
+
+    bias = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not (self.comfy_cast_weights or self.weight_function):
+            return super().forward(x)
+        with weight_of(self, x) as weight:
+            return self.with_gain(x, weight)
+
+
+def _quantised_linear(dtype: torch.dtype) -> type:
+    """ComfyUI's quantised layer, which computes in ``dtype``; its inputs stay unquantised."""
+    mixed = comfy.ops.mixed_precision_ops({"mixed_ops": True}, dtype, full_precision_mm=True)
+
+    class QuantisedLinear(mixed.Linear):
+        def __init__(self, inputs: int, outputs: int, form: Format, *, device: torch.device | str):
+            super().__init__(inputs, outputs, bias=False)
+            weight = torch.empty(outputs, inputs, dtype=form.storage, device=device)
+            self.weight = torch.nn.Parameter(weight, requires_grad=False)
+
+        def _forward(self, input, weight, bias):
+            if isinstance(weight, comfy.quant_ops.QuantizedTensor):
+                weight = weight.dequantize()  # else kernels for int8 quantise the input, too
+            return super()._forward(input, weight, bias)
+
+        def _apply(self, fn, recurse=True):
+            with torch.inference_mode(False):  # as when it was made
+                return super()._apply(fn, recurse)
+
+    return QuantisedLinear
+
+
+def attention(device: torch.device) -> Attention:
+    """ComfyUI's attention; on a CPU, where its own is slower, torch's."""
+    if comfy.model_management.is_device_cpu(device):
+        return sdpa_attention
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return optimized_attention(
+            q, k, v, q.shape[1], skip_reshape=True, low_precision_attention=False
+        )
+
+    return attend

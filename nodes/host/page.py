@@ -1,0 +1,96 @@
+"""A running node as its page sees it: progress, previews, live text; interruption."""
+
+from __future__ import annotations
+
+import html
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import comfy.cli_args
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import torch
+from PIL import Image
+from server import PromptServer
+
+from ..folders import FOLDER
+
+STEP_EVENT = "mmada_parallel.step"
+"""What the page is sent while a run denoises; web/denoise_viewer.js listens to it."""
+
+_TEXT_INTERVAL = 0.1
+_PICTURE_INTERVAL = 0.5
+_PREVIEW_SIZE = 512
+
+
+def metadata_wanted() -> bool:
+    return not comfy.cli_args.args.disable_metadata
+
+
+def to_intermediate(pixels: torch.Tensor) -> torch.Tensor:
+    """``pixels`` where ComfyUI keeps what travels between nodes."""
+    return pixels.to(comfy.model_management.intermediate_device())
+
+
+def stop_if_interrupted() -> None:
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def save_temporary(picture: Image.Image) -> dict[str, str]:
+    """Save ``picture`` until ComfyUI ends. What its ``/view`` needs to serve it."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{FOLDER}_{uuid.uuid4().hex}.jpg"
+    picture.save(folder / name, quality=85)
+    return {"filename": name, "subfolder": "", "type": "temp"}
+
+
+class Progress:
+    """The page's view of one running node: bar, picture and text.
+
+    A caller makes a picture or a text only when it is due, since making one costs time.
+    """
+
+    def __init__(self, node_id: str):
+        self.node_id = node_id
+        self._bar = comfy.utils.ProgressBar(1, node_id=node_id)
+        self._text_at = self._picture_at = 0.0
+
+    @property
+    def text_due(self) -> bool:
+        return time.monotonic() >= self._text_at
+
+    @property
+    def picture_due(self) -> bool:
+        return time.monotonic() >= self._picture_at
+
+    def show(self, done: int, total: int, picture: Image.Image | None = None) -> None:
+        preview = None
+        if picture is not None:
+            preview = ("JPEG", picture, min(_PREVIEW_SIZE, max(picture.size)))
+            self._picture_at = time.monotonic() + _PICTURE_INTERVAL
+        self._bar.update_absolute(done, total, preview)
+
+    def show_text(self, text: str) -> None:
+        """The whole text so far, on the node."""
+        self._text_at = time.monotonic() + _TEXT_INTERVAL
+        if server := _server():
+            server.send_progress_text(for_page(text), self.node_id, server.client_id)
+
+    def show_words(self, done: int, total: int, words: Sequence[tuple[str, str]]) -> None:
+        """The whole text so far, in our own viewer: words and their states."""
+        if server := _server():
+            event = {"node": self.node_id, "step": done, "total": total, "words": words}
+            server.send_sync(STEP_EVENT, event, server.client_id)
+
+
+def _server() -> PromptServer | None:
+    return getattr(PromptServer, "instance", None)
+
+
+def for_page(text: str) -> str:
+    """``text`` as the page's live text shows it literally: the page takes it for HTML."""
+    return html.escape(text).replace("\n", "<br>").replace("  ", " &nbsp;")
