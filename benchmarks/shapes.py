@@ -20,7 +20,6 @@ RELEASED = {
     "embedding_size": 134656, "rope_theta": 500000.0, "rms_norm_eps": 1e-5,
     "mask_token_id": 126336, "eos_token_id": 126081,
 }  # fmt: skip
-MID = {"d_model": 512, "n_layers": 8, "n_heads": 8, "n_kv_heads": 8, "mlp_hidden_size": 1536}
 TINY = {"d_model": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "mlp_hidden_size": 96}
 INSTRUCTION = 60
 

@@ -18,6 +18,7 @@ from .config import ModelConfig
 from .errors import InputError
 from .kernels import available
 from .layout.base import Layout
+from .layout.variant_a import VariantA
 from .quantised import FORMATS
 from .sampler.settings import SamplerSettings
 from .state import Prompt
@@ -37,7 +38,7 @@ class OutOfMemory(InputError, torch.OutOfMemoryError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` is a device's or the CPU's refusal to allocate."""
-    told = ("out of memory", "can't allocate memory", "not enough memory")
+    told = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and any(words in str(error).lower() for words in told)
     )
@@ -119,9 +120,12 @@ def dequantised_bytes(transformer: MaskedDiffusionTransformer, itemsize: int) ->
     return 2 * max(sizes, default=0)
 
 
-def decision_bytes(positions: int, choices: int, branches: int, noisy: bool, itemsize: int) -> int:
-    """Logits of ``branches`` at ``positions``, guided, noised and decided in float32."""
-    per_logit = itemsize * branches + 8 + (12 if noisy else 0)
+def decision_bytes(positions: int, choices: int, branches: int, noise: int, itemsize: int) -> int:
+    """Logits of ``branches`` at ``positions``, guided, noised and decided in float32.
+
+    ``noise``: bytes of a random number, 0 without.
+    """
+    per_logit = itemsize * branches + 8 + 3 * noise
     if branches > 1 and itemsize < 4:
         per_logit += 4
     return positions * choices * per_logit
@@ -140,8 +144,8 @@ def denoising_need(
 ) -> Need:
     """Of ``denoise`` with the same arguments.
 
-    A forward beside the other branches' results, or a decision; caches of the branches; recorded
-    steps. Branches count as long as the conditional one. Which tokens are locked is not looked at.
+    A forward, with what adapters add, beside the other branches' results, or a decision; caches of
+    the branches; recorded steps. Branches count as long as the conditional one. Which tokens are locked is not looked at.
     """
     config, sample = model.transformer.config, prompt[:1]
     itemsize = model.transformer.layers["ln_f"].weight.element_size()
@@ -150,17 +154,20 @@ def denoising_need(
     hidden = length * config.d_model * itemsize
     text_branches = 1 + bool(settings.reasoning_guidance)
     image_branches = 1 + _image_branches(settings)
-    branches = max(text_branches, image_branches, 1 + _distinct_branches(settings))
-    text = decision_bytes(
-        words, len(model.layout.text_choices), text_branches, settings.text_temperature > 0,
-        itemsize,
-    )  # fmt: skip
+    branches = 1 + _distinct_branches(settings)
+    choices, noise = len(model.layout.text_choices), 4
+    if settings.preset == "upstream":  # any id; variant M draws in float64
+        choices = config.embedding_size
+        noise = 4 if isinstance(model.layout, VariantA) else 8
+    text_noise = noise if settings.text_temperature else 0
+    text = decision_bytes(words, choices, text_branches, text_noise, itemsize)
     if available(model.device) and itemsize < 4 and settings.preset == "corrected":
-        text = words * len(model.layout.text_choices) * 8 * (settings.text_temperature > 0)
-    image = decision_bytes(
-        codes, model.layout.codebook_size, image_branches, settings.image_temperature > 0, itemsize
-    )
-    working = max(forward_bytes(config, length, itemsize), text, image) + branches * hidden
+        text = words * choices * 2 * text_noise
+    image_noise = 4 if settings.image_temperature else 0
+    image = decision_bytes(codes, model.layout.codebook_size, image_branches, image_noise, itemsize)
+    adapters = length * config.mlp_hidden_size * itemsize
+    forward = forward_bytes(config, length, itemsize) + adapters
+    working = max(forward, text, image) + branches * hidden
     kept = (_recorded(settings, record) + 2) * (words + codes) * _STEP_BYTES_PER_TOKEN
     if settings.reuses:
         dtype = model.transformer.layers["ln_f"].weight.dtype

@@ -67,7 +67,8 @@ def denoise_in_parts(
 ) -> Trajectory:
     """As ``denoise``, but no more samples at once than ``room`` has memory for.
 
-    The result is the same, on the CPU: a sample depends on its own seed only. ``callback`` gets
+    The result is the same, on the CPU: a sample depends on its own seed only (but not the text of
+    the "upstream" preset of variant M, which draws from the global generator). ``callback`` gets
     the steps of one part after the other, counted through. ``starting`` is told the samples of each
     part before it begins. When memory runs out all the same, parts are halved, once.
 

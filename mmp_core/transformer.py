@@ -162,8 +162,7 @@ class MaskedDiffusionTransformer(nn.Module):
     """LLaDA backbone shared by both released variants.
 
     ``operations`` offers what :class:`TorchOperations` does, so that a host may cast or stream
-    weights.
-    Parameter names carry the released prefix ``model.transformer.``.
+    weights. Parameter names carry the released prefix ``model.transformer.``.
     """
 
     def __init__(
@@ -216,6 +215,8 @@ class MaskedDiffusionTransformer(nn.Module):
         ``cache`` and ``positions``: see :meth:`forward`.
         """
         config, length = self.config, ids.shape[1]
+        if positions is not None and cache is None:
+            raise ValueError("positions need the cache that holds the others' keys and values.")
         table = rotary_table(length, config.head_dim, config.rope_theta, ids.device)
         if positions is not None:
             read = positions.clamp_max(length - 1)

@@ -113,9 +113,12 @@ def _run_on(device: torch.device) -> bool:
         numbers = torch.arange(64.0, device=device, dtype=torch.bfloat16).view(1, 4, 16)
         with torch.cuda.device_of(numbers):
             codes, _ = choose_image([numbers], [], None)
-            words, _ = choose_text([numbers], [], numbers[0], None, 0.0, None)
-        likeliest = (numbers @ numbers[0].T).argmax(-1)
-        right = torch.equal(codes, numbers.argmax(-1)) and torch.equal(words, likeliest)
+            right = torch.equal(codes, numbers.argmax(-1))
+            few, many = numbers[0], numbers[0].repeat(17, 1)
+            likeliest = (many @ few.T).argmax(-1)
+            for rows, scales in ((few, []), (many, []), (few, [1.0])):  # all tiles that a run uses
+                words, _ = choose_text([rows] * (1 + len(scales)), scales, few, None, 0.0, None)
+                right &= torch.equal(words, likeliest[: len(rows)])
     except torch.OutOfMemoryError:
         raise
     except Exception as problem:  # whatever it is, torch computes the same

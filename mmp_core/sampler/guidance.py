@@ -43,8 +43,8 @@ class CorrectedGuidance:
     """``cond + Σ scale·(cond - branch)`` in float32, all branches on one and the same state.
 
     A branch replaces the whole prompt. One whose scale is 0, or that has nothing to drop, is not
-    run; without an input image
-    there is none to drop, so the joint branch is the one without the instruction.
+    run; without an input image there is none to drop, so the joint branch is the one without the
+    instruction.
     """
 
     def __init__(self, layout: Layout, prompt: Prompt, settings: SamplerSettings):

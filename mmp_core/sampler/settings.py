@@ -89,7 +89,8 @@ class SamplerSettings:
                 f"speed is {self.speed!r} with remasking 'random', which does not look at what the "
                 "model is sure of; use 'low_confidence', or speed 'exact' or 'cached'."
             )
-        for seed in (self.seed,) if isinstance(self.seed, int) else self.seed or ():
+        several = isinstance(self.seed, Sequence)
+        for seed in self.seed if several else () if self.seed is None else (self.seed,):
             _check("seed", seed, 0, 2**64 - 1, whole=True)
 
     @classmethod

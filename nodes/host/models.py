@@ -29,6 +29,17 @@ _SMALL = 10**9
 _CLIP_ACTIVATION_BYTES = 2**30
 
 
+def free_bytes(device: torch.device) -> float:
+    """What ComfyUI can give on ``device`` once it has unloaded all models; on a CPU, where the
+    weights lie anyway, what is free beside them."""
+    management = comfy.model_management
+    free = management.get_free_memory(device) - management.extra_reserved_memory()
+    if management.is_device_cpu(device):
+        return free
+    loaded = management.current_loaded_models
+    return free + sum(e.model_loaded_memory() for e in loaded if e.device == device)
+
+
 def clip_device(folder: Path) -> torch.device:
     """ComfyUI's device, with room made for the CLIP in ``folder``, in float32, and its work."""
     device = comfy.model_management.get_torch_device()
@@ -104,22 +115,20 @@ class HostRoom:
     def samples(self, need: Need, batch: int) -> int:
         """So many that the weights can stay on the device; if even one sample is too much for that,
         as many as fit in half of it, since all share the weights that are streamed."""
-        management, device = comfy.model_management, self.hosted.patcher.load_device
-        free = management.get_free_memory(device) - management.extra_reserved_memory()
-        if management.is_device_cpu(device):
+        device = self.hosted.patcher.load_device
+        free = free_bytes(device)
+        if comfy.model_management.is_device_cpu(device):
             return need.samples_in(free, batch)
-        free += sum(
-            entry.model_loaded_memory()
-            for entry in management.current_loaded_models
-            if entry.device == device
-        )
         beside = free - sum(patcher.model_size() for patcher in self._patchers)
-        return need.samples_in(beside if beside >= need.of(1) else free / 2, batch)
+        return need.samples_in(beside if beside >= self._memory(need, 1) else free / 2, batch)
+
+    def _memory(self, need: Need, samples: int) -> int:
+        """Of ``samples`` at once: a step of them, or a preview beside what they keep."""
+        kept = need.fixed + samples * need.kept
+        return max(need.of(samples), kept + self.pixels * PICTURE_BYTES_PER_PIXEL)
 
     def prepare(self, need: Need, samples: int) -> None:
-        kept = need.fixed + samples * need.kept
-        picture = self.pixels * PICTURE_BYTES_PER_PIXEL
-        memory = max(need.of(samples), kept + picture)
+        memory = self._memory(need, samples)
         size = sum(patcher.model_size() for patcher in self._patchers)
         _log.info(
             "MMaDA-Parallel: %d sample(s) at once need about %s beside %s of weights.",

@@ -20,7 +20,7 @@ from ...mmp_core import InputError
 from ...mmp_core.memory import readable
 from ...mmp_core.transformer import MaskedDiffusionTransformer, sdpa_attention
 from .layers import StreamedRMSNorm, weight_of
-from .models import HostedModel
+from .models import HostedModel, free_bytes
 
 Interrupted = comfy.model_management.InterruptProcessingException
 
@@ -118,14 +118,8 @@ class TrainingRoom:
 
     @property
     def free(self) -> float:
-        """What there is for training and weights, or on a CPU, where the weights lie already, for
-        training alone, once ComfyUI has unloaded everything else."""
-        management = comfy.model_management
-        free = management.get_free_memory(self.device) - management.extra_reserved_memory()
-        if management.is_device_cpu(self.device):
-            return free
-        loaded = management.current_loaded_models
-        return free + sum(e.model_loaded_memory() for e in loaded if e.device == self.device)
+        """What there is for training and weights; on a CPU for training alone."""
+        return free_bytes(self.device)
 
     @property
     def beside(self) -> float:

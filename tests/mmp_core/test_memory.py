@@ -15,6 +15,7 @@ from mmada_parallel.mmp_core import (
 from mmada_parallel.mmp_core.config import ModelConfig
 from mmada_parallel.mmp_core.convert import convert
 from mmada_parallel.mmp_core.errors import InputError
+from mmada_parallel.mmp_core.lora import Adapter, Shape, adaptable_layers
 from mmada_parallel.mmp_core.memory import (
     PICTURE_BYTES_PER_PIXEL,
     Need,
@@ -96,6 +97,38 @@ def test_denoising_holds_what_is_estimated(dtype, text, grid, choices):
         need = denoising_need(model, prompt, settings)
         measured = most_bytes(lambda p=prompt: denoise(model, p, settings))
         check(need.of(batch), measured)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("guidance", [0.0, 2.0])
+def test_the_reference_chooses_words_from_all_ids(dtype, temperature, guidance):
+    """Of which the model of variant M has 8,211, 14 of them words."""
+    model = tiny.TinyModel("M", torch.float32)
+    model.transformer.to(dtype)
+    settings = SamplerSettings.upstream(
+        "M", text_steps=3, image_steps=2, text_temperature=temperature, reasoning_guidance=guidance
+    )
+    prompt = tiny.prompt(model.layout, text=40, grid=(1, 1))
+    need = denoising_need(model, prompt, settings)
+    check(need.of(1), most_bytes(lambda: denoise(model, prompt, settings)))
+
+
+def test_adapters_count():
+    model = of_many_words()
+    settings = SamplerSettings(text_steps=3, image_steps=2, joint_guidance=0.0)
+    prompt = tiny.prompt(model.layout, batch=2, text=4, grid=(30, 30))
+    shapes = {
+        name: Shape(layer.in_features, layer.out_features, 2)
+        for name, layer in adaptable_layers(model.transformer).items()
+    }
+    adapter = Adapter(shapes)
+    for parameter in adapter.parameters():
+        torch.nn.init.ones_(parameter)
+    bypass = adapter.attach(model.transformer)
+    measured = most_bytes(lambda: denoise(model, prompt, settings))
+    bypass.remove()
+    check(denoising_need(model, prompt, settings).of(2), measured)
 
 
 def test_recorded_steps_count():
@@ -233,6 +266,7 @@ def test_pictures_of_the_released_tokenizers_are_counted_where_they_are_widest()
         (torch.OutOfMemoryError("CUDA out of memory."), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("MPS backend out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (MemoryError(), True),
         (ValueError("out of memory"), False),
