@@ -145,7 +145,8 @@ def denoising_need(
     """Of ``denoise`` with the same arguments.
 
     A forward, with what adapters add, beside the other branches' results, or a decision; caches of
-    the branches; recorded steps. Branches count as long as the conditional one. Which tokens are locked is not looked at.
+    the branches; recorded steps. Branches count as long as the conditional one. Which tokens are
+    locked is not looked at.
     """
     config, sample = model.transformer.config, prompt[:1]
     itemsize = model.transformer.layers["ln_f"].weight.element_size()
