@@ -7,8 +7,9 @@ import math
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ..mmp_core.memory import free_bytes
 from ..training.adapter_files import base_metadata, save_adapter
 from ..training.adapters import FullWeights, LoRA, Policy
 from ..training.cases import Case, Reward
-from ..training.data import open_dataset, tokenised
+from ..training.data import EditDataset, open_dataset, tokenised
 from ..training.finetune import FinetuneRun, FinetuneSettings
 from ..training.need import finetune_bytes, pararl_bytes, trained_parameters
 from ..training.pararl import ROLLOUT_SAMPLER, ParaRLRun, ParaRLSettings
@@ -51,11 +52,12 @@ def pararl(args: argparse.Namespace) -> None:
     _check_places(args)
     if not args.reward and args.data != "demo":
         raise InputError("--reward: say what to train for, such as clip:FOLDER.")
+    dataset = _dataset(args)
     accelerator = _launched(args)
     reward = _reward(args)
     with memory_explained():
         model = load_model(args)
-        cases = _cases(args, model, accelerator, need_target=False)
+        cases = _cases(args, dataset, model, accelerator, need_target=False)
         settings = _fitted(args, model, cases, settings, pararl_bytes)
         run = ParaRLRun(
             model, cases, reward, settings, _folder(args),
@@ -68,10 +70,11 @@ def sft(args: argparse.Namespace) -> None:
     given = {} if args.batch_size is None else {"batch_size": args.batch_size}
     settings = FinetuneSettings(**{"steps": 200, **chosen_stepping(args)}, **given)
     _check_places(args)
+    dataset = _dataset(args)
     accelerator = _launched(args)
     with memory_explained():
         model = load_model(args)
-        cases = _cases(args, model, accelerator, need_target=True)
+        cases = _cases(args, dataset, model, accelerator, need_target=True)
         settings = _fitted(args, model, cases, settings, finetune_bytes)
         run = FinetuneRun(
             model, cases, settings, _folder(args),
@@ -122,24 +125,27 @@ def _launched(args: argparse.Namespace) -> Any:
     return accelerator
 
 
+def _dataset(args: argparse.Namespace) -> EditDataset:
+    if args.data == "demo":
+        return world_dataset(args.cases or _TOY_CASES)
+    return open_dataset(args.data, bad_items=args.bad_items, limit=args.cases)
+
+
 def _cases(
-    args: argparse.Namespace, model: Model, accelerator: Any, need_target: bool
+    args: argparse.Namespace,
+    dataset: EditDataset,
+    model: Model,
+    accelerator: Any,
+    need_target: bool,
 ) -> Sequence[Case]:
     """Tokenised by the first process, then by the others from its cache."""
-    cache = _folder(args) / "codes.safetensors"
-    if accelerator:
-        with accelerator.main_process_first():
-            return _tokenised(args, model, cache, need_target)
-    return _tokenised(args, model, cache, need_target)
+    with accelerator.main_process_first() if accelerator else nullcontext():
+        return _tokenised(args, dataset, model, need_target)
 
 
 def _tokenised(
-    args: argparse.Namespace, model: Model, cache: Path, need_target: bool
+    args: argparse.Namespace, dataset: EditDataset, model: Model, need_target: bool
 ) -> Sequence[Case]:
-    if args.data == "demo":
-        dataset = world_dataset(args.cases or _TOY_CASES)
-    else:
-        dataset = open_dataset(args.data, bad_items=args.bad_items, limit=args.cases)
     with tqdm(desc="tokenising", unit="picture", delay=1, disable=args.quiet) as bar:
 
         def advance(done: int, total: int) -> None:
@@ -147,8 +153,8 @@ def _tokenised(
             bar.update(done - bar.n)
 
         cases = tokenised(
-            dataset, model, cache=cache, need_target=need_target, text_length=args.text_length,
-            callback=advance,
+            dataset, model, cache=_folder(args) / "codes.safetensors", need_target=need_target,
+            text_length=args.text_length, callback=advance,
         )  # fmt: skip
     for name, reason in cases.skipped:
         note(args, f"skipped {name}: {reason}")
@@ -157,8 +163,19 @@ def _tokenised(
 
 
 def _reward(args: argparse.Namespace) -> Reward:
-    makers = {**MAKERS, "checker": lambda place, device: CheckerReward()}
-    return reward_named(args.reward or ["checker"], pick_device(args.device), makers)
+    return reward_named(
+        args.reward or ["checker"],
+        pick_device(args.device),
+        {**MAKERS, "checker": partial(_checker, args.data)},
+    )
+
+
+def _checker(data: str, place: str, device: str) -> CheckerReward:
+    if data != "demo":
+        raise InputError(
+            "--reward checker judges the toy world (--data demo) alone: choose clip:FOLDER."
+        )
+    return CheckerReward()
 
 
 def _fitted(
@@ -220,6 +237,7 @@ def _train(args: argparse.Namespace, model: Model, run: PolicyRun, shown: Sequen
             try:
                 run.train(show, tell)
             except KeyboardInterrupt:
+                bar.close()
                 note(args, f"{run.folder.last_good} --resume continues it.")
                 raise
     weights = run.policy.state_dict()

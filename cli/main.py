@@ -42,7 +42,8 @@ Train an adapter by rewards for text and picture that agree, along the denoising
 Ctrl-C; --resume continues it exactly."""
 _PARARL_EXAMPLE = """\
 examples:
-  mmada-parallel train pararl --data demo --steps 100 --output toy.safetensors
+  mmada-parallel train pararl --data demo --steps 16 --learning-rate 0.004 --text-steps 2 \\
+    --image-steps 2 --text-temperature 2.5 --output toy.safetensors
   mmada-parallel train pararl --model models/MMaDA-Parallel-A --data pictures/ \\
     --reward clip:models/ViT-L-14 --output my-style.safetensors
 """

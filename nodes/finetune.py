@@ -34,8 +34,6 @@ from .types import CATEGORY
 _CHECKER = "checker (toy world)"
 _CLIP = "clip: "
 _SHOWN = 4
-_HOPELESS = 10
-"""Steps, one after the other, that may go by with nothing to learn from."""
 
 
 class ParaRLFinetune(io.ComfyNode):
@@ -126,12 +124,10 @@ class SFTFinetune(io.ComfyNode):
 
 @dataclass
 class ParaRL:
-    """A ``Recipe``. ``reward``: as its widget says; ``judge``: it, once loaded. ``idle``: steps so
-    far, one after the other, that had nothing to learn from."""
+    """A ``Recipe``. ``reward``: as its widget says; ``judge``: it, once loaded."""
 
     settings: ParaRLSettings
     reward: str
-    idle: int = 0
     judge: Reward | None = None
     need_target = False
     curve = ("reward_mean", "mean reward")
@@ -190,15 +186,6 @@ class ParaRL:
         steps = max(sampler.text_steps, sampler.image_steps)
         return settings.groups * min(settings.scored_steps, steps)
 
-    def follow(self, metrics: Metrics) -> None:
-        self.idle = 0 if metrics["tokens"] else self.idle + 1
-        if self.idle == min(_HOPELESS, self.settings.steps):
-            raise InputError(
-                f"All answers to each instruction scored the same in {self.idle} steps, so that "
-                "there was nothing to learn: raise text_temperature or group_size, take fewer "
-                "text_steps, or choose another reward."
-            )
-
     def picture(self, run: ParaRLRun) -> Image.Image:
         return pairs_sheet(run.samples(_SHOWN))
 
@@ -233,9 +220,6 @@ class SFT:
         policy: LoRA,
     ) -> PolicyRun:
         return FinetuneRun(model, cases, settings, folder, policy=policy)
-
-    def follow(self, metrics: Metrics) -> None:
-        pass
 
     def figures(self, metrics: Metrics) -> str:
         return (

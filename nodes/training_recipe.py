@@ -41,9 +41,6 @@ class Recipe(Protocol):
         self, model: Model, cases: Sequence[Case], settings: RunSettings, folder: Path, policy: LoRA
     ) -> PolicyRun: ...
 
-    def follow(self, metrics: Metrics) -> None:
-        """After each step. Raises ``InputError`` where going on is of no use."""
-
     def figures(self, metrics: Metrics) -> str:
         """A few lines on a step."""
 

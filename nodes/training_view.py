@@ -60,7 +60,6 @@ class TrainingView:
         due = self.preview_every and (step % self.preview_every == 0 or step == total)
         self.page.show(step, total, self.recipe.picture(self.run) if due else None)
         stop_if_interrupted()
-        self.recipe.follow(metrics)
 
     def last(self, told: str) -> None:
         """``told`` above the last figures, once nothing is trained any more."""

@@ -36,7 +36,7 @@ class Pair:
     """Text and picture of one rollout at one denoising step.
 
     ``text``: what is decided, undecided tokens dropped; ``marked``: the same with ``░`` for each
-    undecided token. ``picture``: the model's guess where undecided. ``progress``: share of the
+    undecided token. ``picture``: the model's likeliest where undecided. ``progress``: share of the
     run's steps that are done, 0 … 1; 1 is the final pair.
     """
 

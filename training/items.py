@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base
 
 from ..mmp_core.errors import InputError
@@ -89,6 +89,8 @@ def checked_picture(name: str, content: bytes, read: Callable[[], Image.Image]) 
                 width, height = height, width
             opened.draft("RGB", (1, 1))
             opened.load()
+    except UnidentifiedImageError:
+        raise InputError(f"{name} is no picture in a format that is read: replace it.") from None
     except Exception as error:  # PIL's decoders raise anything on damaged data
         raise InputError(f"{name} cannot be read as a picture ({error}): replace it.") from error
     if min(width, height) < SMALLEST_SIDE:

@@ -12,7 +12,8 @@ The authors released no code. Where the paper is silent, this is done (see also
 - The objective and the KL term are means over rollouts and steps, skipped ones counting as 0.
 - The KL term is to the policy before training ("base": the paper's appendix) or before the step
   ("old": its main text; has no gradient in the first inner epoch).
-- The partial picture is decoded from the sampler's own guess; undecided text is left out.
+- The partial picture is completed by the model's likeliest codes given what the step decided;
+  undecided text is left out.
 - Rollouts are sampled without guidance, at temperature 1, in fewer steps than the paper's answers.
 - Prompts are drawn without replacement, all of them before any returns.
 """
@@ -33,7 +34,7 @@ from ..mmp_core.errors import InputError
 from ..mmp_core.sampler.settings import SamplerSettings
 from .cases import Case, Pair, Reward
 from .objective import RewardScale, advantages, clipped_objective, kl_estimate, token_weights
-from .policy_run import DivergenceError, PolicyRun, Progress, RunSettings
+from .policy_run import Callback, DivergenceError, PolicyRun, Progress, RunSettings
 from .rewards import Weighted, checked, described, name_of
 from .rollout import (
     Group,
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
 ROLLOUT_SAMPLER = SamplerSettings(
     text_steps=32, image_steps=16, text_temperature=1.0, joint_guidance=0.0
 )
+HOPELESS = 10
+"""Steps at the beginning that may go by with nothing to learn from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +147,25 @@ class ParaRLRun(PolicyRun):
         self.reward = reward
         self.scale, self.reward_calls = RewardScale(), 0
         self._latest: list[Rollouts] = []
+
+    def train(self, callback: Callback | None = None, progress: Progress | None = None) -> None:
+        """As :meth:`PolicyRun.train`. Raises ``InputError``, too, where none of the first
+        :data:`HOPELESS` steps (or of all there are) had anything to learn from."""
+        begun, learnt = self.step, False
+
+        def followed(step: int, metrics: dict[str, float]) -> None:
+            nonlocal learnt
+            if callback is not None:
+                callback(step, metrics)
+            learnt = learnt or metrics["tokens"] > 0
+            if not learnt and step - begun == min(HOPELESS, self.settings.steps):
+                raise InputError(
+                    f"All answers to each instruction scored the same in {step - begun} steps, so "
+                    "that there was nothing to learn: raise text_temperature or group_size, take "
+                    "fewer text_steps, or choose another reward."
+                )
+
+        super().train(followed, progress)
 
     def advance(self, progress: Progress | None = None) -> dict[str, float]:
         with self.gathered():

@@ -63,16 +63,14 @@ class Group:
 class Moments:
     """Rollouts at steps: M of them, whatever rollout and step each belongs to.
 
-    ``state``, ``after``: what was decided before and after the step. ``guess``: (M, H, W) int64,
-    the model's guess of the picture. ``text_revealed`` (M, T), ``image_revealed`` (M, H, W): bool.
-    ``index``: (M,) int64, the step's number. ``finite``: (M,) bool, whether the model's confidence
-    was a number throughout.
+    ``state``, ``after``: what was decided before and after the step. ``text_revealed`` (M, T),
+    ``image_revealed`` (M, H, W): bool. ``index``: (M,) int64, the step's number. ``finite``: (M,)
+    bool, whether the model's confidence was a number throughout.
     """
 
     prompt: Prompt
     state: TokenState
     after: TokenState
-    guess: Tensor
     text_revealed: Tensor
     image_revealed: Tensor
     index: Tensor
@@ -83,9 +81,8 @@ class Moments:
 
     def __getitem__(self, rows: slice | Tensor) -> Moments:
         return Moments(
-            self.prompt[rows], self.state[rows], self.after[rows], self.guess[rows],
-            self.text_revealed[rows], self.image_revealed[rows], self.index[rows],
-            self.finite[rows],
+            self.prompt[rows], self.state[rows], self.after[rows], self.text_revealed[rows],
+            self.image_revealed[rows], self.index[rows], self.finite[rows],
         )  # fmt: skip
 
     @classmethod
@@ -96,7 +93,7 @@ class Moments:
                 torch.cat([s.text for s in found]), torch.cat([s.image for s in found])
             )
 
-        names = ("guess", "text_revealed", "image_revealed", "index", "finite")
+        names = ("text_revealed", "image_revealed", "index", "finite")
         return cls(
             Prompt.stack([p.prompt for p in parts]),
             states("state"),
@@ -223,22 +220,23 @@ def _moments(prompt: Prompt, step: Step, rows: list[int]) -> Moments:
     at = torch.tensor(rows, device=step.text_revealed.device)
     confidence = torch.cat((step.text_confidence, step.image_confidence.flatten(1)), dim=1)
     return Moments(
-        prompt[at], step.state[at], step.after[at], step.guess.image[at],
-        step.text_revealed[at], step.image_revealed[at], torch.full_like(at, step.index),
+        prompt[at], step.state[at], step.after[at], step.text_revealed[at],
+        step.image_revealed[at], torch.full_like(at, step.index),
         confidence[at].isfinite().all(dim=1),
     )  # fmt: skip
 
 
 def trajectory_pairs(model: Model, rollouts: Rollouts, *, micro_batch: int) -> list[Pair]:
-    """One pair per moment: the text decided so far, and the picture as the model then saw it.
+    """One pair per moment: what is decided after the step, and for undecided image codes the
+    model's likeliest, asked anew given just that.
 
-    Before the sampler's first image step the model has not been asked about the picture yet; it is
-    then asked once, given the text of the moment, and its likeliest codes are taken.
+    The sampler's own guess was made before the step, at random: it cannot agree with what the step
+    decided, so a reward of it says next to nothing about the step.
     """
     _, steps, size = rollouts.shape
     moments = rollouts.moments
     parts = [moments[i : i + micro_batch] for i in range(0, len(moments), micro_batch)]
-    guess = torch.cat([_complete_guess(model, part) for part in parts])
+    guess = torch.cat([_likeliest_picture(model, part) for part in parts])
     progress = [(index + 1) / rollouts.total_steps for index in moments.index.tolist()]
     shown = TokenState(moments.after.text, guess)
     return _pairs(model, shown, rollouts.cases(steps * size), progress, micro_batch)
@@ -275,18 +273,18 @@ def _pairs(
 
 
 @torch.no_grad()
-def _complete_guess(model: Model, moments: Moments) -> Tensor:
+def _likeliest_picture(model: Model, moments: Moments) -> Tensor:
     """(M, H, W) codes without gaps."""
-    guess = moments.guess.clone()
-    unasked = (guess == MASKED).flatten(1).any(dim=1)
-    if unasked.any():
-        asked = moments[unasked.nonzero()[:, 0]]
+    picture = moments.after.image.clone()
+    undecided = (picture == MASKED).flatten(1).any(dim=1)
+    if undecided.any():
+        asked = moments[undecided.nonzero()[:, 0]]
         sequence = model.layout.sequence(asked.prompt, asked.after)
         hidden = model.transformer(sequence.ids)[:, sequence.image_positions]
         likeliest = model.transformer.logits(hidden, image_choices(model)).argmax(dim=-1)
-        found = likeliest.view(-1, *asked.after.grid)
-        guess[unasked] = torch.where(asked.guess == MASKED, found, asked.guess)
-    return guess
+        found = likeliest.view_as(asked.after.image)
+        picture[undecided] = torch.where(asked.after.image == MASKED, found, asked.after.image)
+    return picture
 
 
 def image_choices(model: Model) -> slice:

@@ -25,6 +25,8 @@ FEW = (
 QUICK = (
     "--groups", 2, "--group-size", 3, "--scored-steps", 2, "--text-steps", 3, "--image-steps", 2,
 )  # fmt: skip
+CLIP = ("--reward", "clip:demo")
+"""Tells apart what a model that has learnt nothing answers, as the checker does not."""
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def folder(tmp_path):
 
 def test_rewards_train_an_adapter_that_edit_takes(run, pararl, checkpoint, scene, tmp_path):
     file = tmp_path / "toy.safetensors"
-    code, out, err = pararl()
+    code, out, err = pararl(*CLIP)
     assert (code, out) == (0, f"{file}  (2 steps)\n")
     assert "4 cases of toy world" in err
     log = (tmp_path / "toy-run" / "log.jsonl").read_text().splitlines()
@@ -107,12 +109,12 @@ def test_all_weights_become_a_checkpoint(run, checkpoint, tmp_path):
 
 def test_training_goes_on_only_when_asked_to(pararl):
     assert pararl("--resume")[0] == 2
-    assert pararl("--steps", 1)[0] == 0
-    code, _, err = pararl("--quiet")
+    assert pararl(*CLIP, "--steps", 1)[0] == 0
+    code, _, err = pararl(*CLIP, "--quiet")
     assert code == 2 and "--resume" in err and len(err.splitlines()) == 1
-    code, out, err = pararl("--resume")
+    code, out, err = pararl(*CLIP, "--resume")
     assert code == 0 and out.endswith("(2 steps)\n") and "after step 1" in err
-    code, _, err = pararl("--resume", "--groups", 3, "--quiet")
+    code, _, err = pararl(*CLIP, "--resume", "--groups", 3, "--quiet")
     assert code == 2 and "begun with groups 2" in err and len(err.splitlines()) == 1
 
 
@@ -132,6 +134,8 @@ def test_ctrl_c_says_where_the_run_is(pararl, tmp_path, monkeypatch):
         (("--output", "toy.txt"), ".safetensors"),
         (("--data", "nowhere"), "--reward"),
         (("--data", "nowhere", "--reward", "clip:demo"), "nowhere"),
+        (("--data", "nowhere", "--reward", "clip:demo", "--model", "also-nowhere"), "no dataset"),
+        (("--data", "FOLDER", "--reward", "checker"), "clip:FOLDER"),
         (("--reward", "beauty"), "beauty"),
         (("--reward", "clip"), "clip"),
         (("--group-size", 1), "group_size"),
@@ -141,8 +145,9 @@ def test_ctrl_c_says_where_the_run_is(pararl, tmp_path, monkeypatch):
         (("--reward-at", "end"), "reward-at"),
     ],
 )
-def test_bad_input_is_one_line(options, told, pararl, tmp_path, monkeypatch):
+def test_bad_input_is_one_line(options, told, pararl, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    options = [folder if option == "FOLDER" else option for option in options]
     code, out, err = pararl("--quiet", *options)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert told in err
@@ -154,7 +159,7 @@ def test_a_gpu_gets_as_large_a_micro_batch_as_it_has_room_for(
 ):
     few = [option for option in FEW if option not in ("--micro-batch", 8)]
     output = ("--model", checkpoint, "--output", tmp_path / "toy.safetensors")
-    train = ("train", "pararl", *output, *few, *QUICK)
+    train = ("train", "pararl", *output, *few, *QUICK, *CLIP)
     monkeypatch.setattr(finetune, "free_bytes", lambda device: 1000)
     code, out, err = run(*train, "--quiet")
     assert (code, out, len(err.splitlines())) == (2, "", 1) and "0.0 MB free" in err
@@ -188,7 +193,7 @@ def test_two_processes_train_together(full, checkpoint, tmp_path):
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
         "-m", "mmada_parallel.cli", "train", "pararl", "--model", checkpoint, "--output", file,
-        *FEW, *QUICK, *full,
+        *FEW, *QUICK, *CLIP, *full,
     ]  # fmt: skip
     done = subprocess.run(
         list(map(str, command)),
@@ -198,6 +203,8 @@ def test_two_processes_train_together(full, checkpoint, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"{file}  (2 steps)"]
+    log = (tmp_path / "toy-run" / "log.jsonl").read_text().splitlines()
+    assert sum(json.loads(line)["tokens"] for line in log)
     if full:
         assert load_checkpoint(file)
     else:

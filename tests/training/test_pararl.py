@@ -155,6 +155,22 @@ def test_groups_without_spread_are_skipped_and_counted(model, tmp_path):
     assert line["groups_skipped"] == 2 and line["tokens"] > 0
 
 
+def test_a_run_with_nothing_to_learn_from_at_first_ends_and_says_so(model, tmp_path):
+    run = new_run(model, tmp_path, replace(QUICK, steps=50), reward=lambda pairs: [1] * len(pairs))
+    with pytest.raises(InputError, match="scored the same in 10 steps.*raise text_temperature"):
+        run.train()
+    assert run.step == run.folder.saved_step == len(run.folder.lines()) == 10
+
+
+def test_a_run_that_has_learnt_all_goes_on_to_its_end(model, tmp_path):
+    def at_first(pairs):
+        return brightness(pairs) if run.step == 0 else torch.ones(len(pairs))
+
+    run = new_run(model, tmp_path, replace(QUICK, steps=12), reward=at_first)
+    run.train()
+    assert run.step == 12
+
+
 @pytest.mark.parametrize("changed", [{"micro_batch": 1}, {"gradient_checkpointing": True}])
 def test_memory_settings_do_not_change_the_update(changed, model, tmp_path):
     def after(settings, folder):
