@@ -45,13 +45,16 @@ def test_loss_falls(kind, model, tmp_path):
 
 
 def test_micro_batch_does_not_change_the_update(model, tmp_path):
-    after = []
-    for size in (1, 100):
-        run = run_of(model, tmp_path / str(size), replace(SETTINGS, micro_batch=size))
-        run.train()
-        after.append(state_of(run))
+    """Seen by losses and gradients, since AdamW makes much of what rounding does to small ones."""
+    seen = {1: [], 100: []}
+    for size, lines in seen.items():
+        settings = replace(SETTINGS, micro_batch=size, learning_rate=1e-4)
+        run = run_of(model, tmp_path / str(size), settings)
+        run.train(lambda _, line, lines=lines: lines.append(line))
         run.policy.detach()
-    assert all(torch.allclose(v, after[1][name], atol=1e-5) for name, v in after[0].items())
+    for one, other in zip(*seen.values(), strict=True):
+        for name in ("loss", "text_loss", "image_loss", "grad_norm"):
+            assert one[name] == pytest.approx(other[name], rel=1e-3)
 
 
 def test_resumed_run_equals_the_uninterrupted_one(model, tmp_path):
