@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 from mmada_parallel.demo.cases import world_cases
-from mmada_parallel.demo.reward import CheckerReward
 from mmada_parallel.mmp_core import SamplerSettings, load_checkpoint
 from mmada_parallel.tests.live_bytes import most_bytes
 from mmada_parallel.tests.nodes.untrained import write_untrained
+from mmada_parallel.tests.training.tiny_cases import brightness
 from mmada_parallel.training.adapters import LoRA
 from mmada_parallel.training.finetune import FinetuneRun, FinetuneSettings
 from mmada_parallel.training.need import finetune_bytes, pararl_bytes, trained_parameters
@@ -52,7 +52,7 @@ def test_sft_holds_what_is_estimated(model, cases, tmp_path, again):
 
 def test_pararl_holds_no_more_than_is_estimated(model, cases, tmp_path):
     with LoRA(model.transformer, rank=4) as lora:
-        run = ParaRLRun(model, cases, CheckerReward(), PARARL, tmp_path, policy=lora)
+        run = ParaRLRun(model, cases, brightness, PARARL, tmp_path, policy=lora)
         counted = 4 * parts(lora) + most_bytes(run.train)
         estimate = pararl_bytes(model, cases, PARARL, parts(lora), 4)
     assert counted <= 1.1 * estimate
