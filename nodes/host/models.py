@@ -13,9 +13,9 @@ import comfy.quant_ops
 import comfy.utils
 import torch
 
-from ...mmp_core import CheckpointError, Model, Prompt, SamplerSettings
+from ...mmp_core import CheckpointError, Model, Prompt
 from ...mmp_core.checkpoint import build_model, load_weights, open_checkpoint
-from ...mmp_core.memory import PICTURE_BYTES_PER_PIXEL, Need, denoising_need, readable
+from ...mmp_core.memory import PICTURE_BYTES_PER_PIXEL, Need, readable
 from ...mmp_core.quantised import formats_of
 from ...mmp_core.source import Source
 from ...mmp_core.tensor_files import SafetensorsFiles
@@ -58,7 +58,8 @@ class HostedAdapter:
 
 @dataclass(frozen=True)
 class HostedModel:
-    """A model whose memory is ComfyUI's to manage. Call a ``prepare`` method before each use."""
+    """A model whose memory is ComfyUI's to manage. Before each use, make room by
+    :meth:`prepare_images` or :meth:`room`."""
 
     model: Model
     patcher: comfy.model_patcher.ModelPatcher
@@ -83,13 +84,6 @@ class HostedModel:
         comfy.model_management.load_models_gpu(
             [self.image_patcher], memory_required=pixels * PICTURE_BYTES_PER_PIXEL
         )
-
-    def prepare_denoising(
-        self, prompt: Prompt, *, previews: bool, settings: SamplerSettings | None = None
-    ) -> None:
-        """Load the transformer, and for ``previews`` the image tokenizer."""
-        need = denoising_need(self.model, prompt, settings or SamplerSettings())
-        self.room(prompt, previews=previews).prepare(need, prompt.batch)
 
     def room(self, prompt: Prompt, *, previews: bool) -> HostRoom:
         """For ``denoise_in_parts``."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmada_parallel.mmp_core import CheckpointError, SamplerSettings, encode_instruction
 from mmada_parallel.mmp_core.memory import PICTURE_BYTES_PER_PIXEL, Need, denoising_need
+from mmada_parallel.tests.nodes.hosted import prepare
 
 
 def test_the_users_own_model_paths_are_kept(host):
@@ -81,7 +82,7 @@ def test_comfyui_manages_both_parts(host, model):
     assert model.get_models() == [model.patcher, model.image_patcher]
     assert model.is_dynamic() is False
     model.prepare_images(128 * 128)
-    model.prepare_denoising(encode_instruction(model.model, "add a red star"), previews=True)
+    prepare(model, encode_instruction(model.model, "add a red star"), previews=True)
     loaded = [entry.model for entry in comfy.model_management.current_loaded_models]
     assert model.patcher in loaded and model.image_patcher in loaded
 
@@ -153,7 +154,7 @@ def test_room_is_made_for_what_was_estimated(host, model, monkeypatch):
     need = denoising_need(model.model, prompt, SamplerSettings())
     model.room(prompt, previews=False).prepare(need, 2)
     model.room(prompt, previews=True).prepare(need, 2)
-    model.prepare_denoising(prompt, previews=False, settings=SamplerSettings())
+    prepare(model, prompt)
     assert loading.patchers[:2] == [[model.patcher], [model.patcher, model.image_patcher]]
     picture = 128 * 128 * PICTURE_BYTES_PER_PIXEL
     kept = need.fixed + 2 * need.kept

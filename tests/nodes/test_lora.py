@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmada_parallel.mmp_core import InputError, SamplerSettings, denoise, encode_instruction
 from mmada_parallel.mmp_core.convert import convert
+from mmada_parallel.tests.nodes.hosted import prepare
 from mmada_parallel.tests.training.adapted import stirred
 from mmada_parallel.training.adapter_files import adapter_tensors, base_metadata, save_adapter
 from mmada_parallel.training.adapters import LoRA
@@ -49,7 +50,7 @@ def apply(run_node, model):
 @torch.inference_mode()  # as ComfyUI runs nodes
 def hidden(hosted):
     """What the transformer computes once ComfyUI has loaded ``hosted``."""
-    hosted.prepare_denoising(encode_instruction(hosted.model, "add a red star"), previews=True)
+    prepare(hosted, encode_instruction(hosted.model, "add a red star"), previews=True)
     return hosted.model.transformer(IDS)
 
 
@@ -289,7 +290,7 @@ def test_tokens_are_those_of_the_plain_core(model, apply, edit):
     settings = SamplerSettings(seed=3, image_steps=4)
     prompt = encode_instruction(model.model, "add a red star")
     adapted = apply("edit.safetensors")
-    adapted.prepare_denoising(prompt, previews=False)
+    prepare(adapted, prompt)
     found = denoise(adapted.model, prompt, settings).final
     hidden(model)
     bypass = adapter_for(model).attach(model.model.transformer)

@@ -10,6 +10,7 @@ from mmada_parallel.mmp_core import (
     load_checkpoint,
 )
 from mmada_parallel.mmp_core.convert import convert
+from mmada_parallel.tests.nodes.hosted import prepare
 
 CLOSE = {"fp32": 1e-5, "bf16": 2**-7}
 """Tolerance relative to the largest value: attention and matmul kernels may differ."""
@@ -79,7 +80,7 @@ def test_tokens_are_those_of_the_plain_core(host, model_folder, packed, kind):
     found = []
     for model in (loaded.model, plain):
         prompt = encode_instruction(model, "add a red star")
-        loaded.prepare_denoising(prompt, previews=False)
+        prepare(loaded, prompt)
         found.append(denoise(model, prompt, SamplerSettings(seed=3, image_steps=4)).final)
     assert torch.equal(found[0].text, found[1].text)
     assert torch.equal(found[0].image, found[1].image)
