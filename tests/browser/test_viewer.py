@@ -122,11 +122,15 @@ def test_it_shows_the_run_and_then_its_steps(viewer, renderer):
     start = viewer.state()
     assert start["step"] == 0 and start["undecided"] > end["undecided"]
     assert start["picture"] != end["picture"]
-    for _ in range(end["last"] // 2):
+    steps = [start]
+    while steps[-1]["step"] < end["last"]:
+        if steps[-1]["step"] == end["last"] // 2:
+            viewer.close_up(f"{renderer}-halfway")
         viewer.press("ArrowRight")
-    viewer.close_up(f"{renderer}-halfway")
-    halfway = viewer.state()
-    assert end["undecided"] < halfway["undecided"] < start["undecided"] and halfway["fresh"]
+        steps.append(viewer.state())
+    undecided = [step["undecided"] for step in steps]
+    assert undecided == sorted(undecided, reverse=True) and len(set(undecided)) > 2
+    assert any(step["fresh"] for step in steps[1:-1])  # a step may decide blanks alone
     assert viewer.page.evaluate(OWN_PICTURES) == 0
     viewer.check_no_complaints()
 
