@@ -1,19 +1,20 @@
 """What ParaRL does to the toy world's model: an experiment of one command.
 
-``python -m mmada_parallel.benchmarks.pararl`` trains LoRA adapters from an early checkpoint, whose
-texts and pictures do not yet agree too well, on the training tasks that it fails: with the reward
-of the final pair alone ("output"), and with rewards along the trajectory at 1, 2, 3 and 4 steps.
-All arms may ask the reward equally often. Every arm and seed is judged on held-out tasks as it was
-rolled out; some also with text before picture, and with the sampler's defaults. What is done is
-kept in ``--folder``, and a second call goes on; ``pararl_report`` sums it up.
+``python -m mmada_parallel.benchmarks.pararl`` first finetunes the shipped checkpoint on the toy
+world's open tasks ("start": the SFT model), each of which has several right answers. Its text and
+its picture, sampled at the same time, then often describe different ones. LoRA adapters are trained
+from it with the reward of the final pair alone ("output"), and with rewards along the trajectory at
+1, 2, 3 and 4 steps. All arms ask the reward equally often, and step
+equally often. Every arm and seed is judged on
+held-out tasks as it was rolled out; some also with text before picture, with the sampler's
+defaults, and on ordinary tasks. What is done is kept in ``--folder``, and a second call goes on;
+``pararl_report`` sums it up.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -24,99 +25,105 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmada_parallel.demo import world
+from mmada_parallel.demo import evaluate, open_world, world
 from mmada_parallel.demo.cases import cases_of
-from mmada_parallel.demo.evaluate import answer, evaluate
+from mmada_parallel.demo.dataset import HELD_OUT
 from mmada_parallel.demo.reward import CheckerReward
 from mmada_parallel.mmp_core import Model, SamplerSettings, load_checkpoint
 from mmada_parallel.mmp_core.checkpoint import DEMO
 from mmada_parallel.mmp_core.files import replacing
-from mmada_parallel.training.adapters import LoRA
+from mmada_parallel.training.adapters import FullWeights, LoRA
 from mmada_parallel.training.clip_score import DEMO_CLIP, ClipScorer
+from mmada_parallel.training.finetune import FinetuneRun, FinetuneSettings
 from mmada_parallel.training.pararl import ParaRLRun, ParaRLSettings
+from mmada_parallel.training.policy_run import PolicyRun
+from torch import Tensor
 
-START = "f52adbf"
-"""The commit whose demo checkpoint is the start: it saw 384,000 examples, a seventh of what the
-shipped one did."""
-ROOT = Path(__file__).resolve().parents[1]
 ARMS = {"output": 1, "1 step": 1, "2 steps": 2, "3 steps": 3, "4 steps": 4}
 """Arms, and how often each asks the reward per rollout."""
-ROLLOUTS = SamplerSettings(text_steps=6, image_steps=6, text_temperature=1.0, joint_guidance=0.0)
+ROLLOUTS = SamplerSettings(text_steps=8, image_steps=8, text_temperature=1.0, joint_guidance=0.0)
 CONDITIONS = {
-    "as trained": ROLLOUTS,
-    "text first": replace(ROLLOUTS, order="text_first"),
-    "defaults": SamplerSettings(),
+    "as trained": (open_world.task, ROLLOUTS),
+    "text first": (open_world.task, replace(ROLLOUTS, order="text_first")),
+    "defaults": (open_world.task, SamplerSettings()),
+    "ordinary tasks": (world.task, SamplerSettings()),
 }
 WIDELY = ("start", "output", "3 steps")
 """Judged under all conditions; others only as trained."""
 OUTPUT_STEPS = 3
 """Steps whose tokens the reward of the final pair trains."""
-GROUPS, SIZE, RANK, RATE = 8, 8, 16, 5e-4
+CALLS, SIZE, RANK, RATE = 96, 8, 16, 8e-4
+"""``CALLS``: of the reward, per training step."""
 SEEDS = (1, 2, 3)
+TASKS = 2000
+"""Open tasks to train by rewards on. SFT has twice as many, and as many ordinary ones."""
+VARIETY = (64, 8)
+"""Held-out tasks, and answers to each, that tell how much answers vary."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What all jobs share. ``calls``: of the reward, per arm and seed. ``tasks``: training tasks
-    that the start is tried on. ``cases``: held-out tasks that everything is judged on."""
+    """What all jobs share. ``calls``: of the reward, per arm and seed. ``tuning``: steps of SFT.
+    ``cases``: held-out tasks that everything is judged on."""
 
     folder: Path
     calls: int
-    tasks: int
+    tuning: int
     cases: int
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("build/pararl"))
-    parser.add_argument("--calls", type=int, default=9216, help="of the reward, per arm and seed")
-    parser.add_argument("--tasks", type=int, default=4000, help="that the start is tried on")
+    parser.add_argument("--calls", type=int, default=4608, help="of the reward, per arm and seed")
+    parser.add_argument("--tuning", type=int, default=400, help="steps of SFT on the open tasks")
     parser.add_argument("--cases", type=int, default=500, help="held out, to judge by")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
-    work = Work(args.folder, args.calls, args.tasks, args.cases)
-    copy_start(work.folder / "start")
-    spawn = get_context("spawn")
-    with ProcessPoolExecutor(args.processes, mp_context=spawn) as pool:
-        shares = [range(i, work.tasks, args.processes) for i in range(args.processes)]
-        list(pool.map(failed_tasks, [work] * len(shares), shares))
+    work = Work(args.folder, args.calls, args.tuning, args.cases)
+    print(tune(work), flush=True)
+    with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
         for stage in (trainings(work, args.arms), judgements(work, args.arms)):
             for job in [pool.submit(*call) for call in stage]:
                 print(job.result(), flush=True)
 
 
-def copy_start(folder: Path) -> None:
-    """The checkpoint of :data:`START`, taken from the repository's history."""
-    if (folder / "model.safetensors").exists():
-        return
-    shutil.copytree(DEMO, folder, dirs_exist_ok=True, ignore=lambda *_: ["model.safetensors"])
-    name = f"{START}:{DEMO.relative_to(ROOT).as_posix()}/model.safetensors"
-    found = subprocess.run(["git", "-C", ROOT, "show", name], capture_output=True)
-    if found.returncode:
-        raise SystemExit(f"{START} is not in this clone's history: fetch it unshallow.")
-    with replacing(folder / "model.safetensors") as path:
-        path.write_bytes(found.stdout)
+def tune(work: Work) -> str:
+    """SFT of all weights, two open tasks to an ordinary one: the start of all arms."""
+    model = load_checkpoint(DEMO, dtype=torch.float32)
+    tasks = [(open_world if i % 3 else world).task(i) for i in range(3 * TASKS)]
+    settings = FinetuneSettings(
+        steps=work.tuning,
+        learning_rate=5e-4,
+        schedule="linear",
+        batch_size=64,
+        micro_batch=64,
+        gradient_checkpointing=False,
+    )
+    policy = FullWeights(model.transformer)
+    run = FinetuneRun(model, cases_of(model, tasks), settings, work.folder / "start", policy=policy)
+    return run_to_end(run)
+
+
+def run_to_end(run: PolicyRun) -> str:
+    run.resume()
+    began, first = time.perf_counter(), run.step
+    run.train()
+    seconds = (time.perf_counter() - began) / max(1, run.step - first)
+    return f"{run.folder.path.name}: {run.step} steps, {seconds:.1f} s each"
 
 
 def load(folder: Path) -> Model:
+    """The start."""
     torch.set_num_threads(1)
-    return load_checkpoint(folder / "start", dtype=torch.float32)
+    model = load_checkpoint(DEMO, dtype=torch.float32)
+    model.transformer.load_state_dict(trained(folder / "start"))
+    return model
 
 
-def failed_tasks(work: Work, numbers: range) -> list[int]:
-    """Those of the training tasks ``numbers`` where the start's text and picture disagree."""
-    file = work.folder / f"failed-{numbers.start}-{numbers.stop}-{numbers.step}.json"
-    if not file.exists():
-        tasks = [world.task(number) for number in numbers]
-        answers = answer(load(work.folder), tasks, ROLLOUTS, seed=0, batch=64)
-        write(file, sorted(numbers[a.number] for a in answers if not a.verdict.agree))
-    return json.loads(file.read_text())
-
-
-def all_failed(folder: Path) -> list[int]:
-    files = folder.glob("failed-*.json")
-    return sorted(number for file in files for number in json.loads(file.read_text()))
+def trained(folder: Path) -> dict[str, Tensor]:
+    return torch.load(folder / "run.pt", weights_only=True)["policy"]
 
 
 def trainings(work: Work, arms: list[str]) -> Iterator[tuple[Callable, ...]]:
@@ -125,14 +132,15 @@ def trainings(work: Work, arms: list[str]) -> Iterator[tuple[Callable, ...]]:
 
 def settings_of(arm: str, calls: int, seed: int) -> ParaRLSettings:
     return ParaRLSettings(
-        steps=calls // (GROUPS * SIZE * ARMS[arm]),
-        groups=GROUPS,
+        steps=calls // CALLS,
+        groups=CALLS // (SIZE * ARMS[arm]),
         group_size=SIZE,
         scored_steps=OUTPUT_STEPS if arm == "output" else ARMS[arm],
         reward_at="output" if arm == "output" else "trajectory",
         learning_rate=RATE,
+        schedule="linear",
         warmup_steps=5,
-        micro_batch=64,
+        micro_batch=48,
         gradient_checkpointing=False,
         checkpoint_every=10,
         sampler=ROLLOUTS,
@@ -141,22 +149,17 @@ def settings_of(arm: str, calls: int, seed: int) -> ParaRLSettings:
 
 
 def train(work: Work, arm: str, seed: int) -> str:
-    folder, model = run_folder(work.folder, arm, seed), load(work.folder)
-    cases = cases_of(model, map(world.task, all_failed(work.folder)))
+    model = load(work.folder)
+    cases = cases_of(model, map(open_world.task, range(TASKS)))
     policy = LoRA(model.transformer, rank=RANK, seed=seed)
     settings = settings_of(arm, work.calls, seed)
-    run = ParaRLRun(model, cases, CheckerReward(), settings, folder, policy=policy)
-    run.resume()
-    began, first = time.perf_counter(), run.step
-    run.train()
-    seconds = (time.perf_counter() - began) / max(1, run.step - first)
-    return f"{folder.name}: {run.step} steps, {seconds:.1f} s each"
+    folder = run_folder(work.folder, arm, seed)
+    return run_to_end(ParaRLRun(model, cases, CheckerReward(), settings, folder, policy=policy))
 
 
 def put_on(model: Model, folder: Path, arm: str, seed: int) -> None:
     """Attach what was trained."""
-    state = torch.load(run_folder(folder, arm, seed) / "run.pt", weights_only=True)
-    LoRA(model.transformer, rank=RANK).load_state_dict(state["policy"])
+    LoRA(model.transformer, rank=RANK).load_state_dict(trained(run_folder(folder, arm, seed)))
 
 
 def judgements(work: Work, arms: list[str]) -> Iterator[tuple[Callable, ...]]:
@@ -170,17 +173,33 @@ def judge(work: Work, arm: str, seed: int, condition: str) -> str:
     """The measures of one trained model (or the start); answers use seeds of the run's own."""
     file = judged_file(work.folder, arm, seed, condition)
     if not file.exists():
-        model = load(work.folder)
+        model, (task, settings) = load(work.folder), CONDITIONS[condition]
         if arm != "start":
             put_on(model, work.folder, arm, seed)
-        found = evaluate(
-            model, cases=work.cases, seed=seed * 10**6, settings=CONDITIONS[condition], batch=64,
-            clip=ClipScorer(DEMO_CLIP),
-        )  # fmt: skip
+        tasks = [task(HELD_OUT + number) for number in range(work.cases)]
+        found = evaluate.judge(
+            model, tasks, seed=seed * 10**6, settings=settings, batch=64, clip=ClipScorer(DEMO_CLIP)
+        )
+        if arm in WIDELY and condition == "as trained":
+            found["variety"] = variety(model, seed)
         write(file, found)
     found = json.loads(file.read_text())
     shown = ", ".join(f"{name} {found[name]:.3f}" for name in ("picture", "sentence", "agree"))
     return f"{file.stem}: {shown}"
+
+
+def variety(model: Model, seed: int) -> float:
+    """Different sentences among the answers to one open task, as a share of its answers or of its
+    right results, whichever are fewer: the mean over tasks."""
+    count, repeats = VARIETY
+    tasks = [open_world.task(HELD_OUT + number) for number in range(count)]
+    said = [set() for _ in tasks]
+    for repeat in range(repeats):
+        own = seed * 10**6 + (repeat + 1) * 10**5
+        for one in evaluate.answer(model, tasks, ROLLOUTS, seed=own, batch=64):
+            said[one.number].add(one.sentence)
+    most = [min(repeats, 1 + len(task.others)) for task in tasks]
+    return sum(min(1.0, len(s) / m) for s, m in zip(said, most, strict=True)) / count
 
 
 def run_folder(folder: Path, arm: str, seed: int) -> Path:

@@ -22,8 +22,9 @@ _REASON = re.compile(rf"(.+) (?:is|are) ({_COLOUR}) , so (.+)")
 @dataclass(frozen=True)
 class Verdict:
     """``picture``: every cell as the task wants it. ``sentence``: its words, applied to the input,
-    give the wanted scene. ``agree``: its words, applied to the input, give the picture.
-    ``kept``: share of cells the task leaves alone that are as before (1 for generation).
+    give a wanted scene. ``agree``: its words, applied to the input, give the picture.
+    ``kept``: share of cells the task leaves alone that are as before (1 for generation). Where a
+    task has several right results, the picture is compared with the one most like it.
     """
 
     picture: bool
@@ -136,11 +137,12 @@ _FORMS = (
 def check(task: Task, image: Image.Image, sentence: str) -> Verdict:
     """Judge one answer to ``task``: its picture (any size) and its sentence."""
     found = parse_codes(image, task.after.grid)
-    wanted = np.asarray(task.after.codes())
+    results = (task.after, *task.others)
+    wanted = max((np.asarray(r.codes()) for r in results), key=lambda c: (found == c).sum())
     said = apply_sentence(sentence, task.before, task.after.grid)
     return Verdict(
         picture=bool((found == wanted).all()),
-        sentence=said == task.after,
+        sentence=said in results,
         agree=said is not None and bool((found == np.asarray(said.codes())).all()),
         kept=_kept(task, found, wanted),
     )

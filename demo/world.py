@@ -1,7 +1,8 @@
 """The toy world: scenes on a grid, edits that need a little reasoning, words for both.
 
 A scene is a background and, in some cells, one object (a coloured shape). Every edit has exactly
-one right result, so pictures and sentences can be checked exactly (see ``checker.py``).
+one right result (in ``open_world.py``: a known few), so pictures and sentences can be checked
+exactly (see ``checker.py``).
 """
 
 from __future__ import annotations
@@ -71,13 +72,17 @@ class Scene:
 
 @dataclass(frozen=True)
 class Task:
-    """One held-out or training case. ``before`` is ``None`` for generation from words alone."""
+    """One held-out or training case. ``before`` is ``None`` for generation from words alone.
+
+    ``others``: results that are as right as ``after``, where the instruction leaves it open.
+    """
 
     kind: str
     instruction: str
     before: Scene | None
     sentence: str
     after: Scene
+    others: tuple[Scene, ...] = ()
 
 
 def random_scene(rng: random.Random, grid: tuple[int, int]) -> Scene:
@@ -138,7 +143,8 @@ def _references(scene: Scene, cell: Cell) -> list[str]:
     return names or [f"the object at {place(cell)}"]
 
 
-def _pick(rng: random.Random, scene: Scene) -> tuple[Cell, Object, str]:
+def pick(rng: random.Random, scene: Scene) -> tuple[Cell, Object, str]:
+    """One of the objects: its cell, itself, and a name that fits only it."""
     cell, item = rng.choice(sorted(scene.objects().items()))
     return cell, item, rng.choice(_references(scene, cell))
 
@@ -174,7 +180,7 @@ def _empty_target(rng: random.Random, scene: Scene, without: Cell | None) -> tup
 
 
 def recolour(rng: random.Random, scene: Scene) -> Task:
-    cell, (shape, colour), name = _pick(rng, scene)
+    cell, (shape, colour), name = pick(rng, scene)
     new = rng.choice([c for c in COLOURS if c != colour])
     words, reason = _colour_words(rng, new)
     instruction = rng.choice([f"make {name} {words}", f"paint {name} {words}"])
@@ -183,17 +189,15 @@ def recolour(rng: random.Random, scene: Scene) -> Task:
 
 
 def swap(rng: random.Random, scene: Scene) -> Task:
-    cell, (shape, colour), name = _pick(rng, scene)
+    cell, (shape, colour), name = pick(rng, scene)
     new = (rng.choice([s for s in SHAPES if s != shape]), rng.choice(COLOURS))
-    instruction = rng.choice(
-        [f"replace {name} with {a(new)}", f"turn {name} into {a(new)}"]
-    )
+    instruction = rng.choice([f"replace {name} with {a(new)}", f"turn {name} into {a(new)}"])
     sentence = f"the {colour} {shape} at {place(cell)} becomes {a(new)} ."
     return Task("replace", instruction, scene, sentence, scene.with_cells({cell: new}))
 
 
 def move(rng: random.Random, scene: Scene) -> Task:
-    cell, (shape, colour), name = _pick(rng, scene)
+    cell, (shape, colour), name = pick(rng, scene)
     steps = {
         word: (cell[0] + dr, cell[1] + dc)
         for word, (dr, dc) in STEPS.items()
@@ -221,7 +225,7 @@ def add(rng: random.Random, scene: Scene) -> Task:
 
 
 def remove(rng: random.Random, scene: Scene) -> Task:
-    cell, (shape, colour), name = _pick(rng, scene)
+    cell, (shape, colour), name = pick(rng, scene)
     sentence = f"the {colour} {shape} at {place(cell)} goes away ."
     instruction = f"{rng.choice(['remove', 'delete'])} {name}"
     return Task("remove", instruction, scene, sentence, scene.with_cells({cell: None}))

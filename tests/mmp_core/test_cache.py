@@ -38,7 +38,7 @@ def prompt(variant="A", **options):
     return tiny.prompt(MODELS[variant].layout, **{"text": 12, "grid": (3, 4), **options})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data(), kv_heads=st.sampled_from((1, 2, 4)), seed=st.integers(0, 99))
 def test_computing_all_positions_in_parts_is_computing_them_at_once(data, kv_heads, seed):
     model, cache = transformer(kv_heads=kv_heads), KeyValueCache()
@@ -52,7 +52,7 @@ def test_computing_all_positions_in_parts_is_computing_them_at_once(data, kv_hea
     torch.testing.assert_close(part, at(plain, order[:, :kept]))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(changed=st.lists(st.integers(0, LENGTH - 1), min_size=1, unique=True))
 def test_one_block_computed_at_what_changed_is_right_there(changed):
     """Keys and values of the first block depend on their own token alone."""
@@ -87,7 +87,7 @@ def test_the_size_of_a_cache_is_told_before_it_is_filled():
     assert filled == KeyValueCache.bytes_of(model.config, 3, LENGTH, torch.float64)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     variant=st.sampled_from("AM"), batch=st.integers(1, 3), image=st.booleans(),
     locked=st.sampled_from((0.0, 0.4)), seed=st.integers(0, 99), reasoning=st.sampled_from((0, 1)),

@@ -160,7 +160,7 @@ def test_coverage_decides_about_patches_that_are_cut():
     assert not cells_of(mask, (2, 2), 0.8).any()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     variant=st.sampled_from("AM"),
     grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),
@@ -194,7 +194,7 @@ def test_any_mask_span_and_step_leaves_nothing_undecided_and_what_is_locked_alon
         assert (after != MASKED).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from("AM"), st.lists(st.integers(0, 3), min_size=4, max_size=4), seeds)
 def test_an_extended_canvas_keeps_its_picture(variant, sides, seed):
     model, rng = MODEL[variant], torch.Generator().manual_seed(seed)

@@ -41,7 +41,7 @@ def test_every_parameter_comes_from_the_injected_layers(build, kinds):
     assert model.decode(codes).dtype == torch.float64
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(1, 2), st.integers(1, 3), st.integers(1, 3))
 def test_shapes_types_and_ranges(tokenizer, batch, height, width):
     assert isinstance(tokenizer, ImageTokenizer)

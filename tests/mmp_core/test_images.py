@@ -127,7 +127,7 @@ def test_truncated_files_are_named(tmp_path, suffix):
             images.load_image(path)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(["png", "jpeg", "gif", "webp", "tiff"]),
        st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=8))
 def test_damaged_files_load_or_are_named(tmp_path_factory, suffix, changes):
@@ -154,7 +154,7 @@ def test_crop_sizes_keep_budget_and_ratio(area, patch, ratio):
         assert max(width, height) <= ratio * min(width, height)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 700), st.integers(1, 700), st.one_of(st.none(), st.integers(0, 99)))
 def test_any_size_fits_one_of_the_sizes(width, height, seed):
     source = Image.new("RGB", (width, height), "green")

@@ -36,7 +36,7 @@ def prompts(draw, variant):
 
 
 @pytest.mark.parametrize("variant", "AM")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_parse_inverts_sequence(variant, data):
     prompt = data.draw(prompts(variant))
@@ -58,7 +58,7 @@ def test_parse_inverts_sequence(variant, data):
 @pytest.mark.parametrize("variant", "AM")
 @pytest.mark.parametrize("drop_text", (False, True))
 @pytest.mark.parametrize("drop_image", (False, True))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_positions_hold_the_state_in_every_branch(variant, drop_text, drop_image, data):
     prompt = data.draw(prompts(variant))

@@ -51,7 +51,7 @@ def runs(draw):
     return variant, start, own, draw(scales), draw(scales), draw(scales)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     run=runs(),
     order=st.sampled_from(("parallel", "text_first", "image_first")),
@@ -87,7 +87,7 @@ def test_corrected_decides_everything_once(run, order, speed):
     assert torch.equal(image[locked], start.initial.image[locked])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(run=runs())
 def test_upstream_decides_every_image_code(run):
     variant, start, own, text, image, _ = run
@@ -103,7 +103,7 @@ def test_upstream_decides_every_image_code(run):
     assert torch.equal(final.text[locked], start.initial.text[locked])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(run=runs(), upstream=st.booleans())
 def test_a_sample_does_not_depend_on_its_batch(run, upstream):
     variant, start, own, text, image, joint = run
@@ -293,7 +293,7 @@ def test_upstream_presets():
             denoise(MODEL[variant], prompt(variant), SamplerSettings.upstream(other))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     text=st.lists(st.integers(0, 40), min_size=1, max_size=3),
     image=st.integers(0, 60),
@@ -318,7 +318,7 @@ def test_schedule_reveals_all_and_never_collapses(text, image, text_steps, image
     assert noise == sorted(noise, reverse=True)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text_steps=st.integers(1, 60), image_steps=st.integers(1, 60))
 def test_every_step_asked_for_is_taken(text_steps, image_steps):
     own = SamplerSettings(text_steps=text_steps, image_steps=image_steps)

@@ -58,7 +58,7 @@ def test_only_what_is_sure_comes_before_its_turn(variant, early):
     assert any(ahead)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     variant=st.sampled_from("AM"), factor=st.sampled_from((1, 10, 1000)), seed=st.integers(0, 99),
     locked=st.sampled_from((0.0, 0.4)), temperature=st.sampled_from((0.0, 0.7)),
