@@ -239,12 +239,19 @@ def _train(args: argparse.Namespace, model: Model, run: PolicyRun, shown: Sequen
             except KeyboardInterrupt:
                 bar.close()
                 note(args, f"{run.folder.last_good} --resume continues it.")
+                if run.step and run.folder.saved_step == run.step and not run.sharded:
+                    _finish(args, model, run)
                 raise
+    _finish(args, model, run)
+    run.ranks.close()
+
+
+def _finish(args: argparse.Namespace, model: Model, run: PolicyRun) -> None:
+    """Write what was trained, of however many steps."""
     weights = run.policy.state_dict()
     if run.ranks.first:
         _save(args, model, run, weights)
         print(f"{args.output}  ({run.step} steps)")
-    run.ranks.close()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -12,6 +13,7 @@ from ..mmp_core import InputError
 from ..mmp_core.checkpoint import DEMO
 from .model import memory_explained, pick_device
 
+_FOLDER = Path("build/sft")
 _ONLY_WITH_DATA = (
     "output", "cases", "text_length", "image_tokenizer", "run_folder", "full", "lora", "schedule",
     "warmup_steps", "weight_decay", "clip_norm", "micro_batch", "checkpoint_every",
@@ -26,6 +28,12 @@ def sft(args: argparse.Namespace) -> None:
 
 
 def finetune(args: argparse.Namespace) -> None:
+    for option, given in (("--folder", args.folder), ("--decay-steps", args.decay_steps)):
+        if given:
+            raise InputError(
+                f"{option} is for training from nothing, without --data; with it there are "
+                "--run-folder and --schedule."
+            )
     if args.output is None:
         raise InputError("--data needs --output FILE.safetensors: where the adapter goes.")
     from .finetune import sft
@@ -38,7 +46,8 @@ def from_nothing(args: argparse.Namespace) -> None:
     if given or args.model != "demo":
         option = (given or ["model"])[0].replace("_", "-")
         raise InputError(f"--{option} needs --data: without it the toy world's model is trained.")
-    _check_folder(args)
+    folder = args.folder or _FOLDER
+    _check_folder(folder, args.resume)
     steps = args.steps or 3000
     device = pick_device(args.device)
     recipe = recipe_for(device)
@@ -51,7 +60,7 @@ def from_nothing(args: argparse.Namespace) -> None:
         seed=args.seed or 0,
     )
     with memory_explained():
-        run = transformer_run(args.folder, settings, device)
+        run = transformer_run(folder, settings, device)
         with tqdm(
             total=steps, initial=run.step, desc="training", unit="step", disable=args.quiet
         ) as bar:
@@ -61,25 +70,25 @@ def from_nothing(args: argparse.Namespace) -> None:
                 bar.update(step - bar.n)
 
             run.train(show)
-    out = args.folder / "checkpoint"
+    out = folder / "checkpoint"
     write_checkpoint(DEMO, run, out)
     print(f"{out}  ({run.step} steps)")
 
 
-def _check_folder(args: argparse.Namespace) -> None:
-    begun = (args.folder / "run.pt").exists()
-    if begun and not args.resume:
+def _check_folder(folder: Path, resume: bool) -> None:
+    begun = (folder / "run.pt").exists()
+    if begun and not resume:
         raise InputError(
-            f"{args.folder} holds a run: --resume continues it, --folder starts another elsewhere."
+            f"{folder} holds a run: --resume continues it, --folder starts another elsewhere."
         )
-    if args.resume and not begun:
-        raise InputError(f"{args.folder} holds no run to resume.")
+    if resume and not begun:
+        raise InputError(f"{folder} holds no run to resume.")
     if not (DEMO / "vqvae").is_dir():
         raise InputError(
             f"{DEMO} has no vqvae folder: the demo's image tokenizer, which this run shares, is "
             "missing; install the package again."
         )
     try:
-        args.folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{args.folder} cannot be made ({error.strerror or error}).") from None
+        raise InputError(f"{folder} cannot be made ({error.strerror or error}).") from None

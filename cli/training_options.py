@@ -84,7 +84,7 @@ def add_sft(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group = parser.add_argument_group("from nothing, without --data")
     group.add_argument(
-        "--folder", type=Path, default=Path("build/sft"), metavar="FOLDER",
+        "--folder", type=Path, metavar="FOLDER",
         help="where the run is kept, and FOLDER/checkpoint is written (default build/sft)",
     )  # fmt: skip
     group.add_argument(

@@ -107,6 +107,13 @@ def test_all_weights_become_a_checkpoint(run, checkpoint, tmp_path):
     assert code == 2 and "folder it was made from" in err
 
 
+@pytest.mark.parametrize("option", ["--folder", "--decay-steps"])
+def test_options_of_the_other_training_are_refused(run, checkpoint, option, tmp_path):
+    common = ("--model", checkpoint, "--data", "demo", "--output", tmp_path / "a.safetensors")
+    code, out, err = run("train", "sft", *common, "--quiet", option, 7)
+    assert (code, out, len(err.splitlines())) == (2, "", 1) and option in err
+
+
 def test_training_goes_on_only_when_asked_to(pararl):
     assert pararl("--resume")[0] == 2
     assert pararl(*CLIP, "--steps", 1)[0] == 0
@@ -126,6 +133,22 @@ def test_ctrl_c_says_where_the_run_is(pararl, tmp_path, monkeypatch):
     code, _, err = pararl()
     assert code == 130 and "run.pt" in err and "--resume" in err
     assert (tmp_path / "toy-run" / "run.pt").is_file()
+    assert not (tmp_path / "toy.safetensors").exists()
+
+
+def test_ctrl_c_leaves_the_adapter_as_far_as_it_is_trained(pararl, tmp_path, monkeypatch):
+    advance = ParaRLRun.advance
+
+    def interrupted(run, progress):
+        if run.step:
+            raise KeyboardInterrupt
+        return advance(run, progress)
+
+    monkeypatch.setattr(ParaRLRun, "advance", interrupted)
+    file = tmp_path / "toy.safetensors"
+    code, out, _ = pararl(*CLIP)
+    assert (code, out) == (130, f"{file}  (1 steps)\n")
+    assert read_adapter(file)[1]["steps"] == "1"
 
 
 @pytest.mark.parametrize(
