@@ -4,11 +4,11 @@
 world's open tasks ("start": the SFT model), each of which has several right answers. Its text and
 its picture, sampled at the same time, then often describe different ones. LoRA adapters are trained
 from it with the reward of the final pair alone ("output"), and with rewards along the trajectory at
-1, 2, 3 and 4 steps. All arms ask the reward equally often, and step
-equally often. Every arm and seed is judged on
-held-out tasks as it was rolled out; some also with text before picture, with the sampler's
-defaults, and on ordinary tasks. What is done is kept in ``--folder``, and a second call goes on;
-``pararl_report`` sums it up.
+1, 2, 3 and 4 steps, in equally many steps and with equally many calls of the reward. One more arm
+("output, fewer") has as many rollouts as "3 steps", and so a third of the calls. Every arm and seed
+is judged on held-out tasks as it was rolled out; some also with text before picture, with the
+sampler's defaults, and on ordinary tasks. What is done is kept in ``--folder``, and a second call
+goes on; ``pararl_report`` sums it up.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from mmada_parallel.demo import evaluate, open_world, world
@@ -39,8 +39,24 @@ from mmada_parallel.training.pararl import ParaRLRun, ParaRLSettings
 from mmada_parallel.training.policy_run import PolicyRun
 from torch import Tensor
 
-ARMS = {"output": 1, "1 step": 1, "2 steps": 2, "3 steps": 3, "4 steps": 4}
-"""Arms, and how often each asks the reward per rollout."""
+
+class Arm(NamedTuple):
+    """``groups``: prompts per training step. ``steps``: of each rollout, that are trained, and
+    scored unless ``reward_at`` is "output"."""
+
+    groups: int
+    steps: int
+    reward_at: Literal["trajectory", "output"] = "trajectory"
+
+
+ARMS = {
+    "output": Arm(12, 3, "output"),
+    "output, fewer": Arm(4, 3, "output"),
+    "1 step": Arm(12, 1),
+    "2 steps": Arm(6, 2),
+    "3 steps": Arm(4, 3),
+    "4 steps": Arm(3, 4),
+}
 ROLLOUTS = SamplerSettings(text_steps=8, image_steps=8, text_temperature=1.0, joint_guidance=0.0)
 CONDITIONS = {
     "as trained": (open_world.task, ROLLOUTS),
@@ -50,10 +66,7 @@ CONDITIONS = {
 }
 WIDELY = ("start", "output", "3 steps")
 """Judged under all conditions; others only as trained."""
-OUTPUT_STEPS = 3
-"""Steps whose tokens the reward of the final pair trains."""
-CALLS, SIZE, RANK, RATE = 96, 8, 16, 8e-4
-"""``CALLS``: of the reward, per training step."""
+SIZE, RANK, RATE = 8, 16, 8e-4
 SEEDS = (1, 2, 3)
 TASKS = 2000
 """Open tasks to train by rewards on. SFT has twice as many, and as many ordinary ones."""
@@ -63,25 +76,25 @@ VARIETY = (64, 8)
 
 @dataclass(frozen=True)
 class Work:
-    """What all jobs share. ``calls``: of the reward, per arm and seed. ``tuning``: steps of SFT.
-    ``cases``: held-out tasks that everything is judged on."""
+    """What all jobs share. ``tuning``, ``steps``: of SFT, and by rewards. ``cases``: held-out tasks
+    that everything is judged on."""
 
     folder: Path
-    calls: int
     tuning: int
+    steps: int
     cases: int
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("build/pararl"))
-    parser.add_argument("--calls", type=int, default=4608, help="of the reward, per arm and seed")
     parser.add_argument("--tuning", type=int, default=400, help="steps of SFT on the open tasks")
+    parser.add_argument("--steps", type=int, default=48, help="by rewards, per arm and seed")
     parser.add_argument("--cases", type=int, default=500, help="held out, to judge by")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
-    work = Work(args.folder, args.calls, args.tuning, args.cases)
+    work = Work(args.folder, args.tuning, args.steps, args.cases)
     print(tune(work), flush=True)
     with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
         for stage in (trainings(work, args.arms), judgements(work, args.arms)):
@@ -130,13 +143,13 @@ def trainings(work: Work, arms: list[str]) -> Iterator[tuple[Callable, ...]]:
     yield from ((train, work, arm, seed) for seed, arm in product(SEEDS, arms))
 
 
-def settings_of(arm: str, calls: int, seed: int) -> ParaRLSettings:
+def settings_of(arm: Arm, steps: int, seed: int) -> ParaRLSettings:
     return ParaRLSettings(
-        steps=calls // CALLS,
-        groups=CALLS // (SIZE * ARMS[arm]),
+        steps=steps,
+        groups=arm.groups,
         group_size=SIZE,
-        scored_steps=OUTPUT_STEPS if arm == "output" else ARMS[arm],
-        reward_at="output" if arm == "output" else "trajectory",
+        scored_steps=arm.steps,
+        reward_at=arm.reward_at,
         learning_rate=RATE,
         schedule="linear",
         warmup_steps=5,
@@ -152,7 +165,7 @@ def train(work: Work, arm: str, seed: int) -> str:
     model = load(work.folder)
     cases = cases_of(model, map(open_world.task, range(TASKS)))
     policy = LoRA(model.transformer, rank=RANK, seed=seed)
-    settings = settings_of(arm, work.calls, seed)
+    settings = settings_of(ARMS[arm], work.steps, seed)
     folder = run_folder(work.folder, arm, seed)
     return run_to_end(ParaRLRun(model, cases, CheckerReward(), settings, folder, policy=policy))
 

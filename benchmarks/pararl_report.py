@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from mmada_parallel.benchmarks import pararl
 from mmada_parallel.benchmarks.pararl import ARMS, CONDITIONS, SEEDS, judged_file, run_folder
+from mmada_parallel.demo import open_world
 from mmada_parallel.demo.cases import cases_of
-from mmada_parallel.demo.evaluate import held_out
+from mmada_parallel.demo.dataset import HELD_OUT
 from mmada_parallel.training.samples import answers, pairs_sheet
 from PIL import Image
 
-MEASURES = ("picture", "sentence", "agree", "kept", "clip", "words", "distinct")
+MEASURES = ("picture", "sentence", "agree", "kept", "clip", "words", "distinct", "variety")
 _SMOOTHED = 0.1
 """Share of a run's steps that a point of the reward curve averages."""
 
@@ -44,8 +45,7 @@ def summary(folder: Path) -> dict[str, Any]:
     return {
         "command": "python -m mmada_parallel.benchmarks.pararl",
         "machine": f"{platform.machine()} CPU, torch {torch.__version__}, one thread per run",
-        "start": pararl.START,
-        "failed_tasks": len(pararl.all_failed(folder)),
+        "tuning": _lines(folder / "start" / "log.jsonl")[-1],
         "training": {arm: _training(folder, arm) for arm in ARMS if _logs(folder, arm)},
         "judged": {
             condition: {
@@ -60,7 +60,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 def _training(folder: Path, arm: str) -> dict[str, Any]:
     logs = _logs(folder, arm)
-    settings = asdict(pararl.settings_of(arm, logs[0][-1]["reward_calls"], SEEDS[0]))
+    settings = asdict(pararl.settings_of(ARMS[arm], len(logs[0]), SEEDS[0]))
     return {
         "steps": [len(log) for log in logs],
         "reward_calls": [log[-1]["reward_calls"] for log in logs],
@@ -89,6 +89,8 @@ def _judged(folder: Path, arm: str, condition: str) -> dict[str, Any]:
     seeds = [seed for seed in SEEDS if found[seed] and start[seed]]
     measures = {}
     for name in MEASURES if seeds else ():
+        if name not in found[seeds[0]]:
+            continue
         values = [found[seed][name] for seed in seeds]
         measures[name] = {"mean": _mean(values), "seeds": values}
         if name in found[seeds[0]]["interval"]:
@@ -126,7 +128,7 @@ def draw_rewards(folder: Path, file: Path) -> None:
         axes.plot(calls, list(_smooth(means, max(1, round(_SMOOTHED * steps)))), label=arm)
     axes.set(
         xlabel="reward calls", ylabel="mean reward of the rollouts",
-        title="Rollouts on training tasks that the start failed; mean of the seeds, running mean\n"
+        title="Rollouts on open training tasks: mean of the seeds, running mean\n"
         "(the arms' rewards differ: of the final pair, or of steps along the way)",
     )  # fmt: skip
     axes.legend()
@@ -148,7 +150,7 @@ def draw_agreement(found: Mapping[str, Any], file: Path) -> None:
     from matplotlib import pyplot
 
     figure, rows = pyplot.subplots(
-        1, len(CONDITIONS), figsize=(12, 4.5), sharey=True, layout="constrained"
+        1, len(CONDITIONS), figsize=(14, 4.5), sharey=True, layout="constrained"
     )
     for axes, (condition, arms) in zip(rows, found["judged"].items(), strict=True):
         for offset, name in enumerate(("agree", "picture", "sentence")):
@@ -157,7 +159,7 @@ def draw_agreement(found: Mapping[str, Any], file: Path) -> None:
             widths = [100 * arm[name]["interval"] for arm in arms.values()]
             axes.bar(places, means, 0.25, yerr=widths, label=name, capsize=2)
         axes.set_xticks(range(len(arms)), list(arms), rotation=30)
-        axes.set(title=condition, ylim=(60, 100))
+        axes.set(title=condition, ylim=(0, 100))
     rows[0].set_ylabel("% of held-out cases, mean of the seeds")
     rows[0].legend(loc="upper left")
     figure.savefig(file, dpi=110)
@@ -171,7 +173,8 @@ def samples(folder: Path, arm: str = "3 steps", count: int = 8) -> Image.Image:
         model = pararl.load(folder)
         if trained:
             pararl.put_on(model, folder, arm, SEEDS[0])
-        pairs = answers(model, cases_of(model, held_out(count)), micro_batch=count)
+        tasks = [open_world.task(HELD_OUT + number) for number in range(count)]
+        pairs = answers(model, cases_of(model, tasks), micro_batch=count)
         sheets.append(pairs_sheet(pairs, columns=1, side=96))
     width = sum(sheet.width for sheet in sheets)
     both = Image.new("RGB", (width, max(sheet.height for sheet in sheets)), "white")
