@@ -158,23 +158,27 @@ def draw_agreement(found: Mapping[str, Any], file: Path) -> None:
             means = [100 * arm[name]["mean"] for arm in arms.values()]
             widths = [100 * arm[name]["interval"] for arm in arms.values()]
             axes.bar(places, means, 0.25, yerr=widths, label=name, capsize=2)
-        axes.set_xticks(range(len(arms)), list(arms), rotation=30)
+        axes.set_xticks(
+            range(len(arms)), list(arms), rotation=40, ha="right", rotation_mode="anchor"
+        )
         axes.set(title=condition, ylim=(0, 100))
     rows[0].set_ylabel("% of held-out cases, mean of the seeds")
-    rows[0].legend(loc="upper left")
+    figure.legend(*rows[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
 
 
-def samples(folder: Path, arm: str = "3 steps", count: int = 8) -> Image.Image:
-    """Held-out cases as the start (left) and the trained model (right) answer them."""
+def samples(folder: Path, arm: str = "3 steps", count: int = 12) -> Image.Image:
+    """Held-out cases as the start (left) and the trained model (right) answer them, sampled as in
+    training."""
     sheets = []
     for trained in (False, True):
         model = pararl.load(folder)
         if trained:
             pararl.put_on(model, folder, arm, SEEDS[0])
         tasks = [open_world.task(HELD_OUT + number) for number in range(count)]
-        pairs = answers(model, cases_of(model, tasks), micro_batch=count)
+        cases = cases_of(model, tasks)
+        pairs = answers(model, cases, sampler=pararl.ROLLOUTS, micro_batch=count)
         sheets.append(pairs_sheet(pairs, columns=1, side=96))
     width = sum(sheet.width for sheet in sheets)
     both = Image.new("RGB", (width, max(sheet.height for sheet in sheets)), "white")

@@ -22,10 +22,12 @@ def answers(
     cases: Sequence[Case],
     *,
     seed: int = 0,
+    sampler: SamplerSettings = SAMPLER,
     micro_batch: int = 1,
     progress: Callable[[int, int], Any] | None = None,
 ) -> list[Pair]:
-    """One final pair per case, sampled in few steps: a look, not a measurement.
+    """One final pair per case, sampled as ``sampler`` says, which is in few steps by default: a
+    look, not a measurement.
 
     ``progress(done, total)`` may raise to interrupt.
     """
@@ -33,7 +35,7 @@ def answers(
     found: list[Pair] = []
     for members in alike(groups):
         rollouts = roll_out(
-            model, members, replace(SAMPLER, seed=seed), drawn=1, micro_batch=micro_batch,
+            model, members, replace(sampler, seed=seed), drawn=1, micro_batch=micro_batch,
             progress=progress,
         )  # fmt: skip
         found += final_pairs(model, rollouts, micro_batch=micro_batch)
