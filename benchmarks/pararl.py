@@ -62,7 +62,7 @@ CONDITIONS = {
     "as trained": (open_world.task, ROLLOUTS),
     "text first": (open_world.task, replace(ROLLOUTS, order="text_first")),
     "defaults": (open_world.task, SamplerSettings()),
-    "ordinary tasks": (world.task, SamplerSettings()),
+    "ordinary tasks": (world.task, ROLLOUTS),
 }
 WIDELY = ("start", "output", "3 steps")
 """Judged under all conditions; others only as trained."""
