@@ -202,8 +202,8 @@ def judge(work: Work, arm: str, seed: int, condition: str) -> str:
 
 
 def variety(model: Model, seed: int) -> float:
-    """Different sentences among the answers to one open task, as a share of its answers or of its
-    right results, whichever are fewer: the mean over tasks."""
+    """Different sentences, right or not, among the answers to one open task, as a share of its
+    answers or of its right results, whichever are fewer: the mean over tasks."""
     count, repeats = VARIETY
     tasks = [open_world.task(HELD_OUT + number) for number in range(count)]
     said = [set() for _ in tasks]

@@ -37,15 +37,14 @@ def _item(rng: random.Random) -> Object:
     return rng.choice(SHAPES), rng.choice(COLOURS)
 
 
-def _at(cell: Cell, item: Object) -> str:
-    return f"the {item[1]} {item[0]} at {world.place(cell)}"
-
-
 def recolour(rng: random.Random, scene: Scene) -> tuple[str, Iterator[Result]]:
     """To any other colour."""
     cell, (shape, old), name = world.pick(rng, scene)
     return f"paint {name}", (
-        (f"{_at(cell, (shape, old))} becomes {new} .", scene.with_cells({cell: (shape, new)}))
+        (
+            f"{world.object_at(cell, (shape, old))} becomes {new} .",
+            scene.with_cells({cell: (shape, new)}),
+        )
         for new in COLOURS
         if new != old
     )
@@ -57,7 +56,7 @@ def swap(rng: random.Random, scene: Scene) -> tuple[str, Iterator[Result]]:
     shape = rng.choice([s for s in SHAPES if s != item[0]])
     news = ((shape, colour) for colour in COLOURS)
     return f"turn {name} into a {shape}", (
-        (f"{_at(cell, item)} becomes {world.a(new)} .", scene.with_cells({cell: new}))
+        (f"{world.object_at(cell, item)} becomes {world.a(new)} .", scene.with_cells({cell: new}))
         for new in news
     )
 
@@ -67,7 +66,7 @@ def move(rng: random.Random, scene: Scene) -> tuple[str, Iterator[Result]]:
     cell, item, name = world.pick(rng, scene)
     return f"move {name}", (
         (
-            f"{_at(cell, item)} moves to {world.place(to)} .",
+            f"{world.object_at(cell, item)} moves to {world.place(to)} .",
             scene.with_cells({cell: None, to: item}),
         )
         for to in _empty(scene)
@@ -86,7 +85,7 @@ def add(rng: random.Random, scene: Scene) -> tuple[str, Iterator[Result]]:
 def remove(rng: random.Random, scene: Scene) -> tuple[str, Iterator[Result]]:
     """Any object."""
     return f"{rng.choice(['remove', 'delete'])} an object", (
-        (f"{_at(cell, item)} goes away .", scene.with_cells({cell: None}))
+        (f"{world.object_at(cell, item)} goes away .", scene.with_cells({cell: None}))
         for cell, item in scene.objects().items()
     )
 

@@ -95,18 +95,18 @@ def _edits(before: Scene, after: Scene) -> Iterator[str]:
         for start, end, item in ((a, b, old_a), (b, a, old_b)):
             if item and after.at(start) is None and before.at(end) is None:
                 if after.at(end) == item:
-                    yield f"{_object_at(start, item)} moves to {world.place(end)} ."
+                    yield f"{world.object_at(start, item)} moves to {world.place(end)} ."
 
 
 def _change(cell: Cell, old: Object | None, new: Object | None) -> Iterator[str]:
     if old is None:
         yield f"{world.a(new)} appears at {world.place(cell)} ."
     elif new is None:
-        yield f"{_object_at(cell, old)} goes away ."
+        yield f"{world.object_at(cell, old)} goes away ."
     else:
-        yield f"{_object_at(cell, old)} becomes {world.a(new)} ."
+        yield f"{world.object_at(cell, old)} becomes {world.a(new)} ."
         if old[0] == new[0]:
-            yield from _reasoned(f"{_object_at(cell, old)} becomes", new[1])
+            yield from _reasoned(f"{world.object_at(cell, old)} becomes", new[1])
 
 
 def _removals(before: Scene, gone: set[Cell]) -> Iterator[str]:
@@ -121,10 +121,6 @@ def _reasoned(change: str, colour: str) -> Iterator[str]:
     for thing in world.THINGS[colour]:
         verb = "is" if thing in world.SINGULAR else "are"
         yield f"{thing} {verb} {colour} , so {change} {colour} ."
-
-
-def _object_at(cell: Cell, item: Object) -> str:
-    return f"the {item[1]} {item[0]} at {world.place(cell)}"
 
 
 def _words(text: str) -> list[str]:

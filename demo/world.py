@@ -105,6 +105,11 @@ def place(cell: Cell) -> str:
     return f"row {cell[0] + 1} column {cell[1] + 1}"
 
 
+def object_at(cell: Cell, item: Object) -> str:
+    """``item`` in words with its place: "the orange star at row 1 column 2"."""
+    return f"the {item[1]} {item[0]} at {place(cell)}"
+
+
 def corner(name: str, grid: tuple[int, int]) -> Cell:
     return (
         0 if name.startswith("top") else grid[0] - 1,
