@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 from mmada_parallel.demo.tokenizer import model_config, write_tokenizer
-from mmada_parallel.mmp_core.checkpoint import DEMO
-from mmada_parallel.mmp_core.config import ModelConfig
-from mmada_parallel.mmp_core.convert import KINDS
-from mmada_parallel.mmp_core.transformer import MaskedDiffusionTransformer
+from mmada_parallel.mmp_core.checkpoint.convert import KINDS
+from mmada_parallel.mmp_core.checkpoint.load import DEMO
+from mmada_parallel.mmp_core.model.config import ModelConfig
+from mmada_parallel.mmp_core.model.transformer import MaskedDiffusionTransformer
 from safetensors.torch import save_file
 from torch import nn
 

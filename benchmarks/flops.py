@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmada_parallel.mmp_core.config import ModelConfig
-from mmada_parallel.mmp_core.transformer import MaskedDiffusionTransformer
+from mmada_parallel.mmp_core.model.config import ModelConfig
+from mmada_parallel.mmp_core.model.transformer import MaskedDiffusionTransformer
 from torch import Tensor
 
 

@@ -37,7 +37,7 @@ from mmada_parallel.mmp_core import (
     encode_instruction,
     load_checkpoint,
 )
-from mmada_parallel.mmp_core.checkpoint import Model
+from mmada_parallel.mmp_core.checkpoint.load import Model
 from mmada_parallel.mmp_core.editing import fixed_text, reopened
 
 EDITS = tuple(kind for kind in world.KINDS if kind != "generate")

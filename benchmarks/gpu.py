@@ -34,9 +34,9 @@ from mmada_parallel.benchmarks.measure import (
     seconds,
 )
 from mmada_parallel.benchmarks.shapes import TINY, RandomModel
-from mmada_parallel.mmp_core import graphs, kernels
-from mmada_parallel.mmp_core.kernels import ImageLogits, TextLogits
-from mmada_parallel.mmp_core.quantised import (
+from mmada_parallel.mmp_core.model import graphs, kernels
+from mmada_parallel.mmp_core.model.kernels import ImageLogits, TextLogits
+from mmada_parallel.mmp_core.model.quantised import (
     FORMATS,
     Format,
     WeightOnlyLinear,

@@ -30,13 +30,13 @@ from mmada_parallel.demo.cases import cases_of
 from mmada_parallel.demo.dataset import HELD_OUT
 from mmada_parallel.demo.reward import CheckerReward
 from mmada_parallel.mmp_core import Model, SamplerSettings, load_checkpoint
-from mmada_parallel.mmp_core.checkpoint import DEMO
+from mmada_parallel.mmp_core.checkpoint.load import DEMO
 from mmada_parallel.mmp_core.files import replacing
-from mmada_parallel.training.adapters import FullWeights, LoRA
-from mmada_parallel.training.clip_score import DEMO_CLIP, ClipScorer
-from mmada_parallel.training.finetune import FinetuneRun, FinetuneSettings
-from mmada_parallel.training.pararl import ParaRLRun, ParaRLSettings
-from mmada_parallel.training.policy_run import PolicyRun
+from mmada_parallel.training.loop.run import PolicyRun
+from mmada_parallel.training.pararl.run import ParaRLRun, ParaRLSettings
+from mmada_parallel.training.rewards.clip import DEMO_CLIP, ClipScorer
+from mmada_parallel.training.sft.run import FinetuneRun, FinetuneSettings
+from mmada_parallel.training.weights.policies import FullWeights, LoRA
 from torch import Tensor
 
 

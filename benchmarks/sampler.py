@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from mmada_parallel.benchmarks.measure import name_of, synchronise
 from mmada_parallel.benchmarks.shapes import RandomModel
-from mmada_parallel.mmp_core.layout.variant_a import VariantA
 from mmada_parallel.mmp_core.sampler import SamplerSettings, denoise
 from mmada_parallel.mmp_core.state import Prompt
+from mmada_parallel.mmp_core.variants.mmada_parallel_a import VariantA
 
 PRESETS = {
     "small": {"d_model": 128, "n_layers": 2, "n_heads": 4, "mlp_hidden_size": 384, "grid": 8,

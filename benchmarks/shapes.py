@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from mmada_parallel.mmp_core.config import ModelConfig
-from mmada_parallel.mmp_core.layout.variant_a import VariantA
+from mmada_parallel.mmp_core.model.config import ModelConfig
+from mmada_parallel.mmp_core.model.transformer import MaskedDiffusionTransformer
 from mmada_parallel.mmp_core.state import Prompt, TokenState
-from mmada_parallel.mmp_core.transformer import MaskedDiffusionTransformer
+from mmada_parallel.mmp_core.variants.mmada_parallel_a import VariantA
 
 RELEASED = {
     "d_model": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 32, "mlp_hidden_size": 12288,

@@ -22,8 +22,8 @@ from mmada_parallel.demo import world
 from mmada_parallel.demo.dataset import HELD_OUT
 from mmada_parallel.demo.evaluate import judge
 from mmada_parallel.mmp_core import SamplerSettings, denoise, load_checkpoint
-from mmada_parallel.mmp_core.checkpoint import Model
-from mmada_parallel.mmp_core.config import ModelConfig
+from mmada_parallel.mmp_core.checkpoint.load import Model
+from mmada_parallel.mmp_core.model.config import ModelConfig
 
 LEVELS = ("exact", "cached", "fast", "fastest")
 EDITS = {

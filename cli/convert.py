@@ -6,7 +6,7 @@ import argparse
 
 from tqdm import tqdm
 
-from ..mmp_core.convert import convert as write_packed
+from ..mmp_core.checkpoint.convert import convert as write_packed
 from ..mmp_core.files import readable_size
 from .model import note
 

@@ -24,10 +24,10 @@ from ..mmp_core import (
     decode_text,
     encode_instruction,
 )
+from ..mmp_core.batching import denoise_in_parts
 from ..mmp_core.files import replacing
-from ..mmp_core.images import load_image
+from ..mmp_core.image.pictures import load_image
 from ..mmp_core.memory import denoising_need, module_bytes, readable
-from ..mmp_core.parts import denoise_in_parts
 from .model import check_settings, load_model, memory_explained, note, settings_of
 
 _LONGEST_NAME = 48

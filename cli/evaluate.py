@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..demo import evaluate as judge
-from ..training.clip_score import DEMO_CLIP, ClipScorer
+from ..training.rewards.clip import DEMO_CLIP, ClipScorer
 from .model import check_settings, load_model, memory_explained, settings_of
 
 

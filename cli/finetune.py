@@ -19,21 +19,21 @@ from tqdm import tqdm
 from ..demo.items import world_dataset
 from ..demo.reward import CheckerReward
 from ..mmp_core import InputError, Model
-from ..mmp_core.checkpoint import open_checkpoint
+from ..mmp_core.checkpoint.load import open_checkpoint
 from ..mmp_core.files import readable_size
-from ..mmp_core.lora import LAYER_SETS
 from ..mmp_core.memory import free_bytes
-from ..training.adapter_files import base_metadata, save_adapter
-from ..training.adapters import FullWeights, LoRA, Policy
+from ..mmp_core.model.lora import LAYER_SETS
 from ..training.cases import Case, Reward
-from ..training.data import EditDataset, open_dataset, tokenised
-from ..training.finetune import FinetuneRun, FinetuneSettings
-from ..training.need import finetune_bytes, pararl_bytes, trained_parameters
-from ..training.pararl import ROLLOUT_SAMPLER, ParaRLRun, ParaRLSettings
-from ..training.policy_run import PolicyRun, RunSettings
-from ..training.rewards import MAKERS, reward_named
-from ..training.sharded import ShardedWeights
-from ..training.whole_files import check_source, save_whole
+from ..training.data.dataset import EditDataset, open_dataset, tokenised
+from ..training.loop.memory import finetune_bytes, pararl_bytes, trained_parameters
+from ..training.loop.run import PolicyRun, RunSettings
+from ..training.pararl.run import ROLLOUT_SAMPLER, ParaRLRun, ParaRLSettings
+from ..training.rewards.registry import MAKERS, reward_named
+from ..training.sft.run import FinetuneRun, FinetuneSettings
+from ..training.weights.adapter_files import base_metadata, save_adapter
+from ..training.weights.policies import FullWeights, LoRA, Policy
+from ..training.weights.sharded import ShardedWeights
+from ..training.weights.whole_files import check_source, save_whole
 from .model import load_model, memory_explained, note, pick_device
 from .training_options import chosen_pararl, chosen_rollouts, chosen_stepping
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..mmp_core import InputError, Model, SamplerSettings, load_checkpoint
-from ..mmp_core.lora_files import build_adapter, doubt_about, read_adapter
+from ..mmp_core.checkpoint.adapters import build_adapter, doubt_about, read_adapter
 from ..mmp_core.memory import OutOfMemory
 from .options import chosen_settings
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..demo.train import recipe_for, transformer_run, write_checkpoint
 from ..mmp_core import InputError
-from ..mmp_core.checkpoint import DEMO
+from ..mmp_core.checkpoint.load import DEMO
 from .model import memory_explained, pick_device
 
 _FOLDER = Path("build/sft")

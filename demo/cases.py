@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
-from ..mmp_core.checkpoint import Model
+from ..mmp_core.checkpoint.load import Model
 from ..training.cases import Case
 from . import world
 from .dataset import to_example

@@ -7,9 +7,9 @@ import random
 import torch
 from torch import Tensor
 
-from ..mmp_core.layout.base import Layout
 from ..mmp_core.state import TokenState
-from ..training.sft import Example
+from ..mmp_core.variants.base import Layout
+from ..training.sft.loss import Example
 from . import world
 from .tokenizer import TEXT_LENGTH
 

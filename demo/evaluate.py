@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from ..mmp_core import SamplerSettings, decode_image, decode_text, denoise, encode_instruction
-from ..mmp_core.checkpoint import Model
-from ..training.clip_score import ClipScorer
+from ..mmp_core.checkpoint.load import Model
+from ..training.rewards.clip import ClipScorer
 from . import world
 from .checker import Verdict, check, parse_codes
 from .dataset import HELD_OUT
@@ -88,7 +88,7 @@ def copying(tasks: Iterable[Task]) -> dict[str, float]:
 
 def tokenizer_parse_rate(model: Model, cases: int) -> float:
     """Share of scenes whose every cell is read back right through encoder and decoder."""
-    from ..mmp_core.images import to_pil, to_pixels
+    from ..mmp_core.image.pictures import to_pil, to_pixels
 
     tokenizer, right = model.image_tokenizer, 0
     for task in held_out(cases):

@@ -23,16 +23,10 @@ from ..mmp_core import (
     encode_instruction,
     load_checkpoint,
 )
-from ..mmp_core.checkpoint import Model
-from ..mmp_core.editing import (
-    extended,
-    fixed_text,
-    pattern_selected,
-    reopened,
-    text_pieces,
-)
-from ..mmp_core.sheet import SHOWN, Word, beside, contact_sheet, spread_steps, trajectory_frames
-from ..training.clip_score import DEMO_CLIP, ClipScorer
+from ..mmp_core.checkpoint.load import Model
+from ..mmp_core.editing import extended, fixed_text, pattern_selected, reopened, text_pieces
+from ..training.rewards.clip import DEMO_CLIP, ClipScorer
+from ..views.sheet import SHOWN, Word, beside, contact_sheet, spread_steps, trajectory_frames
 from . import world
 from .dataset import HELD_OUT
 from .render import render

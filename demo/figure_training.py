@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from ..mmp_core import SamplerSettings, decode_image, decode_text, denoise, load_checkpoint
-from ..mmp_core.checkpoint import Model
-from ..mmp_core.plot import line_plot
-from ..training.adapters import LoRA
-from ..training.data import tokenised
-from ..training.pararl import ROLLOUT_SAMPLER, ParaRLRun, ParaRLSettings
+from ..mmp_core.checkpoint.load import Model
+from ..training.data.dataset import tokenised
+from ..training.pararl.run import ROLLOUT_SAMPLER, ParaRLRun, ParaRLSettings
 from ..training.samples import pairs_sheet
+from ..training.weights.policies import LoRA
+from ..views.plot import line_plot
 from .figure import ROOT, edit_prompt, held_out_task, panel, side_by_side
 from .items import world_dataset
 from .reward import CheckerReward

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from functools import partial
 
-from ..training.data import EditDataset
-from ..training.items import Item, Picture
+from ..training.data.dataset import EditDataset
+from ..training.data.items import Item, Picture
 from . import world
 from .render import PATCH, render
 from .world import Scene, Task

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..mmp_core.errors import InputError
-from ..mmp_core.layout.base import UNDECIDED
+from ..mmp_core.variants.base import UNDECIDED
 from ..training.cases import Pair
 from . import world
 from .checker import check, parse_codes

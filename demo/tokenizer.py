@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..mmp_core.layout.variant_a import EDIT, GENERATE
+from ..mmp_core.variants.mmada_parallel_a import EDIT, GENERATE
 from . import world
 
 _FIRST = ("<|endoftext|>", "<|startoftext|>", "<|unk|>")

@@ -20,11 +20,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..mmp_core.config import ModelConfig
 from ..mmp_core.files import replacing
-from ..mmp_core.layout.variant_a import VariantA
-from ..mmp_core.transformer import MaskedDiffusionTransformer, sdpa_attention
-from ..training.run import SFTRun, SFTSettings, initialise
+from ..mmp_core.model.config import ModelConfig
+from ..mmp_core.model.transformer import MaskedDiffusionTransformer, sdpa_attention
+from ..mmp_core.variants.mmada_parallel_a import VariantA
+from ..training.sft.pretrain import SFTRun, SFTSettings, initialise
 from .clip import train_clip
 from .dataset import WorldDataset
 from .tokenizer import model_config, write_tokenizer

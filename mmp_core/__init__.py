@@ -1,8 +1,7 @@
 """MMaDA-Parallel: the model, its sampler and its checkpoints. Pure PyTorch."""
 
-from .checkpoint import Model, load_checkpoint
+from .checkpoint.load import Model, load_checkpoint
 from .errors import CheckpointError, InputError
-from .layout.base import UNDECIDED
 from .pipeline import (
     decode_image,
     decode_pixels,
@@ -13,6 +12,7 @@ from .pipeline import (
 )
 from .sampler import SamplerSettings, denoise
 from .state import MASKED, Prompt, Step, TokenState, Trajectory
+from .variants.base import UNDECIDED
 
 __all__ = [
     "MASKED", "UNDECIDED", "CheckpointError", "InputError", "Model", "Prompt", "SamplerSettings",

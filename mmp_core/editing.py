@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checkpoint import Model
+from .checkpoint.load import Model
 from .errors import InputError
-from .layout.base import UNDECIDED, pieces_of
 from .state import MASKED, Prompt, TokenState
+from .variants.base import UNDECIDED, pieces_of
 
 REGEX_SECONDS, REGEX_LENGTH, REGEX_REPEATS = 1.0, 500, 1000
 """A pattern may come with somebody else's workflow: longer searches are given up, and patterns

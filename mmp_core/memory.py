@@ -14,15 +14,15 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .config import ModelConfig
 from .errors import InputError
-from .kernels import available
-from .layout.base import Layout
-from .layout.variant_a import VariantA
-from .quantised import FORMATS
+from .model.config import ModelConfig
+from .model.kernels import available
+from .model.quantised import FORMATS
+from .model.transformer import KeyValueCache, MaskedDiffusionTransformer
 from .sampler.settings import SamplerSettings
 from .state import Prompt
-from .transformer import KeyValueCache, MaskedDiffusionTransformer
+from .variants.base import Layout
+from .variants.mmada_parallel_a import VariantA
 
 PICTURE_BYTES_PER_PIXEL = 3072
 """Of either image tokenizer at full width (aMUSEd's, and 128 for MAGVIT-v2): 3 x 256 channels of

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .checkpoint import Model
+from .checkpoint.load import Model
 from .editing import cells_of
 from .errors import InputError
-from .images import (
+from .image.pictures import (
     UNIT_RANGE,
     Size,
     crop_sizes,

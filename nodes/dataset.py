@@ -7,9 +7,10 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..demo.items import world_dataset
-from ..training.data import EditDataset, open_dataset
-from ..training.preview import dataset_sheet
-from . import dataset_folders, host
+from ..training.data.dataset import EditDataset, open_dataset
+from ..views.dataset_sheet import dataset_sheet
+from . import host
+from .host import dataset_folders
 from .types import CATEGORY, Dataset
 
 _SHOWN = 8

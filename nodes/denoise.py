@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..mmp_core import InputError, Prompt, SamplerSettings, TokenState
-from ..mmp_core.parts import denoise_in_parts
+from ..mmp_core.batching import denoise_in_parts
 from .host import HostedModel, Progress
 from .live import LiveView
 from .types import CATEGORY, Model, Tokens, Trajectory

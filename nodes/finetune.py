@@ -10,16 +10,17 @@ from PIL import Image
 from ..demo.reward import CheckerReward
 from ..demo.world import Task
 from ..mmp_core import InputError, Model
-from ..training.adapters import LoRA
 from ..training.cases import Case, Reward
-from ..training.data import EditDataset
-from ..training.finetune import FinetuneRun, FinetuneSettings
-from ..training.need import finetune_bytes, pararl_bytes
-from ..training.pararl import ROLLOUT_SAMPLER, ParaRLRun, ParaRLSettings
-from ..training.policy_run import PolicyRun
-from ..training.rewards import ClipReward
+from ..training.data.dataset import EditDataset
+from ..training.loop.memory import finetune_bytes, pararl_bytes
+from ..training.loop.run import PolicyRun
+from ..training.pararl.run import ROLLOUT_SAMPLER, ParaRLRun, ParaRLSettings
+from ..training.rewards.registry import ClipReward
 from ..training.samples import answers, pairs_sheet
-from . import folders, host
+from ..training.sft.run import FinetuneRun, FinetuneSettings
+from ..training.weights.policies import LoRA
+from . import host
+from .host import folders
 from .training_recipe import Metrics
 from .training_run import Begin, train
 from .training_widgets import (

@@ -19,7 +19,7 @@ from ..mmp_core import (
     decode_text,
 )
 from ..mmp_core.editing import text_pieces
-from ..mmp_core.sheet import contact_sheet, spread_steps, veiled_picture
+from ..views.sheet import contact_sheet, spread_steps, veiled_picture
 from .host import Progress, save_temporary, stop_if_interrupted
 
 RECORDED_STEPS = "mmada_parallel_steps"

@@ -2,7 +2,8 @@
 
 from comfy_api.latest import io
 
-from . import folders, host
+from . import host
+from .host import folders
 from .types import CATEGORY, Model
 
 

@@ -5,9 +5,8 @@ import logging
 import torch
 from comfy_api.latest import io
 
-from ..mmp_core.lora_files import adapter_state, doubt_about, read_adapter
-from . import folders
-from .host import HostedModel, with_adapter
+from ..mmp_core.checkpoint.adapters import adapter_state, doubt_about, read_adapter
+from .host import HostedModel, folders, with_adapter
 from .types import CATEGORY, LoraModel, Model
 
 

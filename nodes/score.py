@@ -8,10 +8,11 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 from ..mmp_core import InputError, TokenState, Trajectory, decode_image, decode_text
-from ..mmp_core.plot import line_plot
-from ..training.clip_score import ClipScorer, score_trajectory
-from . import folders, host
+from ..training.rewards.clip import ClipScorer, score_trajectory
+from ..views.plot import line_plot
+from . import host
 from .encode import to_picture
+from .host import folders
 from .types import CATEGORY, Model, Tokens
 from .types import Trajectory as TrajectoryType
 

@@ -5,8 +5,9 @@ import json
 from comfy_api.latest import io
 
 from ..mmp_core import TokenState
-from ..mmp_core.token_files import load_tokens, save_tokens
-from . import folders, host
+from ..mmp_core.checkpoint.tokens import load_tokens, save_tokens
+from . import host
+from .host import folders
 from .types import CATEGORY, Model, Tokens
 
 

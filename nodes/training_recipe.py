@@ -9,10 +9,10 @@ from typing import Protocol
 from PIL import Image
 
 from ..mmp_core import Model
-from ..training.adapters import LoRA
 from ..training.cases import Case
-from ..training.data import EditDataset
-from ..training.policy_run import PolicyRun, RunSettings
+from ..training.data.dataset import EditDataset
+from ..training.loop.run import PolicyRun, RunSettings
+from ..training.weights.policies import LoRA
 
 Metrics = dict[str, float]
 

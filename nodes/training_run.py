@@ -10,16 +10,16 @@ import torch
 from comfy_api.latest import io
 
 from ..mmp_core import InputError, Model
-from ..mmp_core.lora import LAYER_SETS
-from ..mmp_core.lora_files import doubt_about, read_adapter
-from ..training.adapter_files import adapter_tensors, base_metadata, save_adapter
-from ..training.adapters import LoRA
-from ..training.data import EditDataset, TokenisedDataset, tokenised
-from ..training.need import trained_parameters
-from ..training.policy_run import PolicyRun
-from . import folders, host
-from .host import Interrupted, TrainingRoom, trainable
-from .training_folders import run_folder, runs_folder
+from ..mmp_core.checkpoint.adapters import doubt_about, read_adapter
+from ..mmp_core.model.lora import LAYER_SETS
+from ..training.data.dataset import EditDataset, TokenisedDataset, tokenised
+from ..training.loop.memory import trained_parameters
+from ..training.loop.run import PolicyRun
+from ..training.weights.adapter_files import adapter_tensors, base_metadata, save_adapter
+from ..training.weights.policies import LoRA
+from . import host
+from .host import Interrupted, TrainingRoom, folders, trainable
+from .host.training_folders import run_folder, runs_folder
 from .training_recipe import Recipe
 from .training_view import TrainingView, curve
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from ..mmp_core.plot import line_plot
-from ..training.policy_run import PolicyRun
+from ..training.loop.run import PolicyRun
+from ..views.plot import line_plot
 from .host import Progress, stop_if_interrupted
 from .training_recipe import Metrics, Recipe
 

@@ -2,9 +2,9 @@
 
 from comfy_api.latest import io
 
-from ..mmp_core.lora import LAYER_SETS
-from ..training.policy_run import RunSettings
-from . import folders
+from ..mmp_core.model.lora import LAYER_SETS
+from ..training.loop.run import RunSettings
+from .host import folders
 from .types import Dataset, LoraModel, LossMap, Model
 
 

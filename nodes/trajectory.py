@@ -5,7 +5,7 @@ import torch
 from comfy_api.latest import io
 
 from ..mmp_core import InputError
-from ..mmp_core.sheet import contact_sheet, spread_steps, trajectory_frames
+from ..views.sheet import contact_sheet, spread_steps, trajectory_frames
 from .host import HostedModel, stop_if_interrupted
 from .types import CATEGORY, Model, Tokens, Trajectory
 

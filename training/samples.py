@@ -8,11 +8,11 @@ from typing import Any
 
 from PIL import Image
 
-from ..mmp_core.checkpoint import Model
+from ..mmp_core.checkpoint.load import Model
 from ..mmp_core.sampler.settings import SamplerSettings
-from ..mmp_core.sheet import Word, beside, contact_sheet
+from ..views.sheet import Word, beside, contact_sheet
 from .cases import Case, Pair
-from .rollout import Group, alike, final_pairs, roll_out
+from .pararl.rollout import Group, alike, final_pairs, roll_out
 
 SAMPLER = SamplerSettings(text_steps=32, image_steps=16, joint_guidance=0.0)
 

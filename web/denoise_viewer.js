@@ -4,7 +4,7 @@ import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
 
 const NODE = 'MMaDAParallelDenoise'
-const STEP_EVENT = 'mmada_parallel.step' // nodes/host.py
+const STEP_EVENT = 'mmada_parallel.step' // nodes/host/page.py
 const RECORDED_STEPS = 'mmada_parallel_steps' // nodes/live.py
 const UNDECIDED = ' ░'
 const MIN_WIDTH = 400

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layout.base import Sequence
+from ..model.transformer import KeyValueCache, MaskedDiffusionTransformer
 from ..state import MASKED, Step
-from ..transformer import KeyValueCache, MaskedDiffusionTransformer
+from ..variants.base import Sequence
 from .rows import Rows
 from .schedule import Due
 

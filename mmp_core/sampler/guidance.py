@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..kernels import ImageLogits, TextLogits
-from ..layout.base import Layout, Sequence
+from ..model.kernels import ImageLogits, TextLogits
 from ..state import Prompt, TokenState
+from ..variants.base import Layout, Sequence
 from .predictor import View
 from .settings import SamplerSettings
 

@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..layout.base import Layout
+from ..model.transformer import MaskedDiffusionTransformer
 from ..state import MASKED, Prompt
-from ..transformer import MaskedDiffusionTransformer
+from ..variants.base import Layout
 from .cache import CachePolicy
 from .guidance import CONDITIONAL, CorrectedGuidance, Guidance
 from .schedule import AdaptivePlan, Plan, corrected_steps

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..graphs import forward_of
-from ..layout.base import Layout, Sequence
+from ..model.graphs import forward_of
+from ..model.transformer import MaskedDiffusionTransformer
 from ..state import MASKED, TokenState
-from ..transformer import MaskedDiffusionTransformer
+from ..variants.base import Layout, Sequence
 from .cache import Asked, CachePolicy, Memory
 
 

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..kernels import ImageLogits, TextLogits
-from ..kernels.plain import gumbel
+from ..model.kernels import ImageLogits, TextLogits
+from ..model.kernels.plain import gumbel
 from ..state import MASKED, TokenState
 from .rows import Rows
 from .schedule import PlannedStep

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..kernels.plain import log_odds
-from ..layout.base import Layout, Sequence
-from ..layout.variant_a import VariantA
+from ..model.kernels.plain import log_odds
 from ..state import MASKED, Prompt, TokenState
+from ..variants.base import Layout, Sequence
+from ..variants.mmada_parallel_a import VariantA
 from .guidance import CONDITIONAL
 from .policies import DenoisingModel, Policies, undecided_counts
 from .predictor import View

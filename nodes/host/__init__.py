@@ -2,13 +2,7 @@
 
 from .lora import with_adapter
 from .models import DTYPES, HostedAdapter, HostedModel, HostRoom, clip_device, load
-from .page import (
-    Progress,
-    metadata_wanted,
-    save_temporary,
-    stop_if_interrupted,
-    to_intermediate,
-)
+from .page import Progress, metadata_wanted, save_temporary, stop_if_interrupted, to_intermediate
 from .training import Interrupted, TrainingRoom, trainable
 
 __all__ = [

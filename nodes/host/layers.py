@@ -11,8 +11,8 @@ import comfy.quant_ops
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
-from ...mmp_core.quantised import Format
-from ...mmp_core.transformer import Attention, RMSNorm, sdpa_attention
+from ...mmp_core.model.quantised import Format
+from ...mmp_core.model.transformer import Attention, RMSNorm, sdpa_attention
 
 
 def operations(dtype: torch.dtype, device: torch.device) -> type:

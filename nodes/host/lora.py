@@ -10,8 +10,8 @@ import comfy.ops
 import torch
 from comfy.patcher_extension import PatcherInjection
 
-from ...mmp_core.lora import Adapter, Bypass
-from ...mmp_core.lora_files import build_adapter
+from ...mmp_core.checkpoint.adapters import build_adapter
+from ...mmp_core.model.lora import Adapter, Bypass
 from .models import HostedAdapter, HostedModel
 
 _INJECTIONS = "mmada_parallel.adapters"
@@ -24,7 +24,7 @@ def with_adapter(
     name: str,
     strength: float,
 ) -> HostedModel:
-    """``model`` with one adapter more, as :func:`~.mmp_core.lora_files.read_adapter` gave it.
+    """``model`` with one adapter more, as :func:`~.mmp_core.checkpoint.adapters.read_adapter` gave it.
 
     The weights are shared with ``model``, which stays as it is: the two take turns in being
     loaded. Raises ``InputError`` where the adapter does not fit.

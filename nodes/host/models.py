@@ -14,12 +14,12 @@ import comfy.utils
 import torch
 
 from ...mmp_core import CheckpointError, Model, Prompt
-from ...mmp_core.checkpoint import build_model, load_weights, open_checkpoint
+from ...mmp_core.checkpoint.load import build_model, load_weights, open_checkpoint
+from ...mmp_core.checkpoint.source import Source
+from ...mmp_core.checkpoint.tensors import SafetensorsFiles
 from ...mmp_core.memory import PICTURE_BYTES_PER_PIXEL, Need, readable
-from ...mmp_core.quantised import formats_of
-from ...mmp_core.source import Source
-from ...mmp_core.tensor_files import SafetensorsFiles
-from ..folders import checkpoint_paths
+from ...mmp_core.model.quantised import formats_of
+from .folders import checkpoint_paths
 from .layers import attention, operations
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from server import PromptServer
 
-from ..folders import FOLDER
+from .folders import FOLDER
 
 STEP_EVENT = "mmada_parallel.step"
 """What the page is sent while a run denoises; web/denoise_viewer.js listens to it."""

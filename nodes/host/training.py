@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...mmp_core import InputError
 from ...mmp_core.memory import readable
-from ...mmp_core.transformer import MaskedDiffusionTransformer, sdpa_attention
+from ...mmp_core.model.transformer import MaskedDiffusionTransformer, sdpa_attention
 from .layers import StreamedRMSNorm, weight_of
 from .models import HostedModel, free_bytes
 

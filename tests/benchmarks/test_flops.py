@@ -3,8 +3,8 @@
 import pytest
 import torch
 from mmada_parallel.benchmarks.flops import FlopCounter
-from mmada_parallel.mmp_core.config import ModelConfig
-from mmada_parallel.mmp_core.transformer import KeyValueCache, MaskedDiffusionTransformer
+from mmada_parallel.mmp_core.model.config import ModelConfig
+from mmada_parallel.mmp_core.model.transformer import KeyValueCache, MaskedDiffusionTransformer
 from mmada_parallel.tests.mmp_core import tiny
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from mmada_parallel.mmp_core import convert as core
+from mmada_parallel.mmp_core.checkpoint import convert as core
 from PIL import Image
 from safetensors import safe_open
 

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 from mmada_parallel.cli import draw
-from mmada_parallel.mmp_core import SamplerSettings, parts
+from mmada_parallel.mmp_core import SamplerSettings
+from mmada_parallel.mmp_core import batching as parts
 from PIL import Image
 
 from .conftest import EDIT

@@ -14,8 +14,8 @@ from mmada_parallel.cli.training_options import _PARARL, _ROLLOUTS, _STEPPING
 from mmada_parallel.demo.render import render
 from mmada_parallel.demo.world import task
 from mmada_parallel.mmp_core import load_checkpoint
-from mmada_parallel.mmp_core.lora_files import read_adapter
-from mmada_parallel.training.pararl import ROLLOUT_SAMPLER, ParaRLRun, ParaRLSettings
+from mmada_parallel.mmp_core.checkpoint.adapters import read_adapter
+from mmada_parallel.training.pararl.run import ROLLOUT_SAMPLER, ParaRLRun, ParaRLSettings
 from safetensors import safe_open
 
 FEW = (

@@ -6,8 +6,8 @@ import pytest
 from mmada_parallel.cli.main import build_parser
 from mmada_parallel.mmp_core import load_checkpoint
 from mmada_parallel.tests.training.adapted import stirred
-from mmada_parallel.training.adapter_files import base_metadata, read_adapter, save_adapter
-from mmada_parallel.training.adapters import LoRA
+from mmada_parallel.training.weights.adapter_files import base_metadata, read_adapter, save_adapter
+from mmada_parallel.training.weights.policies import LoRA
 from PIL import Image
 
 FAST = ("--text-steps", 2, "--image-steps", 2, "--seed", 5)

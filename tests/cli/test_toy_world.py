@@ -5,7 +5,7 @@ import json
 import pytest
 from mmada_parallel.cli import train
 from mmada_parallel.demo import train as demo_train
-from mmada_parallel.training.run import SFTRun
+from mmada_parallel.training.sft.pretrain import SFTRun
 
 FAST = ("--text-steps", 1, "--image-steps", 1, "--joint-guidance", 0)
 

@@ -25,7 +25,7 @@ IDS = torch.arange(20)[None]
 
 
 def observe(nodes, situation, name, wanted):
-    from ...training.adapters import LoRA
+    from ...training.weights.policies import LoRA
 
     situation.capacity = ROOM
     hosted = nodes.host.load(name, "fp32", "auto")

@@ -23,9 +23,9 @@ import utils.extra_config  # noqa: E402, F401  # as main.py: later another `util
 from PIL import Image  # noqa: E402
 
 from ...mmp_core import SamplerSettings, denoise, encode_instruction  # noqa: E402
-from ...mmp_core.convert import convert  # noqa: E402
+from ...mmp_core.batching import denoise_in_parts  # noqa: E402
+from ...mmp_core.checkpoint.convert import convert  # noqa: E402
 from ...mmp_core.memory import OutOfMemory, denoising_need  # noqa: E402
-from ...mmp_core.parts import denoise_in_parts  # noqa: E402
 from ...mmp_core.sampler import policies  # noqa: E402
 from ..mmp_core import tiny  # noqa: E402
 from ..nodes.untrained import write_untrained  # noqa: E402

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from mmada_parallel.mmp_core.lora_files import read_adapter
+from mmada_parallel.mmp_core.checkpoint.adapters import read_adapter
 from mmada_parallel.tests.workflow_api import WORKFLOWS, to_api
 
 LOADER, DATASET = "MMaDAParallelLoader", "MMaDAParallelLoadEditDataset"

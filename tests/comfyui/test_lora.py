@@ -7,8 +7,8 @@ import pytest
 from mmada_parallel.mmp_core import load_checkpoint
 from mmada_parallel.tests.training.adapted import stirred
 from mmada_parallel.tests.workflow_api import WORKFLOWS, to_api
-from mmada_parallel.training.adapter_files import save_adapter
-from mmada_parallel.training.adapters import LoRA
+from mmada_parallel.training.weights.adapter_files import save_adapter
+from mmada_parallel.training.weights.policies import LoRA
 
 LOADER, APPLY = "MMaDAParallelLoader", "MMaDAParallelApplyLoRA"
 

@@ -3,7 +3,7 @@
 import json
 import re
 
-from mmada_parallel.mmp_core.convert import convert
+from mmada_parallel.mmp_core.checkpoint.convert import convert
 from mmada_parallel.tests.workflow_api import WORKFLOWS, to_api
 
 LOADER = "MMaDAParallelLoader"

@@ -5,8 +5,8 @@ import torch
 from mmada_parallel.demo.evaluate import answer, evaluate, held_out, tokenizer_parse_rate
 from mmada_parallel.demo.train import transformer_run
 from mmada_parallel.mmp_core import SamplerSettings, load_checkpoint
-from mmada_parallel.mmp_core.checkpoint import DEMO
-from mmada_parallel.training.run import SFTSettings
+from mmada_parallel.mmp_core.checkpoint.load import DEMO
+from mmada_parallel.training.sft.pretrain import SFTSettings
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 from mmada_parallel.demo.cases import world_cases
 from mmada_parallel.demo.items import world_dataset
 from mmada_parallel.mmp_core import load_checkpoint
-from mmada_parallel.training.data import tokenised
+from mmada_parallel.training.data.dataset import tokenised
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmada_parallel.mmp_core import MASKED, SamplerSettings, denoise
-from mmada_parallel.mmp_core.config import ModelConfig
+from mmada_parallel.mmp_core.model.config import ModelConfig
+from mmada_parallel.mmp_core.model.transformer import KeyValueCache, MaskedDiffusionTransformer
 from mmada_parallel.mmp_core.sampler.cache import CHANGED_SHARE, ONE_IN, REFRESH_EVERY, CachePolicy
 from mmada_parallel.mmp_core.sampler.policies import corrected_policies
-from mmada_parallel.mmp_core.transformer import KeyValueCache, MaskedDiffusionTransformer
 from mmada_parallel.tests.mmp_core import tiny
 
 MODELS = {variant: tiny.TinyModel(variant) for variant in "AM"}

@@ -4,8 +4,8 @@ import re
 import pytest
 import torch
 from mmada_parallel.mmp_core import CheckpointError, load_checkpoint
-from mmada_parallel.mmp_core.checkpoint import build_model, load_weights, open_checkpoint
-from mmada_parallel.mmp_core.transformer import TorchOperations
+from mmada_parallel.mmp_core.checkpoint.load import build_model, load_weights, open_checkpoint
+from mmada_parallel.mmp_core.model.transformer import TorchOperations
 from mmada_parallel.tests.mmp_core import tiny
 from safetensors.torch import load_file, save_file
 

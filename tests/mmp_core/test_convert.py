@@ -14,13 +14,13 @@ from mmada_parallel.mmp_core import (
     denoise,
     encode_instruction,
     load_checkpoint,
-    tensor_files,
 )
-from mmada_parallel.mmp_core import convert as module
-from mmada_parallel.mmp_core.checkpoint import open_checkpoint
-from mmada_parallel.mmp_core.convert import KINDS, convert
-from mmada_parallel.mmp_core.quantised import FORMATS, WeightOnlyLinear, formats_of, quantise
-from mmada_parallel.mmp_core.token_files import token_identity
+from mmada_parallel.mmp_core.checkpoint import convert as module
+from mmada_parallel.mmp_core.checkpoint import tensors as tensor_files
+from mmada_parallel.mmp_core.checkpoint.convert import KINDS, convert
+from mmada_parallel.mmp_core.checkpoint.load import open_checkpoint
+from mmada_parallel.mmp_core.checkpoint.tokens import token_identity
+from mmada_parallel.mmp_core.model.quantised import FORMATS, WeightOnlyLinear, formats_of, quantise
 from mmada_parallel.tests.mmp_core import tiny
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file

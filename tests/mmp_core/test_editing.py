@@ -23,7 +23,7 @@ from mmada_parallel.mmp_core.editing import (
     text_pieces,
     words_selected,
 )
-from mmada_parallel.mmp_core.layout.base import decode_ids, pieces_of
+from mmada_parallel.mmp_core.variants.base import decode_ids, pieces_of
 from mmada_parallel.tests.mmp_core import tiny
 
 MODEL = {variant: tiny.TinyModel(variant) for variant in "AM"}

@@ -6,9 +6,10 @@ recomputes from the tensors it was captured with, into the tensor it returned fi
 
 import pytest
 import torch
-from mmada_parallel.mmp_core import SamplerSettings, denoise, graphs
-from mmada_parallel.mmp_core.graphs import GraphedForward
-from mmada_parallel.mmp_core.quantised import FORMATS, WeightOnlyLinear, replace_linears
+from mmada_parallel.mmp_core import SamplerSettings, denoise
+from mmada_parallel.mmp_core.model import graphs
+from mmada_parallel.mmp_core.model.graphs import GraphedForward
+from mmada_parallel.mmp_core.model.quantised import FORMATS, WeightOnlyLinear, replace_linears
 from mmada_parallel.tests.mmp_core import tiny
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")

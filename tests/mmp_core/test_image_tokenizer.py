@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmada_parallel.mmp_core.image_tokenizer import AmusedVQ, ImageTokenizer, MagvitV2
+from mmada_parallel.mmp_core.image.tokenizer import AmusedVQ, ImageTokenizer, MagvitV2
 
 SMALL = dict(block_out_channels=[8, 16], norm_num_groups=4, latent_channels=4,
              num_vq_embeddings=32, lookup_from_codebook=True, mid_block_add_attention=True)

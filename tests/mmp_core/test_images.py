@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmada_parallel.mmp_core import images
+from mmada_parallel.mmp_core.image import pictures as images
 from PIL import Image
 
 SIZES = images.crop_sizes(16, 32)

@@ -11,12 +11,13 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from mmada_parallel.mmp_core import SamplerSettings, denoise, kernels
-from mmada_parallel.mmp_core.kernels import ImageLogits, TextLogits, plain
+from mmada_parallel.mmp_core import SamplerSettings, denoise
+from mmada_parallel.mmp_core.model import kernels
+from mmada_parallel.mmp_core.model.kernels import ImageLogits, TextLogits, plain
 from mmada_parallel.tests.mmp_core import tiny
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from mmada_parallel.mmp_core.kernels import image, text
+from mmada_parallel.mmp_core.model.kernels import image, text
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TILE = text.Tile(rows=16, words=32, depth=16, warps=4, stages=1)
@@ -238,7 +239,7 @@ COMPILE = """
 import sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from mmada_parallel.mmp_core.kernels import image, text
+from mmada_parallel.mmp_core.model.kernels import image, text
 
 def build(kernel, capability, numbers, constants, **options):
     types = {name: numbers.get(name, "i32") for name in kernel.arg_names}

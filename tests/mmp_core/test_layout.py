@@ -3,8 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmada_parallel.mmp_core.errors import CheckpointError, InputError
-from mmada_parallel.mmp_core.layout import LAYOUTS, detect_variant, variant_a
 from mmada_parallel.mmp_core.state import MASKED, TokenState
+from mmada_parallel.mmp_core.variants import LAYOUTS, detect_variant
+from mmada_parallel.mmp_core.variants import mmada_parallel_a as variant_a
 from mmada_parallel.tests.mmp_core import tiny
 
 LAYOUT = {name: LAYOUTS[name](tiny.tokenizer(name), tiny.config(name)) for name in "AM"}

@@ -5,17 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mmada_parallel.mmp_core import (
-    Prompt,
-    SamplerSettings,
-    TokenState,
-    denoise,
-    load_checkpoint,
-)
-from mmada_parallel.mmp_core.config import ModelConfig
-from mmada_parallel.mmp_core.convert import convert
+from mmada_parallel.mmp_core import Prompt, SamplerSettings, TokenState, denoise, load_checkpoint
+from mmada_parallel.mmp_core.checkpoint.convert import convert
 from mmada_parallel.mmp_core.errors import InputError
-from mmada_parallel.mmp_core.lora import Adapter, Shape, adaptable_layers
 from mmada_parallel.mmp_core.memory import (
     PICTURE_BYTES_PER_PIXEL,
     Need,
@@ -30,12 +22,14 @@ from mmada_parallel.mmp_core.memory import (
     stored_bytes,
     training_need,
 )
-from mmada_parallel.mmp_core.quantised import FORMATS, WeightOnlyLinear, replace_linears
-from mmada_parallel.mmp_core.transformer import MaskedDiffusionTransformer
+from mmada_parallel.mmp_core.model.config import ModelConfig
+from mmada_parallel.mmp_core.model.lora import Adapter, Shape, adaptable_layers
+from mmada_parallel.mmp_core.model.quantised import FORMATS, WeightOnlyLinear, replace_linears
+from mmada_parallel.mmp_core.model.transformer import MaskedDiffusionTransformer
 from mmada_parallel.tests.live_bytes import most_bytes
 from mmada_parallel.tests.mmp_core import tiny
-from mmada_parallel.training.adapters import LoRA
-from mmada_parallel.training.policy_run import recomputing
+from mmada_parallel.training.loop.run import recomputing
+from mmada_parallel.training.weights.policies import LoRA
 
 FLOATS = [torch.float32, torch.bfloat16]
 
@@ -252,7 +246,7 @@ def test_the_help_page_tells_what_is_computed(kind, row):
 
 @torch.no_grad()
 def test_pictures_of_the_released_tokenizers_are_counted_where_they_are_widest():
-    from mmada_parallel.mmp_core.image_tokenizer import AmusedVQ
+    from mmada_parallel.mmp_core.image.tokenizer import AmusedVQ
 
     config = tiny.VQ | {"block_out_channels": [128, 256], "norm_num_groups": 32}
     tokenizer = AmusedVQ(config).requires_grad_(False)

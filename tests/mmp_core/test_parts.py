@@ -6,8 +6,8 @@ import weakref
 import pytest
 import torch
 from mmada_parallel.mmp_core import SamplerSettings, denoise
+from mmada_parallel.mmp_core.batching import DeviceRoom, denoise_in_parts, joined
 from mmada_parallel.mmp_core.memory import OutOfMemory, denoising_need
-from mmada_parallel.mmp_core.parts import DeviceRoom, denoise_in_parts, joined
 from mmada_parallel.tests.mmp_core import tiny
 
 SETTINGS = {

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmada_parallel.mmp_core import MASKED, InputError, SamplerSettings, TokenState, denoise
-from mmada_parallel.mmp_core.kernels.plain import log_odds
+from mmada_parallel.mmp_core.model.kernels.plain import log_odds
 from mmada_parallel.mmp_core.sampler.guidance import CorrectedGuidance
 from mmada_parallel.mmp_core.sampler.policies import corrected_policies
 from mmada_parallel.mmp_core.sampler.predictor import Predictor

@@ -1,7 +1,12 @@
 import pytest
 import torch
 from mmada_parallel.mmp_core import MASKED, InputError, TokenState, load_checkpoint
-from mmada_parallel.mmp_core.token_files import FORMAT, load_tokens, save_tokens, token_identity
+from mmada_parallel.mmp_core.checkpoint.tokens import (
+    FORMAT,
+    load_tokens,
+    save_tokens,
+    token_identity,
+)
 from mmada_parallel.tests.mmp_core import tiny
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file

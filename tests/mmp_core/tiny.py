@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 from mmada_parallel.mmp_core import MASKED, TokenState
-from mmada_parallel.mmp_core.config import ModelConfig
-from mmada_parallel.mmp_core.image_tokenizer import AmusedVQ, MagvitV2
-from mmada_parallel.mmp_core.layout import LAYOUTS
-from mmada_parallel.mmp_core.transformer import MaskedDiffusionTransformer
+from mmada_parallel.mmp_core.image.tokenizer import AmusedVQ, MagvitV2
+from mmada_parallel.mmp_core.model.config import ModelConfig
+from mmada_parallel.mmp_core.model.transformer import MaskedDiffusionTransformer
+from mmada_parallel.mmp_core.variants import LAYOUTS
 from safetensors.torch import save_file
 
 WORDS = ("a", "red", "blue", "circle", "square", "make", "it", "left", "of", "the", ".")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from mmada_parallel.mmp_core.transformer import sdpa_attention
+from mmada_parallel.mmp_core.model.transformer import sdpa_attention
 
 FUNCTIONS = ("attention_basic", "attention_sub_quad", "attention_split", "attention_pytorch")
 

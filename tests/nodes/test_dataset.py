@@ -7,8 +7,8 @@ import pytest
 from mmada_parallel.demo.items import world_dataset
 from mmada_parallel.demo.world import Task
 from mmada_parallel.mmp_core import InputError
-from mmada_parallel.training.data import tokenised
-from mmada_parallel.training.preview import dataset_sheet
+from mmada_parallel.training.data.dataset import tokenised
+from mmada_parallel.views.dataset_sheet import dataset_sheet
 from PIL import Image
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from mmada_parallel.demo.items import world_dataset
 from mmada_parallel.mmp_core import InputError
-from mmada_parallel.mmp_core.convert import convert
-from mmada_parallel.mmp_core.lora_files import read_adapter
-from mmada_parallel.training.adapters import LoRA
-from mmada_parallel.training.policy_run import recomputing
+from mmada_parallel.mmp_core.checkpoint.adapters import read_adapter
+from mmada_parallel.mmp_core.checkpoint.convert import convert
+from mmada_parallel.training.loop.run import recomputing
+from mmada_parallel.training.weights.policies import LoRA
 from torch import nn
 
 COMMON = {

@@ -6,11 +6,15 @@ import os
 import pytest
 import torch
 from mmada_parallel.mmp_core import InputError, SamplerSettings, denoise, encode_instruction
-from mmada_parallel.mmp_core.convert import convert
+from mmada_parallel.mmp_core.checkpoint.convert import convert
 from mmada_parallel.tests.nodes.hosted import prepare
 from mmada_parallel.tests.training.adapted import stirred
-from mmada_parallel.training.adapter_files import adapter_tensors, base_metadata, save_adapter
-from mmada_parallel.training.adapters import LoRA
+from mmada_parallel.training.weights.adapter_files import (
+    adapter_tensors,
+    base_metadata,
+    save_adapter,
+)
+from mmada_parallel.training.weights.policies import LoRA
 
 IDS = torch.arange(60)[None]
 

@@ -9,7 +9,7 @@ from mmada_parallel.mmp_core import (
     encode_instruction,
     load_checkpoint,
 )
-from mmada_parallel.mmp_core.convert import convert
+from mmada_parallel.mmp_core.checkpoint.convert import convert
 from mmada_parallel.tests.nodes.hosted import prepare
 
 CLOSE = {"fp32": 1e-5, "bf16": 2**-7}

@@ -16,7 +16,7 @@ from mmada_parallel.mmp_core import (
     denoise,
     encode_instruction,
 )
-from mmada_parallel.training.clip_score import DEMO_CLIP, ClipScorer, score_trajectory
+from mmada_parallel.training.rewards.clip import DEMO_CLIP, ClipScorer, score_trajectory
 from torchvision.transforms.functional import to_tensor
 
 TASKS = [world.task(HELD_OUT + i) for i in range(4)]

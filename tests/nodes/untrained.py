@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from mmada_parallel.demo.tokenizer import model_config, write_tokenizer
 from mmada_parallel.demo.vq import vq_config
-from mmada_parallel.mmp_core.config import ModelConfig
-from mmada_parallel.mmp_core.image_tokenizer import AmusedVQ
-from mmada_parallel.mmp_core.transformer import MaskedDiffusionTransformer
+from mmada_parallel.mmp_core.image.tokenizer import AmusedVQ
+from mmada_parallel.mmp_core.model.config import ModelConfig
+from mmada_parallel.mmp_core.model.transformer import MaskedDiffusionTransformer
 from safetensors.torch import save_file
 
 SIZES = {"d_model": 64, "n_layers": 2, "n_heads": 2, "mlp_hidden_size": 128}

@@ -15,7 +15,7 @@ from mmada_parallel.mmp_core import (
     denoise,
     encode_instruction,
 )
-from mmada_parallel.mmp_core.images import painting_mask
+from mmada_parallel.mmp_core.image.pictures import painting_mask
 from mmada_parallel.tests.parity import golden
 from PIL import Image
 from safetensors.torch import load_file

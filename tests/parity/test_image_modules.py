@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from mmada_parallel.mmp_core import images
-from mmada_parallel.mmp_core.image_tokenizer import AmusedVQ, ImageTokenizer, MagvitV2
+from mmada_parallel.mmp_core.image import pictures as images
+from mmada_parallel.mmp_core.image.tokenizer import AmusedVQ, ImageTokenizer, MagvitV2
 from mmada_parallel.tests.parity import golden
 from PIL import Image
 from safetensors.torch import load_file

@@ -4,7 +4,7 @@ import json
 
 import torch
 from mmada_parallel.mmp_core import TokenState
-from mmada_parallel.mmp_core.layout import variant_a
+from mmada_parallel.mmp_core.variants import mmada_parallel_a as variant_a
 from mmada_parallel.tests.parity import golden
 
 

@@ -1,7 +1,7 @@
 """Quantised models, and adapters as after some training."""
 
 import torch
-from mmada_parallel.mmp_core.quantised import FORMATS, WeightOnlyLinear, quantise
+from mmada_parallel.mmp_core.model.quantised import FORMATS, WeightOnlyLinear, quantise
 
 
 def quantised(model, kind):

@@ -1,10 +1,10 @@
 import pytest
 from mmada_parallel.demo.dataset import WorldDataset
 from mmada_parallel.demo.tokenizer import model_config, write_tokenizer
-from mmada_parallel.mmp_core.config import ModelConfig
-from mmada_parallel.mmp_core.layout.variant_a import VariantA
-from mmada_parallel.mmp_core.transformer import MaskedDiffusionTransformer
-from mmada_parallel.training.run import initialise
+from mmada_parallel.mmp_core.model.config import ModelConfig
+from mmada_parallel.mmp_core.model.transformer import MaskedDiffusionTransformer
+from mmada_parallel.mmp_core.variants.mmada_parallel_a import VariantA
+from mmada_parallel.training.sft.pretrain import initialise
 from transformers import PreTrainedTokenizerFast
 
 CONFIG = model_config(d_model=32, n_layers=2, n_heads=2, mlp_hidden_size=64)

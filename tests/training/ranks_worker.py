@@ -8,11 +8,11 @@ from mmada_parallel.mmp_core import load_checkpoint
 from mmada_parallel.tests.training.test_finetune import SETTINGS as TARGETS
 from mmada_parallel.tests.training.test_finetune import with_targets
 from mmada_parallel.tests.training.tiny_cases import QUICK, brightness, cases
-from mmada_parallel.training.adapters import FullWeights, LoRA
-from mmada_parallel.training.finetune import FinetuneRun
-from mmada_parallel.training.pararl import ParaRLRun
-from mmada_parallel.training.ranks import Ranks
-from mmada_parallel.training.sharded import ShardedWeights, whole_optimizer
+from mmada_parallel.training.loop.ranks import Ranks
+from mmada_parallel.training.pararl.run import ParaRLRun
+from mmada_parallel.training.sft.run import FinetuneRun
+from mmada_parallel.training.weights.policies import FullWeights, LoRA
+from mmada_parallel.training.weights.sharded import ShardedWeights, whole_optimizer
 
 PARARL = replace(QUICK, groups=4, steps=2, learning_rate=1e-3, micro_batch=3)
 SFT = replace(TARGETS, steps=2)

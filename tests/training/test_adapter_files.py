@@ -6,11 +6,15 @@ import warnings
 import pytest
 import torch
 from mmada_parallel.mmp_core import InputError, load_checkpoint
-from mmada_parallel.mmp_core.lora_files import base_metadata, build_adapter, doubt_about
+from mmada_parallel.mmp_core.checkpoint.adapters import base_metadata, build_adapter, doubt_about
 from mmada_parallel.tests.mmp_core.tiny import write_checkpoint
 from mmada_parallel.tests.training.adapted import stirred
-from mmada_parallel.training.adapter_files import read_adapter, save_adapter, save_peft_folder
-from mmada_parallel.training.adapters import LoRA
+from mmada_parallel.training.weights.adapter_files import (
+    read_adapter,
+    save_adapter,
+    save_peft_folder,
+)
+from mmada_parallel.training.weights.policies import LoRA
 from safetensors.torch import load_file, save_file
 
 IDS = torch.arange(10)[None]

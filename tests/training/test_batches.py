@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mmada_parallel.training.batches import Windows
-from mmada_parallel.training.run import SFTRun, SFTSettings
+from mmada_parallel.training.sft.batches import Windows
+from mmada_parallel.training.sft.pretrain import SFTRun, SFTSettings
 from torch.utils.data import DataLoader
 
 SETTINGS = SFTSettings(steps=8, batch_size=16, window=4, micro_batch=5)

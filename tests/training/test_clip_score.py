@@ -21,12 +21,7 @@ from mmada_parallel.mmp_core import (
     encode_instruction,
     load_checkpoint,
 )
-from mmada_parallel.training.clip_score import (
-    CONFIG,
-    DEMO_CLIP,
-    ClipScorer,
-    score_trajectory,
-)
+from mmada_parallel.training.rewards.clip import CONFIG, DEMO_CLIP, ClipScorer, score_trajectory
 from PIL import Image
 
 SENTENCES = [

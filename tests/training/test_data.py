@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from mmada_parallel.mmp_core import InputError
 from mmada_parallel.tests.training.edit_folders import picture, write_item, write_pets
-from mmada_parallel.training.data import open_dataset
-from mmada_parallel.training.item_files import files_of
+from mmada_parallel.training.data.dataset import open_dataset
+from mmada_parallel.training.data.sources import files_of
 from PIL import Image
 
 

@@ -8,10 +8,10 @@ from mmada_parallel.mmp_core import SamplerSettings, load_checkpoint
 from mmada_parallel.tests.live_bytes import most_bytes
 from mmada_parallel.tests.nodes.untrained import write_untrained
 from mmada_parallel.tests.training.tiny_cases import brightness
-from mmada_parallel.training.adapters import LoRA
-from mmada_parallel.training.finetune import FinetuneRun, FinetuneSettings
-from mmada_parallel.training.need import finetune_bytes, pararl_bytes, trained_parameters
-from mmada_parallel.training.pararl import ParaRLRun, ParaRLSettings
+from mmada_parallel.training.loop.memory import finetune_bytes, pararl_bytes, trained_parameters
+from mmada_parallel.training.pararl.run import ParaRLRun, ParaRLSettings
+from mmada_parallel.training.sft.run import FinetuneRun, FinetuneSettings
+from mmada_parallel.training.weights.policies import LoRA
 
 SAMPLER = SamplerSettings(text_steps=2, image_steps=2, text_temperature=2.0, joint_guidance=0.0)
 PARARL = ParaRLSettings(

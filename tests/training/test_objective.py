@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mmada_parallel.training.objective import (
+from mmada_parallel.training.pararl.objective import (
     RewardScale,
     advantages,
     clipped_objective,

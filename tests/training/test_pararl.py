@@ -15,10 +15,10 @@ from mmada_parallel.tests.training.tiny_cases import (
     state_of,
     tiny_model,
 )
-from mmada_parallel.training import pararl
-from mmada_parallel.training.pararl import ParaRLSettings
-from mmada_parallel.training.rewards import Weighted
-from mmada_parallel.training.rollout import log_probs
+from mmada_parallel.training.pararl import run as pararl
+from mmada_parallel.training.pararl.rollout import log_probs
+from mmada_parallel.training.pararl.run import ParaRLSettings
+from mmada_parallel.training.rewards.registry import Weighted
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,9 @@ from mmada_parallel.tests.training.tiny_cases import (
     redness,
     state_of,
 )
-from mmada_parallel.training.adapters import LoRA
-from mmada_parallel.training.pararl import ParaRLRun
-from mmada_parallel.training.rewards import Weighted
+from mmada_parallel.training.pararl.run import ParaRLRun
+from mmada_parallel.training.rewards.registry import Weighted
+from mmada_parallel.training.weights.policies import LoRA
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,14 @@ from mmada_parallel.demo.render import render
 from mmada_parallel.mmp_core import CheckpointError, InputError
 from mmada_parallel.mmp_core.state import Prompt, TokenState
 from mmada_parallel.training.cases import Case, Pair
-from mmada_parallel.training.clip_score import DEMO_CLIP, ClipScorer
-from mmada_parallel.training.rewards import MAKERS, ClipReward, Weighted, checked, reward_named
+from mmada_parallel.training.rewards.clip import DEMO_CLIP, ClipScorer
+from mmada_parallel.training.rewards.registry import (
+    MAKERS,
+    ClipReward,
+    Weighted,
+    checked,
+    reward_named,
+)
 
 TASKS = [world.task(HELD_OUT + i) for i in range(4)]
 

@@ -5,7 +5,7 @@ import torch
 from mmada_parallel.mmp_core import MASKED, TokenState, decode_image, denoise
 from mmada_parallel.mmp_core.state import Prompt
 from mmada_parallel.tests.training.tiny_cases import SAMPLER, cases, tiny_model
-from mmada_parallel.training.rollout import (
+from mmada_parallel.training.pararl.rollout import (
     Group,
     alike,
     final_pairs,

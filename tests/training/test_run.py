@@ -8,7 +8,7 @@ import torch.multiprocessing as mp
 from mmada_parallel.mmp_core.errors import InputError
 from mmada_parallel.mmp_core.files import replacing
 from mmada_parallel.tests.training.worker import one_step, weights
-from mmada_parallel.training.run import SFTRun, SFTSettings
+from mmada_parallel.training.sft.pretrain import SFTRun, SFTSettings
 
 SETTINGS = SFTSettings(
     steps=4, batch_size=6, warmup_steps=2, decay_steps=2, bf16=False, checkpoint_every=2,

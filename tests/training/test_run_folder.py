@@ -1,6 +1,6 @@
 import pytest
 from mmada_parallel.mmp_core import InputError
-from mmada_parallel.training.run_folder import RunFolder
+from mmada_parallel.training.loop.folder import RunFolder
 
 
 def test_a_line_that_was_cut_off_is_forgotten(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mmada_parallel.training.sft import (
+from mmada_parallel.training.sft.loss import (
     Condition,
     draw_conditions,
     draw_mask,

@@ -7,8 +7,8 @@ import torch
 from mmada_parallel.mmp_core import MASKED, InputError, encode_instruction, load_checkpoint
 from mmada_parallel.tests.mmp_core import tiny
 from mmada_parallel.tests.training.edit_folders import picture, write_item, write_pets
-from mmada_parallel.training import codes as codes_module
-from mmada_parallel.training.data import EditDataset, open_dataset, tokenised
+from mmada_parallel.training.data import codes as codes_module
+from mmada_parallel.training.data.dataset import EditDataset, open_dataset, tokenised
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file

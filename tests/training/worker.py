@@ -4,7 +4,7 @@ import copy
 
 import torch
 import torch.distributed as dist
-from mmada_parallel.training.run import SFTRun
+from mmada_parallel.training.sft.pretrain import SFTRun
 
 
 def weights(run):

@@ -1,0 +1,177 @@
+"""Adapter files: the matrices of :class:`~.lora.Adapter` in one safetensors file.
+
+Tensors are named as PEFT names them, ``base_model.model.<layer>.lora_A.weight`` and ``…lora_B…``,
+and are added as they are (alpha = rank), so that a file says all without the settings beside it.
+Files of others are read, too: PEFT's folder, and the names ``lora_down``, ``lora_up`` and
+``alpha`` that ComfyUI and kohya write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, InputError
+from ..model.lora import Adapter, CastOperations, Shape, adaptable_layers
+from .load import Model, load_module
+from .tensors import SafetensorsFiles, read_json
+
+PREFIX = "base_model.model."
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+_PREFIXES = (PREFIX, "diffusion_model.")
+_NAME = re.compile(r"(?P<layer>.+)\.lora_(?P<part>A|B|down|up)(\.default)?\.weight")
+_PARTS = {"A": "A", "down": "A", "B": "B", "up": "B"}
+_NOT_PLAIN = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+
+
+def read_adapter(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """State of an :class:`~.lora.Adapter` of scale 1, and the metadata, of a file or PEFT folder.
+
+    Raises ``InputError`` for a file that is missing, damaged, pickled or holds no plain LoRA.
+    """
+    file = Path(path).expanduser()
+    if file.is_dir():
+        file = file / PEFT_WEIGHTS
+    if not file.is_file():
+        raise InputError(f"No adapter at {file}: give a .safetensors file, or a folder of PEFT.")
+    if file.suffix != ".safetensors":
+        raise InputError(
+            f"{file} is no .safetensors file: pickled adapters can run code and are not read; "
+            "save the adapter as .safetensors."
+        )
+    try:
+        tensors = SafetensorsFiles.of(file)
+        alpha = _peft_alpha(file.with_name(PEFT_CONFIG)) if file.name == PEFT_WEIGHTS else None
+        return adapter_state(dict(tensors), str(file), alpha), tensors.metadata(file)
+    except CheckpointError as error:
+        raise InputError(str(error)) from None
+
+
+def adapter_state(
+    tensors: Mapping[str, Tensor], name: str, alpha: float | None = None
+) -> dict[str, Tensor]:
+    """``tensors`` by the names of :class:`~.lora.Adapter`, alpha / rank multiplied into B.
+
+    ``name``: what messages call it. ``alpha``: of all layers; default, what ``tensors`` say, else
+    the rank. Raises ``InputError`` where they are not the pairs of plain LoRA.
+    """
+    matrices: dict[str, dict[str, Tensor]] = {}
+    alphas: dict[str, float] = {}
+    for key, tensor in tensors.items():
+        if key.endswith(".alpha") and tensor.numel() == 1:
+            alphas[_layer_of(key.removesuffix(".alpha"))] = float(tensor)
+        elif (match := _NAME.fullmatch(key)) and tensor.ndim == 2 and tensor.is_floating_point():
+            own = matrices.setdefault(_layer_of(match["layer"]), {})
+            own[_PARTS[match["part"]]] = tensor
+        else:
+            raise InputError(f"{name} holds {key}, which is no matrix of a LoRA that we can read.")
+    if not matrices:
+        raise InputError(f"{name} holds no LoRA.")
+    state = {}
+    for layer, pair in matrices.items():
+        if pair.keys() != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
+            raise InputError(f"{name} lacks a matching pair of matrices for {layer}.")
+        rank = pair["A"].shape[0]
+        scale = (alphas.get(layer, rank) if alpha is None else alpha) / rank
+        state[f"{layer}.lora_A.weight"] = pair["A"]
+        state[f"{layer}.lora_B.weight"] = pair["B"] if scale == 1 else pair["B"] * scale
+    return state
+
+
+def base_metadata(model: Model) -> dict[str, str]:
+    """What an adapter's file says of the checkpoint it was trained on, quantised or not."""
+    gain = model.transformer.layers["ln_f"].weight.detach().bfloat16().float().cpu().contiguous()
+    return {
+        "variant": model.variant,
+        "base_fingerprint": hashlib.sha256(gain.numpy().tobytes()).hexdigest()[:16],
+    }
+
+
+def doubt_about(model: Model, metadata: Mapping[str, str], name: str) -> str | None:
+    """A sentence where an adapter that fits ``model`` was trained on another checkpoint."""
+    trained_on = metadata.get("base_fingerprint")
+    if trained_on in (None, base_metadata(model)["base_fingerprint"]):
+        return None
+    return (
+        f"{name} was trained on another checkpoint of the same shape than the one loaded: results "
+        "may be poor."
+    )
+
+
+def build_adapter(
+    model: Model,
+    state: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    name: str,
+    *,
+    operations: Any = CastOperations,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Adapter:
+    """The adapter that :func:`read_adapter` gave, for ``model``.
+
+    ``dtype``, ``device``: of its weights; default, those of the final norm and of the model's
+    inputs. Raises ``InputError`` where it belongs to another variant or does not fit.
+    """
+    if (variant := metadata.get("variant", model.variant)) != model.variant:
+        raise InputError(
+            f"{name} was trained on variant {variant}; this checkpoint is of variant "
+            f"{model.variant}: load the checkpoint that it was trained on."
+        )
+    adapter = Adapter(
+        _shapes(model, state, name),
+        operations=operations,
+        dtype=dtype or model.transformer.layers["ln_f"].weight.dtype,
+        device="meta",
+    ).requires_grad_(False)
+    load_module(adapter, state, device or model.device, name)
+    return adapter
+
+
+def _shapes(model: Model, state: Mapping[str, Tensor], name: str) -> dict[str, Shape]:
+    known = adaptable_layers(model.transformer)
+    shapes = {}
+    for layer in sorted({key.rsplit(".", 2)[0] for key in state}):
+        if layer not in known:
+            raise InputError(
+                f"{name} is no adapter of this model: it adapts {layer}, where this model's layers "
+                f"are named like {next(iter(known))}."
+            )
+        a, b = (state[f"{layer}.lora_{part}.weight"] for part in "AB")
+        shapes[layer] = Shape(known[layer].in_features, known[layer].out_features, a.shape[0])
+        if (a.shape[1], b.shape[0]) != shapes[layer][:2]:
+            raise InputError(
+                f"{name} is an adapter of another model: its {layer} goes from {a.shape[1]} to "
+                f"{b.shape[0]}, this model's from {shapes[layer].inputs} to "
+                f"{shapes[layer].outputs}."
+            )
+    return shapes
+
+
+def _layer_of(key: str) -> str:
+    for prefix in _PREFIXES:
+        key = key.removeprefix(prefix)
+    return key
+
+
+def _peft_alpha(config: Path) -> float | None:
+    """``lora_alpha`` of PEFT's settings, where they are there."""
+    if not config.is_file():
+        return None
+    settings = read_json(config)
+    if settings.get("peft_type") != "LORA" or any(settings.get(name) for name in _NOT_PLAIN):
+        raise InputError(
+            f"{config.parent} holds an adapter of a kind that is not read here: expected PEFT's "
+            f"LoRA without {', '.join(_NOT_PLAIN)}."
+        )
+    alpha = settings.get("lora_alpha")
+    if not isinstance(alpha, int | float) or not alpha > 0:
+        raise InputError(f"{config} has no lora_alpha above 0.")
+    return float(alpha)

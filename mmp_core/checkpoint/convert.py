@@ -1,0 +1,203 @@
+"""A folder in the released layout into one file, quantised if wished, tensor by tensor."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import shutil
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, InputError
+from ..files import readable_size, replacing
+from ..model.quantised import FORMATS, Format, formats_of, quantise
+from .load import build_model, check_complete, open_checkpoint
+from .packed import IMAGE_PREFIX, packed_metadata
+from .source import Source
+from .tensors import DTYPES, Outline, SafetensorsFiles
+
+KINDS = (*FORMATS, "none")
+"""What ``quantize`` may be."""
+
+_HASHED = ("config.json", "model.safetensors.index.json")
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def convert(
+    source_path: str | Path,
+    out: str | Path,
+    *,
+    quantize: str = "none",
+    image_tokenizer_path: str | Path | None = None,
+    progress: Callable[[int, int], Any] | None = None,
+) -> None:
+    """Write the checkpoint folder ``source_path`` (or ``demo``) to ``out``, whole or not at all.
+
+    ``quantize``: of :data:`KINDS`; it concerns the linear layers of the blocks, all else is copied
+    as stored. ``progress(written, total)`` is told bytes. In memory is at most one quantised
+    tensor, with its working copies, at a time.
+
+    Raises ``CheckpointError`` for a source that cannot be loaded, ``InputError`` for an ``out``
+    that cannot be written or is too large for its disk.
+    """
+    if quantize not in KINDS:
+        raise InputError(f"quantize is {quantize!r}; expected {', '.join(KINDS)}.")
+    source = open_checkpoint(source_path, image_tokenizer_path=image_tokenizer_path)
+    out = Path(out).expanduser()
+    _check_out(source, out)
+    layers = _quantised_layers(source, FORMATS.get(quantize))
+    header, places = _laid_out(
+        _outlines(source, layers), packed_metadata(source, quantize, _provenance(source))
+    )
+    total = max(stop for _, stop in places.values())
+    _check_room(out, len(header) + total)
+    try:
+        with replacing(out) as temporary, open(temporary, "wb") as file:
+            file.write(header)
+            written = 0
+            for name, tensor in _tensors(source, layers):
+                written += _write(file, len(header), places, name, tensor)
+                if progress is not None:
+                    progress(written, total)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written ({error.strerror or error}).") from None
+
+
+def _check_out(source: Source, out: Path) -> None:
+    if source.path.is_file():
+        raise InputError(f"{source.path} is one file already; give the folder it was made from.")
+    if formats_of(source.weights):
+        raise InputError(f"{source.path} is quantised already; give the folder it was made from.")
+    if out.suffix != ".safetensors":
+        raise InputError(f"{out}: end the name in .safetensors.")
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; give the name of a file in it.")
+    if out.resolve() in {file.resolve() for file in (*source.weights.files, source.image_path)}:
+        raise InputError(f"{out} is read by this conversion; give another name.")
+
+
+def _check_room(out: Path, needed: int) -> None:
+    folder = next(path for path in out.absolute().parents if path.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"{out} takes {readable_size(needed)}, but {folder} has {readable_size(free)} free: "
+            "make room, or give another folder."
+        )
+
+
+def _quantised_layers(source: Source, form: Format | None) -> dict[str, Format]:
+    """The linear layers of the blocks, for ``form``. Checks that all tensors are there."""
+    model = build_model(source)
+    check_complete(model.transformer, source.weights, str(source.path))
+    check_complete(model.image_tokenizer, source.image_weights, str(source.image_path))
+    if form is None:
+        return {}
+    return {
+        name: form
+        for name, layer in model.transformer.named_modules()
+        if isinstance(layer, nn.Linear) and ".blocks." in name
+    }
+
+
+def _provenance(source: Source) -> dict[str, Any]:
+    files = {name: source.path / name for name in _HASHED}
+    try:
+        version = metadata.version("mmada-parallel")
+    except metadata.PackageNotFoundError:
+        version = "not installed"
+    return {
+        "source": source.path.resolve().name,
+        "sha256": {
+            name: hashlib.sha256(file.read_bytes()).hexdigest()
+            for name, file in files.items()
+            if file.is_file()
+        },
+        "image_tokenizer": "/".join(source.image_path.resolve().parts[-2:]),
+        "version": version,
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+
+
+def _outlines(source: Source, layers: Mapping[str, Format]) -> dict[str, Outline]:
+    """Every tensor of the file to be written."""
+    found = {}
+    for name in source.weights:
+        outline = source.weights.outline(name)
+        if form := layers.get(layer := name.removesuffix(".weight")):
+            found[name] = Outline(form.storage, outline.shape)
+            found[f"{layer}.weight_scale"] = Outline(
+                torch.float32, form.scale_shape(outline.shape[0])
+            )
+            found[f"{layer}.comfy_quant"] = Outline(torch.uint8, tuple(form.marker().shape))
+        else:
+            found[name] = outline
+    for name, tensor in source.image_weights.items():
+        found[IMAGE_PREFIX + name] = Outline(tensor.dtype, tuple(tensor.shape))
+    return found
+
+
+def _laid_out(
+    outlines: Mapping[str, Outline], notes: Mapping[str, str]
+) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """The file's beginning, and where after it each tensor goes.
+
+    Wide dtypes come first, so that every tensor is aligned.
+    """
+    places, end, entries = {}, 0, {"__metadata__": dict(notes)}
+    for name in sorted(outlines, key=lambda name: -outlines[name].dtype.itemsize):
+        outline = outlines[name]
+        start, end = end, end + outline.bytes
+        places[name] = start, end
+        entries[name] = {
+            "dtype": _NAMES[outline.dtype],
+            "shape": outline.shape,
+            "data_offsets": places[name],
+        }
+    header = json.dumps(entries, ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    return struct.pack("<Q", len(header)) + header, places
+
+
+def _tensors(
+    source: Source, layers: Mapping[str, Format]
+) -> Iterator[tuple[str, Iterator[Tensor]]]:
+    """Names and, in blocks of rows, values of all tensors to be written."""
+    for name in source.weights:
+        blocks = source.weights.blocks(name)
+        if form := layers.get(layer := name.removesuffix(".weight")):
+            try:
+                weight, scale = quantise(torch.cat(list(blocks)), form)
+            except ValueError as error:
+                raise CheckpointError(f"{name} in {source.path} holds {error}.") from None
+            yield name, iter([weight])
+            yield f"{layer}.weight_scale", iter([scale])
+            yield f"{layer}.comfy_quant", iter([form.marker()])
+        else:
+            yield name, blocks
+    own = source.image_weights
+    for name in own:
+        values = own.blocks(name) if isinstance(own, SafetensorsFiles) else iter([own[name]])
+        yield IMAGE_PREFIX + name, values
+
+
+def _write(
+    file: BinaryIO,
+    begin: int,
+    places: Mapping[str, tuple[int, int]],
+    name: str,
+    blocks: Iterator[Tensor],
+) -> int:
+    """Write one tensor to its place, the file's tensors beginning at ``begin``; its bytes."""
+    start, stop = places[name]
+    file.seek(begin + start)
+    for block in blocks:
+        file.write(memoryview(block.contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return stop - start

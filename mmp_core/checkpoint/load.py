@@ -1,0 +1,223 @@
+"""Checkpoints, a folder in the released layout or one file, to a model ready to denoise."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from ..image.tokenizer import AmusedVQ, ImageTokenizer, MagvitV2
+from ..model.config import ModelConfig
+from ..model.quantised import formats_of, replace_linears
+from ..model.transformer import (
+    Attention,
+    MaskedDiffusionTransformer,
+    TorchOperations,
+    sdpa_attention,
+)
+from ..variants import LAYOUTS, Layout
+from .packed import open_packed
+from .source import Source, open_folder
+
+DEMO = Path(__file__).parents[2] / "demo" / "checkpoint"
+"""The embedded checkpoint, named ``demo``."""
+
+
+@dataclass
+class Model:
+    """A loaded checkpoint.
+
+    ``device``: where its inputs go; change it with the modules' own. ``config``: the raw
+    ``config.json``. ``default_image_size``: side in pixels of a square image; ``downsample``:
+    pixels per image code.
+    """
+
+    transformer: MaskedDiffusionTransformer
+    image_tokenizer: ImageTokenizer
+    layout: Layout
+    tokenizer: Any
+    config: Mapping[str, Any]
+    variant: str
+    device: torch.device
+    default_image_size: int = field(init=False)
+    default_text_length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.default_image_size = self.config.get("default_image_size", 512)
+        self.default_text_length = self.config.get("default_text_length", 256)
+
+    @property
+    def downsample(self) -> int:
+        return self.image_tokenizer.downsample
+
+
+def load_checkpoint(
+    path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    operations: Any = TorchOperations,
+    attention: Attention = sdpa_attention,
+    image_tokenizer_path: str | Path | None = None,
+) -> Model:
+    """Load a checkpoint folder or file, or the embedded one by the name ``demo``.
+
+    ``dtype``: of the transformer, where it is not quantised, and of its results; ``None`` keeps
+    the stored one. The image tokenizer is always float32, as in the reference.
+    ``image_tokenizer_path``: file or folder of the image tokenizer where it is not inside or
+    beside the checkpoint (variant M's MAGVIT-v2).
+
+    Raises ``CheckpointError``: one sentence naming what is missing or wrong, and where it goes.
+    """
+    source = open_checkpoint(path, image_tokenizer_path=image_tokenizer_path)
+    model = build_model(source, operations=operations, attention=attention, dtype=dtype)
+    load_weights(model, source, device)
+    model.device = torch.device(device)
+    return model
+
+
+def open_checkpoint(path: str | Path, *, image_tokenizer_path: str | Path | None = None) -> Source:
+    """Find and check a checkpoint's files without reading weights."""
+    place = DEMO if str(path) == "demo" else Path(path).expanduser()
+    given = None if image_tokenizer_path is None else Path(image_tokenizer_path).expanduser()
+    if place.is_file():
+        return open_packed(place, given)
+    if place.is_dir():
+        return open_folder(place, given)
+    raise CheckpointError(
+        f"No checkpoint at {place}: expected a folder with config.json, model.safetensors (or its "
+        "shards and index) and tokenizer files, or a file that `mmada-parallel convert` wrote."
+    )
+
+
+def build_model(
+    source: Source,
+    *,
+    operations: Any = TorchOperations,
+    attention: Attention = sdpa_attention,
+    dtype: torch.dtype | None = None,
+) -> Model:
+    """The modules of ``source`` on the meta device, without weights: see :func:`load_weights`.
+
+    ``operations``: where layers are taken from (plain torch or a host's own); of a quantised
+    checkpoint, ``operations.QuantisedLinear`` for the layers that are. ``dtype``: as for
+    :func:`load_checkpoint`.
+    """
+    stored = source.weights["model.transformer.ln_f.weight"].dtype
+    transformer = MaskedDiffusionTransformer(
+        ModelConfig.from_dict(source.config),
+        operations=operations,
+        attention=attention,
+        dtype=dtype or stored,
+        device="meta",
+    )
+    if formats := formats_of(source.weights):
+        replace_linears(transformer, formats, operations.QuantisedLinear)
+    tokenizer_class = {"A": AmusedVQ, "M": MagvitV2}[source.variant]
+    image_tokenizer = tokenizer_class(
+        source.image_config, operations=operations, dtype=torch.float32, device="meta"
+    )
+    layout = LAYOUTS[source.variant](source.tokenizer, source.config)
+    _check_sizes(layout, transformer, image_tokenizer)
+    return Model(
+        transformer=transformer.requires_grad_(False).eval(),
+        image_tokenizer=image_tokenizer.requires_grad_(False).eval(),
+        layout=layout,
+        tokenizer=source.tokenizer,
+        config=source.config,
+        variant=source.variant,
+        device=torch.device("meta"),
+    )
+
+
+def load_weights(model: Model, source: Source, device: torch.device | str) -> None:
+    """Read the weights of ``source`` into the modules of ``model``, on ``device``."""
+    load_module(model.transformer, source.weights, device, str(source.path))
+    load_module(model.image_tokenizer, source.image_weights, device, str(source.image_path))
+
+
+def load_module(
+    module: nn.Module, weights: Mapping[str, Tensor], device: torch.device | str, name: str
+) -> None:
+    """Assign ``weights`` to ``module`` tensor by tensor, so that memory holds them once.
+
+    Floats take the dtype of the parameter they replace. Layers load their own part, so that those
+    of a host may read a format of their own. Raises ``CheckpointError`` for tensors that are
+    missing, unexpected or of another shape; ``name`` tells where they come from.
+    """
+    check_complete(module, weights, name)
+    expected = module.state_dict()
+    layers = dict(module.named_modules())
+    unexpected = []
+    for owner, keys in _by_layer(weights, layers).items():
+        part = {}
+        for key in keys:
+            like = expected.get(key)
+            part[key[len(owner) :].lstrip(".")] = _fitting(weights[key], like, key, device, name)
+        try:
+            loaded = layers[owner].load_state_dict(part, strict=False, assign=True)
+        except RuntimeError as error:
+            raise CheckpointError(f"{name} does not fit: {error}") from None
+        unexpected += [f"{owner}.{key}".lstrip(".") for key in loaded.unexpected_keys]
+    if unexpected:
+        raise CheckpointError(
+            f"{name} holds {_some(sorted(unexpected))}, which this model does not have: it is "
+            "another model."
+        )
+
+
+def check_complete(module: nn.Module, names: Collection[str], name: str) -> None:
+    """Raises ``CheckpointError`` where ``names`` lack tensors of ``module``."""
+    missing = sorted(module.state_dict().keys() - set(names))
+    if missing:
+        raise CheckpointError(f"{name} lacks {_some(missing)}: it is incomplete or another model.")
+
+
+def _check_sizes(
+    layout: Layout, transformer: MaskedDiffusionTransformer, image_tokenizer: ImageTokenizer
+) -> None:
+    codes, rows = layout.codebook_size, transformer.config.embedding_size
+    if codes > image_tokenizer.codebook_size:
+        raise CheckpointError(
+            f"The transformer has {codes} image codes, its image tokenizer "
+            f"{image_tokenizer.codebook_size}: they do not belong together."
+        )
+    if layout.image_offset + codes > rows:
+        raise CheckpointError(
+            f"Image codes {layout.image_offset} to {layout.image_offset + codes - 1} do not fit "
+            f"an embedding of {rows} rows: config.json and tokenizer do not belong together."
+        )
+
+
+def _by_layer(names: Mapping[str, Tensor], layers: Mapping[str, nn.Module]) -> dict[str, list]:
+    """Tensor names by the innermost of ``layers`` that each lies in."""
+    groups: dict[str, list] = {}
+    for name in names:
+        owner = name.rpartition(".")[0]
+        while owner not in layers:
+            owner = owner.rpartition(".")[0]
+        groups.setdefault(owner, []).append(name)
+    return groups
+
+
+def _fitting(
+    tensor: Tensor, like: Tensor | None, key: str, device: torch.device | str, name: str
+) -> Tensor:
+    if like is None:
+        return tensor.to(device)
+    if tensor.shape != like.shape:
+        raise CheckpointError(
+            f"{key} in {name} has shape {tuple(tensor.shape)}; the configuration asks for "
+            f"{tuple(like.shape)}."
+        )
+    return tensor.to(device=device, dtype=like.dtype if tensor.is_floating_point() else None)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more tensors" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

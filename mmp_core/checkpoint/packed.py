@@ -1,0 +1,105 @@
+"""One ``.safetensors`` file with all of a checkpoint: what :mod:`.convert` writes.
+
+Transformer tensors have their released names, those of the image tokenizer the prefix
+``image_tokenizer.``. The header holds, as strings, :data:`ABOUT` (JSON: version, variant,
+quantization, provenance), ``config.json``, ``image_tokenizer/config.json``, and the tokenizer's
+files as ``tokenizer/<name>``.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from ..variants import detect_variant
+from .source import Source, image_tokenizer, read_tokenizer
+from .tensors import SafetensorsFiles
+
+ABOUT = "mmada_parallel"
+IMAGE_PREFIX = "image_tokenizer."
+VERSION = 1
+
+_CONFIG, _IMAGE_CONFIG, _TOKENIZER = "config.json", "image_tokenizer/config.json", "tokenizer/"
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja",
+)  # fmt: skip
+
+
+def packed_metadata(
+    source: Source, quantization: str, provenance: Mapping[str, Any]
+) -> dict[str, str]:
+    """The header's strings for ``source``, a folder."""
+    about = {
+        "version": VERSION,
+        "variant": source.variant,
+        "quantization": quantization,
+        "provenance": provenance,
+    }
+    found = {
+        "format": "pt",
+        ABOUT: json.dumps(about),
+        _CONFIG: json.dumps(source.config),
+        _IMAGE_CONFIG: json.dumps(source.image_config),
+    }
+    for file in (source.path / name for name in _TOKENIZER_FILES):
+        if file.is_file():
+            found[_TOKENIZER + file.name] = file.read_text(encoding="utf-8")
+    return found
+
+
+def open_packed(file: Path, image_tokenizer_path: Path | None) -> Source:
+    """A checkpoint in one file; its own image tokenizer gives way to one named by the user.
+
+    Raises ``CheckpointError``.
+    """
+    tensors = SafetensorsFiles.of(file)
+    metadata = tensors.metadata(file)
+    if ABOUT not in metadata:
+        raise CheckpointError(
+            f"{file} was not written by `mmada-parallel convert`; give a file that was, or the "
+            "folder that holds config.json and the weights."
+        )
+    if _parsed(metadata, ABOUT, file).get("version") != VERSION:
+        raise CheckpointError(f"{file} is of another version than {VERSION}: update this pack.")
+    config = _parsed(metadata, _CONFIG, file)
+    weights, image_weights = tensors.split(IMAGE_PREFIX)
+    variant = detect_variant(config, weights)
+    image_path, image_config = file, _parsed(metadata, _IMAGE_CONFIG, file)
+    if image_tokenizer_path is not None:
+        image_path, image_config, image_weights = image_tokenizer(
+            file.parent, variant, image_tokenizer_path
+        )
+    return Source(
+        path=file,
+        config=config,
+        weights=weights,
+        tokenizer=_packed_tokenizer(metadata, file),
+        variant=variant,
+        image_path=image_path,
+        image_config=image_config,
+        image_weights=image_weights,
+    )
+
+
+def _parsed(metadata: Mapping[str, str], key: str, file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(metadata[key])
+    except (KeyError, ValueError):
+        content = None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} has no readable {key} in its header; convert it again.")
+    return content
+
+
+def _packed_tokenizer(metadata: Mapping[str, str], file: Path) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        for name in _TOKENIZER_FILES:
+            if _TOKENIZER + name in metadata:
+                text = metadata[_TOKENIZER + name]
+                Path(folder, name).write_text(text, encoding="utf-8", newline="")
+        return read_tokenizer(Path(folder), str(file))

@@ -1,0 +1,154 @@
+"""Tensors of safetensors files by name, each read when asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool,
+}  # fmt: skip
+"""torch's dtype by the name that safetensors files give it."""
+
+_BLOCK_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A tensor without its values."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class SafetensorsFiles(Mapping):
+    """Tensors of one or more safetensors files by name, each read when asked for.
+
+    ``where``: {tensor name: file}. ``prefix``: what the files put before each of these names.
+    Raises ``CheckpointError`` for files that cannot be read.
+    """
+
+    def __init__(self, where: Mapping[str, Path], prefix: str = ""):
+        self._where = dict(where)
+        self._prefix = prefix
+        self._open: dict[Path, Any] = {}
+
+    @classmethod
+    def of(cls, file: Path) -> SafetensorsFiles:
+        files = cls({})
+        files._where = dict.fromkeys(files._handle(file).keys(), file)
+        return files
+
+    @classmethod
+    def sharded(cls, index: Path) -> SafetensorsFiles:
+        """The shards named by ``model.safetensors.index.json``, all of which must be there."""
+        try:
+            shards = read_json(index)["weight_map"]
+        except KeyError:
+            raise CheckpointError(f"{index} has no weight_map; download it again.") from None
+        missing = sorted({s for s in shards.values() if not (index.parent / s).is_file()})
+        if missing:
+            raise CheckpointError(
+                f"{', '.join(missing)} missing in {index.parent}: download the file(s) named in "
+                f"{index.name} there."
+            )
+        return cls({name: index.parent / shard for name, shard in shards.items()})
+
+    def split(self, prefix: str) -> tuple[SafetensorsFiles, SafetensorsFiles]:
+        """The tensors whose names lack ``prefix``; those with it, by the rest of their names."""
+        plain = {n: file for n, file in self._where.items() if not n.startswith(prefix)}
+        rest = {n[len(prefix) :]: file for n, file in self._where.items() if n not in plain}
+        return SafetensorsFiles(plain, self._prefix), SafetensorsFiles(rest, self._prefix + prefix)
+
+    @property
+    def files(self) -> list[Path]:
+        return sorted(set(self._where.values()))
+
+    def metadata(self, file: Path) -> dict[str, str]:
+        """What ``file`` holds beside tensors."""
+        return self._handle(file).metadata() or {}
+
+    def outline(self, name: str) -> Outline:
+        file = self._where[name]
+        try:
+            part = self._handle(file).get_slice(self._prefix + name)
+            return Outline(DTYPES[part.get_dtype()], tuple(part.get_shape()))
+        except SafetensorError as error:
+            raise _lacking(file, name, error) from None
+        except KeyError as error:
+            raise CheckpointError(f"{file} holds {name} as {error}, which is unknown.") from None
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        """The rows of tensor ``name`` in order, 64 MB at a time; in memory only while used."""
+        outline, file = self.outline(name), self._where[name]
+        rows = outline.shape[0] if outline.shape else 1
+        step = max(1, rows * _BLOCK_BYTES // max(1, outline.bytes))
+        for start in range(0, rows, step):
+            with _opened(file) as handle:  # a file that stays open keeps what was read in memory
+                part = handle.get_slice(self._prefix + name)
+                yield part[start : start + step] if outline.shape else part[...]
+
+    def read_by(self, reader: Callable[[Path], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """All tensors, from files that ``reader`` gives as {name in the file: tensor}."""
+        parts = {file: reader(file) for file in self.files}
+        return {name: parts[file][self._prefix + name] for name, file in self._where.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        file = self._where[name]
+        try:
+            return self._handle(file).get_tensor(self._prefix + name)
+        except SafetensorError as error:
+            raise _lacking(file, name, error) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def _handle(self, file: Path) -> Any:
+        if file not in self._open:
+            self._open[file] = _opened(file)
+        return self._open[file]
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read ({error}): it is damaged or incomplete; download it again."
+        ) from None
+
+
+def _lacking(file: Path, name: str, error: SafetensorError) -> CheckpointError:
+    return CheckpointError(f"{file} does not hold {name} ({error}).")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The parsed ``file``. Raises ``CheckpointError`` when it is missing or no JSON object."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file.name} is missing in {file.parent}; put it there.") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); download it again.") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds no JSON object; download it again.")
+    return content

@@ -1,0 +1,79 @@
+"""Tokens on disk: one safetensors file that knows which checkpoints its tokens belong to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import InputError
+from ..files import replacing
+from ..state import MASKED, TokenState
+from .load import Model
+
+FORMAT = "mmada-parallel tokens 1"
+
+
+def token_identity(model: Model) -> dict[str, str]:
+    """What tokens depend on: ``variant``, and checksums of ``vocabulary`` and ``codebook``.
+
+    Checkpoints that were trained further from one another share them. The image tokenizer's
+    weights must be loaded.
+    """
+    words = json.dumps(model.tokenizer.get_vocab(), sort_keys=True).encode()
+    codes = torch.arange(model.layout.codebook_size, device=model.device).view(1, 1, -1)
+    with torch.no_grad():
+        vectors = model.image_tokenizer.vectors(codes).float().cpu().contiguous()
+    return {
+        "variant": model.variant,
+        "vocabulary": hashlib.sha256(words).hexdigest(),
+        "codebook": hashlib.sha256(vectors.numpy().tobytes()).hexdigest(),
+    }
+
+
+def save_tokens(
+    path: str | Path, state: TokenState, model: Model, notes: Mapping[str, str] | None = None
+) -> None:
+    """Write ``state`` to ``path``, whole or not at all. ``notes``: more metadata for the header."""
+    tensors = {"text": state.text.cpu().contiguous(), "image": state.image.cpu().contiguous()}
+    metadata = {**(notes or {}), "format": FORMAT, **token_identity(model)}
+    with replacing(Path(path)) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def load_tokens(path: str | Path, model: Model) -> TokenState:
+    """Read what :func:`save_tokens` wrote.
+
+    Raises ``InputError`` for a file that is no such file, is damaged, or holds tokens of a
+    checkpoint with another variant, vocabulary or codebook than ``model``'s.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise InputError(f"{path} holds no tokens: expected a file that Save Tokens wrote.")
+            state = TokenState(file.get_tensor("text"), file.get_tensor("image"))
+    except InputError:
+        raise
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); save the tokens again.") from None
+    for name, own in token_identity(model).items():
+        if metadata.get(name) != own:
+            raise InputError(
+                f"{path} was made with another {name} than this checkpoint's: load the checkpoint "
+                "that it was made with."
+            )
+    _check_range(path, "text", state.text, model.transformer.config.embedding_size)
+    _check_range(path, "image", state.image, model.layout.codebook_size)
+    return state
+
+
+def _check_range(path: str | Path, name: str, tokens: Tensor, end: int) -> None:
+    if tokens.numel() and not MASKED <= int(tokens.min()) <= int(tokens.max()) < end:
+        raise InputError(f"{path} is damaged: its {name} has tokens outside 0 to {end - 1}.")

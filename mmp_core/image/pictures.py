@@ -1,0 +1,258 @@
+"""Pixels in and out: any picture to what an image tokenizer reads, and back to a picture.
+
+Variant A crops to the best-matching size of about 512x512 pixels (`fit_image`), variant M squashes
+to a square (`squash_image`); both as in the released MMaDA-Parallel code, which crops at random
+where ours crops the centre.
+"""
+
+import math
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageCms, ImageOps
+
+from ..errors import InputError
+
+Size = tuple[int, int]
+
+UNIT_RANGE = (0.0, 1.0)
+SIGNED_RANGE = (-1.0, 1.0)
+WHITE = (255, 255, 255, 255)
+LARGEST_RESIZE = 2**26
+
+
+def load_image(source: str | os.PathLike | Image.Image) -> Image.Image:
+    """The picture as upright 8-bit RGB.
+
+    Transparency is laid on white, EXIF rotation applied, 16-bit, 32-bit and float greyscale scaled
+    to 8 bit (see ``_eight_bit``). Of an animated file the first frame is taken, of a PIL image the
+    current one; the PIL image is not changed.
+
+    Raises InputError (a ValueError) naming the file: missing, damaged or not a picture.
+    """
+    if isinstance(source, Image.Image):
+        return _convert(source, "the image given")
+    path = Path(source)
+    if not path.is_file():
+        raise InputError(f"image {path}: no such file; give the path of a picture.")
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            return _convert(opened, f"image {path}")
+    except InputError:
+        raise
+    except Exception as error:  # PIL's decoders raise anything on damaged data
+        raise InputError(f"image {path}: cannot be read as a picture ({error}); it is damaged or "
+                         "of an unknown format. Open it in an image editor and save it as PNG."
+                         ) from error
+
+
+def _convert(image: Image.Image, name: str) -> Image.Image:
+    if not image.width or not image.height:
+        raise InputError(f"{name} is {image.width}x{image.height}; expected at least one pixel.")
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
+            return _eight_bit(upright)
+        if upright.mode == "LAB":
+            return ImageCms.profileToProfile(upright, ImageCms.createProfile("LAB"),
+                                             ImageCms.createProfile("sRGB"), outputMode="RGB")
+        if upright.mode == "La":
+            upright = upright.convert("LA")
+        if upright.has_transparency_data:
+            colours = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", colours.size, WHITE), colours)
+        return upright.convert("RGB")
+    except Exception as error:
+        raise InputError(f"{name} (mode {image.mode}) cannot be converted to RGB ({error}). "
+                         "Open it in an image editor and save it as PNG.") from error
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Deep greyscale as 8-bit RGB. White is 65535 for I;16 and I, for F it is 1 where no value is
+    larger and else 255; values beyond 0 … white are stretched from their own minimum and maximum.
+    A transparent grey level becomes white."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    low, high = 0.0, 65535.0
+    if image.mode == "F":
+        high = 1.0 if values.max() <= 1.0 else 255.0
+    if values.min() < low or values.max() > high:
+        low, high = values.min(), values.max()
+    grey = np.round((values - low) / max(high - low, np.finfo(float).tiny) * 255).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def crop_sizes(area: int, patch: int, max_ratio: float = 4.0) -> list[Size]:
+    """Every (width, height), widest first, of whole patches of ``patch`` x ``patch`` pixels that
+    fills a budget of ``area`` patches, with sides at most ``max_ratio`` apart. Variant A:
+    ``crop_sizes(256, 32)``.
+
+    Raises InputError for an area or patch below 1 or a ratio below 1.
+    """
+    if area < 1 or patch < 1 or max_ratio < 1.0:
+        raise InputError(f"area {area}, patch {patch}, max_ratio {max_ratio}: expected all at "
+                         "least 1.")
+    sizes = []
+    columns, rows = area, 1
+    while columns > 0:
+        if max(columns, rows) <= max_ratio * min(columns, rows):
+            sizes.append((columns * patch, rows * patch))
+        if columns * (rows + 1) <= area:
+            rows += 1
+        else:
+            columns -= 1
+    return sizes
+
+
+def fit_image(image: Image.Image, sizes: Sequence[Size], *,
+              offset: Literal["center"] | random.Random = "center") -> Image.Image:
+    """``image`` scaled to cover, and cropped to, the one of ``sizes`` nearest to its aspect ratio.
+
+    Args:
+        image: RGB, from ``load_image``.
+        sizes: (width, height) to choose from, from ``crop_sizes``.
+        offset: where to crop: "center", or a generator, which draws the place exactly as the
+            released code draws from Python's global generator in the same state.
+
+    Raises InputError where the image is not RGB, no sizes are given, or the offset is unknown.
+    """
+    _check_rgb(image)
+    if not sizes:
+        raise InputError("sizes is empty; expected at least one (width, height), as crop_sizes "
+                         "gives them.")
+    if offset != "center" and not isinstance(offset, random.Random):
+        raise InputError(f"offset is {offset!r}; expected 'center' or a random.Random.")
+    best = nearest_size(image.size, sizes)
+    if offset == "center":
+        return _middle(_cover(image, best), *best)
+    width, height = offset.choice([best])
+    covering = _cover(image, (width, height))
+    left = offset.randint(0, covering.width - width)
+    top = offset.randint(0, covering.height - height)
+    return covering.crop((left, top, left + width, top + height))
+
+
+def nearest_size(image: Size, sizes: Sequence[Size]) -> Size:
+    """The one of ``sizes`` (at least one) nearest to the aspect ratio of ``image``."""
+    return max((_coverage(image, size), tuple(size)) for size in sizes)[1]
+
+
+def _coverage(image: Size, crop: Size) -> float:
+    """The smaller of the two scales from image to crop, relative to the larger: 1 for the same
+    aspect ratio."""
+    scales = crop[0] / image[0], crop[1] / image[1]
+    return min(scales) / max(scales)
+
+
+def _cover(image: Image.Image, crop: Size) -> Image.Image:
+    """``image`` resized to the smallest size that covers ``crop``; a strip too long to be resized
+    whole is cut to its middle part first."""
+    while image.width >= 2 * crop[0] and image.height >= 2 * crop[1]:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = max(crop[0] / image.width, crop[1] / image.height)
+    limit = max(LARGEST_RESIZE, crop[0] * crop[1])
+    if image.width * image.height * scale**2 > limit:
+        image = _middle(image, math.ceil(limit / (crop[1] * scale)),
+                        math.ceil(limit / (crop[0] * scale)))
+    target = (round(image.width * scale), round(image.height * scale))
+    return image.resize(target, Image.Resampling.BICUBIC)
+
+
+def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
+    width, height = min(width, image.width), min(height, image.height)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def squash_image(image: Image.Image, size: int | Size) -> Image.Image:
+    """``image`` (RGB) resized, bicubic, to ``size``: (width, height), or one number for a square.
+    Nothing is cropped, so the aspect ratio changes. Variant M: ``squash_image(image, 512)``.
+
+    Raises InputError where the image is not RGB or the size is not positive.
+    """
+    _check_rgb(image)
+    width, height = (size, size) if isinstance(size, int) else size
+    if width < 1 or height < 1:
+        raise InputError(f"size is {width}x{height}; expected at least 1x1.")
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def to_pixels(image: Image.Image, pixel_range: tuple[float, float],
+              dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Pixels (1, 3, H, W) of an RGB image, black and white at the ends of ``pixel_range``.
+
+    Raises InputError where the image is not RGB or the range is not [0, 1] or [-1, 1].
+    """
+    _check_rgb(image)
+    signed = _is_signed(pixel_range)
+    levels = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0).contiguous()
+    unit = levels.to(torch.float32) / 255
+    return (unit * 2 - 1 if signed else unit).to(dtype)
+
+
+def to_pil(pixels: torch.Tensor, pixel_range: tuple[float, float]) -> list[Image.Image]:
+    """RGB images of pixels (B, 3, H, W) on any device; values beyond ``pixel_range`` are clipped.
+
+    As in the released code, [0, 1] (variant A) is rounded to the nearest of 256 levels and
+    [-1, 1] (variant M) rounded down.
+
+    Raises InputError for another shape or a range that is not [0, 1] or [-1, 1].
+    """
+    signed = _is_signed(pixel_range)
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
+        raise InputError(f"pixels has shape {tuple(pixels.shape)} and type {pixels.dtype}; "
+                         "expected floats of shape (B, 3, H, W).")
+    unit = pixels.detach().float()
+    if signed:
+        unit = (unit + 1) / 2
+    levels = unit.nan_to_num(0.0).clamp(0, 1) * 255
+    levels = (levels if signed else levels.round()).to(torch.uint8)
+    return [Image.fromarray(array) for array in levels.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def painting_mask(height: int, width: int, grid_h: int, grid_w: int,
+                  mode: Literal["inpainting", "outpainting"], h_ratio: float,
+                  w_ratio: float) -> torch.Tensor:
+    """Which codes are to be painted: bool (grid_h, grid_w) for a picture of ``height`` x ``width``
+    pixels.
+
+    A centred rectangle takes the given shares of height and width; a code is True where more than
+    half of its area lies inside it ("inpainting") or outside it ("outpainting").
+
+    Raises InputError for an unknown mode, a ratio outside [0, 1] or a side below 1.
+    """
+    if mode not in ("inpainting", "outpainting"):
+        raise InputError(f"mode is {mode!r}; expected 'inpainting' or 'outpainting'.")
+    if not (0 <= h_ratio <= 1 and 0 <= w_ratio <= 1):
+        raise InputError(f"h_ratio {h_ratio}, w_ratio {w_ratio}: expected both within 0 … 1.")
+    if min(height, width, grid_h, grid_w) < 1:
+        raise InputError(f"a picture of {width}x{height} on a grid of {grid_w}x{grid_h}: expected "
+                         "every side to be at least 1.")
+    rows, columns = round(height * h_ratio), round(width * w_ratio)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    inside = torch.zeros(1, 1, height, width)
+    inside[:, :, top:top + rows, left:left + columns] = 1.0
+    painted = inside if mode == "inpainting" else 1.0 - inside
+    return F.interpolate(painted, size=(grid_h, grid_w), mode="area")[0, 0] > 0.5
+
+
+def _check_rgb(image: Image.Image) -> None:
+    if image.mode != "RGB" or not image.width or not image.height:
+        raise InputError(f"image is {image.width}x{image.height}, mode {image.mode}; expected RGB "
+                         "with at least one pixel. Read it with load_image.")
+
+
+def _is_signed(pixel_range: tuple[float, float]) -> bool:
+    if tuple(pixel_range) not in (UNIT_RANGE, SIGNED_RANGE):
+        raise InputError(f"pixel_range is {pixel_range}; expected {UNIT_RANGE} or {SIGNED_RANGE}, "
+                         "the tokenizer's own pixel_range.")
+    return tuple(pixel_range) == SIGNED_RANGE

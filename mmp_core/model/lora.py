@@ -1,0 +1,161 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685) by activation bypass.
+
+An adapted linear layer computes ``W x + strength · scale · B(A x)``. ``W`` is never merged with
+the adapter, copied or read, so it may be quantised, or be streamed by a host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .transformer import MaskedDiffusionTransformer
+
+ATTENTION_LAYERS = ("q_proj", "k_proj", "v_proj", "attn_out")
+MLP_LAYERS = ("ff_proj", "up_proj", "ff_out")
+BLOCK_LAYERS = ATTENTION_LAYERS + MLP_LAYERS
+LAYER_SETS = {"all": BLOCK_LAYERS, "attention": ATTENTION_LAYERS, "mlp": MLP_LAYERS}
+"""Choices of layers to adapt, by the names that widgets and options offer."""
+
+
+class CastLinear(nn.Linear):
+    """Computes in its input's dtype, whatever that of its weight, which is not initialised."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class CastOperations:
+    """Layers of an adapter without a host."""
+
+    Linear = CastLinear
+
+
+class Shape(NamedTuple):
+    """Of one adapted layer."""
+
+    inputs: int
+    outputs: int
+    rank: int
+
+
+class LowRank(nn.Module):
+    """``B(A x)``: (…, inputs) to (…, outputs)."""
+
+    def __init__(self, shape: Shape, operations: Any, **factory):
+        super().__init__()
+        self.lora_A = operations.Linear(shape.inputs, shape.rank, bias=False, **factory)
+        self.lora_B = operations.Linear(shape.rank, shape.outputs, bias=False, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lora_B(self.lora_A(x))
+
+
+def adaptable_layers(
+    transformer: MaskedDiffusionTransformer, layers: Collection[str] = BLOCK_LAYERS
+) -> dict[str, nn.Module]:
+    """Linear layers of the blocks by their full names, plain, quantised or a host's own.
+
+    ``layers``: last components of the names wanted. The head is not among them, since
+    :meth:`MaskedDiffusionTransformer.logits` uses its weight directly. Raises ``InputError``.
+    """
+    if unknown := sorted(set(layers) - set(BLOCK_LAYERS)):
+        raise InputError(
+            f"{', '.join(unknown)} cannot be adapted: choose among {', '.join(BLOCK_LAYERS)}."
+        )
+    if not layers:
+        raise InputError(f"No layers to adapt: choose among {', '.join(BLOCK_LAYERS)}.")
+    return {
+        name: layer
+        for name, layer in transformer.named_modules()
+        if ".blocks." in name and name.rpartition(".")[2] in layers
+    }
+
+
+class Adapter(nn.Module):
+    """The low-rank matrices of some layers of a transformer, named as those layers are.
+
+    ``shapes``: of each layer to adapt. ``scale``: alpha / rank. ``operations`` offers ``Linear``
+    with torch's signature, which casts its weight to its input's dtype: a host's streams it, too.
+    ``device``: where the transformer computes, which may be another than where its weights are.
+    The state dict holds ``<layer>.lora_A.weight`` (rank, inputs) and ``<layer>.lora_B.weight``
+    (outputs, rank). Values are not initialised.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, Shape],
+        *,
+        scale: float = 1.0,
+        operations: Any = CastOperations,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ):
+        super().__init__()
+        self.scale = scale
+        self.shapes = dict(shapes)
+        for name, shape in self.shapes.items():
+            _place(self, name, LowRank(shape, operations, dtype=dtype, device=device))
+
+    @property
+    def low_ranks(self) -> dict[str, LowRank]:
+        return {name: self.get_submodule(name) for name in self.shapes}
+
+    def attach(self, transformer: MaskedDiffusionTransformer, strength: float = 1.0) -> Bypass:
+        """Add this to what the layers of ``transformer`` compute, until the result is removed.
+
+        Several adapters may be attached at once; they add up.
+        """
+        layers = dict(transformer.named_modules())
+        pairs = [(layers[name], low_rank) for name, low_rank in self.low_ranks.items()]
+        return Bypass(pairs, strength * self.scale)
+
+
+class Bypass:
+    """An adapter at work on a transformer."""
+
+    def __init__(self, pairs: Iterable[tuple[nn.Module, LowRank]], factor: float):
+        self._factor, self._active = factor, True
+        self._handles = [
+            layer.register_forward_hook(self._adding(low_rank)) for layer, low_rank in pairs
+        ]
+
+    def _adding(self, low_rank: LowRank):
+        def add(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+            if not self._active:
+                return output
+            return torch.add(output, low_rank(inputs[0]), alpha=self._factor)
+
+        return add
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Inside, the transformer computes as without this adapter."""
+        before, self._active = self._active, False
+        try:
+            yield
+        finally:
+            self._active = before
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+
+def _place(root: nn.Module, name: str, module: nn.Module) -> None:
+    *path, own = name.split(".")
+    for part in path:
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        root = root.get_submodule(part)
+    root.add_module(own, module)

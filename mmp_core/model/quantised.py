@@ -1,0 +1,139 @@
+"""Weight-only quantisation in ComfyUI's format: one byte per weight, dequantised on use.
+
+A quantised layer ``X`` is stored as ``X.weight``, ``X.weight_scale`` (float32) and
+``X.comfy_quant`` (uint8: JSON that names the format). Scales are such that bfloat16 and float32
+hold them exactly, so that every implementation dequantises to the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+
+_MARKER = ".comfy_quant"
+_RAW = {1: torch.int8, 4: torch.int32}
+
+
+@dataclass(frozen=True)
+class Format:
+    """``name``: ComfyUI's. ``storage``: dtype of a weight. ``rows``: whether each of its rows has
+    a scale of its own."""
+
+    name: str
+    storage: torch.dtype
+    rows: bool
+
+    def scale_shape(self, outputs: int) -> tuple[int, ...]:
+        return (outputs, 1) if self.rows else ()
+
+    def marker(self) -> Tensor:
+        """The ``comfy_quant`` tensor. It asks that inputs are not quantised."""
+        about = {"format": self.name, "full_precision_matrix_mult": True}
+        return torch.tensor(list(json.dumps(about).encode()), dtype=torch.uint8)
+
+
+FORMATS = {
+    "fp8": Format("float8_e4m3fn", torch.float8_e4m3fn, rows=False),
+    "int8": Format("int8_tensorwise", torch.int8, rows=True),
+}
+"""By the names that our converter gives them."""
+
+
+def quantise(weight: Tensor, form: Format) -> tuple[Tensor, Tensor]:
+    """``weight`` (out, in) as stored, and its scale: () or (out, 1) float32.
+
+    Raises ``ValueError`` for values that are not finite.
+    """
+    largest = weight.abs().amax(dim=1, keepdim=True).float()
+    if not largest.isfinite().all():
+        raise ValueError("values that are not finite")
+    if form.rows:
+        scale = _as_bfloat16_above(largest / 127)
+        wanted = weight.float() / scale.clamp_min(torch.finfo(torch.float32).tiny)
+        return wanted.round_().clamp_(-127, 127).to(form.storage), scale
+    scale = torch.tensor(_power_of_two_above(largest.max().item() / 448))
+    return (weight.float() / scale).to(form.storage), scale
+
+
+def _power_of_two_above(value: float) -> float:
+    mantissa, exponent = math.frexp(value)
+    return math.ldexp(1.0, exponent - 1 if mantissa == 0.5 else exponent)
+
+
+def _as_bfloat16_above(values: Tensor) -> Tensor:
+    """Non-negative float32, each raised to the next value that bfloat16 holds."""
+    bits = values.view(torch.int32)
+    return ((bits + 0xFFFF) & ~0xFFFF).view(torch.float32)
+
+
+def formats_of(weights: Mapping[str, Tensor]) -> dict[str, Format]:
+    """The format of each quantised layer. Raises ``CheckpointError`` for one unknown to us."""
+    known = {form.name: form for form in FORMATS.values()}
+    found = {}
+    for layer in (name[: -len(_MARKER)] for name in weights if name.endswith(_MARKER)):
+        try:
+            name = json.loads(bytes(weights[layer + _MARKER].tolist()))["format"]
+            found[layer] = known[name]
+        except (ValueError, KeyError, TypeError):
+            raise CheckpointError(
+                f"{layer} is quantised in a format that is unknown here; known are "
+                f"{', '.join(known)}."
+            ) from None
+        if f"{layer}.weight_scale" not in weights:
+            raise CheckpointError(f"{layer}.weight_scale is missing: the checkpoint is incomplete.")
+    return found
+
+
+def replace_linears(
+    module: nn.Module, formats: Mapping[str, Format], make: Callable[..., nn.Module]
+) -> None:
+    """Put ``make(inputs, outputs, format, device=…)`` in the place of each layer in ``formats``."""
+    layers = dict(module.named_modules())
+    for name, form in formats.items():
+        old = layers.get(name)
+        if not isinstance(old, nn.Linear) or old.bias is not None:
+            raise CheckpointError(f"{name} is quantised, but this model has no such linear layer.")
+        parent, _, own = name.rpartition(".")
+        new = make(old.in_features, old.out_features, form, device="meta")
+        layers[parent].register_module(own, new)
+
+
+class WeightOnlyLinear(nn.Module):
+    """A linear layer without bias whose weight is stored quantised and dequantised on use.
+
+    It computes in its input's dtype; converting the module to another dtype leaves what it stores.
+    """
+
+    def __init__(self, inputs: int, outputs: int, form: Format, *, device: Any = None):
+        super().__init__()
+        self.in_features, self.out_features = inputs, outputs
+        weight = torch.empty(outputs, inputs, dtype=form.storage, device=device)
+        scale = torch.empty(form.scale_shape(outputs), dtype=torch.float32, device=device)
+        self.register_buffer("weight", weight)
+        self.register_buffer("weight_scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x``: (…, inputs). (…, outputs) of the same dtype."""
+        return F.linear(x, self.dequantised(x.dtype))
+
+    def dequantised(self, dtype: torch.dtype) -> Tensor:
+        return self.weight.to(dtype) * self.weight_scale.to(dtype)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: Any) -> None:
+        state_dict.pop(prefix + _MARKER[1:], None)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        for name, stored in self._buffers.items():
+            raw = fn(stored.view(_RAW[stored.element_size()]))
+            self._buffers[name] = raw.view(stored.dtype)
+        return self

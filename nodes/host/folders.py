@@ -1,0 +1,206 @@
+"""The pack's folders inside ComfyUI: what they hold, by the names that widgets offer."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+from ...mmp_core import CheckpointError, InputError
+from ...mmp_core.checkpoint.adapters import PEFT_CONFIG
+from ...mmp_core.checkpoint.load import DEMO
+from ...training.rewards.clip import CONFIG as CLIP_CONFIG
+from ...training.rewards.clip import DEMO_CLIP
+
+FOLDER = "mmada_parallel"
+"""Name of the model folder: ``models/mmada_parallel``, or what extra_model_paths.yaml says."""
+CLIP_FOLDER = "open_clip"
+"""Name of the folder of CLIPs that score, each in a folder of its own."""
+NO_ADAPTER = "none"
+"""What a widget offers beside the adapters of ``models/loras``."""
+TOKENS_ENDING = ".tokens.safetensors"
+
+_ADAPTER_FOLDER = "loras"
+_DEMO_NAME = "demo"
+_BESIDE = "auto"
+_IMAGE_TOKENIZER_FOLDERS = ("magvitv2", "vqvae")
+
+
+def _register_folder(name: str, extensions: set[str]) -> None:
+    default = os.path.join(folder_paths.models_dir, name)
+    folder_paths.add_model_folder_path(name, default, is_default=True)
+    paths, _ = folder_paths.folder_names_and_paths[name]
+    folder_paths.folder_names_and_paths[name] = (paths, extensions)
+
+
+_register_folder(FOLDER, {".safetensors"})
+_register_folder(CLIP_FOLDER, {".safetensors", ".bin"})
+
+
+def checkpoint_names() -> list[str]:
+    """``demo``, then folders with a config.json and .safetensors files of the model folder."""
+    return [_DEMO_NAME, *_checkpoints()]
+
+
+def image_tokenizer_names() -> list[str]:
+    """``auto``, then what an image tokenizer may be stored as in the model folder."""
+    return [_BESIDE, *_image_tokenizers()]
+
+
+def clip_names() -> list[str]:
+    """``demo``, then folders of ``models/open_clip`` with a config of open_clip."""
+    return [_DEMO_NAME, *_clips()]
+
+
+def clip_folder(name: str) -> Path:
+    """The folder of a CLIP that :func:`clip_names` offers. Raises ``CheckpointError``."""
+    return DEMO_CLIP if name == _DEMO_NAME else _find(name, _clips(), CLIP_FOLDER)
+
+
+def _clips() -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for root in map(Path, folder_paths.get_folder_paths(CLIP_FOLDER)):
+        for config in sorted(root.glob(f"*/{CLIP_CONFIG}")):
+            found.setdefault(config.parent.name, config.parent)
+    return found
+
+
+def _checkpoints() -> dict[str, Path]:
+    return {
+        name: path
+        for name, path in _entries().items()
+        if path.suffix == ".safetensors" or _is_checkpoint(path)
+    }
+
+
+def _image_tokenizers() -> dict[str, Path]:
+    return {
+        name: path
+        for name, path in _entries().items()
+        if path.suffix in (".safetensors", ".bin") or path.name in _IMAGE_TOKENIZER_FOLDERS
+    }
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.name not in _IMAGE_TOKENIZER_FOLDERS and (path / "config.json").is_file()
+
+
+def _entries() -> dict[str, Path]:
+    """Files and folders by name, two levels deep; what lies in a checkpoint's folder is its own."""
+    found: dict[str, Path] = {}
+
+    def visit(folder: Path, root: Path, depth: int) -> None:
+        try:
+            inside = sorted(folder.iterdir())
+        except OSError:  # not readable: not offered
+            return
+        for path in inside:
+            found.setdefault(path.relative_to(root).as_posix(), path)
+            if depth and path.is_dir() and not (path / "config.json").is_file():
+                visit(path, root, depth - 1)
+
+    for root in map(Path, folder_paths.get_folder_paths(FOLDER)):
+        if root.is_dir():
+            visit(root, root, 1)
+    return found
+
+
+def _find(name: str, offered: dict[str, Path], folder: str = FOLDER) -> Path:
+    if name not in offered:
+        raise CheckpointError(
+            f"{name!r} is not in {folder_paths.get_folder_paths(folder)[0]}: put it there, then "
+            "refresh ComfyUI's page."
+        )
+    return offered[name]
+
+
+def checkpoint_paths(checkpoint: str, image_tokenizer: str) -> tuple[Path, Path | None]:
+    """Of what the loader's widgets name; no image tokenizer for ``auto``. Raises
+    ``CheckpointError`` for a name that is not offered."""
+    path = DEMO if checkpoint == _DEMO_NAME else _find(checkpoint, _checkpoints())
+    if image_tokenizer == _BESIDE:
+        return path, None
+    return path, _find(image_tokenizer, _image_tokenizers())
+
+
+def fingerprint(checkpoint: str, image_tokenizer: str) -> list[tuple[str, int, int]]:
+    """Name, size and time of every file that loading them may read."""
+    try:
+        paths = [path for path in checkpoint_paths(checkpoint, image_tokenizer) if path]
+    except CheckpointError:
+        return []
+    files = [file for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
+    return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(files)]
+
+
+def adapter_names() -> list[str]:
+    """``none``, then the .safetensors files of ``models/loras``."""
+    files = folder_paths.get_filename_list(_ADAPTER_FOLDER)
+    return [NO_ADAPTER, *(name for name in files if name.endswith(".safetensors"))]
+
+
+def adapter_file(name: str) -> Path:
+    """Raises ``InputError`` for a name that :func:`adapter_names` does not list."""
+    found = folder_paths.get_full_path(_ADAPTER_FOLDER, name)
+    if found is None or name not in adapter_names():
+        raise InputError(
+            f"{name!r} is not in {folder_paths.get_folder_paths(_ADAPTER_FOLDER)[0]}: put it "
+            "there, then refresh ComfyUI's page."
+        )
+    return Path(found)
+
+
+def adapter_fingerprint(name: str) -> list[tuple[str, float]]:
+    """Name and time of the file, and of PEFT's settings beside it."""
+    try:
+        file = adapter_file(name)
+    except InputError:
+        return []
+    return [(str(path), _modified(path)) for path in (file, file.with_name(PEFT_CONFIG))]
+
+
+def free_output_path(prefix: str, ending: str) -> Path:
+    """A file of the output folder that is not there yet; ``prefix``: folder and name."""
+    folder, name, number, *_ = folder_paths.get_save_image_path(
+        prefix, folder_paths.get_output_directory()
+    )
+    return Path(folder) / f"{name}_{number:05}_{ending}"
+
+
+def token_files() -> list[str]:
+    """Files of tokens in the output folder, newest first, then those in the input folder."""
+    return list(_token_files())
+
+
+def token_file(name: str) -> Path:
+    """Raises ``InputError`` for a name that :func:`token_files` does not list."""
+    listed = _token_files()
+    if name not in listed:
+        raise InputError(
+            f"{name!r} is neither in {folder_paths.get_output_directory()} nor in "
+            f"{folder_paths.get_input_directory()}: save tokens again, or choose another file."
+        )
+    return listed[name]
+
+
+def token_file_fingerprint(name: str) -> list[float]:
+    path = _token_files().get(name)
+    return [] if path is None else [_modified(path)]
+
+
+def _token_files() -> dict[str, Path]:
+    found = {}
+    roots = {" [output]": folder_paths.get_output_directory(),
+             "": folder_paths.get_input_directory()}  # fmt: skip
+    for mark, root in roots.items():
+        files = sorted(Path(root).rglob(f"*{TOKENS_ENDING}"), key=_modified, reverse=True)
+        found |= {f"{file.relative_to(root).as_posix()}{mark}": file for file in files}
+    return found
+
+
+def _modified(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:  # a link to nothing, or gone by now
+        return 0.0

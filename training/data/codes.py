@@ -1,0 +1,137 @@
+"""Pictures as codes, each encoded once: kept in a file by what they show."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...mmp_core.checkpoint.load import Model
+from ...mmp_core.checkpoint.tokens import token_identity
+from ...mmp_core.errors import InputError
+from ...mmp_core.files import replacing
+from ...mmp_core.image.pictures import Size
+from ...mmp_core.pipeline import encode_seen, seen_image
+from .items import Picture
+
+FORMAT = "mmada-parallel codes 1"
+
+_PROBE = 8
+"""Side in codes of the picture that tells image tokenizers apart."""
+
+
+def codes_fingerprint(model: Model) -> str:
+    """What codes depend on beside the picture: the variant, the codebook, and the encoder, by the
+    codes that it gives to a picture of noise. The image tokenizer's weights must be loaded."""
+    side, (low, high) = _PROBE * model.downsample, model.image_tokenizer.pixel_range
+    noise = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    codes = model.image_tokenizer.encode((noise * (high - low) + low).to(model.device))
+    told = f"{model.variant} {token_identity(model)['codebook']} {codes.flatten().tolist()}"
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+@dataclass
+class CodeCache:
+    """Codes of pictures by :func:`key_of`, in memory and, with ``path``, in a safetensors file.
+
+    What the file holds of another image tokenizer is left out. ``note``: one sentence on what was
+    found, for people. Raises ``InputError`` for a file that is something else.
+    """
+
+    path: Path | None
+    fingerprint: str
+    codes: dict[str, Tensor] = field(default_factory=dict)
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.path is not None and self.path.exists():
+            self._read(self.path)
+
+    def _read(self, path: Path) -> None:
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                fits = metadata.get("fingerprint") == self.fingerprint
+                if metadata.get("format") == FORMAT and fits:
+                    self.codes = {key: file.get_tensor(key).long() for key in file.keys()}
+        except (OSError, SafetensorError) as error:
+            self.note = f"{path.name} could not be read ({error}): all pictures are encoded anew."
+            return
+        if metadata.get("format") != FORMAT:
+            raise InputError(f"{path} is no cache of codes: give another file, or a new one.")
+        if not fits:
+            self.note = (
+                f"{path.name} was made with another image tokenizer: all pictures are encoded anew."
+            )
+
+    def write(self) -> None:
+        """Whole or not at all; ``note`` tells where that is not possible."""
+        if self.path is None:
+            return
+        tensors = {key: codes.to(torch.int32) for key, codes in self.codes.items()}
+        metadata = {"format": FORMAT, "fingerprint": self.fingerprint}
+        try:
+            with replacing(self.path) as temporary:
+                save_file(tensors, temporary, metadata=metadata)
+        except (OSError, SafetensorError) as error:
+            self.note = f"{self.path.name} could not be written ({error})."
+
+
+def key_of(picture: Picture, size: Size) -> str:
+    """Names the codes of ``picture`` brought to ``size``, wherever it is stored."""
+    return f"{picture.digest} {size[0]}x{size[1]}"
+
+
+def encode_pictures(
+    model: Model,
+    wanted: Mapping[str, tuple[Picture, Size]],
+    cache: CodeCache,
+    *,
+    batch: int = 4,
+    callback: Callable[[int, int], None] | None = None,
+) -> dict[str, str]:
+    """Fill ``cache`` with codes (1, h, w) of ``wanted``, {key: (picture, size)}.
+
+    Pictures of one size are encoded ``batch`` at a time. ``callback(done, total)`` counts those
+    that the cache lacks. An exception in between, an interruption too, keeps what was encoded.
+    Returns {key: why} of pictures that could not be read.
+    """
+    sizes = defaultdict(list)
+    for key, (_, size) in wanted.items():
+        if key not in cache.codes:
+            sizes[size].append(key)
+    total, done, failed = sum(map(len, sizes.values())), 0, {}
+    try:
+        for size, keys in sizes.items():
+            for start in range(0, len(keys), batch):
+                part = keys[start : start + batch]
+                if callback:
+                    callback(done, total)
+                seen = {}
+                for key in part:
+                    try:
+                        seen[key] = seen_image(model.variant, wanted[key][0].read(), size)
+                    except InputError as error:
+                        failed[key] = str(error)
+                _encode(model, seen, cache)
+                done += len(part)
+        if callback:
+            callback(done, total)
+    finally:
+        if total:
+            cache.write()
+    return failed
+
+
+def _encode(model: Model, seen: Mapping[str, Image.Image], cache: CodeCache) -> None:
+    if seen:
+        codes = encode_seen(model, list(seen.values())).cpu()
+        cache.codes |= {key: codes[i : i + 1] for i, key in enumerate(seen)}

@@ -1,0 +1,272 @@
+"""Datasets for training: instructions and pictures on disk, to cases in tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+from torch import Tensor
+
+from ...mmp_core.checkpoint.load import Model
+from ...mmp_core.editing import fixed_text
+from ...mmp_core.errors import InputError
+from ...mmp_core.image.pictures import Size
+from ...mmp_core.pipeline import grid_of, seen_image, seen_size
+from ...mmp_core.state import TokenState
+from ...mmp_core.variants.base import UNDECIDED
+from ..cases import Case
+from .codes import CodeCache, codes_fingerprint, encode_pictures, key_of
+from .items import Draft, Item, Picture
+from .sources import folder_drafts, is_saved_dataset, manifest_drafts, saved_drafts
+
+BadItems = Literal["skip", "fail"]
+Skipped = tuple[str, str]
+"""Name of an item and why it cannot be used."""
+
+_NAMED, _LISTED = 3, 20
+
+
+@dataclass(frozen=True)
+class EditDataset(Sequence[Item]):
+    """Items in a fixed order, their pictures still on disk.
+
+    ``place``: where they come from, as told to people. ``skipped``: items that cannot be used.
+    ``bad_items``: what becomes of those that turn out to be so when they are tokenised.
+    """
+
+    place: str
+    items: tuple[Item, ...]
+    skipped: tuple[Skipped, ...] = ()
+    bad_items: BadItems = "skip"
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of every instruction, text and picture, wherever they are stored."""
+        told = [
+            (
+                i.name,
+                i.instruction,
+                i.think,
+                i.image and i.image.digest,
+                i.target and i.target.digest,
+            )
+            for i in self.items
+        ]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+    def report(self) -> str:
+        """What there is and what was skipped, in a few lines."""
+        edits = sum(item.image is not None for item in self.items)
+        complete = sum(item.think is not None and item.target is not None for item in self.items)
+        lines = [
+            f"{self.place}: {len(self)} item(s), {edits} with a picture to edit, "
+            f"{len(self) - edits} to generate; {complete} with reasoning and target, as SFT needs."
+        ]
+        if self.skipped:
+            lines.append(f"{len(self.skipped)} skipped:")
+            lines += [f"  {name}: {reason}" for name, reason in self.skipped[:_LISTED]]
+        if len(self.skipped) > _LISTED:
+            lines.append(f"  and {len(self.skipped) - _LISTED} more")
+        return "\n".join(lines)
+
+
+def open_dataset(
+    path: str | Path,
+    *,
+    bad_items: BadItems = "skip",
+    limit: int | None = None,
+    callback: Callable[[int, int], None] | None = None,
+) -> EditDataset:
+    """The dataset at ``path``, every item read and checked once.
+
+    ``path``: a folder of ``name.png`` (or .jpg, .jpeg, .webp) with its instruction in ``name.txt``,
+    and for SFT the reasoning in ``name.think.txt`` and the wanted picture in ``name.target.png``; a
+    ``name.txt`` alone is to be generated. Or a ``.jsonl`` manifest with a JSON object of ``image``,
+    ``instruction``, ``think`` and ``target`` per line. Or a folder that ``save_to_disk`` of Hugging
+    Face's datasets wrote, with these columns. Subfolders are not searched.
+
+    Sorted by name as people do (2 before 10); manifests and saved datasets keep their order.
+    ``bad_items``: what cannot be used is skipped and listed, or fatal. ``limit``: stop after so
+    many usable items. ``callback(done, total)`` counts items read.
+
+    Raises ``InputError`` where there is no dataset, none of its items can be used, or, with
+    "fail", one of them cannot.
+    """
+    path = Path(path).expanduser()
+    items, skipped = [], []
+    drafts = _drafts(path)
+    for done, draft in enumerate(drafts):
+        if len(items) == limit:
+            break
+        if callback:
+            callback(done, len(drafts))
+        try:
+            items.append(draft.build())
+        except InputError as reason:
+            skipped.append((draft.name, str(reason)))
+    if callback:
+        callback(len(drafts), len(drafts))
+    _refuse(path.name, len(items), skipped, bad_items)
+    return EditDataset(path.name, tuple(items), tuple(skipped), bad_items)
+
+
+def _drafts(path: Path) -> list[Draft]:
+    if path.is_dir() and is_saved_dataset(path):
+        drafts = saved_drafts(path)
+    elif path.is_dir():
+        drafts = folder_drafts(path)
+    elif path.is_file() and path.suffix.lower() == ".jsonl":
+        drafts = manifest_drafts(path)
+    else:
+        raise InputError(
+            f"There is no dataset at {path}: give a folder of pictures and instructions, a .jsonl "
+            "manifest, or a folder that save_to_disk of Hugging Face's datasets wrote."
+        )
+    if not drafts:
+        raise InputError(f"{path} is empty: {_advice(path)}")
+    return drafts
+
+
+def _advice(path: Path) -> str:
+    """What to do about a dataset without items."""
+    if not path.is_dir():
+        return 'write a line such as {"image": "a.png", "instruction": "…"}.'
+    inside = sorted(path.iterdir())
+    for kind, found in (
+        ("manifest", [p.name for p in inside if p.suffix.lower() == ".jsonl"]),
+        ("subfolder", [p.name for p in inside if p.is_dir() and not p.name.startswith(".")]),
+    ):
+        if found:
+            return f"did you mean its {kind} {found[0]}?"
+    return "put name.png and its instruction, name.txt, there."
+
+
+def _refuse(place: str, usable: int, skipped: Sequence[Skipped], bad_items: BadItems) -> None:
+    """Raise ``InputError`` where nothing is left, or something is bad and that is fatal."""
+    if usable and (bad_items == "skip" or not skipped):
+        return
+    named = "; ".join(f"{name}: {reason}" for name, reason in skipped[:_NAMED])
+    more = f" And {len(skipped) - _NAMED} more." if len(skipped) > _NAMED else ""
+    many = f"{len(skipped)} item(s) of {place} cannot" if usable else f"No item of {place} can"
+    raise InputError(f"{many} be used. {named}{more}")
+
+
+@dataclass(frozen=True)
+class TokenisedDataset(Sequence[Case]):
+    """Cases in the order of their items. ``skipped``: items that cannot be used, those of the
+    dataset included. ``note``: what became of the cache, for people; empty if nothing is to say.
+    """
+
+    cases: tuple[Case, ...]
+    skipped: tuple[Skipped, ...]
+    note: str
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index):
+        return self.cases[index]
+
+
+def tokenised(
+    dataset: EditDataset,
+    model: Model,
+    *,
+    cache: str | Path | None = None,
+    need_target: bool = False,
+    text_length: int | None = None,
+    batch: int = 4,
+    callback: Callable[[int, int], None] | None = None,
+) -> TokenisedDataset:
+    """``dataset`` in the tokens of ``model``, as ``encode_instruction`` makes them.
+
+    ``cache``: a file that keeps the codes of pictures by their content, so that each is encoded
+    once, and that a changed, added or renamed one costs no other; of another image tokenizer it is
+    made anew. Texts are tokenised every time, which takes no time. ``text_length``: tokens of the
+    answer's text, by default the checkpoint's own. ``need_target``: for SFT; an item without
+    reasoning or target, or whose reasoning does not fit, cannot be used. A target's text ends as
+    ``editing.fixed_text`` ends it, so without padding it may be shorter than ``text_length``.
+    A picture to be generated has the shape of its target where targets are needed, else it is a
+    square. ``batch``: pictures encoded at a time.
+
+    Raises ``InputError`` as :func:`open_dataset` does.
+    """
+    length = model.default_text_length if text_length is None else text_length
+    skipped, kept = list(dataset.skipped), []
+    for item in dataset:
+        try:
+            kept.append((item, _target_text(model, item, length) if need_target else None))
+        except InputError as reason:
+            skipped.append((item.name, str(reason)))
+    sizes = [_seen_size(model, item, need_target) for item, _ in kept]
+    wanted = {
+        key_of(picture, size): (picture, size)
+        for (item, _), size in zip(kept, sizes, strict=True)
+        for picture in _pictures(item, need_target)
+    }
+    store = CodeCache(None, "")
+    if cache is not None:
+        store = CodeCache(Path(cache), codes_fingerprint(model))
+    failed = encode_pictures(model, wanted, store, batch=batch, callback=callback)
+    cases = []
+    for (item, text), size in zip(kept, sizes, strict=True):
+        keys = [key_of(picture, size) for picture in _pictures(item, need_target)]
+        if reasons := [failed[key] for key in keys if key in failed]:
+            skipped.append((item.name, reasons[0]))
+        else:
+            cases.append(_case(model, item, size, text, length, store.codes))
+    _refuse(dataset.place, len(cases), skipped, dataset.bad_items)
+    return TokenisedDataset(tuple(cases), tuple(skipped), store.note)
+
+
+def _target_text(model: Model, item: Item, length: int) -> Tensor:
+    """(1, T) int64 of the reasoning."""
+    if item.think is None or item.target is None:
+        missing = "reasoning (think)" if item.think is None else "target picture"
+        raise InputError(f"it has no {missing}, which SFT needs.")
+    if UNDECIDED in item.think:
+        raise InputError(f"its reasoning holds {UNDECIDED}, which stands for an undecided token.")
+    return fixed_text(model, item.think, length)
+
+
+def _pictures(item: Item, need_target: bool) -> Iterable[Picture]:
+    return filter(None, (item.image, item.target if need_target else None))
+
+
+def _seen_size(model: Model, item: Item, need_target: bool) -> Size:
+    like = next(iter(_pictures(item, need_target)), None)
+    side = model.default_image_size
+    return (side, side) if like is None else seen_size(model, like.size)
+
+
+def _case(
+    model: Model,
+    item: Item,
+    size: Size,
+    text: Tensor | None,
+    length: int,
+    codes: dict[str, Tensor],
+) -> Case:
+    image = None if item.image is None else codes[key_of(item.image, size)]
+    prompt = model.layout.encode(
+        item.instruction, image, TokenState.masked(1, length, grid_of(model, size))
+    )
+    target = None if text is None else TokenState(text, codes[key_of(item.target, size)])
+    source = None if item.image is None else partial(_seen, item.image, model.variant, size)
+    return Case(item.name, prompt, item.instruction, source, target, item.facts)
+
+
+def _seen(picture: Picture, variant: str, size: Size) -> Image.Image:
+    return seen_image(variant, picture.read(), size)

@@ -1,0 +1,119 @@
+"""One item of a dataset: an instruction and pictures that stay where they are stored."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+from PIL.ExifTags import Base
+
+from ...mmp_core.errors import InputError
+from ...mmp_core.image.pictures import Size
+
+SMALLEST_SIDE = 32
+LONGEST_STRIP = 8
+"""Sides of a picture at most so many times apart: variant A crops to 4:1, so that of a longer strip
+less than half would be seen."""
+ALIKE = 0.01
+"""How far the aspect ratios of a picture and its target may differ: they are laid on each other."""
+
+_TURNED = 5
+"""EXIF orientations from here on swap width and height."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that is read when it is needed.
+
+    ``digest``: SHA-256 of what is stored, in hex. ``size``: (width, height) upright. ``read``:
+    gives it as upright RGB; raises ``InputError`` where that is no longer possible.
+    """
+
+    digest: str
+    size: Size
+    read: Callable[[], Image.Image]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to train on.
+
+    ``name``: how messages call it. ``think``: the reasoning text that SFT teaches. ``image``:
+    what the instruction edits, ``None`` to generate. ``target``: the wanted picture, for SFT.
+    ``facts``: what else a reward needs.
+    """
+
+    name: str
+    instruction: str
+    think: str | None = None
+    image: Picture | None = None
+    target: Picture | None = None
+    facts: Any = None
+
+    def __post_init__(self) -> None:
+        if self.image is None or self.target is None:
+            return
+        (width, height), (target_width, target_height) = self.image.size, self.target.size
+        ratio = width * target_height / (height * target_width)
+        if not 1 - ALIKE <= ratio <= 1 + ALIKE:
+            raise InputError(
+                f"its picture is {width}x{height} and its target {target_width}x{target_height}: "
+                "make both of one shape, since the model sees them laid on each other."
+            )
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An item not yet read. ``build`` reads and checks it; raises ``InputError`` that says why it
+    cannot be used, without its name."""
+
+    name: str
+    build: Callable[[], Item]
+
+
+def checked_picture(name: str, content: bytes, read: Callable[[], Image.Image]) -> Picture:
+    """The picture stored as ``content``, which ``read`` gives.
+
+    All of it is decoded once, JPEGs at an eighth of their size. Raises ``InputError`` for what
+    cannot be decoded, is too small or too long a strip.
+    """
+    try:
+        with Image.open(BytesIO(content)) as opened:
+            width, height = opened.size
+            if opened.getexif().get(Base.Orientation, 1) >= _TURNED:
+                width, height = height, width
+            opened.draft("RGB", (1, 1))
+            opened.load()
+    except UnidentifiedImageError:
+        raise InputError(f"{name} is no picture in a format that is read: replace it.") from None
+    except Exception as error:  # PIL's decoders raise anything on damaged data
+        raise InputError(f"{name} cannot be read as a picture ({error}): replace it.") from error
+    if min(width, height) < SMALLEST_SIDE:
+        raise InputError(
+            f"{name} is {width}x{height}: expected sides of at least {SMALLEST_SIDE} pixels."
+        )
+    if max(width, height) > LONGEST_STRIP * min(width, height):
+        raise InputError(
+            f"{name} is {width}x{height}: expected sides at most {LONGEST_STRIP} times apart; "
+            "crop it."
+        )
+    return Picture(hashlib.sha256(content).hexdigest(), (width, height), read)
+
+
+def wanted_text(text: str | None, missing: str) -> str:
+    """``text`` without the space around it. Raises ``InputError`` saying ``missing`` if there is
+    none."""
+    if not text or not text.strip():
+        raise InputError(missing)
+    return text.strip()
+
+
+def natural_order(name: str) -> tuple:
+    """Sorts names as people do: 2 before 10, capitals beside small letters."""
+    parts = re.split(r"(\d+)", name)
+    return [int(p) if i % 2 else p.casefold() for i, p in enumerate(parts)], name

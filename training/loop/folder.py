@@ -1,0 +1,132 @@
+"""The folder of a run: its state, whole or absent, and its log, one line a step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...mmp_core.errors import InputError
+from ...mmp_core.files import replacing
+
+
+class RunFolder:
+    """``run.pt``, ``log.jsonl`` and, where TensorBoard is installed, its events."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self.saved_step: int | None = None
+        self._board: Any = None
+
+    @property
+    def state_file(self) -> Path:
+        return self.path / "run.pt"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "log.jsonl"
+
+    @property
+    def last_good(self) -> str:
+        """Says, as the end of a message, what of the run is safe."""
+        if self.saved_step is None:
+            return "Nothing had been saved yet."
+        return f"The state after step {self.saved_step} is kept in {self.state_file}."
+
+    def write(self, state: Mapping[str, Any]) -> None:
+        """Replace the state. Raises ``InputError`` where it cannot be written: the last is kept."""
+        try:
+            with replacing(self.state_file) as path, open(path, "wb") as file:
+                torch.save(dict(state), file)
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise InputError(
+                f"The state after step {state['step']} could not be written to {self.state_file} "
+                f"({reason}): make room there and resume. {self.last_good}"
+            ) from error
+        self.saved_step = state["step"]
+
+    def read(self, device: torch.device | str) -> dict[str, Any] | None:
+        """The state, or ``None`` where there is none. Raises ``InputError`` for a damaged one.
+
+        What a run that was killed had half written is removed.
+        """
+        for file in (self.state_file, self.log_file):
+            for half_written in self.path.glob(f".{file.name}.*"):
+                half_written.unlink(missing_ok=True)
+        if not self.state_file.is_file():
+            return None
+        try:
+            state = torch.load(self.state_file, map_location=device, weights_only=True)
+        except Exception as error:
+            raise InputError(
+                f"{self.state_file} cannot be read ({str(error).splitlines()[0]}): it is no state "
+                "of a run, or damaged. Begin another run elsewhere."
+            ) from error
+        self.saved_step = state["step"]
+        return state
+
+    def refuse_changes(
+        self, begun: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]
+    ) -> None:
+        """Raises ``InputError`` where settings called ``names`` differ from the begun run's.
+
+        What the begun run did not know yet is no difference.
+        """
+        for name in names:
+            before, wanted = begun.get(name, now[name]), now[name]
+            if isinstance(before, Mapping) and isinstance(wanted, Mapping):
+                self.refuse_changes(before, wanted, wanted)
+            elif before != wanted:
+                raise InputError(
+                    f"{self.state_file} was begun with {name} {before}, not {wanted}: resume it "
+                    "with the same, or start another run elsewhere."
+                )
+
+    def log(self, line: Mapping[str, float]) -> None:
+        """Append ``line``, which has the number of its ``step``. Raises ``InputError``."""
+        short = {k: v if isinstance(v, int) else float(f"{v:.6g}") for k, v in line.items()}
+        try:
+            with open(self.log_file, "a", encoding="utf-8") as file:
+                file.write(json.dumps(short) + "\n")
+        except OSError as error:
+            raise InputError(
+                f"{self.log_file} could not be written ({error.strerror or error}): make room "
+                f"there and resume. {self.last_good}"
+            ) from error
+        board = self._tensorboard(int(line["step"]))
+        if board:
+            for name, value in line.items():
+                board.add_scalar(name, value, int(line["step"]))
+            board.flush()
+
+    def lines(self) -> list[dict[str, float]]:
+        """The log so far, without a last line that was cut off."""
+        found = []
+        text = self.log_file.read_text(encoding="utf-8") if self.log_file.is_file() else ""
+        for line in text.splitlines():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return found
+
+    def forget_after(self, step: int) -> None:
+        """Take the lines of later steps, which will be run again, out of the log."""
+        if self.log_file.is_file():
+            kept = [line for line in self.lines() if line["step"] <= step]
+            with replacing(self.log_file) as path:
+                path.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+
+    def _tensorboard(self, step: int) -> Any:
+        if self._board is None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except Exception:  # not there, or not working: the run has its log
+                self._board = False
+            else:
+                self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
+        return self._board

@@ -1,0 +1,224 @@
+"""How well a text agrees with a picture, by the CLIP of a local folder in open_clip's format."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...mmp_core import (
+    CheckpointError,
+    InputError,
+    Model,
+    TokenState,
+    Trajectory,
+    decode_image,
+    decode_text,
+)
+from ...mmp_core.checkpoint.load import DEMO
+
+DEMO_CLIP = DEMO / "clip"
+CONFIG = "open_clip_config.json"
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+_BATCH = 32
+_ADDED = 3
+"""Places left free for the start, end and class tokens that tokenizers add."""
+
+
+class ClipScorer:
+    """Scores texts against pictures. Nothing is downloaded: all is read from ``folder``.
+
+    ``folder``: open_clip's ``local-dir:`` format: ``open_clip_config.json``,
+    ``open_clip_model.safetensors`` or ``open_clip_pytorch_model.bin`` (read without running what a
+    pickle holds) and, where the config names a tokenizer, its files.
+
+    Raises ``CheckpointError`` for a folder that is not complete in itself, ``InputError`` where
+    open_clip is not installed.
+    """
+
+    def __init__(self, folder: str | Path, *, device: torch.device | str = "cpu"):
+        folder = Path(folder)
+        config, weights = _read_config(folder), _find_weights(folder)
+        open_clip = _import_open_clip()
+        name = f"local-dir:{folder}"
+        try:
+            if weights.suffix == ".bin":  # open_clip itself retries unsafely on a TypeError
+                torch.load(weights, map_location="cpu", weights_only=True)
+            model, self._preprocess = open_clip.create_model_from_pretrained(name, device=device)
+            options = _tokenizer_options(config)
+            self._tokenizer = open_clip.get_tokenizer(name, **options)
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(
+                f"{folder} cannot be loaded as an open_clip checkpoint ({reason}): put all files "
+                "of the checkpoint there again, tokenizer files included."
+            ) from error
+        self._model, self._device, self._width = model.eval(), device, config["embed_dim"]
+
+    def score(self, texts: Sequence[str], images: Sequence[Image.Image]) -> Tensor:
+        """(N,) float32 on the CPU: cosine similarity of each text with the image at its place.
+
+        A text longer than the CLIP's context scores the mean of its :meth:`parts`. A text without
+        words scores 0: it agrees with nothing. Raises ``InputError`` for unequal numbers.
+        """
+        if len(texts) != len(images):
+            raise InputError(
+                f"There are {len(texts)} texts and {len(images)} images: give as many of each."
+            )
+        return (self.text_features(texts) * self.image_features(images)).sum(dim=-1)
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """(N, D) float32 on the CPU: the mean of the normalised features of each text's parts.
+
+        The mean is not normalised again, so that a text's score is the mean of its parts' scores;
+        zeros for a text without words.
+        """
+        parts = [self.parts(text) for text in texts]
+        places = {part: i for i, part in enumerate(dict.fromkeys(p for own in parts for p in own))}
+
+        def encode(batch: Sequence[str]) -> Tensor:
+            tokens = self._tokenizer(list(batch)).to(self._device)
+            return self._model.encode_text(tokens, normalize=True)
+
+        features = self._encoded(list(places), encode)
+        rows = [features[[places[part] for part in own]].sum(0) / max(len(own), 1) for own in parts]
+        return torch.stack(rows) if rows else features
+
+    def image_features(self, images: Sequence[Image.Image]) -> Tensor:
+        """(N, D) float32 on the CPU, normalised. The CLIP sees what its own preprocessing leaves,
+        most often the middle square."""
+
+        def encode(batch: Sequence[Image.Image]) -> Tensor:
+            pixels = torch.stack([self._preprocess(image.convert("RGB")) for image in batch])
+            return self._model.encode_image(pixels.to(self._device), normalize=True)
+
+        return self._encoded(images, encode)
+
+    @torch.no_grad()
+    def _encoded(self, items: Sequence[Any], encode: Callable[[Sequence[Any]], Tensor]) -> Tensor:
+        batches = (items[i : i + _BATCH] for i in range(0, len(items), _BATCH))
+        features = [encode(batch).float().cpu() for batch in batches]
+        return torch.cat([torch.zeros(0, self._width), *features])
+
+    def parts(self, text: str) -> list[str]:
+        """``text`` in parts that the CLIP reads without cutting them.
+
+        Too long a text is halved between words until it fits, so that its parts weigh about the
+        same; a word that alone is too long is halved between letters. No parts without words.
+        """
+        words = text.split()
+        if not words or self._fits(text):
+            return [text] if words else []
+        if len(words) > 1:
+            middle = len(words) // 2
+            halves = " ".join(words[:middle]), " ".join(words[middle:])
+        else:
+            middle = len(words[0]) // 2
+            halves = words[0][:middle], words[0][middle:]
+        return [part for half in halves for part in self.parts(half)]
+
+    def _fits(self, text: str) -> bool:
+        tokenizer = self._tokenizer
+        if hasattr(tokenizer, "encode"):  # open_clip's SimpleTokenizer
+            ids = tokenizer.encode(text)
+        else:
+            ids = tokenizer.tokenizer(
+                tokenizer.clean_fn(text), add_special_tokens=False, verbose=False
+            )["input_ids"]
+        return len(ids) + _ADDED <= tokenizer.context_length or len(text) == 1
+
+
+def score_trajectory(
+    scorer: ClipScorer,
+    model: Model,
+    trajectory: Trajectory,
+    *,
+    texts: Sequence[str] | None = None,
+    images: Sequence[Image.Image] | None = None,
+    callback: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """(S, B) float32 on the CPU: agreement at each recorded step and, last, of the final state.
+
+    At a step the text decided so far is scored against the picture that the model then guesses,
+    grey where it has not been asked. ``texts``, ``images``: B to score at every step instead of the
+    trajectory's own. ``callback(done, total)`` is called before each row.
+    """
+    final = trajectory.final
+    states = [*((step.after, step.guess) for step in trajectory.steps), (final, final)]
+    read, seen, rows = None, None, []
+    text_features = None if texts is None else scorer.text_features(texts)
+    image_features = None if images is None else scorer.image_features(images)
+    for done, (decided, guess) in enumerate(states):
+        if callback:
+            callback(done, len(states))
+        if texts is None and read != (now := decode_text(model, decided)):
+            read, text_features = now, scorer.text_features(now)
+        if images is None and (seen is None or not torch.equal(seen, guess.image)):
+            seen, image_features = guess.image, scorer.image_features(_pictures(model, guess))
+        rows.append((text_features * image_features).sum(dim=-1))
+    return torch.stack(rows)
+
+
+def _pictures(model: Model, state: TokenState) -> list[Image.Image]:
+    """Decoded one at a time, since a picture takes much memory to decode."""
+    return [decode_image(model, state[i : i + 1])[0] for i in range(state.batch)]
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The ``model_cfg`` of a checkpoint that needs nothing from outside its folder."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise CheckpointError(
+            f"{CONFIG} is missing in {folder}: give the folder of a CLIP checkpoint in open_clip's "
+            f"format, with its config and {' or '.join(WEIGHTS)}."
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        text, vision, _ = config["text_cfg"], config["vision_cfg"], config["embed_dim"]
+        elsewhere = text.get("hf_model_name") or ":" in str(vision.get("timm_model_name"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a config of open_clip ({error!r}): put the checkpoint's own "
+            "file there."
+        ) from error
+    if elsewhere:
+        raise CheckpointError(
+            f"{path} names a text or vision tower to be downloaded: choose a CLIP whose config "
+            "describes both."
+        )
+    return config
+
+
+def _find_weights(folder: Path) -> Path:
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(
+        f"{folder} has no weights: put {' or '.join(WEIGHTS)} of the same checkpoint there."
+    )
+
+
+def _tokenizer_options(config: dict[str, Any]) -> dict[str, Any]:
+    """What keeps a tokenizer from the network, from running code of the folder, and from leaving
+    out words."""
+    if config["text_cfg"].get("hf_tokenizer_name"):
+        return {"local_files_only": True, "trust_remote_code": False}
+    return {"reduction_mask": ""}
+
+
+def _import_open_clip() -> Any:
+    try:
+        import open_clip
+    except ImportError as error:
+        raise InputError(
+            f"CLIP scores need open_clip, which cannot be imported ({error}): run "
+            f'"{sys.executable}" -m pip install open_clip_torch, then start again.'
+        ) from error
+    return open_clip

@@ -1,0 +1,146 @@
+"""All weights of a model, sharded over the processes that train them (PyTorch's FSDP2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...mmp_core.errors import InputError
+from ...mmp_core.model.transformer import MaskedDiffusionTransformer
+from ..loop.ranks import is_sharded
+from .policies import refuse_quantised
+
+
+class ShardedWeights:
+    """A :class:`~.adapters.Policy` that holds of weights, gradients and optimizer only a share.
+
+    Weights are kept, averaged and updated in float32 and computed in the dtype they came in. Each
+    process also keeps its share of the weights as they were. Needs an initialised process group,
+    and that all processes call everything here alike.
+
+    Rollouts gather all weights once (:meth:`gathered`), since processes then run unequal numbers of
+    forwards; in between they are gathered block by block.
+
+    Raises ``InputError`` for a quantised model, or where PyTorch lacks FSDP2.
+    """
+
+    def __init__(self, transformer: MaskedDiffusionTransformer, device: torch.device):
+        refuse_quantised(transformer)
+        try:
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+        except ImportError:
+            raise InputError(
+                "Training all weights in several processes needs torch >= 2.6."
+            ) from None
+        ranks = torch.distributed.get_world_size()
+        dtype = transformer.layers["wte"].weight.dtype
+        how = {
+            "mesh": init_device_mesh(device.type, (ranks,)),
+            "mp_policy": MixedPrecisionPolicy(
+                param_dtype=None if dtype == torch.float32 else dtype,
+                reduce_dtype=torch.float32,
+                cast_forward_inputs=False,
+            ),
+        }
+        transformer.requires_grad_(True)
+        for block in transformer.layers["blocks"]:
+            fully_shard(block.float(), **how)
+        fully_shard(transformer.float(), **how)
+        self._transformer = transformer
+        self._shards = [m for m in transformer.modules() if isinstance(m, FSDPModule)]
+        self._kept = {n: p.to_local().detach().clone() for n, p in transformer.named_parameters()}
+
+    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        return self._transformer.named_parameters()
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Inside, every process has all weights, and forwards need no other process."""
+        self._transformer.set_reshard_after_forward(False)
+        for shard in self._shards:
+            shard.unshard()
+        try:
+            yield
+        finally:
+            for block in self._shards[1:]:
+                block.set_reshard_after_forward(True)
+            self._reshard()
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        self._reshard()
+        for name, parameter in self._transformer.named_parameters():
+            local = parameter.to_local()
+            before = local.clone()
+            local.copy_(self._kept[name])
+            self._kept[name] = before
+
+    def _reshard(self) -> None:
+        for shard in self._shards:
+            shard.reshard()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Whole weights, on the CPU of every process."""
+        self._reshard()
+        return {name: whole(p) for name, p in self._transformer.named_parameters()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        self._reshard()
+        for name, parameter in self._transformer.named_parameters():
+            parameter.copy_(share_of(state_dict[name], parameter))
+
+    def detach(self) -> None:
+        self._transformer.requires_grad_(False)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor, gathered from all processes, on the CPU; another as it is."""
+    if is_sharded(tensor):
+        return tensor.detach().full_tensor().cpu()
+    return tensor
+
+
+def share_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """``tensor``, sharded as ``like`` is."""
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+
+
+def whole_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's state with :func:`whole` tensors."""
+    state = optimizer.state_dict()
+    state["state"] = {
+        index: {name: whole(value) for name, value in values.items()}
+        for index, values in state["state"].items()
+    }
+    return state
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take over what :func:`whole_optimizer` gave, each process its share."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    shared = {
+        index: {
+            name: share_of(value, parameters[index])
+            if is_sharded(parameters[index]) and value.ndim
+            else value
+            for name, value in values.items()
+        }
+        for index, values in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": shared})
