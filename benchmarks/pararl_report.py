@@ -127,10 +127,11 @@ def draw_rewards(folder: Path, file: Path) -> None:
         calls = [logs[0][i]["reward_calls"] for i in range(steps)]
         axes.plot(calls, list(_smooth(means, max(1, round(_SMOOTHED * steps)))), label=arm)
     axes.set(
-        xlabel="reward calls", ylabel="mean reward of the rollouts",
+        xlabel="reward calls",
+        ylabel="mean reward of the rollouts",
         title="Rollouts on open training tasks: mean of the seeds, running mean\n"
         "(the arms' rewards differ: of the final pair, or of steps along the way)",
-    )  # fmt: skip
+    )
     axes.legend()
     figure.savefig(file, dpi=110)
     pyplot.close(figure)

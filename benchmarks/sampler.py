@@ -27,17 +27,33 @@ from mmada_parallel.mmp_core.state import Prompt
 from mmada_parallel.mmp_core.variants.mmada_parallel_a import VariantA
 
 PRESETS = {
-    "small": {"d_model": 128, "n_layers": 2, "n_heads": 4, "mlp_hidden_size": 384, "grid": 8,
-              "text": 32, "steps": 8},
-    "mid": {"d_model": 512, "n_layers": 8, "n_heads": 8, "mlp_hidden_size": 1536, "grid": 32,
-            "text": 256, "steps": 16},
-}  # fmt: skip
+    "small": {
+        "d_model": 128,
+        "n_layers": 2,
+        "n_heads": 4,
+        "mlp_hidden_size": 384,
+        "grid": 8,
+        "text": 32,
+        "steps": 8,
+    },
+    "mid": {
+        "d_model": 512,
+        "n_layers": 8,
+        "n_heads": 8,
+        "mlp_hidden_size": 1536,
+        "grid": 32,
+        "text": 256,
+        "steps": 16,
+    },
+}
 GUIDANCE = {
     "cfg 0/4": {"text_guidance": 0.0, "image_guidance": 4.0, "text_temperature": 0.0},
     "cfg 2.5/4, text temperature 0.7": {
-        "text_guidance": 2.5, "image_guidance": 4.0, "text_temperature": 0.7,
+        "text_guidance": 2.5,
+        "image_guidance": 4.0,
+        "text_temperature": 0.7,
     },
-}  # fmt: skip
+}
 
 
 def reference_modules(path: Path) -> SimpleNamespace:
@@ -52,10 +68,12 @@ def reference_modules(path: Path) -> SimpleNamespace:
         generator = importlib.import_module("generators.parallel_generator")
         backbone = importlib.import_module("model.modeling_llada")
     return SimpleNamespace(
-        model=model.LLaDAForMultiModalGeneration, config=config, generate=generator.generate_ti2ti,
+        model=model.LLaDAForMultiModalGeneration,
+        config=config,
+        generate=generator.generate_ti2ti,
         backbone=backbone.LLaDAModel,
         backbone_config=backbone.create_model_config_from_pretrained_config,
-    )  # fmt: skip
+    )
 
 
 def ours(preset: dict[str, Any], device: torch.device) -> RandomModel:
@@ -68,15 +86,34 @@ def theirs(reference: SimpleNamespace, model: RandomModel) -> torch.nn.Module:
     """The reference model with our weights, which the two share."""
     c = model.transformer.config
     config = reference.config(
-        d_model=c.d_model, n_layers=c.n_layers, n_heads=c.n_heads, n_kv_heads=c.n_kv_heads,
-        mlp_hidden_size=c.mlp_hidden_size, vocab_size=c.embedding_size,
-        embedding_size=c.embedding_size, rope_theta=c.rope_theta, rms_norm_eps=c.rms_norm_eps,
-        activation_type="silu", block_type="llama", layer_norm_type="rms", rope=True,
-        include_bias=False, include_qkv_bias=False, weight_tying=False, alibi=False,
-        attention_layer_norm=False, input_emb_norm=False, scale_logits=False,
-        rope_full_precision=True, max_sequence_length=4096, mask_token_id=c.mask_token_id,
-        attention_dropout=0.0, embedding_dropout=0.0, residual_dropout=0.0, init_device="meta",
-    )  # fmt: skip
+        d_model=c.d_model,
+        n_layers=c.n_layers,
+        n_heads=c.n_heads,
+        n_kv_heads=c.n_kv_heads,
+        mlp_hidden_size=c.mlp_hidden_size,
+        vocab_size=c.embedding_size,
+        embedding_size=c.embedding_size,
+        rope_theta=c.rope_theta,
+        rms_norm_eps=c.rms_norm_eps,
+        activation_type="silu",
+        block_type="llama",
+        layer_norm_type="rms",
+        rope=True,
+        include_bias=False,
+        include_qkv_bias=False,
+        weight_tying=False,
+        alibi=False,
+        attention_layer_norm=False,
+        input_emb_norm=False,
+        scale_logits=False,
+        rope_full_precision=True,
+        max_sequence_length=4096,
+        mask_token_id=c.mask_token_id,
+        attention_dropout=0.0,
+        embedding_dropout=0.0,
+        residual_dropout=0.0,
+        init_device="meta",
+    )
     with contextlib.redirect_stdout(io.StringIO()):
         backbone = reference.backbone(reference.backbone_config(config), init_params=False)
         built = reference.model(config, model=backbone)
@@ -97,15 +134,24 @@ def run_reference(
     text_start, text = int(sequence.text_positions[0]), prompt.initial.text.shape[1]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         return reference.generate(
-            model, sequence.ids, text_start, text_start + text, start, side * side, side,
-            text_steps=settings.text_steps, text_gen_length=text,
-            timesteps=settings.image_steps, temperature=settings.image_temperature,
-            text_temperature=settings.text_temperature, cfg_scale=settings.text_guidance,
+            model,
+            sequence.ids,
+            text_start,
+            text_start + text,
+            start,
+            side * side,
+            side,
+            text_steps=settings.text_steps,
+            text_gen_length=text,
+            timesteps=settings.image_steps,
+            temperature=settings.image_temperature,
+            text_temperature=settings.text_temperature,
+            cfg_scale=settings.text_guidance,
             cfg_img=settings.image_guidance,
             uncon_text=layout.prefix(prompt, drop_text=True, drop_image=False),
             uncon_image=layout.prefix(prompt, drop_text=False, drop_image=True),
             generator=torch.Generator(sequence.ids.device).manual_seed(settings.seed),
-        )  # fmt: skip
+        )
 
 
 def timed(run) -> tuple[float, Any]:

@@ -60,13 +60,20 @@ class Scale:
 
 CPU = Scale(
     {"d_model": 256, "n_layers": 4, "n_heads": 4, "n_kv_heads": 4, "mlp_hidden_size": 768},
-    torch.float32, matmul=1024, base=Point(256, 4, 1),
-)  # fmt: skip
+    torch.float32,
+    matmul=1024,
+    base=Point(256, 4, 1),
+)
 GPU = Scale({}, torch.bfloat16, matmul=8192, base=Point(512, 16, 1))
 TINY = replace(
-    CPU, sizes={**CPU.sizes, "n_layers": 1}, sides=(32, 64), steps=(4, 8), batches=(1, 2),
-    base=Point(32, 4, 1), matmul=64,
-)  # fmt: skip
+    CPU,
+    sizes={**CPU.sizes, "n_layers": 1},
+    sides=(32, 64),
+    steps=(4, 8),
+    batches=(1, 2),
+    base=Point(32, 4, 1),
+    matmul=64,
+)
 
 
 def clock_of(device: torch.device) -> Clock:
@@ -113,9 +120,12 @@ def plot(found: dict[str, Any], file: Path) -> None:
             axes.set(ylabel=found["clock"])
             for point in points:
                 axes.annotate(
-                    f"{point['side']}²", (point[axis], point["seconds"]), (0, 6),
-                    textcoords="offset points", ha="right",
-                )  # fmt: skip
+                    f"{point['side']}²",
+                    (point[axis], point["seconds"]),
+                    (0, 6),
+                    textcoords="offset points",
+                    ha="right",
+                )
             axes.legend(loc="upper left", frameon=False)
         else:
             axes.set_xticks(x)

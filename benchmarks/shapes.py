@@ -16,10 +16,17 @@ from mmada_parallel.mmp_core.state import Prompt, TokenState
 from mmada_parallel.mmp_core.variants.mmada_parallel_a import VariantA
 
 RELEASED = {
-    "d_model": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 32, "mlp_hidden_size": 12288,
-    "embedding_size": 134656, "rope_theta": 500000.0, "rms_norm_eps": 1e-5,
-    "mask_token_id": 126336, "eos_token_id": 126081,
-}  # fmt: skip
+    "d_model": 4096,
+    "n_layers": 32,
+    "n_heads": 32,
+    "n_kv_heads": 32,
+    "mlp_hidden_size": 12288,
+    "embedding_size": 134656,
+    "rope_theta": 500000.0,
+    "rms_norm_eps": 1e-5,
+    "mask_token_id": 126336,
+    "eos_token_id": 126081,
+}
 TINY = {"d_model": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "mlp_hidden_size": 96}
 INSTRUCTION = 60
 

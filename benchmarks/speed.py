@@ -29,9 +29,11 @@ LEVELS = ("exact", "cached", "fast", "fastest")
 EDITS = {
     "defaults: 128 text, 30 image steps, guidance 3.5": {},
     "128 text, 64 image steps, image guidance 4": {
-        "image_steps": 64, "joint_guidance": 0.0, "image_guidance": 4.0,
+        "image_steps": 64,
+        "joint_guidance": 0.0,
+        "image_guidance": 4.0,
     },
-}  # fmt: skip
+}
 
 
 def measure_levels(model: Model, cases: int) -> dict[str, Any]:
@@ -42,9 +44,12 @@ def measure_levels(model: Model, cases: int) -> dict[str, Any]:
         work.reset()
         processor = [time.process_time()]
         measured = judge(
-            model, tasks, settings=SamplerSettings(speed=level), batch=1,
+            model,
+            tasks,
+            settings=SamplerSettings(speed=level),
+            batch=1,
             progress=lambda done, all_, taken=processor: taken.append(time.process_time()),
-        )  # fmt: skip
+        )
         found[level] = {
             **{name: measured[name] for name in ("picture", "sentence", "agree", "interval")},
             "gflop_per_case": work.total / cases / 1e9,

@@ -60,9 +60,14 @@ def pararl(args: argparse.Namespace) -> None:
         cases = _cases(args, dataset, model, accelerator, need_target=False)
         settings = _fitted(args, model, cases, settings, pararl_bytes)
         run = ParaRLRun(
-            model, cases, reward, settings, _folder(args),
-            policy=_policy(args, model, accelerator), accelerator=accelerator,
-        )  # fmt: skip
+            model,
+            cases,
+            reward,
+            settings,
+            _folder(args),
+            policy=_policy(args, model, accelerator),
+            accelerator=accelerator,
+        )
         _train(args, model, run, ("reward_mean", "kl"))
 
 
@@ -77,9 +82,13 @@ def sft(args: argparse.Namespace) -> None:
         cases = _cases(args, dataset, model, accelerator, need_target=True)
         settings = _fitted(args, model, cases, settings, finetune_bytes)
         run = FinetuneRun(
-            model, cases, settings, _folder(args),
-            policy=_policy(args, model, accelerator), accelerator=accelerator,
-        )  # fmt: skip
+            model,
+            cases,
+            settings,
+            _folder(args),
+            policy=_policy(args, model, accelerator),
+            accelerator=accelerator,
+        )
         _train(args, model, run, ("text_loss", "image_loss"))
 
 
@@ -153,9 +162,13 @@ def _tokenised(
             bar.update(done - bar.n)
 
         cases = tokenised(
-            dataset, model, cache=_folder(args) / "codes.safetensors", need_target=need_target,
-            text_length=args.text_length, callback=advance,
-        )  # fmt: skip
+            dataset,
+            model,
+            cache=_folder(args) / "codes.safetensors",
+            need_target=need_target,
+            text_length=args.text_length,
+            callback=advance,
+        )
     for name, reason in cases.skipped:
         note(args, f"skipped {name}: {reason}")
     note(args, " ".join(filter(None, (f"{len(cases)} cases of {dataset.place}.", cases.note))))
@@ -222,9 +235,12 @@ def _train(args: argparse.Namespace, model: Model, run: PolicyRun, shown: Sequen
         run.resume()
         note(args, f"resuming after step {run.step}")
     with tqdm(
-        total=run.settings.steps, initial=run.step, desc="training", unit="step",
+        total=run.settings.steps,
+        initial=run.step,
+        desc="training",
+        unit="step",
         disable=args.quiet,
-    ) as bar:  # fmt: skip
+    ) as bar:
 
         def show(step: int, metrics: dict[str, float]) -> None:
             bar.set_postfix({name: f"{metrics[name]:.4g}" for name in shown})

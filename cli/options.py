@@ -10,47 +10,69 @@ from typing import Any
 _SAMPLER = (
     ("text_steps", int, "N", "steps that decide text, at most one per token (default 128)"),
     ("image_steps", int, "N", "steps that decide the picture (default 30; upstream: its own)"),
-    ("joint_guidance", float, "X", "how strongly the picture follows instruction and input picture "
-     "together; 0 is off and faster (default 3.5; upstream: its own)"),
+    (
+        "joint_guidance",
+        float,
+        "X",
+        "how strongly the picture follows instruction and input picture "
+        "together; 0 is off and faster (default 3.5; upstream: its own)",
+    ),
     ("text_guidance", float, "X", "how strongly the picture follows the instruction (default off)"),
-    ("image_guidance", float, "X", "how strongly the picture follows the input picture (default "
-     "off; upstream: its own)"),
-    ("reasoning_guidance", float, "X", "how strongly the text follows instruction and picture "
-     "(default off; upstream: its own)"),
+    (
+        "image_guidance",
+        float,
+        "X",
+        "how strongly the picture follows the input picture (default off; upstream: its own)",
+    ),
+    (
+        "reasoning_guidance",
+        float,
+        "X",
+        "how strongly the text follows instruction and picture (default off; upstream: its own)",
+    ),
     ("text_temperature", float, "X", "variety of the text; 0 takes the likeliest word (default 0)"),
     ("image_temperature", float, "X", "variety of the picture; 0 takes the likeliest (default 1)"),
-)  # fmt: skip
+)
 
 
 def add_drawing(parser: argparse.ArgumentParser) -> None:
     """Options of ``edit`` and ``generate``."""
     parser.add_argument(
-        "--seed", type=int, metavar="N",
+        "--seed",
+        type=int,
+        metavar="N",
         help="the same seed gives the same text and picture (default: a random one, which is "
         "reported)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE.png",
+        "--out",
+        type=Path,
+        metavar="FILE.png",
         help="where the picture goes; an existing file is replaced (default: INSTRUCTION_SEED.png "
         "in the current folder, with a counter where that exists)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--text-out", type=Path, metavar="FILE.txt", help="write the text to this file, too"
     )
     parser.add_argument(
-        "--json", action="store_true",
+        "--json",
+        action="store_true",
         help="print one JSON object: text, image (path), seed, steps, seconds (of encoding, "
         "denoising and decoding; loading the model is not counted)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--size", type=_size, metavar="WxH",
+        "--size",
+        type=_size,
+        metavar="WxH",
         help="size of the result in pixels (default: as the model sees the input picture, else the "
         "checkpoint's own)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--text-length", type=int, metavar="N",
+        "--text-length",
+        type=int,
+        metavar="N",
         help="tokens that the text may have (default: the checkpoint's own)",
-    )  # fmt: skip
+    )
     add_model(parser)
     _add_sampler(parser)
 
@@ -63,14 +85,18 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, metavar="N", help="case i uses seed N + i (default 0)"
     )
     parser.add_argument(
-        "--repeats", type=positive, default=1, metavar="N",
+        "--repeats",
+        type=positive,
+        default=1,
+        metavar="N",
         help="answers to each task, with different seeds; each is reported (default 1)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--clip", metavar="demo|FOLDER",
+        "--clip",
+        metavar="demo|FOLDER",
         help="also score text against picture by this CLIP (open_clip's format; needs "
         "open_clip_torch)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--batch", type=positive, default=16, metavar="N", help="cases at a time (default 16)"
     )
@@ -84,14 +110,18 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
         "source", metavar="SRC", help="the folder of a checkpoint in the released layout, or demo"
     )
     parser.add_argument(
-        "out", metavar="OUT.safetensors", type=Path,
+        "out",
+        metavar="OUT.safetensors",
+        type=Path,
         help="the file to write; an existing one is replaced once the new one is whole",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--quantize", choices=("fp8", "int8", "none"), default="none",
+        "--quantize",
+        choices=("fp8", "int8", "none"),
+        default="none",
         help="how the linear layers of the blocks are stored: fp8 or int8 in one byte per weight, "
         "none as they are (default none)",
-    )  # fmt: skip
+    )
     _add_image_tokenizer(parser)
     _add_quiet(parser)
 
@@ -99,37 +129,49 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
 def add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", default="demo", metavar="demo|PATH",
+        "--model",
+        default="demo",
+        metavar="demo|PATH",
         help="demo, which comes with the package and knows a toy world, the folder of a checkpoint "
         "in the released layout, or a file that convert wrote (default demo)",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--lora", type=_lora, action="append", default=[], metavar="FILE[:STRENGTH]",
+        "--lora",
+        type=_lora,
+        action="append",
+        default=[],
+        metavar="FILE[:STRENGTH]",
         help="an adapter to add to what the model computes, a .safetensors file or a folder of "
         "PEFT; STRENGTH 1, the default, is as it was trained; repeat it for several",
-    )  # fmt: skip
+    )
     _add_image_tokenizer(group)
     _add_device(group)
     group.add_argument(
-        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
         help="precision of the transformer (default auto: as stored; on a CPU float32 for small "
         "models)",
-    )  # fmt: skip
+    )
 
 
 def _add_image_tokenizer(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
-        "--image-tokenizer", type=Path, metavar="PATH",
+        "--image-tokenizer",
+        type=Path,
+        metavar="PATH",
         help="file or folder of the image tokenizer where it is not inside or beside the "
         "checkpoint (variant M: that of showlab/magvitv2)",
-    )  # fmt: skip
+    )
 
 
 def _add_device(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
+        "--device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="auto",
         help="where to compute (default auto: a GPU if there is one)",
-    )  # fmt: skip
+    )
 
 
 def _add_quiet(parser: argparse.ArgumentParser) -> None:
@@ -142,27 +184,32 @@ def _add_sampler(parser: argparse.ArgumentParser) -> None:
     _add_quiet(parser)
     group = parser.add_argument_group("sampler")
     group.add_argument(
-        "--preset", choices=("corrected", "upstream"), default="corrected",
+        "--preset",
+        choices=("corrected", "upstream"),
+        default="corrected",
         help="corrected: the method as published; upstream: the released code with all its quirks, "
         "token for token (default corrected)",
-    )  # fmt: skip
+    )
     for name, kind, metavar, brief in _SAMPLER:
         option = f"--{name.replace('_', '-')}"
         group.add_argument(option, type=kind, metavar=metavar, help=brief)
     group.add_argument(
-        "--remasking", choices=("low_confidence", "random"),
+        "--remasking",
+        choices=("low_confidence", "random"),
         help="which text tokens stay undecided longer (default low_confidence)",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--order", choices=("parallel", "text_first", "image_first"),
+        "--order",
+        choices=("parallel", "text_first", "image_first"),
         help="text and picture together, or one wholly before the other (default parallel)",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--speed", choices=("exact", "cached", "fast", "fastest"),
+        "--speed",
+        choices=("exact", "cached", "fast", "fastest"),
         help="cached: reuse what has hardly changed since an earlier step; fast: decide at once "
         "what the model is sure of, and leave out steps to which nothing is left; fastest: both "
         "(default exact)",
-    )  # fmt: skip
+    )
 
 
 def chosen_settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -15,9 +15,20 @@ from .model import memory_explained, pick_device
 
 _FOLDER = Path("build/sft")
 _ONLY_WITH_DATA = (
-    "output", "cases", "text_length", "image_tokenizer", "run_folder", "full", "lora", "schedule",
-    "warmup_steps", "weight_decay", "clip_norm", "micro_batch", "checkpoint_every",
-)  # fmt: skip
+    "output",
+    "cases",
+    "text_length",
+    "image_tokenizer",
+    "run_folder",
+    "full",
+    "lora",
+    "schedule",
+    "warmup_steps",
+    "weight_decay",
+    "clip_norm",
+    "micro_batch",
+    "checkpoint_every",
+)
 
 
 def sft(args: argparse.Namespace) -> None:

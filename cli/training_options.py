@@ -39,15 +39,20 @@ _ROLLOUTS = (
 
 def add_pararl(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="FILE.safetensors",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE.safetensors",
         help="where the trained adapter goes; an existing file is replaced",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--reward", action="append", metavar="NAME[:PLACE][=WEIGHT]",
+        "--reward",
+        action="append",
+        metavar="NAME[:PLACE][=WEIGHT]",
         help="what to train for: clip:FOLDER, how well text and picture agree by the CLIP in "
         "FOLDER (open_clip's format; clip:demo knows the toy world), or checker, the toy world's "
         "exact judge; repeat it for a weighted sum (default for --data demo: checker)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--steps", type=positive, default=200, metavar="N", help="in all (default 200)"
     )
@@ -58,13 +63,15 @@ def add_pararl(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("ParaRL")
     _add(group, _PARARL)
     group.add_argument(
-        "--reward-at", choices=("trajectory", "output"),
+        "--reward-at",
+        choices=("trajectory", "output"),
         help="score half-done pairs along the way, or the final one alone (default trajectory)",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--kl-reference", choices=("base", "old"),
+        "--kl-reference",
+        choices=("base", "old"),
         help="hold to the model before training, or before the step (default base)",
-    )  # fmt: skip
+    )
     _add(parser.add_argument_group("rollouts"), _ROLLOUTS)
     add_run(parser)
     add_model(parser)
@@ -75,27 +82,37 @@ def add_sft(parser: argparse.ArgumentParser) -> None:
         "--steps", type=positive, metavar="N", help="in all (default 3000; with --data 200)"
     )
     parser.add_argument(
-        "--batch-size", type=positive, metavar="N",
+        "--batch-size",
+        type=positive,
+        metavar="N",
         help="examples per step (default 128, on a GPU 2048; with --data 8)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--learning-rate", type=float, metavar="X",
+        "--learning-rate",
+        type=float,
+        metavar="X",
         help="before it falls (default 8e-4; with --data 5e-5)",
-    )  # fmt: skip
+    )
     group = parser.add_argument_group("from nothing, without --data")
     group.add_argument(
-        "--folder", type=Path, metavar="FOLDER",
+        "--folder",
+        type=Path,
+        metavar="FOLDER",
         help="where the run is kept, and FOLDER/checkpoint is written (default build/sft)",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--decay-steps", type=positive, metavar="N",
+        "--decay-steps",
+        type=positive,
+        metavar="N",
         help="steps over which the learning rate falls to 0 at the end (default: a third)",
-    )  # fmt: skip
+    )
     add_dataset(parser, None)
     parser.add_argument(
-        "--output", type=Path, metavar="FILE.safetensors",
+        "--output",
+        type=Path,
+        metavar="FILE.safetensors",
         help="with --data: where the trained adapter goes; an existing file is replaced",
-    )  # fmt: skip
+    )
     add_run(parser)
     add_model(parser)
 
@@ -104,24 +121,32 @@ def add_dataset(parser: argparse.ArgumentParser, default: str | None) -> None:
     otherwise = f" (default {default})" if default else ""
     group = parser.add_argument_group("data")
     group.add_argument(
-        "--data", default=default, metavar="demo|PATH",
+        "--data",
+        default=default,
+        metavar="demo|PATH",
         help="a folder of pictures and instructions (name.png and name.txt; for SFT also "
         "name.think.txt and name.target.png), a .jsonl manifest, a dataset that Hugging Face's "
         f"datasets saved, or demo: the toy world{otherwise}",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--cases", type=positive, metavar="N",
+        "--cases",
+        type=positive,
+        metavar="N",
         help="use so many (default all; of the toy world 1000)",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--bad-items", choices=("skip", "fail"), default="skip",
+        "--bad-items",
+        choices=("skip", "fail"),
+        default="skip",
         help="what becomes of items that cannot be used: left out and named, or fatal (default "
         "skip)",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--text-length", type=positive, metavar="N",
+        "--text-length",
+        type=positive,
+        metavar="N",
         help="tokens that the text may have (default: the checkpoint's own)",
-    )  # fmt: skip
+    )
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -130,31 +155,40 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "--rank", type=positive, default=16, metavar="N", help="of the adapter (default 16)"
     )
     group.add_argument(
-        "--layers", choices=("all", "attention", "mlp"), default="all",
+        "--layers",
+        choices=("all", "attention", "mlp"),
+        default="all",
         help="which linear layers of the blocks get one (default all)",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--full", action="store_true",
+        "--full",
+        action="store_true",
         help="train all weights instead, of a model that is small and not quantised; the result "
         "is a whole checkpoint, for --model",
-    )  # fmt: skip
+    )
     group = parser.add_argument_group("run")
     group.add_argument(
-        "--run-folder", type=Path, metavar="FOLDER",
+        "--run-folder",
+        type=Path,
+        metavar="FOLDER",
         help="where state and log of the run are kept (default: the output's name without "
         ".safetensors, and -run)",
-    )  # fmt: skip
+    )
     group.add_argument("--resume", action="store_true", help="continue the run that is kept there")
     group.add_argument("--seed", type=int, metavar="N", help="of all that is random (default 0)")
     _add(group, _STEPPING)
     group.add_argument(
-        "--schedule", choices=("constant", "linear"),
+        "--schedule",
+        choices=("constant", "linear"),
         help="hold the learning rate, or let it fall to 0 at the end (default constant)",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--no-gradient-checkpointing", dest="gradient_checkpointing", action="store_const",
-        const=False, help="keep the blocks' activations: faster, and much more memory",
-    )  # fmt: skip
+        "--no-gradient-checkpointing",
+        dest="gradient_checkpointing",
+        action="store_const",
+        const=False,
+        help="keep the blocks' activations: faster, and much more memory",
+    )
     parser.add_argument(
         "--quiet", action="store_true", help="no progress or notes on standard error"
     )

@@ -32,16 +32,25 @@ def clip_config() -> dict[str, Any]:
         "model_cfg": {
             "embed_dim": 128,
             "vision_cfg": {
-                "image_size": _SIDE, "patch_size": 32, "width": 160, "layers": 4, "head_width": 32,
+                "image_size": _SIDE,
+                "patch_size": 32,
+                "width": 160,
+                "layers": 4,
+                "head_width": 32,
             },
             "text_cfg": {
-                "context_length": 24, "vocab_size": len(vocabulary()), "width": 128, "heads": 4,
-                "layers": 4, "hf_tokenizer_name": "mmada-parallel-demo", "pool_type": "last",
+                "context_length": 24,
+                "vocab_size": len(vocabulary()),
+                "width": 128,
+                "heads": 4,
+                "layers": 4,
+                "hf_tokenizer_name": "mmada-parallel-demo",
+                "pool_type": "last",
                 "no_causal_mask": True,
             },
         },
         "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"},
-    }  # fmt: skip
+    }
 
 
 Codes = list[list[int]]

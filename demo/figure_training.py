@@ -24,9 +24,15 @@ from .reward import CheckerReward
 
 _FEW_STEPS = replace(ROLLOUT_SAMPLER, text_steps=2, image_steps=2, text_temperature=2.5)
 _SETTINGS = ParaRLSettings(
-    steps=16, learning_rate=4e-3, warmup_steps=2, groups=4, scored_steps=2, micro_batch=32,
-    gradient_checkpointing=False, sampler=_FEW_STEPS,
-)  # fmt: skip
+    steps=16,
+    learning_rate=4e-3,
+    warmup_steps=2,
+    groups=4,
+    scored_steps=2,
+    micro_batch=32,
+    gradient_checkpointing=False,
+    sampler=_FEW_STEPS,
+)
 _ITEMS, _RANK, _SHOWN = 64, 8, 4
 _SCENE = held_out_task("move", 3)
 
@@ -34,9 +40,11 @@ _SCENE = held_out_task("move", 3)
 def answered(model: Model, title: str) -> Image.Image:
     """Answers to one held-out task in as few steps as in training."""
     settings = SamplerSettings(
-        text_steps=2, image_steps=2, text_temperature=_FEW_STEPS.text_temperature,
+        text_steps=2,
+        image_steps=2,
+        text_temperature=_FEW_STEPS.text_temperature,
         joint_guidance=0.0,
-    )  # fmt: skip
+    )
     final = denoise(model, edit_prompt(model, _SCENE, batch=_SHOWN), settings, record=0).final
     pairs = zip(decode_image(model, final), decode_text(model, final), strict=True)
     return side_by_side([panel(picture, title, text) for picture, text in pairs])

@@ -47,11 +47,21 @@ def _points(shape: str) -> list[tuple[float, float]]:
         "cross": [
             (0.5 + x, 0.5 + y)
             for x, y in (
-                (-arm, -end), (arm, -end), (arm, -arm), (end, -arm), (end, arm), (arm, arm),
-                (arm, end), (-arm, end), (-arm, arm), (-end, arm), (-end, -arm), (-arm, -arm),
+                (-arm, -end),
+                (arm, -end),
+                (arm, -arm),
+                (end, -arm),
+                (end, arm),
+                (arm, arm),
+                (arm, end),
+                (-arm, end),
+                (-arm, arm),
+                (-end, arm),
+                (-end, -arm),
+                (-arm, -arm),
             )
         ],
-    }[shape]  # fmt: skip
+    }[shape]
 
 
 def patch(background: str, content: Object | None) -> Image.Image:

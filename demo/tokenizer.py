@@ -11,9 +11,19 @@ from . import world
 
 _FIRST = ("<|endoftext|>", "<|startoftext|>", "<|unk|>")
 _STRUCTURE = (
-    "<|mdm_mask|>", "<|newline|>", "<boi>", "<eoi>", "<uncondition>", "<answer>", "</answer>",
-    "<system>", "</system>", "<user>", "</user>", "<|pad|>",
-)  # fmt: skip
+    "<|mdm_mask|>",
+    "<|newline|>",
+    "<boi>",
+    "<eoi>",
+    "<uncondition>",
+    "<answer>",
+    "</answer>",
+    "<system>",
+    "</system>",
+    "<user>",
+    "</user>",
+    "<|pad|>",
+)
 CODES = len(world.BACKGROUNDS) * len(world.CONTENTS)
 TEXT_LENGTH = 21
 
@@ -36,17 +46,34 @@ def model_config(**sizes: int) -> dict[str, Any]:
     return {
         "architectures": ["LLaDAForMultiModalGeneration"],
         "model_type": "llada",
-        "activation_type": "silu", "alibi": False, "attention_layer_norm": False,
-        "block_group_size": 1, "block_type": "llama", "include_bias": False,
-        "include_qkv_bias": False, "input_emb_norm": False, "layer_norm_type": "rms",
-        "rms_norm_eps": 1e-5, "rope": True, "rope_full_precision": True, "rope_theta": 10000.0,
-        "scale_logits": False, "weight_tying": False, "max_sequence_length": 256,
-        "vocab_size": rows, "embedding_size": rows, "codebook_size": CODES,
-        "text_vocab_size": len(ids), "mask_token_id": ids["<|mdm_mask|>"],
-        "eos_token_id": ids["<|endoftext|>"], "pad_token_id": ids["<|endoftext|>"],
-        "default_image_size": 128, "default_text_length": TEXT_LENGTH,
-        "n_kv_heads": sizes["n_heads"], **sizes,
-    }  # fmt: skip
+        "activation_type": "silu",
+        "alibi": False,
+        "attention_layer_norm": False,
+        "block_group_size": 1,
+        "block_type": "llama",
+        "include_bias": False,
+        "include_qkv_bias": False,
+        "input_emb_norm": False,
+        "layer_norm_type": "rms",
+        "rms_norm_eps": 1e-5,
+        "rope": True,
+        "rope_full_precision": True,
+        "rope_theta": 10000.0,
+        "scale_logits": False,
+        "weight_tying": False,
+        "max_sequence_length": 256,
+        "vocab_size": rows,
+        "embedding_size": rows,
+        "codebook_size": CODES,
+        "text_vocab_size": len(ids),
+        "mask_token_id": ids["<|mdm_mask|>"],
+        "eos_token_id": ids["<|endoftext|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+        "default_image_size": 128,
+        "default_text_length": TEXT_LENGTH,
+        "n_kv_heads": sizes["n_heads"],
+        **sizes,
+    }
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -59,8 +86,12 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|startoftext|>",
-        "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "unk_token": "<|unk|>",
-        "clean_up_tokenization_spaces": False, "model_max_length": 256,
-    }  # fmt: skip
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": "<|unk|>",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 256,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))

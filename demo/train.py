@@ -33,15 +33,31 @@ from .vq import train_vq
 SIZES = {"d_model": 256, "n_layers": 6, "n_heads": 4, "mlp_hidden_size": 512}
 RECIPES = {
     "cpu": SFTSettings(
-        steps=3000, decay_steps=1000, batch_size=128, learning_rate=8e-4, muon=True,
-        drop_text=0.03, drop_image=0.03, drop_both=0.04,
+        steps=3000,
+        decay_steps=1000,
+        batch_size=128,
+        learning_rate=8e-4,
+        muon=True,
+        drop_text=0.03,
+        drop_image=0.03,
+        drop_both=0.04,
     ),
     "cuda": SFTSettings(
-        steps=4000, decay_steps=3400, batch_size=2048, window=16, micro_batch=2048,
-        learning_rate=8e-4, warmup_steps=50, ema=0.995, bf16=False, muon=True,
-        drop_text=0.03, drop_image=0.02, drop_both=0.06,
+        steps=4000,
+        decay_steps=3400,
+        batch_size=2048,
+        window=16,
+        micro_batch=2048,
+        learning_rate=8e-4,
+        warmup_steps=50,
+        ema=0.995,
+        bf16=False,
+        muon=True,
+        drop_text=0.03,
+        drop_image=0.02,
+        drop_both=0.06,
     ),
-}  # fmt: skip
+}
 """So small a model is bound by the number of launches on a GPU: few large batches of one shape, and
 no autocast, whose casts about double the copies (float32 in TF32 instead)."""
 ENCODER_STEPS, DECODER_STEPS, CLIP_STEPS = 1500, 4000, 7000
@@ -136,14 +152,18 @@ def main() -> None:
     if run.rank == 0:
         if not (args.folder / "vqvae").exists():
             train_vq(
-                args.folder, encoder_steps=ENCODER_STEPS, decoder_steps=DECODER_STEPS,
+                args.folder,
+                encoder_steps=ENCODER_STEPS,
+                decoder_steps=DECODER_STEPS,
                 device=args.device,
-            )  # fmt: skip
+            )
         if not (args.folder / "clip" / "open_clip_model.safetensors").exists():
             train_clip(
-                args.folder / "clip", steps=args.clip_steps, device=args.device,
+                args.folder / "clip",
+                steps=args.clip_steps,
+                device=args.device,
                 workers=args.workers,
-            )  # fmt: skip
+            )
     run.train(lambda step, line: print(json.dumps(line), flush=True))
     if run.rank == 0:
         write_checkpoint(args.folder, run, args.out)

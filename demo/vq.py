@@ -32,14 +32,23 @@ _LEVELS = 6
 
 def vq_config() -> dict[str, Any]:
     return {
-        "_class_name": "VQModel", "act_fn": "silu",
+        "_class_name": "VQModel",
+        "act_fn": "silu",
         "block_out_channels": [16, 16, 32, 64, 128, 128],
-        "down_block_types": ["DownEncoderBlock2D"] * _LEVELS, "in_channels": 3,
-        "latent_channels": WIDTH, "layers_per_block": 1, "lookup_from_codebook": True,
-        "mid_block_add_attention": False, "norm_num_groups": 8, "norm_type": "group",
-        "num_vq_embeddings": CODES, "out_channels": 3, "sample_size": 128,
-        "up_block_types": ["UpDecoderBlock2D"] * _LEVELS, "vq_embed_dim": None,
-    }  # fmt: skip
+        "down_block_types": ["DownEncoderBlock2D"] * _LEVELS,
+        "in_channels": 3,
+        "latent_channels": WIDTH,
+        "layers_per_block": 1,
+        "lookup_from_codebook": True,
+        "mid_block_add_attention": False,
+        "norm_num_groups": 8,
+        "norm_type": "group",
+        "num_vq_embeddings": CODES,
+        "out_channels": 3,
+        "sample_size": 128,
+        "up_block_types": ["UpDecoderBlock2D"] * _LEVELS,
+        "vq_embed_dim": None,
+    }
 
 
 def codebook() -> Tensor:

@@ -15,7 +15,22 @@ from .state import MASKED, Prompt, Step, TokenState, Trajectory
 from .variants.base import UNDECIDED
 
 __all__ = [
-    "MASKED", "UNDECIDED", "CheckpointError", "InputError", "Model", "Prompt", "SamplerSettings",
-    "Step", "TokenState", "Trajectory", "decode_image", "decode_pixels", "decode_text", "denoise",
-    "encode_image", "encode_instruction", "load_checkpoint", "undecided_pixels",
-]  # fmt: skip
+    "MASKED",
+    "UNDECIDED",
+    "CheckpointError",
+    "InputError",
+    "Model",
+    "Prompt",
+    "SamplerSettings",
+    "Step",
+    "TokenState",
+    "Trajectory",
+    "decode_image",
+    "decode_pixels",
+    "decode_text",
+    "denoise",
+    "encode_image",
+    "encode_instruction",
+    "load_checkpoint",
+    "undecided_pixels",
+]

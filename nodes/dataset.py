@@ -48,7 +48,9 @@ class LoadEditDataset(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "limit",
-                    default=0, min=0, max=1_000_000,
+                    default=0,
+                    min=0,
+                    max=1_000_000,
                     tooltip="Use only so many items, the first. 0: all, and of the toy world, "
                     f"which has no end, {_DEMO_ITEMS}.",
                 ),
@@ -69,7 +71,7 @@ class LoadEditDataset(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,  # so that a dataset can be looked at before anything is trained
-        )  # fmt: skip
+        )
 
     @classmethod
     def fingerprint_inputs(cls, dataset: str, **_):

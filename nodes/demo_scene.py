@@ -26,7 +26,9 @@ class DemoScene(io.ComfyNode):
             inputs=[
                 io.Int.Input(
                     "seed",
-                    default=0, min=0, max=0xFFFFFFFF,
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFF,
                     control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip="Number of the scene.",
                 ),
@@ -45,7 +47,7 @@ class DemoScene(io.ComfyNode):
                 ),
             ],
             is_output_node=True,  # so that the scene is shown again when it comes from the cache
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, seed: int, edit: str) -> io.NodeOutput:

@@ -75,12 +75,14 @@ class ParallelDenoise(io.ComfyNode):
         prompt = started(prompt, tokens).repeat(batch_size)
         view = LiveView(model.model, Progress(cls.hidden.unique_id), preview_every)
         trajectory = denoise_in_parts(
-            model.model, prompt, settings,
+            model.model,
+            prompt,
+            settings,
             room=model.room(prompt, previews=preview_every > 0),
             callback=view,
             starting=lambda samples: view.part(samples, prompt.batch),
             record=record_steps,
-        )  # fmt: skip
+        )
         view.finish(trajectory)
         return io.NodeOutput(trajectory.final, trajectory, ui=view.recorded(trajectory))
 
@@ -89,54 +91,71 @@ def _main_inputs() -> list[io.Input]:
     return [
         io.Int.Input(
             "seed",
-            default=0, min=0, max=0xFFFFFFFFFFFFFFFF,
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
             control_after_generate=True,
             tooltip="The same seed gives the same text and picture again. A batch uses seed, "
             "seed + 1, …",
         ),
         io.Int.Input(
             "text_steps",
-            default=0, min=0, max=4096,
+            default=0,
+            min=0,
+            max=4096,
             tooltip="Steps that decide text; more are slower and more careful. 0: recommended "
             "(128, or one per token of a shorter text).",
         ),
         io.Int.Input(
             "image_steps",
-            default=0, min=0, max=4096,
+            default=0,
+            min=0,
+            max=4096,
             tooltip="Steps that decide the picture, among the same steps. 0: recommended (30).",
         ),
         io.Float.Input(
             "joint_guidance",
             display_name="guidance",
-            default=-1.0, min=-1.0, max=100.0, step=0.1,
+            default=-1.0,
+            min=-1.0,
+            max=100.0,
+            step=0.1,
             tooltip="How strongly the picture follows instruction and input picture together. "
             "0 is off and up to twice as fast. -1: recommended (3.5).",
         ),
         io.Int.Input(
             "batch_size",
-            default=1, min=1, max=64,
+            default=1,
+            min=1,
+            max=64,
             tooltip="Results to make of each prompt, with seeds counting up: all at once where "
             "memory allows, else in parts. That does not change them.",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _advanced_inputs() -> list[io.Input]:
     def guidance(name: str, tooltip: str) -> io.Float.Input:
         return io.Float.Input(
             name,
-            default=-1.0, min=-1.0, max=100.0, step=0.1,
+            default=-1.0,
+            min=-1.0,
+            max=100.0,
+            step=0.1,
             advanced=True,
             tooltip=f"{tooltip} 0: off. -1: recommended (off, unless the preset says otherwise).",
-        )  # fmt: skip
+        )
 
     def temperature(name: str, default: float, tooltip: str) -> io.Float.Input:
         return io.Float.Input(
             name,
-            default=default, min=0.0, max=10.0, step=0.05,
+            default=default,
+            min=0.0,
+            max=10.0,
+            step=0.05,
             advanced=True,
             tooltip=tooltip,
-        )  # fmt: skip
+        )
 
     return [
         guidance("text_guidance", "How strongly the picture follows the instruction."),
@@ -167,7 +186,9 @@ def _advanced_inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "preview_every",
-            default=1, min=0, max=4096,
+            default=1,
+            min=0,
+            max=4096,
             advanced=True,
             tooltip="Show the picture while it forms every so many steps, at most twice a second. "
             "0: no pictures, only text and progress.",
@@ -181,7 +202,9 @@ def _advanced_inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "record_steps",
-            default=128, min=0, max=4096,
+            default=128,
+            min=0,
+            max=4096,
             advanced=True,
             tooltip="At most so many steps are kept in the trajectory, evenly spread: about 30 KB "
             "each for a picture of 512x512 pixels and 256 words. 0: none.",
@@ -195,7 +218,7 @@ def _advanced_inputs() -> list[io.Input]:
             "cached: what has hardly changed since an earlier step is not computed again; needs "
             "more memory. fastest: both. All but exact give other results.",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def settings_of(variant: str, preset: str, seed: int, **choices) -> SamplerSettings:

@@ -64,7 +64,10 @@ class Remask(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "coverage",
-                    default=0.5, min=0.0, max=0.99, step=0.05,
+                    default=0.5,
+                    min=0.0,
+                    max=0.99,
+                    step=0.05,
                     advanced=True,
                     tooltip="A patch counts as masked when more than this share of it is. 0: when "
                     "the mask touches it.",
@@ -81,7 +84,7 @@ class Remask(io.ComfyNode):
                     tooltip="For the tokens input of Parallel Denoise.",
                 )
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
@@ -240,9 +243,12 @@ class ExtendCanvas(io.ComfyNode):
         def side(name: str) -> io.Int.Input:
             return io.Int.Input(
                 name,
-                default=0, min=0, max=4096, step=8,
+                default=0,
+                min=0,
+                max=4096,
+                step=8,
                 tooltip="Pixels to add on this side, rounded up to whole image tokens.",
-            )  # fmt: skip
+            )
 
         return io.Schema(
             node_id="MMaDAParallelExtendCanvas",

@@ -38,18 +38,26 @@ class EncodeInstruction(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "width",
-                    default=0, min=0, max=4096, step=16,
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=16,
                     tooltip="Width of the result in pixels. 0: as the input picture is seen by "
                     "the model, or the checkpoint's own size. Set both sides or none.",
                 ),
                 io.Int.Input(
                     "height",
-                    default=0, min=0, max=4096, step=16,
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=16,
                     tooltip="Height of the result in pixels. 0: as for width.",
                 ),
                 io.Int.Input(
                     "text_length",
-                    default=0, min=0, max=4096,
+                    default=0,
+                    min=0,
+                    max=4096,
                     advanced=True,
                     tooltip="Number of text tokens the model may use to reason. 0: the "
                     "checkpoint's own length.",
@@ -68,7 +76,7 @@ class EncodeInstruction(io.ComfyNode):
                     "Denoise.",
                 )
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(

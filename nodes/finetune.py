@@ -86,9 +86,12 @@ class ParaRLFinetune(io.ComfyNode):
     ) -> io.NodeOutput:
         begin, stepping = _split(widgets)
         sampler = replace(
-            ROLLOUT_SAMPLER, text_steps=text_steps, image_steps=image_steps,
-            text_temperature=text_temperature, image_temperature=image_temperature,
-        )  # fmt: skip
+            ROLLOUT_SAMPLER,
+            text_steps=text_steps,
+            image_steps=image_steps,
+            text_temperature=text_temperature,
+            image_temperature=image_temperature,
+        )
         settings = ParaRLSettings(groups=batch_size, clip=clip_range, sampler=sampler, **stepping)
         return train(model, dataset, ParaRL(settings, reward), begin, cls.hidden.unique_id)
 
@@ -230,10 +233,12 @@ class SFT:
 
     def picture(self, run: FinetuneRun) -> Image.Image:
         pairs = answers(
-            run.model, run.cases[:_SHOWN], seed=run.settings.seed,
+            run.model,
+            run.cases[:_SHOWN],
+            seed=run.settings.seed,
             micro_batch=min(_SHOWN, run.settings.micro_batch),
             progress=lambda done, total: host.stop_if_interrupted(),
-        )  # fmt: skip
+        )
         return pairs_sheet(pairs)
 
 
@@ -248,12 +253,16 @@ def _pararl_widgets() -> list[io.Input]:
     return [
         io.Int.Input(
             "group_size",
-            default=ParaRLSettings.group_size, min=2, max=256,
+            default=ParaRLSettings.group_size,
+            min=2,
+            max=256,
             tooltip="Answers to each instruction, which are compared with each other.",
         ),
         io.Int.Input(
             "scored_steps",
-            default=ParaRLSettings.scored_steps, min=1, max=256,
+            default=ParaRLSettings.scored_steps,
+            min=1,
+            max=256,
             tooltip="Denoising steps, drawn at random, at which each answer is scored and learnt "
             "from.",
         ),
@@ -266,46 +275,64 @@ def _pararl_widgets() -> list[io.Input]:
         ),
         io.Float.Input(
             "kl",
-            default=ParaRLSettings.kl, min=0.0, max=10.0, step=0.0001,
+            default=ParaRLSettings.kl,
+            min=0.0,
+            max=10.0,
+            step=0.0001,
             tooltip="How strongly the model is held to what it was. Too low: it may learn to "
             "please the reward alone.",
         ),
         io.Int.Input(
             "text_steps",
-            default=ROLLOUT_SAMPLER.text_steps, min=1, max=4096,
+            default=ROLLOUT_SAMPLER.text_steps,
+            min=1,
+            max=4096,
             tooltip="Steps that decide the text of an answer. Time goes with the larger of the "
             "two.",
         ),
         io.Int.Input(
             "image_steps",
-            default=ROLLOUT_SAMPLER.image_steps, min=1, max=4096,
+            default=ROLLOUT_SAMPLER.image_steps,
+            min=1,
+            max=4096,
             tooltip="Steps that decide the picture of an answer, among the same steps.",
         ),
         io.Float.Input(
             "text_temperature",
-            default=ROLLOUT_SAMPLER.text_temperature, min=0.0, max=10.0, step=0.05,
+            default=ROLLOUT_SAMPLER.text_temperature,
+            min=0.0,
+            max=10.0,
+            step=0.05,
             tooltip="Variety of the answers' texts. Raise it when comparisons are ties.",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _rare_widgets() -> list[io.Input]:
     return [
         io.Float.Input(
             "image_temperature",
-            default=ROLLOUT_SAMPLER.image_temperature, min=0.0, max=10.0, step=0.05,
+            default=ROLLOUT_SAMPLER.image_temperature,
+            min=0.0,
+            max=10.0,
+            step=0.05,
             advanced=True,
             tooltip="Variety of the answers' pictures.",
         ),
         io.Int.Input(
             "inner_epochs",
-            default=ParaRLSettings.inner_epochs, min=1, max=64,
+            default=ParaRLSettings.inner_epochs,
+            min=1,
+            max=64,
             advanced=True,
             tooltip="Updates from the same answers.",
         ),
         io.Float.Input(
             "clip_range",
-            default=ParaRLSettings.clip, min=0.01, max=10.0, step=0.01,
+            default=ParaRLSettings.clip,
+            min=0.01,
+            max=10.0,
+            step=0.01,
             advanced=True,
             tooltip="How far one step may change a token's probability, as a share, before it "
             "stops counting.",
@@ -318,4 +345,4 @@ def _rare_widgets() -> list[io.Input]:
             tooltip="What kl holds to: the model without the trained adapter, or as it was before "
             "the step.",
         ),
-    ]  # fmt: skip
+    ]

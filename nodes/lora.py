@@ -36,7 +36,10 @@ class ApplyLoRA(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "strength",
-                    default=1.0, min=-10.0, max=10.0, step=0.05,
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
                     tooltip="How much of the adapter is added. 0: none, 1: as it was trained; "
                     "negative values go the other way.",
                 ),
@@ -53,7 +56,7 @@ class ApplyLoRA(io.ComfyNode):
                     tooltip="The model with the adapter, for all other MMaDA-Parallel nodes.",
                 )
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def fingerprint_inputs(cls, lora: str, strength: float, model=None, lora_model=None):

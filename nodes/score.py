@@ -113,12 +113,14 @@ class PickSample(io.ComfyNode):
                 Tokens.Input("tokens", tooltip="A batch, from Parallel Denoise."),
                 io.Int.Input(
                     "index",
-                    default=0, min=0, max=_LAST_SAMPLE,
+                    default=0,
+                    min=0,
+                    max=_LAST_SAMPLE,
                     tooltip="Number of the sample, from 0. Connect the best of Score Alignment.",
                 ),
             ],
             outputs=[Tokens.Output(display_name="tokens", tooltip="That sample alone.")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, tokens: TokenState, index: int) -> io.NodeOutput:

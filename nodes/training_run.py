@@ -138,9 +138,14 @@ def _cases(
             progress.show_text(f"encoding pictures: {done} of {total}")
 
     cases = tokenised(
-        dataset, hosted.model, cache=runs_folder() / "codes.safetensors", batch=1,
-        need_target=recipe.need_target, text_length=text_length or None, callback=callback,
-    )  # fmt: skip
+        dataset,
+        hosted.model,
+        cache=runs_folder() / "codes.safetensors",
+        batch=1,
+        need_target=recipe.need_target,
+        text_length=text_length or None,
+        callback=callback,
+    )
     for name, reason in cases.skipped:
         _log.warning("MMaDA-Parallel: skipped %s: %s", name, reason)
     return cases

@@ -24,33 +24,46 @@ def trainer_widgets(batch: str, batch_size: int, steps: int) -> list[io.Input]:
     return [
         io.Int.Input(
             "batch_size",
-            default=batch_size, min=1, max=10_000,
+            default=batch_size,
+            min=1,
+            max=10_000,
             tooltip=f"{batch} per step. More: steadier, and as much slower.",
         ),
         io.Int.Input(
             "micro_batch",
-            default=0, min=0, max=4096,
+            default=0,
+            min=0,
+            max=4096,
             tooltip="Sequences at a time; gradients are accumulated. Changes memory and speed, not "
             "the result. 0: as many as there is memory for.",
         ),
         io.Int.Input(
             "steps",
-            default=steps, min=1, max=100_000,
+            default=steps,
+            min=1,
+            max=100_000,
             tooltip="Updates in all. To train on after a run: raise it and turn on resume.",
         ),
         io.Float.Input(
             "learning_rate",
-            default=RunSettings.learning_rate, min=1e-7, max=1.0, step=1e-7,
+            default=RunSettings.learning_rate,
+            min=1e-7,
+            max=1.0,
+            step=1e-7,
             tooltip="How far a step goes, once it has risen over the first ones.",
         ),
         io.Int.Input(
             "rank",
-            default=16, min=1, max=256,
+            default=16,
+            min=1,
+            max=256,
             tooltip="Of the adapter. Higher: it can learn more, and needs more memory.",
         ),
         io.Int.Input(
             "seed",
-            default=0, min=0, max=0xFFFFFFFFFFFFFFFF,
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
             control_after_generate=io.ControlAfterGenerate.fixed,
             tooltip="Of all that is random. The same seed gives the same adapter again, on the "
             "same kind of device.",
@@ -68,7 +81,7 @@ def trainer_widgets(batch: str, batch_size: int, steps: int) -> list[io.Input]:
             tooltip="An adapter in models/loras to train further; rank and layers are then its "
             "own. none: a new one.",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def run_widgets(name: str, preview_every: int) -> list[io.Input]:
@@ -87,10 +100,12 @@ def run_widgets(name: str, preview_every: int) -> list[io.Input]:
         ),
         io.Int.Input(
             "preview_every",
-            default=preview_every, min=0, max=10_000,
+            default=preview_every,
+            min=0,
+            max=10_000,
             tooltip="Show samples on the node every so many steps. 0: none.",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def advanced_widgets() -> list[io.Input]:
@@ -111,25 +126,31 @@ def advanced_widgets() -> list[io.Input]:
         ),
         io.Int.Input(
             "warmup_steps",
-            default=RunSettings.warmup_steps, min=0, max=10_000,
+            default=RunSettings.warmup_steps,
+            min=0,
+            max=10_000,
             advanced=True,
             tooltip="Steps over which the learning rate rises.",
         ),
         io.Int.Input(
             "checkpoint_every",
-            default=10, min=1, max=10_000,
+            default=10,
+            min=1,
+            max=10_000,
             advanced=True,
             tooltip="Steps between saved states. An interruption saves one, too; a crash loses "
             "what came after the last.",
         ),
         io.Int.Input(
             "text_length",
-            default=0, min=0, max=4096,
+            default=0,
+            min=0,
+            max=4096,
             advanced=True,
             tooltip="Tokens that the text may have. 0: the checkpoint's own number. Fewer: faster, "
             "less memory.",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def outputs(curve: str) -> list[io.Output]:

@@ -24,12 +24,17 @@ class TrajectoryStep(io.ComfyNode):
                 Trajectory.Input("trajectory", tooltip="From Parallel Denoise."),
                 io.Float.Input(
                     "fraction",
-                    default=0.5, min=0.0, max=1.0, step=0.01,
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
                     tooltip="How far into the run. 0: before its first step. 1: its end.",
                 ),
                 io.Int.Input(
                     "index",
-                    default=-1, min=-1, max=4095,
+                    default=-1,
+                    min=-1,
+                    max=4095,
                     advanced=True,
                     tooltip="Number of a recorded step, from 0, instead of the fraction. -1: use "
                     "the fraction.",
@@ -45,7 +50,7 @@ class TrajectoryStep(io.ComfyNode):
                 ),
                 io.Int.Output(display_name="step", tooltip="Steps of the run done by then."),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, trajectory, fraction: float, index: int) -> io.NodeOutput:
@@ -73,7 +78,9 @@ class TrajectorySheet(io.ComfyNode):
                 Trajectory.Input("trajectory", tooltip="From Parallel Denoise."),
                 io.Int.Input(
                     "steps",
-                    default=8, min=1, max=4096,
+                    default=8,
+                    min=1,
+                    max=4096,
                     tooltip="Steps to show, evenly spread over those that were recorded.",
                 ),
                 io.Int.Input("columns", default=2, min=1, max=64, tooltip="Columns of the sheet."),
@@ -85,13 +92,18 @@ class TrajectorySheet(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "side",
-                    default=256, min=64, max=2048, step=16,
+                    default=256,
+                    min=64,
+                    max=2048,
+                    step=16,
                     advanced=True,
                     tooltip="Height of each picture in pixels.",
                 ),
                 io.Int.Input(
                     "sample",
-                    default=0, min=0, max=4095,
+                    default=0,
+                    min=0,
+                    max=4095,
                     advanced=True,
                     tooltip="Which result of a batch, from 0.",
                 ),
@@ -102,7 +114,7 @@ class TrajectorySheet(io.ComfyNode):
                     display_name="frames", tooltip="The frames as a batch, for a video node."
                 ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(

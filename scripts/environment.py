@@ -117,9 +117,11 @@ def _torch_to_install() -> str:
     if platform.system() != "Linux" or nvidia:
         return "torch>=2.4"
     listed = subprocess.run(
-        [str(PYTHON), "-m", "pip", "index", "versions", "torch"], capture_output=True, text=True,
+        [str(PYTHON), "-m", "pip", "index", "versions", "torch"],
+        capture_output=True,
+        text=True,
         check=False,
-    )  # fmt: skip
+    )
     offered = re.findall(r"[\w.]+\+cpu\b", listed.stdout)
     if offered:
         return f"torch=={offered[0]}"

@@ -44,9 +44,12 @@ class Server:
         ours = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         with open(self.log, "wb") as log:
             self._process = subprocess.Popen(
-                self._command(Path(self._temporary.name)), cwd=self.folder,
-                stdout=log, stderr=subprocess.STDOUT, env=ours,
-            )  # fmt: skip
+                self._command(Path(self._temporary.name)),
+                cwd=self.folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=ours,
+            )
         try:
             self._wait_until_ready()
         except BaseException:

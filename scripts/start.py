@@ -52,9 +52,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--cli", action="store_true", help="make the edit from the command line")
     parser.add_argument(
-        "--check", action="store_true",
+        "--check",
+        action="store_true",
         help="start ComfyUI with folders of its own, make one edit there through its API, and stop",
-    )  # fmt: skip
+    )
     return parser
 
 
@@ -122,14 +123,14 @@ def _edit(nodes: dict[str, Any]) -> dict[str, Any]:
         "model": node("MMaDAParallelLoader"),
         "prompt": node(
             "MMaDAParallelEncodeInstruction",
-            model=["model", 0], image=["scene", 0], instruction=instruction,
+            model=["model", 0],
+            image=["scene", 0],
+            instruction=instruction,
         ),
-        "tokens": node(
-            "MMaDAParallelDenoise", model=["model", 0], prompt=["prompt", 0], seed=seed
-        ),
+        "tokens": node("MMaDAParallelDenoise", model=["model", 0], prompt=["prompt", 0], seed=seed),
         "image": node("MMaDAParallelDecodeImage", model=["model", 0], tokens=["tokens", 0]),
         "saved": node("SaveImage", images=["image", 0]),
-    }  # fmt: skip
+    }
 
 
 def _default(kind: Any, options: dict[str, Any]) -> Any:

@@ -35,9 +35,13 @@ def answers(
     found: list[Pair] = []
     for members in alike(groups):
         rollouts = roll_out(
-            model, members, replace(sampler, seed=seed), drawn=1, micro_batch=micro_batch,
+            model,
+            members,
+            replace(sampler, seed=seed),
+            drawn=1,
+            micro_batch=micro_batch,
             progress=progress,
-        )  # fmt: skip
+        )
         found += final_pairs(model, rollouts, micro_batch=micro_batch)
     return found
 

@@ -19,9 +19,17 @@ _LEGEND_ROW, _LEGEND_COLUMN, _SWATCH = 18, 44, 14
 _MANY_POINTS = 40
 _FRAME, _GRID, _INK = "#9a9a9a", "#e6e6e6", "#303030"
 _COLOURS = (
-    "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd",
-    "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf",
-)  # fmt: skip
+    "#1f77b4",
+    "#ff7f0e",
+    "#2ca02c",
+    "#d62728",
+    "#9467bd",
+    "#8c564b",
+    "#e377c2",
+    "#7f7f7f",
+    "#bcbd22",
+    "#17becf",
+)
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,12 @@ VERSION = 1
 
 _CONFIG, _IMAGE_CONFIG, _TOKENIZER = "config.json", "image_tokenizer/config.json", "tokenizer/"
 _TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
-)  # fmt: skip
+)
 
 
 def packed_metadata(

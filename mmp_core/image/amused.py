@@ -23,8 +23,13 @@ from .blocks import (
 )
 
 DISTANCE_ROWS = 4096
-FIXED = {"act_fn": "silu", "norm_type": "group", "in_channels": 3, "out_channels": 3,
-         "lookup_from_codebook": True}
+FIXED = {
+    "act_fn": "silu",
+    "norm_type": "group",
+    "in_channels": 3,
+    "out_channels": 3,
+    "lookup_from_codebook": True,
+}
 BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 IGNORED = {"force_upcast", "scaling_factor", "sample_size"}
 
@@ -53,10 +58,17 @@ class AmusedConfig:
             if name in FIXED and value != FIXED[name]:
                 raise _refusal(name, value, repr(FIXED[name]))
             if not (name.startswith("_") or name in known_names):
-                raise CheckpointError(f"vqvae config: unknown field {name!r}; this tokenizer would "
-                                      "ignore it. Use an Amused-VQ checkpoint.")
-        read = cls(**{name: tuple(value) if isinstance(value, list) else value
-                      for name, value in config.items() if name in names})
+                raise CheckpointError(
+                    f"vqvae config: unknown field {name!r}; this tokenizer would "
+                    "ignore it. Use an Amused-VQ checkpoint."
+                )
+        read = cls(
+            **{
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in config.items()
+                if name in names
+            }
+        )
         read._check()
         for name, kind in BLOCK_TYPES.items():
             expected = [kind] * len(read.block_out_channels)
@@ -65,27 +77,30 @@ class AmusedConfig:
         return read
 
     def _check(self) -> None:
-        for name in ("layers_per_block", "latent_channels", "norm_num_groups",
-                     "num_vq_embeddings"):
+        for name in ("layers_per_block", "latent_channels", "norm_num_groups", "num_vq_embeddings"):
             _check_positive(name, getattr(self, name))
         if self.vq_embed_dim is not None:
             _check_positive("vq_embed_dim", self.vq_embed_dim)
         if not isinstance(self.mid_block_add_attention, bool):
-            raise _refusal("mid_block_add_attention", self.mid_block_add_attention,
-                           "true or false")
+            raise _refusal("mid_block_add_attention", self.mid_block_add_attention, "true or false")
         widths = self.block_out_channels
         if not isinstance(widths, tuple) or not widths:
             raise _refusal("block_out_channels", widths, "a list of positive whole numbers")
         for width in widths:
             _check_positive("block_out_channels", width)
             if width % self.norm_num_groups:
-                raise _refusal("block_out_channels", list(widths),
-                               f"multiples of norm_num_groups {self.norm_num_groups}")
+                raise _refusal(
+                    "block_out_channels",
+                    list(widths),
+                    f"multiples of norm_num_groups {self.norm_num_groups}",
+                )
 
 
 def _refusal(name: str, value: Any, expected: str) -> CheckpointError:
-    return CheckpointError(f"vqvae config: {name} is {value!r}; only {expected} is supported. "
-                           "Use an Amused-VQ checkpoint.")
+    return CheckpointError(
+        f"vqvae config: {name} is {value!r}; only {expected} is supported. "
+        "Use an Amused-VQ checkpoint."
+    )
 
 
 def _check_positive(name: str, value: Any) -> None:
@@ -107,7 +122,8 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.group_norm(x).flatten(2).transpose(1, 2)
         h = F.scaled_dot_product_attention(
-            self.to_q(h)[:, None], self.to_k(h)[:, None], self.to_v(h)[:, None])[:, 0]
+            self.to_q(h)[:, None], self.to_k(h)[:, None], self.to_v(h)[:, None]
+        )[:, 0]
         return x + self.to_out[0](h).transpose(1, 2).reshape(x.shape)
 
 
@@ -117,7 +133,8 @@ class MidBlock(nn.Module):
     def __init__(self, layers: Layers, channels: int, attention: bool):
         super().__init__()
         self.resnets = nn.ModuleList(
-            ResidualBlock(layers, channels, channels, "conv_shortcut") for _ in range(2))
+            ResidualBlock(layers, channels, channels, "conv_shortcut") for _ in range(2)
+        )
         self.attentions = nn.ModuleList([Attention(layers, channels)] if attention else [])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -134,7 +151,8 @@ class Level(nn.Module):
         super().__init__()
         self.resnets = nn.ModuleList(
             ResidualBlock(layers, inputs if i == 0 else outputs, outputs, "conv_shortcut")
-            for i in range(depth))
+            for i in range(depth)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.resnets:
@@ -170,9 +188,15 @@ class Encoder(nn.Module):
         widths = config.block_out_channels
         self.conv_in = layers.conv(3, widths[0])
         self.down_blocks = nn.ModuleList(
-            DownLevel(layers, widths[max(i - 1, 0)], width, config.layers_per_block,
-                      last=i == len(widths) - 1)
-            for i, width in enumerate(widths))
+            DownLevel(
+                layers,
+                widths[max(i - 1, 0)],
+                width,
+                config.layers_per_block,
+                last=i == len(widths) - 1,
+            )
+            for i, width in enumerate(widths)
+        )
         self.mid_block = MidBlock(layers, widths[-1], config.mid_block_add_attention)
         self.conv_norm_out = layers.norm(widths[-1])
         self.conv_out = layers.conv(widths[-1], config.latent_channels)
@@ -193,9 +217,15 @@ class Decoder(nn.Module):
         self.conv_in = layers.conv(config.latent_channels, widths[0])
         self.mid_block = MidBlock(layers, widths[0], config.mid_block_add_attention)
         self.up_blocks = nn.ModuleList(
-            UpLevel(layers, widths[max(i - 1, 0)], width, config.layers_per_block + 1,
-                    last=i == len(widths) - 1)
-            for i, width in enumerate(widths))
+            UpLevel(
+                layers,
+                widths[max(i - 1, 0)],
+                width,
+                config.layers_per_block + 1,
+                last=i == len(widths) - 1,
+            )
+            for i, width in enumerate(widths)
+        )
         self.conv_norm_out = layers.norm(widths[-1])
         self.conv_out = layers.conv(widths[-1], 3)
 
@@ -228,8 +258,14 @@ class AmusedVQ(nn.Module):
 
     pixel_range = (0.0, 1.0)
 
-    def __init__(self, config: dict[str, Any], *, operations: Any = torch.nn,
-                 dtype: torch.dtype | None = None, device: torch.device | str | None = None):
+    def __init__(
+        self,
+        config: dict[str, Any],
+        *,
+        operations: Any = torch.nn,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ):
         super().__init__()
         read = AmusedConfig.read(config)
         layers = Layers(operations, read.norm_num_groups, dtype, device)

@@ -20,15 +20,30 @@ class Layers:
     dtype: torch.dtype | None
     device: torch.device | str | None
 
-    def conv(self, inputs: int, outputs: int, kernel: int = 3, *, stride: int = 1,
-             padding: int | None = None) -> nn.Module:
+    def conv(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 3,
+        *,
+        stride: int = 1,
+        padding: int | None = None,
+    ) -> nn.Module:
         padding = kernel // 2 if padding is None else padding
-        return self.operations.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding,
-                                      dtype=self.dtype, device=self.device)
+        return self.operations.Conv2d(
+            inputs,
+            outputs,
+            kernel,
+            stride=stride,
+            padding=padding,
+            dtype=self.dtype,
+            device=self.device,
+        )
 
     def norm(self, channels: int) -> nn.Module:
-        return self.operations.GroupNorm(self.groups, channels, eps=1e-6,
-                                         dtype=self.dtype, device=self.device)
+        return self.operations.GroupNorm(
+            self.groups, channels, eps=1e-6, dtype=self.dtype, device=self.device
+        )
 
     def linear(self, inputs: int, outputs: int) -> nn.Module:
         return self.operations.Linear(inputs, outputs, dtype=self.dtype, device=self.device)
@@ -85,27 +100,32 @@ def check_pixels(pixels: torch.Tensor, downsample: int) -> None:
     if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
         raise InputError(
             f"pixels has shape {tuple(pixels.shape)} and type {pixels.dtype}; expected floats of "
-            "shape (B, 3, H, W). images.to_pixels makes them from a picture.")
+            "shape (B, 3, H, W). images.to_pixels makes them from a picture."
+        )
     height, width = pixels.shape[2:]
     if not height or not width or height % downsample or width % downsample:
         raise InputError(
             f"pixels is {width}x{height}; width and height must be positive multiples of "
-            f"{downsample}. Fit the picture with images.fit_image or images.squash_image first.")
+            f"{downsample}. Fit the picture with images.fit_image or images.squash_image first."
+        )
 
 
 def check_codes(codes: torch.Tensor, codebook_size: int) -> None:
     """Raises InputError unless ``codes`` is an integer (B, h, w) with values in
     [0, codebook_size)."""
     if codes.ndim != 3 or codes.is_floating_point() or codes.dtype == torch.bool:
-        raise InputError(f"codes has shape {tuple(codes.shape)} and type {codes.dtype}; "
-                         "expected integers of shape (B, h, w).")
+        raise InputError(
+            f"codes has shape {tuple(codes.shape)} and type {codes.dtype}; "
+            "expected integers of shape (B, h, w)."
+        )
     if not codes.numel():
         raise InputError(f"codes is empty, shape {tuple(codes.shape)}; expected a grid.")
     low, high = int(codes.min()), int(codes.max())
     if low < 0 or high >= codebook_size:
         raise InputError(
             f"codes range over {low}..{high}; expected 0..{codebook_size - 1}. Codes that are "
-            "still masked (-1) must be filled before decoding.")
+            "still masked (-1) must be filled before decoding."
+        )
 
 
 def check_vectors(vectors: torch.Tensor, width: int) -> None:
@@ -113,4 +133,5 @@ def check_vectors(vectors: torch.Tensor, width: int) -> None:
     if vectors.ndim != 4 or vectors.shape[1] != width or not vectors.is_floating_point():
         raise InputError(
             f"vectors has shape {tuple(vectors.shape)} and type {vectors.dtype}; expected floats "
-            f"of shape (B, {width}, h, w), as latents() and vectors() give them.")
+            f"of shape (B, {width}, h, w), as latents() and vectors() give them."
+        )

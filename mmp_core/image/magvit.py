@@ -39,8 +39,7 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.norm(x)
-        q, k, v = (part(h).flatten(2).transpose(1, 2)[:, None]
-                   for part in (self.q, self.k, self.v))
+        q, k, v = (part(h).flatten(2).transpose(1, 2)[:, None] for part in (self.q, self.k, self.v))
         h = F.scaled_dot_product_attention(q, k, v)[:, 0]
         return x + self.proj_out(h.transpose(1, 2).reshape(x.shape))
 
@@ -61,12 +60,20 @@ class Middle(nn.Module):
 class Level(nn.Module):
     """The residual blocks at one resolution, then ``step`` to the next, kept under ``name``."""
 
-    def __init__(self, layers: Layers, inputs: int, outputs: int, depth: int, name: str,
-                 step: nn.Module | None):
+    def __init__(
+        self,
+        layers: Layers,
+        inputs: int,
+        outputs: int,
+        depth: int,
+        name: str,
+        step: nn.Module | None,
+    ):
         super().__init__()
         self.block = nn.ModuleList(
             ResidualBlock(layers, inputs if i == 0 else outputs, outputs, "nin_shortcut")
-            for i in range(depth))
+            for i in range(depth)
+        )
         self.step = name if step else None
         if step:
             self.add_module(name, step)
@@ -86,9 +93,16 @@ class Encoder(nn.Module):
         last = len(widths) - 1
         self.conv_in = layers.conv(3, base)
         self.down = nn.ModuleList(
-            Level(layers, widths[max(i - 1, 0)], width, ENCODER_DEPTHS[i], "downsample",
-                  Downsample(layers, width) if i < last else None)
-            for i, width in enumerate(widths))
+            Level(
+                layers,
+                widths[max(i - 1, 0)],
+                width,
+                ENCODER_DEPTHS[i],
+                "downsample",
+                Downsample(layers, width) if i < last else None,
+            )
+            for i, width in enumerate(widths)
+        )
         self.mid = Middle(layers, widths[-1])
         self.norm_out = layers.norm(widths[-1])
         self.conv_out = layers.conv(widths[-1], BITS)
@@ -112,9 +126,16 @@ class Decoder(nn.Module):
         self.conv_in = layers.conv(BITS, widths[-1])
         self.mid = Middle(layers, widths[-1])
         self.up = nn.ModuleList(
-            Level(layers, widths[min(i + 1, last)], width, DECODER_DEPTHS[i], "upsample",
-                  Upsample(layers, width) if i else None)
-            for i, width in enumerate(widths))
+            Level(
+                layers,
+                widths[min(i + 1, last)],
+                width,
+                DECODER_DEPTHS[i],
+                "upsample",
+                Upsample(layers, width) if i else None,
+            )
+            for i, width in enumerate(widths)
+        )
         self.norm_out = layers.norm(widths[0])
         self.conv_out = layers.conv(widths[0], 3)
 
@@ -140,18 +161,23 @@ class SignQuantizer(nn.Module):
     def _places(device: torch.device | str) -> torch.Tensor:
         return torch.arange(BITS - 1, -1, -1, device=device)
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys,
-                              unexpected_keys, error_msgs):
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ):
         every_code = torch.arange(2**BITS).view(1, -1, 1)
-        tables = {"embedding": self.vectors(every_code, torch.float32)[0, :, :, 0].T,
-                  "power_vals": 2 ** self._places("cpu")}
+        tables = {
+            "embedding": self.vectors(every_code, torch.float32)[0, :, :, 0].T,
+            "power_vals": 2 ** self._places("cpu"),
+        }
         for key in [key for key in state_dict if key.startswith(prefix)]:
             expected = tables.get(key.removeprefix(prefix))
             if expected is None:
                 unexpected_keys.append(key)
             elif not torch.equal(state_dict[key].cpu().float(), expected.float()):
-                error_msgs.append(f"{key} is not the table of a {BITS}-bit lookup-free quantiser; "
-                                  "use the file of showlab/magvitv2.")
+                error_msgs.append(
+                    f"{key} is not the table of a {BITS}-bit lookup-free quantiser; "
+                    "use the file of showlab/magvitv2."
+                )
 
 
 class MagvitV2(nn.Module):
@@ -172,8 +198,14 @@ class MagvitV2(nn.Module):
     codebook_size = 2**BITS
     vector_width = BITS
 
-    def __init__(self, config: dict[str, Any] | None = None, *, operations: Any = torch.nn,
-                 dtype: torch.dtype | None = None, device: torch.device | str | None = None):
+    def __init__(
+        self,
+        config: dict[str, Any] | None = None,
+        *,
+        operations: Any = torch.nn,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ):
         super().__init__()
         base = _read_width(config or {})
         layers = Layers(operations, NORM_GROUPS, dtype, device)
@@ -222,6 +254,8 @@ class MagvitV2(nn.Module):
 def _read_width(config: dict[str, Any]) -> int:
     width = config.get("ch", 128)
     if not isinstance(width, int) or isinstance(width, bool) or width < 1 or width % NORM_GROUPS:
-        raise CheckpointError(f"magvit config: ch is {width!r}; expected a positive multiple of "
-                              f"{NORM_GROUPS}. The released file has 128.")
+        raise CheckpointError(
+            f"magvit config: ch is {width!r}; expected a positive multiple of "
+            f"{NORM_GROUPS}. The released file has 128."
+        )
     return width

@@ -48,9 +48,10 @@ def load_image(source: str | os.PathLike | Image.Image) -> Image.Image:
     except InputError:
         raise
     except Exception as error:  # PIL's decoders raise anything on damaged data
-        raise InputError(f"image {path}: cannot be read as a picture ({error}); it is damaged or "
-                         "of an unknown format. Open it in an image editor and save it as PNG."
-                         ) from error
+        raise InputError(
+            f"image {path}: cannot be read as a picture ({error}); it is damaged or "
+            "of an unknown format. Open it in an image editor and save it as PNG."
+        ) from error
 
 
 def _convert(image: Image.Image, name: str) -> Image.Image:
@@ -61,8 +62,12 @@ def _convert(image: Image.Image, name: str) -> Image.Image:
         if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
             return _eight_bit(upright)
         if upright.mode == "LAB":
-            return ImageCms.profileToProfile(upright, ImageCms.createProfile("LAB"),
-                                             ImageCms.createProfile("sRGB"), outputMode="RGB")
+            return ImageCms.profileToProfile(
+                upright,
+                ImageCms.createProfile("LAB"),
+                ImageCms.createProfile("sRGB"),
+                outputMode="RGB",
+            )
         if upright.mode == "La":
             upright = upright.convert("LA")
         if upright.has_transparency_data:
@@ -70,8 +75,10 @@ def _convert(image: Image.Image, name: str) -> Image.Image:
             upright = Image.alpha_composite(Image.new("RGBA", colours.size, WHITE), colours)
         return upright.convert("RGB")
     except Exception as error:
-        raise InputError(f"{name} (mode {image.mode}) cannot be converted to RGB ({error}). "
-                         "Open it in an image editor and save it as PNG.") from error
+        raise InputError(
+            f"{name} (mode {image.mode}) cannot be converted to RGB ({error}). "
+            "Open it in an image editor and save it as PNG."
+        ) from error
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -99,8 +106,9 @@ def crop_sizes(area: int, patch: int, max_ratio: float = 4.0) -> list[Size]:
     Raises InputError for an area or patch below 1 or a ratio below 1.
     """
     if area < 1 or patch < 1 or max_ratio < 1.0:
-        raise InputError(f"area {area}, patch {patch}, max_ratio {max_ratio}: expected all at "
-                         "least 1.")
+        raise InputError(
+            f"area {area}, patch {patch}, max_ratio {max_ratio}: expected all at least 1."
+        )
     sizes = []
     columns, rows = area, 1
     while columns > 0:
@@ -113,8 +121,12 @@ def crop_sizes(area: int, patch: int, max_ratio: float = 4.0) -> list[Size]:
     return sizes
 
 
-def fit_image(image: Image.Image, sizes: Sequence[Size], *,
-              offset: Literal["center"] | random.Random = "center") -> Image.Image:
+def fit_image(
+    image: Image.Image,
+    sizes: Sequence[Size],
+    *,
+    offset: Literal["center"] | random.Random = "center",
+) -> Image.Image:
     """``image`` scaled to cover, and cropped to, the one of ``sizes`` nearest to its aspect ratio.
 
     Args:
@@ -127,8 +139,9 @@ def fit_image(image: Image.Image, sizes: Sequence[Size], *,
     """
     _check_rgb(image)
     if not sizes:
-        raise InputError("sizes is empty; expected at least one (width, height), as crop_sizes "
-                         "gives them.")
+        raise InputError(
+            "sizes is empty; expected at least one (width, height), as crop_sizes gives them."
+        )
     if offset != "center" and not isinstance(offset, random.Random):
         raise InputError(f"offset is {offset!r}; expected 'center' or a random.Random.")
     best = nearest_size(image.size, sizes)
@@ -161,8 +174,9 @@ def _cover(image: Image.Image, crop: Size) -> Image.Image:
     scale = max(crop[0] / image.width, crop[1] / image.height)
     limit = max(LARGEST_RESIZE, crop[0] * crop[1])
     if image.width * image.height * scale**2 > limit:
-        image = _middle(image, math.ceil(limit / (crop[1] * scale)),
-                        math.ceil(limit / (crop[0] * scale)))
+        image = _middle(
+            image, math.ceil(limit / (crop[1] * scale)), math.ceil(limit / (crop[0] * scale))
+        )
     target = (round(image.width * scale), round(image.height * scale))
     return image.resize(target, Image.Resampling.BICUBIC)
 
@@ -186,8 +200,9 @@ def squash_image(image: Image.Image, size: int | Size) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def to_pixels(image: Image.Image, pixel_range: tuple[float, float],
-              dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def to_pixels(
+    image: Image.Image, pixel_range: tuple[float, float], dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     """Pixels (1, 3, H, W) of an RGB image, black and white at the ends of ``pixel_range``.
 
     Raises InputError where the image is not RGB or the range is not [0, 1] or [-1, 1].
@@ -209,8 +224,10 @@ def to_pil(pixels: torch.Tensor, pixel_range: tuple[float, float]) -> list[Image
     """
     signed = _is_signed(pixel_range)
     if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
-        raise InputError(f"pixels has shape {tuple(pixels.shape)} and type {pixels.dtype}; "
-                         "expected floats of shape (B, 3, H, W).")
+        raise InputError(
+            f"pixels has shape {tuple(pixels.shape)} and type {pixels.dtype}; "
+            "expected floats of shape (B, 3, H, W)."
+        )
     unit = pixels.detach().float()
     if signed:
         unit = (unit + 1) / 2
@@ -219,9 +236,15 @@ def to_pil(pixels: torch.Tensor, pixel_range: tuple[float, float]) -> list[Image
     return [Image.fromarray(array) for array in levels.permute(0, 2, 3, 1).cpu().numpy()]
 
 
-def painting_mask(height: int, width: int, grid_h: int, grid_w: int,
-                  mode: Literal["inpainting", "outpainting"], h_ratio: float,
-                  w_ratio: float) -> torch.Tensor:
+def painting_mask(
+    height: int,
+    width: int,
+    grid_h: int,
+    grid_w: int,
+    mode: Literal["inpainting", "outpainting"],
+    h_ratio: float,
+    w_ratio: float,
+) -> torch.Tensor:
     """Which codes are to be painted: bool (grid_h, grid_w) for a picture of ``height`` x ``width``
     pixels.
 
@@ -235,24 +258,30 @@ def painting_mask(height: int, width: int, grid_h: int, grid_w: int,
     if not (0 <= h_ratio <= 1 and 0 <= w_ratio <= 1):
         raise InputError(f"h_ratio {h_ratio}, w_ratio {w_ratio}: expected both within 0 … 1.")
     if min(height, width, grid_h, grid_w) < 1:
-        raise InputError(f"a picture of {width}x{height} on a grid of {grid_w}x{grid_h}: expected "
-                         "every side to be at least 1.")
+        raise InputError(
+            f"a picture of {width}x{height} on a grid of {grid_w}x{grid_h}: expected "
+            "every side to be at least 1."
+        )
     rows, columns = round(height * h_ratio), round(width * w_ratio)
     top, left = (height - rows) // 2, (width - columns) // 2
     inside = torch.zeros(1, 1, height, width)
-    inside[:, :, top:top + rows, left:left + columns] = 1.0
+    inside[:, :, top : top + rows, left : left + columns] = 1.0
     painted = inside if mode == "inpainting" else 1.0 - inside
     return F.interpolate(painted, size=(grid_h, grid_w), mode="area")[0, 0] > 0.5
 
 
 def _check_rgb(image: Image.Image) -> None:
     if image.mode != "RGB" or not image.width or not image.height:
-        raise InputError(f"image is {image.width}x{image.height}, mode {image.mode}; expected RGB "
-                         "with at least one pixel. Read it with load_image.")
+        raise InputError(
+            f"image is {image.width}x{image.height}, mode {image.mode}; expected RGB "
+            "with at least one pixel. Read it with load_image."
+        )
 
 
 def _is_signed(pixel_range: tuple[float, float]) -> bool:
     if tuple(pixel_range) not in (UNIT_RANGE, SIGNED_RANGE):
-        raise InputError(f"pixel_range is {pixel_range}; expected {UNIT_RANGE} or {SIGNED_RANGE}, "
-                         "the tokenizer's own pixel_range.")
+        raise InputError(
+            f"pixel_range is {pixel_range}; expected {UNIT_RANGE} or {SIGNED_RANGE}, "
+            "the tokenizer's own pixel_range."
+        )
     return tuple(pixel_range) == SIGNED_RANGE

@@ -63,8 +63,14 @@ class ModelConfig:
                     f"{' or '.join(repr(a) for a in allowed)}."
                 )
         required = (
-            "d_model", "n_layers", "n_heads", "mlp_hidden_size", "rope_theta", "rms_norm_eps",
-            "mask_token_id", "eos_token_id",
+            "d_model",
+            "n_layers",
+            "n_heads",
+            "mlp_hidden_size",
+            "rope_theta",
+            "rms_norm_eps",
+            "mask_token_id",
+            "eos_token_id",
         )
         missing = [name for name in required if config.get(name) is None]
         if missing:

@@ -21,9 +21,15 @@ BUSY = 40e9
 """FLOP per block from which on launches are hidden: some 40 kernels of 1 GFLOP, 10 µs each."""
 
 _PLAIN = (
-    nn.Embedding, nn.Linear, nn.ModuleDict, nn.ModuleList, Block, MaskedDiffusionTransformer,
-    RMSNorm, WeightOnlyLinear,
-)  # fmt: skip
+    nn.Embedding,
+    nn.Linear,
+    nn.ModuleDict,
+    nn.ModuleList,
+    Block,
+    MaskedDiffusionTransformer,
+    RMSNorm,
+    WeightOnlyLinear,
+)
 _log = logging.getLogger(__name__)
 
 Run = Callable[[], Tensor]

@@ -186,9 +186,13 @@ class UpstreamSelection:
     """
 
     def __init__(
-        self, layout: Layout, settings: SamplerSettings, generators: Generators,
-        vocabulary: int, dtype: torch.dtype,
-    ):  # fmt: skip
+        self,
+        layout: Layout,
+        settings: SamplerSettings,
+        generators: Generators,
+        vocabulary: int,
+        dtype: torch.dtype,
+    ):
         self.layout, self.settings, self.generators = layout, settings, generators
         self.vocabulary, self.dtype = vocabulary, dtype
 

@@ -191,8 +191,10 @@ def token_file_fingerprint(name: str) -> list[float]:
 
 def _token_files() -> dict[str, Path]:
     found = {}
-    roots = {" [output]": folder_paths.get_output_directory(),
-             "": folder_paths.get_input_directory()}  # fmt: skip
+    roots = {
+        " [output]": folder_paths.get_output_directory(),
+        "": folder_paths.get_input_directory(),
+    }
     for mark, root in roots.items():
         files = sorted(Path(root).rglob(f"*{TOKENS_ENDING}"), key=_modified, reverse=True)
         found |= {f"{file.relative_to(root).as_posix()}{mark}": file for file in files}

@@ -24,7 +24,7 @@ def with_adapter(
     name: str,
     strength: float,
 ) -> HostedModel:
-    """``model`` with one adapter more, as :func:`~.mmp_core.checkpoint.adapters.read_adapter` gave it.
+    """``model`` with one adapter more, as ``checkpoint.adapters.read_adapter`` gave it.
 
     The weights are shared with ``model``, which stays as it is: the two take turns in being
     loaded. Raises ``InputError`` where the adapter does not fit.

@@ -126,8 +126,10 @@ class HostRoom:
         size = sum(patcher.model_size() for patcher in self._patchers)
         _log.info(
             "MMaDA-Parallel: %d sample(s) at once need about %s beside %s of weights.",
-            samples, readable(memory), readable(size),
-        )  # fmt: skip
+            samples,
+            readable(memory),
+            readable(size),
+        )
         comfy.model_management.load_models_gpu(self._patchers, memory_required=memory)
 
 

@@ -131,8 +131,14 @@ REFUSED = {
     "steps out of range": ("generate", "draw", "--text-steps", "0"),
     "seed out of range": ("generate", "draw", "--seed", "-1"),
     "not a number": ("generate", "draw", "--seed", "one"),
-    "guidance that upstream lacks": ("generate", "draw", "--preset", "upstream",
-                                     "--joint-guidance", "2"),
+    "guidance that upstream lacks": (
+        "generate",
+        "draw",
+        "--preset",
+        "upstream",
+        "--joint-guidance",
+        "2",
+    ),
     "not a PNG": ("generate", "draw", "--out", "picture.jpg"),
     "a folder": ("generate", "draw", "--out", "folder.png"),
     "below a file": ("generate", "draw", "--out", "notes.txt/picture.png"),
@@ -142,7 +148,7 @@ REFUSED = {
     "unknown command": ("paint",),
     "no command": (),
     "missing instruction": ("edit", "scene.png"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("arguments", REFUSED.values(), ids=REFUSED)

@@ -19,12 +19,30 @@ from mmada_parallel.training.pararl.run import ROLLOUT_SAMPLER, ParaRLRun, ParaR
 from safetensors import safe_open
 
 FEW = (
-    "--cases", 4, "--steps", 2, "--rank", 2, "--device", "cpu", "--micro-batch", 8,
+    "--cases",
+    4,
+    "--steps",
+    2,
+    "--rank",
+    2,
+    "--device",
+    "cpu",
+    "--micro-batch",
+    8,
     "--no-gradient-checkpointing",
-)  # fmt: skip
+)
 QUICK = (
-    "--groups", 2, "--group-size", 3, "--scored-steps", 2, "--text-steps", 3, "--image-steps", 2,
-)  # fmt: skip
+    "--groups",
+    2,
+    "--group-size",
+    3,
+    "--scored-steps",
+    2,
+    "--text-steps",
+    3,
+    "--image-steps",
+    2,
+)
 CLIP = ("--reward", "clip:demo")
 """Tells apart what a model that has learnt nothing answers, as the checker does not."""
 
@@ -214,10 +232,25 @@ def test_two_processes_train_together(full, checkpoint, tmp_path):
     pytest.importorskip("accelerate")
     file = tmp_path / "toy.safetensors"
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-        "-m", "mmada_parallel.cli", "train", "pararl", "--model", checkpoint, "--output", file,
-        *FEW, *QUICK, *CLIP, *full,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--standalone",
+        "-m",
+        "mmada_parallel.cli",
+        "train",
+        "pararl",
+        "--model",
+        checkpoint,
+        "--output",
+        file,
+        *FEW,
+        *QUICK,
+        *CLIP,
+        *full,
+    ]
     done = subprocess.run(
         list(map(str, command)),
         capture_output=True,

@@ -41,9 +41,13 @@ class OnCard(torch.Tensor):
     @staticmethod
     def __new__(cls, held):
         return torch.Tensor._make_wrapper_subclass(
-            cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(),
-            dtype=held.dtype, device=CARD,
-        )  # fmt: skip
+            cls,
+            held.shape,
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=CARD,
+        )
 
     def __init__(self, held):
         self.held = held

@@ -117,9 +117,12 @@ class Cramped:
         found = {"parts": parts}
         try:
             final = denoise_in_parts(
-                self.model, self.prompt, self.settings, room=room,
+                self.model,
+                self.prompt,
+                self.settings,
+                room=room,
                 starting=lambda samples: parts.append([samples.start, samples.stop]),
-            ).final  # fmt: skip
+            ).final
             found["tokens"] = [final.text.tolist(), final.image.tolist()]
         except OutOfMemory as error:
             found |= {"error": str(error), "is_oom": isinstance(error, management.OOM_EXCEPTION)}

@@ -12,12 +12,16 @@ TRAIN = {
     "pararl": {
         "class_type": "MMaDAParallelParaRLFinetune",
         "inputs": {
-            "group_size": 4, "scored_steps": 2, "text_steps": 2, "image_steps": 2,
-            "text_temperature": 3.0, "reward": "checker (toy world)",
+            "group_size": 4,
+            "scored_steps": 2,
+            "text_steps": 2,
+            "image_steps": 2,
+            "text_temperature": 3.0,
+            "reward": "checker (toy world)",
         },
     },
     "sft": {"class_type": "MMaDAParallelSFTFinetune", "inputs": {}},
-}  # fmt: skip
+}
 
 
 def training(object_info, kind, **changes):

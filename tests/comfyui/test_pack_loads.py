@@ -19,8 +19,12 @@ OUTPUTS = {
     "MMaDAParallelDecodeImage": "IMAGE",
 }
 GRAPH_TYPES = {
-    "MMADA_MODEL", "MMADA_PROMPT", "MMADA_TOKENS", "MMADA_TRAJECTORY", "MMADA_DATASET",
-}  # fmt: skip
+    "MMADA_MODEL",
+    "MMADA_PROMPT",
+    "MMADA_TOKENS",
+    "MMADA_TRAJECTORY",
+    "MMADA_DATASET",
+}
 
 
 def inputs_of(info):

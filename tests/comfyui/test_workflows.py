@@ -51,9 +51,16 @@ def runs(comfy, object_info):
 def test_the_promised_workflows_are_shipped():
     assert len(BASIC) == 2
     assert {path.stem for path in WORKFLOWS} >= {
-        "Watch it think", "Inpaint", "Outpaint", "Fix the plan and redraw", "Explain this edit",
-        "Parallel against sequential", "Best of N", "Stop, keep and redraw", *TRAINING,
-    }  # fmt: skip
+        "Watch it think",
+        "Inpaint",
+        "Outpaint",
+        "Fix the plan and redraw",
+        "Explain this edit",
+        "Parallel against sequential",
+        "Best of N",
+        "Stop, keep and redraw",
+        *TRAINING,
+    }
 
 
 @each_workflow

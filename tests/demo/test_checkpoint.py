@@ -42,8 +42,7 @@ def test_edits_held_out_scenes(demo):
 def test_answers_repeat(demo):
     settings, tasks = SamplerSettings(text_steps=8, image_steps=4), held_out(3)
     first, again = (
-        [a.sentence for a in answer(demo, tasks, settings, seed=5, batch=batch)]
-        for batch in (1, 3)
+        [a.sentence for a in answer(demo, tasks, settings, seed=5, batch=batch)] for batch in (1, 3)
     )
     assert sorted(first) == sorted(again)
 

@@ -89,11 +89,15 @@ def test_the_size_of_a_cache_is_told_before_it_is_filled():
 
 @settings(max_examples=30)
 @given(
-    variant=st.sampled_from("AM"), batch=st.integers(1, 3), image=st.booleans(),
-    locked=st.sampled_from((0.0, 0.4)), seed=st.integers(0, 99), reasoning=st.sampled_from((0, 1)),
+    variant=st.sampled_from("AM"),
+    batch=st.integers(1, 3),
+    image=st.booleans(),
+    locked=st.sampled_from((0.0, 0.4)),
+    seed=st.integers(0, 99),
+    reasoning=st.sampled_from((0, 1)),
     order=st.sampled_from(("parallel", "text_first", "image_first")),
     speeds=st.sampled_from((("exact", "cached"), ("fast", "fastest"))),
-)  # fmt: skip
+)
 def test_when_all_is_computed_each_time_the_tokens_are_those_of_the_plain_level(
     variant, batch, image, locked, seed, reasoning, order, speeds
 ):

@@ -94,8 +94,10 @@ def test_magvit_file_beside_or_elsewhere(stored, tmp_path):
     torch.save(weights, elsewhere / "pytorch_model.bin")
     for given in (elsewhere, elsewhere / "pytorch_model.bin"):
         model = load_checkpoint(folder, image_tokenizer_path=given)
-        assert torch.equal(model.image_tokenizer.state_dict()["encoder.conv_in.bias"],
-                           weights["encoder.conv_in.bias"])  # fmt: skip
+        assert torch.equal(
+            model.image_tokenizer.state_dict()["encoder.conv_in.bias"],
+            weights["encoder.conv_in.bias"],
+        )
     torch.save({"x": torch.nn.Linear(1, 1)}, elsewhere / "pytorch_model.bin")
     expect(folder, "pytorch_model.bin cannot be read", image_tokenizer_path=elsewhere)
     expect(folder, "No image tokenizer at", image_tokenizer_path=tmp_path / "nowhere")

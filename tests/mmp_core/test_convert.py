@@ -276,11 +276,17 @@ def rewrite(file, tensors=None, **notes):
         ({}, {f"{QUERY}.weight_scale": None}, "q_proj.weight_scale is missing"),
         ({}, {f"{QUERY}.weight_scale": torch.ones(2)}, r"has shape \(2,\)"),
         ({}, {f"{QUERY}.comfy_quant": torch.zeros(3, dtype=torch.uint8)}, "unknown here; known"),
-        ({}, {f"{QUERY}s.comfy_quant": FORMATS["fp8"].marker(), f"{QUERY}s.weight_scale":
-              torch.ones(())}, "q_projs is quantised, but this model has no such"),
+        (
+            {},
+            {
+                f"{QUERY}s.comfy_quant": FORMATS["fp8"].marker(),
+                f"{QUERY}s.weight_scale": torch.ones(()),
+            },
+            "q_projs is quantised, but this model has no such",
+        ),
         ({}, {"image_tokenizer.encoder.conv_in.bias": None}, "lacks encoder.conv_in.bias"),
     ],
-)  # fmt: skip
+)
 def test_damaged_files_are_refused_in_one_sentence(spoilt, tmp_path, notes, tensors, message):
     file = tmp_path / "fp8.safetensors"
     convert(spoilt, file, quantize="fp8")

@@ -79,9 +79,7 @@ def test_letters_of_several_tokens_come_whole(text):
 @given(st.lists(st.sampled_from(("ab", "c", UNDECIDED)), min_size=1, max_size=12))
 def test_a_copied_text_has_as_many_gaps_as_it_had(words):
     """Decode Text puts spaces around ░; they are no tokens of the text."""
-    model = SimpleNamespace(
-        tokenizer=BYTES, layout=SimpleNamespace(pads_text=False, end_of_text=0)
-    )
+    model = SimpleNamespace(tokenizer=BYTES, layout=SimpleNamespace(pads_text=False, end_of_text=0))
     ids = fixed_text(model, " ".join(words), 100)[0].tolist()
     assert ids.count(MASKED) == words.count(UNDECIDED)
     shown = "".join(pieces_of(BYTES, ids))
@@ -92,9 +90,14 @@ def test_a_copied_text_has_as_many_gaps_as_it_had(words):
 
 @pytest.mark.parametrize(
     "spans, expected",
-    [("", ""), ("1", "make"), ("2-4", "it red left"), (" 7 , 1", "make circle"),
-     ("6-", "the circle .")],
-)  # fmt: skip
+    [
+        ("", ""),
+        ("1", "make"),
+        ("2-4", "it red left"),
+        (" 7 , 1", "make circle"),
+        ("6-", "the circle ."),
+    ],
+)
 def test_words_are_selected_by_number(spans, expected):
     chosen = words_selected(pieces(), spans)
     assert " ".join(w for w, c in zip(SENTENCE, chosen, strict=True) if c) == expected
@@ -121,9 +124,15 @@ def test_undecided_words_count_and_can_be_selected():
 
 
 @pytest.mark.parametrize(
-    "pattern, expected", [("re", "red"), (r"red|circle", "red circle"), ("^make it", "make it"),
-                          ("nothing", ""), (r"left\s", "left")],
-)  # fmt: skip
+    "pattern, expected",
+    [
+        ("re", "red"),
+        (r"red|circle", "red circle"),
+        ("^make it", "make it"),
+        ("nothing", ""),
+        (r"left\s", "left"),
+    ],
+)
 def test_words_are_selected_by_pattern(pattern, expected):
     chosen = pattern_selected(pieces(), pattern)
     assert " ".join(w for w, c in zip(SENTENCE, chosen, strict=True) if c) == expected

@@ -4,8 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmada_parallel.mmp_core.image.tokenizer import AmusedVQ, ImageTokenizer, MagvitV2
 
-SMALL = dict(block_out_channels=[8, 16], norm_num_groups=4, latent_channels=4,
-             num_vq_embeddings=32, lookup_from_codebook=True, mid_block_add_attention=True)
+SMALL = dict(
+    block_out_channels=[8, 16],
+    norm_num_groups=4,
+    latent_channels=4,
+    num_vq_embeddings=32,
+    lookup_from_codebook=True,
+    mid_block_add_attention=True,
+)
 
 
 class CountedLayers:
@@ -19,6 +25,7 @@ class CountedLayers:
             assert options["dtype"] is torch.float64 and options["device"] == "cpu"
             self.made.append(name)
             return getattr(torch.nn, name)(*args, **options)
+
         return make
 
 
@@ -28,10 +35,13 @@ def tokenizer(request):
     return AmusedVQ(SMALL) if request.param == "amused" else MagvitV2({"ch": 32})
 
 
-@pytest.mark.parametrize("build, kinds", [
-    (lambda **o: AmusedVQ(SMALL, **o), {"Conv2d", "GroupNorm", "Linear", "Embedding"}),
-    (lambda **o: MagvitV2({"ch": 32}, **o), {"Conv2d", "GroupNorm"}),
-])
+@pytest.mark.parametrize(
+    "build, kinds",
+    [
+        (lambda **o: AmusedVQ(SMALL, **o), {"Conv2d", "GroupNorm", "Linear", "Embedding"}),
+        (lambda **o: MagvitV2({"ch": 32}, **o), {"Conv2d", "GroupNorm"}),
+    ],
+)
 def test_every_parameter_comes_from_the_injected_layers(build, kinds):
     operations = CountedLayers()
     model = build(operations=operations, dtype=torch.float64, device="cpu")
@@ -72,8 +82,11 @@ def test_gradients_reach_encoder_codebook_and_decoder():
 def test_more_cells_than_one_round_of_distances():
     vq = AmusedVQ(SMALL)
     latents = torch.randn(5, 4, 32, 32)
-    whole = torch.cdist(latents.permute(0, 2, 3, 1).reshape(-1, 4),
-                        vq.quantize.embedding.weight).argmin(1).view(5, 32, 32)
+    whole = (
+        torch.cdist(latents.permute(0, 2, 3, 1).reshape(-1, 4), vq.quantize.embedding.weight)
+        .argmin(1)
+        .view(5, 32, 32)
+    )
     assert torch.equal(vq.nearest(latents), whole)
 
 
@@ -83,39 +96,63 @@ def test_low_precision_weights_take_any_float_pixels():
     assert vq.decode(codes.int()).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("call, named", [
-    (lambda t: t.encode(torch.zeros(3, 32, 32)), r"shape \(3, 32, 32\)"),
-    (lambda t: t.encode(torch.zeros(1, 3, 32, 32).int()), "int32"),
-    (lambda t: t.encode(torch.zeros(1, 3, 32, 33)), "33x32.*multiples of"),
-    (lambda t: t.encode(torch.zeros(1, 3, 0, 32)), "32x0"),
-    (lambda t: t.decode(torch.zeros(1, 2)), r"shape \(1, 2\)"),
-    (lambda t: t.decode(torch.zeros(1, 2, 2)), "float32"),
-    (lambda t: t.decode(torch.zeros(1, 0, 2).long()), "codes is empty"),
-    (lambda t: t.decode(torch.full((1, 2, 2), -1)), "-1..-1"),
-    (lambda t: t.decode(torch.full((1, 2, 2), t.codebook_size)), "expected 0.."),
-    (lambda t: t.nearest(torch.zeros(1, 1, 2, 2)), r"shape \(1, 1, 2, 2\)"),
-    (lambda t: t.decode_vectors(torch.zeros(1, 1, 2, 2)), r"shape \(1, 1, 2, 2\)"),
-])
+@pytest.mark.parametrize(
+    "call, named",
+    [
+        (lambda t: t.encode(torch.zeros(3, 32, 32)), r"shape \(3, 32, 32\)"),
+        (lambda t: t.encode(torch.zeros(1, 3, 32, 32).int()), "int32"),
+        (lambda t: t.encode(torch.zeros(1, 3, 32, 33)), "33x32.*multiples of"),
+        (lambda t: t.encode(torch.zeros(1, 3, 0, 32)), "32x0"),
+        (lambda t: t.decode(torch.zeros(1, 2)), r"shape \(1, 2\)"),
+        (lambda t: t.decode(torch.zeros(1, 2, 2)), "float32"),
+        (lambda t: t.decode(torch.zeros(1, 0, 2).long()), "codes is empty"),
+        (lambda t: t.decode(torch.full((1, 2, 2), -1)), "-1..-1"),
+        (lambda t: t.decode(torch.full((1, 2, 2), t.codebook_size)), "expected 0.."),
+        (lambda t: t.nearest(torch.zeros(1, 1, 2, 2)), r"shape \(1, 1, 2, 2\)"),
+        (lambda t: t.decode_vectors(torch.zeros(1, 1, 2, 2)), r"shape \(1, 1, 2, 2\)"),
+    ],
+)
 def test_bad_input_is_named(tokenizer, call, named):
     with pytest.raises(ValueError, match=named):
         call(tokenizer)
 
 
-@pytest.mark.parametrize("field, value", [
-    ("act_fn", "gelu"), ("norm_type", "spatial"), ("in_channels", 4), ("out_channels", 1),
-    ("lookup_from_codebook", False), ("block_out_channels", []), ("block_out_channels", 8),
-    ("block_out_channels", [8, 6]), ("layers_per_block", 0), ("latent_channels", "4"),
-    ("norm_num_groups", None), ("num_vq_embeddings", True), ("vq_embed_dim", -1),
-    ("mid_block_add_attention", 1), ("down_block_types", ["AttnDownEncoderBlock2D"] * 2),
-    ("up_block_types", 7), ("patch_size", 2),
-])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("act_fn", "gelu"),
+        ("norm_type", "spatial"),
+        ("in_channels", 4),
+        ("out_channels", 1),
+        ("lookup_from_codebook", False),
+        ("block_out_channels", []),
+        ("block_out_channels", 8),
+        ("block_out_channels", [8, 6]),
+        ("layers_per_block", 0),
+        ("latent_channels", "4"),
+        ("norm_num_groups", None),
+        ("num_vq_embeddings", True),
+        ("vq_embed_dim", -1),
+        ("mid_block_add_attention", 1),
+        ("down_block_types", ["AttnDownEncoderBlock2D"] * 2),
+        ("up_block_types", 7),
+        ("patch_size", 2),
+    ],
+)
 def test_unsupported_config_fields_are_named(field, value):
     with pytest.raises(ValueError, match=field):
         AmusedVQ(SMALL | {field: value}, device="meta")
 
 
-@pytest.mark.parametrize("ignored", [dict(force_upcast=True), dict(scaling_factor=1.0),
-                                     dict(sample_size=64), dict(_class_name="VQModel")])
+@pytest.mark.parametrize(
+    "ignored",
+    [
+        dict(force_upcast=True),
+        dict(scaling_factor=1.0),
+        dict(sample_size=64),
+        dict(_class_name="VQModel"),
+    ],
+)
 def test_fields_without_influence_are_ignored(ignored):
     AmusedVQ(SMALL | ignored, device="meta")
 

@@ -10,8 +10,27 @@ from mmada_parallel.mmp_core.image import pictures as images
 from PIL import Image
 
 SIZES = images.crop_sizes(16, 32)
-PIL_MODES = ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr",
-             "HSV", "LAB", "I", "F", "I;16", "I;16B", "I;16L"]
+PIL_MODES = [
+    "1",
+    "L",
+    "LA",
+    "La",
+    "P",
+    "PA",
+    "RGB",
+    "RGBA",
+    "RGBa",
+    "RGBX",
+    "CMYK",
+    "YCbCr",
+    "HSV",
+    "LAB",
+    "I",
+    "F",
+    "I;16",
+    "I;16B",
+    "I;16L",
+]
 
 
 def noise(width, height, seed=0):
@@ -23,8 +42,9 @@ def in_mode(mode, width=9, height=7):
     picture = noise(width, height)
     if mode.startswith("I;16"):
         deep = np.arange(width * height, dtype=np.uint16).reshape(height, width) * 1000
-        return Image.frombytes(mode, (width, height),
-                               deep.astype(">u2" if mode == "I;16B" else "<u2").tobytes())
+        return Image.frombytes(
+            mode, (width, height), deep.astype(">u2" if mode == "I;16B" else "<u2").tobytes()
+        )
     if mode in ("La", "RGBa"):
         return picture.convert(mode.upper()).convert(mode)
     if mode == "LAB":
@@ -75,14 +95,17 @@ def test_sixteen_bit_png_from_a_file(tmp_path):
     assert list(np.asarray(images.load_image(path))[0, :, 0]) == [0, 128, 255]
 
 
-@pytest.mark.parametrize("values, expected", [
-    ([0.0, 0.5, 1.0], [0, 128, 255]),
-    ([0.0, 100.4, 255.0], [0, 100, 255]),
-    ([-1.0, 0.0, 1.0], [0, 128, 255]),
-    ([float("nan"), 0.2, 1.0], [0, 51, 255]),
-    ([0.0, 0.0, 0.0], [0, 0, 0]),
-    ([-3.0, -3.0, -3.0], [0, 0, 0]),
-])
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ([0.0, 0.5, 1.0], [0, 128, 255]),
+        ([0.0, 100.4, 255.0], [0, 100, 255]),
+        ([-1.0, 0.0, 1.0], [0, 128, 255]),
+        ([float("nan"), 0.2, 1.0], [0, 51, 255]),
+        ([0.0, 0.0, 0.0], [0, 0, 0]),
+        ([-3.0, -3.0, -3.0], [0, 0, 0]),
+    ],
+)
 def test_float_greyscale_finds_its_scale(values, expected):
     source = Image.fromarray(np.array([values], np.float32))
     assert list(np.asarray(images.load_image(source))[0, :, 0]) == expected
@@ -106,8 +129,9 @@ def test_exif_rotation_is_applied():
 
 def test_first_frame_of_an_animation(tmp_path):
     path = tmp_path / "moving.gif"
-    Image.new("RGB", (4, 4), "red").save(path, save_all=True,
-                                         append_images=[Image.new("RGB", (4, 4), "blue")])
+    Image.new("RGB", (4, 4), "red").save(
+        path, save_all=True, append_images=[Image.new("RGB", (4, 4), "blue")]
+    )
     assert images.load_image(path).getpixel((1, 1)) == (255, 0, 0)
 
 
@@ -122,14 +146,16 @@ def test_truncated_files_are_named(tmp_path, suffix):
     noise(40, 40).save(file, suffix)
     for share in (0.0, 0.02, 0.5):
         path = tmp_path / f"cut{share}.{suffix}"
-        path.write_bytes(file.getvalue()[:int(len(file.getvalue()) * share)])
+        path.write_bytes(file.getvalue()[: int(len(file.getvalue()) * share)])
         with pytest.raises(ValueError, match=f"cut{share}"):
             images.load_image(path)
 
 
 @settings(max_examples=60)
-@given(st.sampled_from(["png", "jpeg", "gif", "webp", "tiff"]),
-       st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=8))
+@given(
+    st.sampled_from(["png", "jpeg", "gif", "webp", "tiff"]),
+    st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=8),
+)
 def test_damaged_files_load_or_are_named(tmp_path_factory, suffix, changes):
     file = io.BytesIO()
     noise(16, 16).save(file, suffix)
@@ -205,30 +231,35 @@ def test_pictures_of_a_batch_clip_and_survive_nan():
 @given(st.integers(1, 12), st.integers(1, 12), st.floats(0, 1), st.floats(0, 1))
 def test_outpainting_complements_inpainting(grid_h, grid_w, h_ratio, w_ratio):
     height, width = 16 * grid_h, 16 * grid_w
-    inside, outside = (images.painting_mask(height, width, grid_h, grid_w, mode, h_ratio, w_ratio)
-                       for mode in ("inpainting", "outpainting"))
+    inside, outside = (
+        images.painting_mask(height, width, grid_h, grid_w, mode, h_ratio, w_ratio)
+        for mode in ("inpainting", "outpainting")
+    )
     assert inside.shape == (grid_h, grid_w) and inside.dtype == torch.bool
     assert not (inside & outside).any()
     if h_ratio == w_ratio == 1:
         assert inside.all()
 
 
-@pytest.mark.parametrize("call, named", [
-    (lambda: images.load_image(Image.new("RGB", (0, 3))), "0x3"),
-    (lambda: images.crop_sizes(0, 32), "area 0"),
-    (lambda: images.crop_sizes(256, 32, 0.5), "max_ratio 0.5"),
-    (lambda: images.fit_image(noise(4, 4), []), "sizes is empty"),
-    (lambda: images.fit_image(noise(4, 4), SIZES, offset="left"), "offset is 'left'"),
-    (lambda: images.fit_image(Image.new("L", (4, 4)), SIZES), "mode L"),
-    (lambda: images.squash_image(noise(4, 4), 0), "size is 0x0"),
-    (lambda: images.to_pixels(Image.new("P", (4, 4)), images.UNIT_RANGE), "mode P"),
-    (lambda: images.to_pixels(noise(4, 4), (0, 255)), "pixel_range"),
-    (lambda: images.to_pil(torch.zeros(3, 4, 4), images.UNIT_RANGE), r"shape \(3, 4, 4\)"),
-    (lambda: images.to_pil(torch.zeros(1, 3, 4, 4).int(), images.UNIT_RANGE), "int32"),
-    (lambda: images.painting_mask(32, 32, 2, 2, "paint", 0.5, 0.5), "mode is 'paint'"),
-    (lambda: images.painting_mask(32, 32, 2, 2, "inpainting", 1.5, 0.5), "h_ratio 1.5"),
-    (lambda: images.painting_mask(32, 32, 0, 2, "inpainting", 0.5, 0.5), "grid of 2x0"),
-])
+@pytest.mark.parametrize(
+    "call, named",
+    [
+        (lambda: images.load_image(Image.new("RGB", (0, 3))), "0x3"),
+        (lambda: images.crop_sizes(0, 32), "area 0"),
+        (lambda: images.crop_sizes(256, 32, 0.5), "max_ratio 0.5"),
+        (lambda: images.fit_image(noise(4, 4), []), "sizes is empty"),
+        (lambda: images.fit_image(noise(4, 4), SIZES, offset="left"), "offset is 'left'"),
+        (lambda: images.fit_image(Image.new("L", (4, 4)), SIZES), "mode L"),
+        (lambda: images.squash_image(noise(4, 4), 0), "size is 0x0"),
+        (lambda: images.to_pixels(Image.new("P", (4, 4)), images.UNIT_RANGE), "mode P"),
+        (lambda: images.to_pixels(noise(4, 4), (0, 255)), "pixel_range"),
+        (lambda: images.to_pil(torch.zeros(3, 4, 4), images.UNIT_RANGE), r"shape \(3, 4, 4\)"),
+        (lambda: images.to_pil(torch.zeros(1, 3, 4, 4).int(), images.UNIT_RANGE), "int32"),
+        (lambda: images.painting_mask(32, 32, 2, 2, "paint", 0.5, 0.5), "mode is 'paint'"),
+        (lambda: images.painting_mask(32, 32, 2, 2, "inpainting", 1.5, 0.5), "h_ratio 1.5"),
+        (lambda: images.painting_mask(32, 32, 0, 2, "inpainting", 0.5, 0.5), "grid of 2x0"),
+    ],
+)
 def test_bad_input_is_named(call, named):
     with pytest.raises(ValueError, match=named):
         call()

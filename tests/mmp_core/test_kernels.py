@@ -89,9 +89,18 @@ def test_image_extremes():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "words", "features"), [
-    (1, 1, 1), (1, 2, 16), (5, 32, 16), (16, 33, 24), (17, 31, 7), (20, 130, 40), (3, 1100, 8),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rows", "words", "features"),
+    [
+        (1, 1, 1),
+        (1, 2, 16),
+        (5, 32, 16),
+        (16, 33, 24),
+        (17, 31, 7),
+        (20, 130, 40),
+        (3, 1100, 8),
+    ],
+)
 @pytest.mark.parametrize(("guidance", "logit_scale"), [((), None), ((1.5,), None), ((-2.0,), 0.3)])
 def test_text(dtype, rows, words, features, guidance, logit_scale):
     if INTERPRETED and dtype == torch.bfloat16 and logit_scale:
@@ -154,9 +163,13 @@ def test_a_run_is_the_same_with_kernels(monkeypatch, variant, temperature):
     model.transformer.to(DEVICE)
     start = tiny.prompt(model.layout, batch=2, text=6, grid=(3, 3), locked=0.2)
     own = SamplerSettings(
-        text_steps=4, image_steps=3, text_temperature=temperature, reasoning_guidance=1.5,
-        text_guidance=0.5, image_guidance=-0.5,
-    )  # fmt: skip
+        text_steps=4,
+        image_steps=3,
+        text_temperature=temperature,
+        reasoning_guidance=1.5,
+        text_guidance=0.5,
+        image_guidance=-0.5,
+    )
     monkeypatch.setenv("MMADA_KERNELS", "0")
     expected = denoise(model, start, own)
     calls = {"text": 0, "image": 0}

@@ -130,14 +130,29 @@ def test_variant_m_order():
     words = layout.tokenizer.convert_tokens_to_ids(["make", "it"])
     answer = [layout.soi, mask, code + 5, layout.eoi, layout.bos, 2, mask]
     assert layout.sequence(prompt, state).ids[0].tolist() == [
-        layout.edit_tag, layout.soi, code + 7, code + 8, layout.eoi, layout.bos, *words,
-        layout.eos, *answer,
-    ]  # fmt: skip
+        layout.edit_tag,
+        layout.soi,
+        code + 7,
+        code + 8,
+        layout.eoi,
+        layout.bos,
+        *words,
+        layout.eos,
+        *answer,
+    ]
     joint = layout.sequence(prompt, state, drop_text=True, drop_image=True)
     assert joint.ids[0].tolist() == [
-        layout.edit_tag, layout.soi, 0, 0, layout.eoi, layout.bos, layout.eos, layout.eos,
-        layout.eos, *answer,
-    ]  # fmt: skip
+        layout.edit_tag,
+        layout.soi,
+        0,
+        0,
+        layout.eoi,
+        layout.bos,
+        layout.eos,
+        layout.eos,
+        layout.eos,
+        *answer,
+    ]
     generate = layout.sequence(layout.encode("make it", None, state), state)
     assert generate.ids[0, :5].tolist() == [layout.generate_tag, layout.soi, 0, 0, layout.eoi]
 

@@ -36,10 +36,17 @@ FLOATS = [torch.float32, torch.bfloat16]
 
 def transformer(dtype, **changes):
     sizes = {
-        "d_model": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "mlp_hidden_size": 192,
-        "embedding_size": 500, "rope_theta": 1e4, "rms_norm_eps": 1e-5, "mask_token_id": 1,
+        "d_model": 64,
+        "n_layers": 2,
+        "n_heads": 4,
+        "n_kv_heads": 4,
+        "mlp_hidden_size": 192,
+        "embedding_size": 500,
+        "rope_theta": 1e4,
+        "rms_norm_eps": 1e-5,
+        "mask_token_id": 1,
         "eos_token_id": 0,
-    } | changes  # fmt: skip
+    } | changes
     torch.manual_seed(0)
     return MaskedDiffusionTransformer(ModelConfig(**sizes), dtype=dtype).requires_grad_(False)
 
@@ -186,27 +193,47 @@ def test_a_training_step_holds_what_is_estimated(dtype, again, layers):
         optimizer.step()
 
     shapes = TrainingShapes(
-        model.config, dtype, batch=2, length=100, words=30, codes=0, text_choices=500,
-        image_choices=0, trained=trained, gradient_checkpointing=again,
-    )  # fmt: skip
+        model.config,
+        dtype,
+        batch=2,
+        length=100,
+        words=30,
+        codes=0,
+        text_choices=500,
+        image_choices=0,
+        trained=trained,
+        gradient_checkpointing=again,
+    )
     before = sum(p.numel() * 4 for p in lora.parameters())
     check(training_need(shapes).total, before + most_bytes(step))
 
 
 RELEASED = ModelConfig(
-    d_model=4096, n_layers=32, n_heads=32, n_kv_heads=32, mlp_hidden_size=12288,
-    embedding_size=134656, rope_theta=5e5, rms_norm_eps=1e-5, mask_token_id=126336,
+    d_model=4096,
+    n_layers=32,
+    n_heads=32,
+    n_kv_heads=32,
+    mlp_hidden_size=12288,
+    embedding_size=134656,
+    rope_theta=5e5,
+    rms_norm_eps=1e-5,
+    mask_token_id=126336,
     eos_token_id=126081,
-)  # fmt: skip
+)
 TOKENS = 2434
 """Of an edit of 512x512 with 256 words."""
 
 
 def test_checkpointing_is_what_lets_a_large_model_be_trained():
     shapes = {
-        "batch": 1, "length": TOKENS, "words": 8, "codes": 64, "text_choices": 126336,
-        "image_choices": 8192, "trained": adapter_parameters(RELEASED, 16),
-    }  # fmt: skip
+        "batch": 1,
+        "length": TOKENS,
+        "words": 8,
+        "codes": 64,
+        "text_choices": 126336,
+        "image_choices": 8192,
+        "trained": adapter_parameters(RELEASED, 16),
+    }
     found = [
         training_need(
             TrainingShapes(RELEASED, torch.bfloat16, gradient_checkpointing=again, **shapes)

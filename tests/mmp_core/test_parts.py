@@ -90,9 +90,13 @@ def test_steps_are_counted_through_and_parts_announced(model):
     prompt = tiny.prompt(model.layout, batch=5, text=6, grid=(4, 4))
     seen, parts, room = [], [], Room(2)
     run = denoise_in_parts(
-        model, prompt, SETTINGS["exact"], room=room, starting=parts.append,
+        model,
+        prompt,
+        SETTINGS["exact"],
+        room=room,
+        starting=parts.append,
         callback=lambda index, total, step: seen.append((index, total, step.state.batch)),
-    )  # fmt: skip
+    )
     assert parts == [range(0, 2), range(2, 4), range(4, 5)] and room.prepared == [2, 2, 1]
     assert [index for index, _, _ in seen] == list(range(3 * run.total_steps))
     assert {total for _, total, _ in seen} == {3 * run.total_steps}
@@ -146,9 +150,12 @@ def test_a_part_that_does_not_fit_is_halved_and_what_it_held_is_free_again(model
     whole = denoise(model, prompt, SETTINGS["exact"])
     memory, room, seen = small(3), Room(5), []
     run = denoise_in_parts(
-        model, prompt, SETTINGS["exact"], room=room,
+        model,
+        prompt,
+        SETTINGS["exact"],
+        room=room,
         callback=lambda index, total, step: seen.append((index, total)),
-    )  # fmt: skip
+    )
     check_same(run, whole)
     assert room.prepared == [5, 3, 2]
     assert memory.batches[0] == 5 and set(memory.batches[1:]) == {2, 3}

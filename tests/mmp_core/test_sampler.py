@@ -272,11 +272,19 @@ def test_foreign_tokens_are_refused():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"text_steps": 0}, {"image_steps": 2.5e9}, {"text_temperature": -1},
-        {"image_temperature": float("nan")}, {"joint_guidance": "4"}, {"remasking": "high"},
-        {"seed": -1}, {"seed": 1.5}, {"preset": "fast"}, {"text_steps": True}, {"text_steps": 2.5},
+        {"text_steps": 0},
+        {"image_steps": 2.5e9},
+        {"text_temperature": -1},
+        {"image_temperature": float("nan")},
+        {"joint_guidance": "4"},
+        {"remasking": "high"},
+        {"seed": -1},
+        {"seed": 1.5},
+        {"preset": "fast"},
+        {"text_steps": True},
+        {"text_steps": 2.5},
     ],
-)  # fmt: skip
+)
 def test_settings_refuse(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         SamplerSettings(**wrong)

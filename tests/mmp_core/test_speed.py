@@ -60,10 +60,13 @@ def test_only_what_is_sure_comes_before_its_turn(variant, early):
 
 @settings(max_examples=30)
 @given(
-    variant=st.sampled_from("AM"), factor=st.sampled_from((1, 10, 1000)), seed=st.integers(0, 99),
-    locked=st.sampled_from((0.0, 0.4)), temperature=st.sampled_from((0.0, 0.7)),
+    variant=st.sampled_from("AM"),
+    factor=st.sampled_from((1, 10, 1000)),
+    seed=st.integers(0, 99),
+    locked=st.sampled_from((0.0, 0.4)),
+    temperature=st.sampled_from((0.0, 0.7)),
     speed=st.sampled_from(("cached", "fast", "fastest")),
-)  # fmt: skip
+)
 def test_a_sample_does_not_depend_on_its_batch(variant, factor, seed, locked, temperature, speed):
     model, start = MODELS[variant, factor], prompt(variant, batch=3, locked=locked, seed=seed)
     own = dataclasses.replace(

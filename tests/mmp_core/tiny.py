@@ -14,20 +14,40 @@ from safetensors.torch import save_file
 WORDS = ("a", "red", "blue", "circle", "square", "make", "it", "left", "of", "the", ".")
 SPECIAL = {
     "A": (
-        "<|endoftext|>", "<|startoftext|>", "<|mdm_mask|>", "<|newline|>", "<boi>", "<eoi>",
-        "<uncondition>", "<answer>", "</answer>", "<system>", "</system>", "<user>", "</user>",
+        "<|endoftext|>",
+        "<|startoftext|>",
+        "<|mdm_mask|>",
+        "<|newline|>",
+        "<boi>",
+        "<eoi>",
+        "<uncondition>",
+        "<answer>",
+        "</answer>",
+        "<system>",
+        "</system>",
+        "<user>",
+        "</user>",
     ),
     "M": (
-        "<|endoftext|>", "<|startoftext|>", "<|mdm_mask|>", "<|soi|>", "<|eoi|>", "<|t2i|>",
+        "<|endoftext|>",
+        "<|startoftext|>",
+        "<|mdm_mask|>",
+        "<|soi|>",
+        "<|eoi|>",
+        "<|t2i|>",
         "<|interleave|>",
     ),
-}  # fmt: skip
+}
 CODES = {"A": 12, "M": 2**13}
 VQ = {
-    "_class_name": "VQModel", "block_out_channels": [8, 8, 8], "latent_channels": 4,
-    "layers_per_block": 1, "mid_block_add_attention": False, "norm_num_groups": 4,
+    "_class_name": "VQModel",
+    "block_out_channels": [8, 8, 8],
+    "latent_channels": 4,
+    "layers_per_block": 1,
+    "mid_block_add_attention": False,
+    "norm_num_groups": 4,
     "num_vq_embeddings": CODES["A"],
-}  # fmt: skip
+}
 MAGVIT = {"ch": 32}
 DOWNSAMPLE = {"A": 4, "M": 16}
 
@@ -57,12 +77,21 @@ def config(variant):
         "M": {"architectures": ["MMadaModelLM"], "llm_vocab_size": len(tokens)},
     }
     return own[variant] | {
-        "d_model": 16, "n_layers": 2, "n_heads": 2, "mlp_hidden_size": 24, "rope": True,
-        "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "embedding_size": rows, "vocab_size": rows,
-        "codebook_size": CODES[variant], "eos_token_id": tokens.eos_token_id,
+        "d_model": 16,
+        "n_layers": 2,
+        "n_heads": 2,
+        "mlp_hidden_size": 24,
+        "rope": True,
+        "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-5,
+        "embedding_size": rows,
+        "vocab_size": rows,
+        "codebook_size": CODES[variant],
+        "eos_token_id": tokens.eos_token_id,
         "mask_token_id": tokens.convert_tokens_to_ids("<|mdm_mask|>"),
-        "default_image_size": 4 * DOWNSAMPLE[variant], "default_text_length": 5,
-    }  # fmt: skip
+        "default_image_size": 4 * DOWNSAMPLE[variant],
+        "default_text_length": 5,
+    }
 
 
 def transformer(variant, dtype=torch.float32):

@@ -71,9 +71,15 @@ def run_node(classes):
 def encoded(run_node, model):
     def encode(image=None, width=0, height=0, text_length=0, mask=None):
         return run_node(
-            "EncodeInstruction", model=model, image=image, mask=mask, width=width, height=height,
-            instruction="remove the red star", text_length=text_length,
-        )[0]  # fmt: skip
+            "EncodeInstruction",
+            model=model,
+            image=image,
+            mask=mask,
+            width=width,
+            height=height,
+            instruction="remove the red star",
+            text_length=text_length,
+        )[0]
 
     return encode
 
@@ -81,12 +87,23 @@ def encoded(run_node, model):
 @pytest.fixture(scope="session")
 def denoised(run_node, model):
     defaults = {
-        "text_steps": 0, "image_steps": 0, "joint_guidance": -1.0, "text_guidance": -1.0,
-        "image_guidance": -1.0, "reasoning_guidance": -1.0, "batch_size": 1, "seed": 0,
-        "preset": "corrected", "preview_every": 1, "text_temperature": 0.0, "order": "parallel",
-        "image_temperature": 1.0, "remasking": "low_confidence", "record_steps": 128,
+        "text_steps": 0,
+        "image_steps": 0,
+        "joint_guidance": -1.0,
+        "text_guidance": -1.0,
+        "image_guidance": -1.0,
+        "reasoning_guidance": -1.0,
+        "batch_size": 1,
+        "seed": 0,
+        "preset": "corrected",
+        "preview_every": 1,
+        "text_temperature": 0.0,
+        "order": "parallel",
+        "image_temperature": 1.0,
+        "remasking": "low_confidence",
+        "record_steps": 128,
         "speed": "exact",
-    }  # fmt: skip
+    }
 
     def denoise(prompt, **changes):
         return run_node("Denoise", **{"model": model, "prompt": prompt, **defaults, **changes})

@@ -57,9 +57,14 @@ def test_datasets_of_the_input_folder_are_offered(names, input_folder):
         (saved / name).write_text("{}")
     (input_folder / "loop").symlink_to(input_folder / "more")
     assert names() == [
-        "demo (toy world)", "loop/data.jsonl", "loop/deep", "more/data.jsonl", "more/deep",
-        "pets", "saved",
-    ]  # fmt: skip
+        "demo (toy world)",
+        "loop/data.jsonl",
+        "loop/deep",
+        "more/data.jsonl",
+        "more/deep",
+        "pets",
+        "saved",
+    ]
 
 
 @pytest.mark.parametrize("name", ["../outside", "absent", "/etc", ""])

@@ -16,16 +16,37 @@ from mmada_parallel.training.weights.policies import LoRA
 from torch import nn
 
 COMMON = {
-    "batch_size": 2, "micro_batch": 0, "steps": 2, "learning_rate": 1e-2, "rank": 2, "seed": 0,
-    "gradient_checkpointing": True, "existing_lora": "none", "run_name": "run", "resume": False,
-    "preview_every": 0, "layers": "all", "schedule": "constant", "checkpoint_every": 10,
-    "text_length": 0, "warmup_steps": 10,
-}  # fmt: skip
+    "batch_size": 2,
+    "micro_batch": 0,
+    "steps": 2,
+    "learning_rate": 1e-2,
+    "rank": 2,
+    "seed": 0,
+    "gradient_checkpointing": True,
+    "existing_lora": "none",
+    "run_name": "run",
+    "resume": False,
+    "preview_every": 0,
+    "layers": "all",
+    "schedule": "constant",
+    "checkpoint_every": 10,
+    "text_length": 0,
+    "warmup_steps": 10,
+}
 PARARL = COMMON | {
-    "reward": "checker (toy world)", "group_size": 2, "scored_steps": 2, "reward_at": "trajectory",
-    "kl": 1e-4, "text_steps": 2, "image_steps": 2, "text_temperature": 2.0,
-    "image_temperature": 1.0, "inner_epochs": 1, "clip_range": 0.2, "kl_reference": "base",
-}  # fmt: skip
+    "reward": "checker (toy world)",
+    "group_size": 2,
+    "scored_steps": 2,
+    "reward_at": "trajectory",
+    "kl": 1e-4,
+    "text_steps": 2,
+    "image_steps": 2,
+    "text_temperature": 2.0,
+    "image_temperature": 1.0,
+    "inner_epochs": 1,
+    "clip_range": 0.2,
+    "kl_reference": "base",
+}
 IDS = torch.arange(60)[None]
 
 
@@ -155,8 +176,10 @@ def test_resume_goes_on_with_the_newest_run_of_the_name(pararl, output):
     assert all(torch.equal(t, whole[0][name]) for name, t in lora.items())
     pararl(steps=1)
     assert {p.name for p in output.iterdir() if p.is_dir()} == {
-        "whole_00001", "run_00001", "run_00002",
-    }  # fmt: skip
+        "whole_00001",
+        "run_00001",
+        "run_00002",
+    }
     with pytest.raises(InputError, match="begun with seed 0, not 1"):
         pararl(seed=1, resume=True)
     assert pararl(run_name="new", resume=True).result[2] == 2
@@ -374,9 +397,11 @@ def test_without_open_clip_that_is_told_before_anything_is_loaded(
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(InputError, match="pip install open_clip_torch"), torch.inference_mode():
         run_node(
-            "ParaRLFinetune", model=model, dataset=world_dataset(2),
+            "ParaRLFinetune",
+            model=model,
+            dataset=world_dataset(2),
             **PARARL | {"reward": "clip: demo"},
-        )  # fmt: skip
+        )
     assert not output.exists()
 
 
@@ -384,7 +409,9 @@ def test_a_clip_pays(run_node, model, output, shown):
     pytest.importorskip("open_clip")
     with torch.inference_mode():
         lora = run_node(
-            "ParaRLFinetune", model=model, dataset=world_dataset(3),
+            "ParaRLFinetune",
+            model=model,
+            dataset=world_dataset(3),
             **PARARL | {"reward": "clip: demo", "reward_at": "output", "text_temperature": 5.0},
-        )[0]  # fmt: skip
+        )[0]
     assert trained(lora)

@@ -44,11 +44,19 @@ def crowded(model_folder):
 def test_only_what_can_be_loaded_is_offered(folders, crowded):
     notes = "notes/model.safetensors"
     assert folders.checkpoint_names() == [
-        "demo", notes, "packed.safetensors", "tyfeld/A", "untrained",
-    ]  # fmt: skip
+        "demo",
+        notes,
+        "packed.safetensors",
+        "tyfeld/A",
+        "untrained",
+    ]
     assert folders.image_tokenizer_names() == [
-        "auto", "magvit.bin", "magvitv2", notes, "packed.safetensors",
-    ]  # fmt: skip
+        "auto",
+        "magvit.bin",
+        "magvitv2",
+        notes,
+        "packed.safetensors",
+    ]
 
 
 @pytest.mark.parametrize("name", ["../untrained", "/etc", "gone"])

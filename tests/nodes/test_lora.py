@@ -162,9 +162,14 @@ def test_comfyui_counts_and_moves_the_adapters_own_memory(model, apply, edit):
 def test_nodes_work_with_an_adapted_model(run_node, model, apply, edit, denoised):
     adapted = apply("edit.safetensors")
     prompt = run_node(
-        "EncodeInstruction", model=adapted, image=torch.rand(1, 64, 64, 3), width=0, height=0,
-        instruction="remove the red star", text_length=0,
-    )[0]  # fmt: skip
+        "EncodeInstruction",
+        model=adapted,
+        image=torch.rand(1, 64, 64, 3),
+        width=0,
+        height=0,
+        instruction="remove the red star",
+        text_length=0,
+    )[0]
     plain = denoised(prompt, model=model)
     found = denoised(prompt, model=adapted)
     again = denoised(prompt, model=adapted)

@@ -11,9 +11,13 @@ from mmada_parallel.mmp_core import MASKED, InputError, TokenState, denoise, enc
 from PIL import Image
 
 ADVICE = {
-    "text_steps": 0, "image_steps": 0, "joint_guidance": -1.0, "text_guidance": -1.0,
-    "image_guidance": -1.0, "reasoning_guidance": -1.0,
-}  # fmt: skip
+    "text_steps": 0,
+    "image_steps": 0,
+    "joint_guidance": -1.0,
+    "text_guidance": -1.0,
+    "image_guidance": -1.0,
+    "reasoning_guidance": -1.0,
+}
 
 
 def run(node, **inputs):

@@ -186,7 +186,8 @@ def test_the_users_own_clip_paths_are_kept(folders):
     try:
         folders._register_folder("open_clip", {".safetensors", ".bin"})
         assert set(folder_paths.get_folder_paths("open_clip")) == {
-            *before, "from/extra_model_paths",
-        }  # fmt: skip
+            *before,
+            "from/extra_model_paths",
+        }
     finally:
         folder_paths.get_folder_paths("open_clip").remove("from/extra_model_paths")

@@ -103,13 +103,17 @@ def test_the_edit_from_the_command_line_is_the_one_that_the_workflow_ships():
 @pytest.mark.parametrize(
     "system, driver, listed, expected",
     [
-        ("Linux", None, "torch (2.15.0)\nAvailable versions: 2.15.0, 2.13.0+cpu, 2.13.0",
-         "torch==2.13.0+cpu"),
+        (
+            "Linux",
+            None,
+            "torch (2.15.0)\nAvailable versions: 2.15.0, 2.13.0+cpu, 2.13.0",
+            "torch==2.13.0+cpu",
+        ),
         ("Linux", None, "Available versions: 2.15.0", "torch>=2.4"),
         ("Linux", "/usr/bin/nvidia-smi", "Available versions: 2.13.0+cpu", "torch>=2.4"),
         ("Darwin", None, "Available versions: 2.13.0+cpu", "torch>=2.4"),
     ],
-)  # fmt: skip
+)
 def test_without_a_gpu_the_small_torch_is_preferred(system, driver, listed, expected):
     code = f"""
 import environment as e, types

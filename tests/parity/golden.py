@@ -22,34 +22,84 @@ ROOT = Path(__file__).resolve().parents[2]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 EMBEDDING_ROWS = 134656
-TINY_SHIFTS = dict(wte=6, q_proj=9, k_proj=9, v_proj=10, attn_out=10,
-                   ff_proj=10, up_proj=10, ff_out=10, head=8)
-MICRO_SHIFTS = dict(wte=6, q_proj=8, k_proj=8, v_proj=9, attn_out=9,
-                    ff_proj=9, up_proj=9, ff_out=9, head=7)
+TINY_SHIFTS = dict(
+    wte=6, q_proj=9, k_proj=9, v_proj=10, attn_out=10, ff_proj=10, up_proj=10, ff_out=10, head=8
+)
+MICRO_SHIFTS = dict(
+    wte=6, q_proj=8, k_proj=8, v_proj=9, attn_out=9, ff_proj=9, up_proj=9, ff_out=9, head=7
+)
 MODELS = {
-    "tiny-A": dict(variant="A", seed=1101, d=128, layers=4, heads=4, mlp=256,
-                   rows=EMBEDDING_ROWS, shift=TINY_SHIFTS),
-    "tiny-M": dict(variant="M", seed=2202, d=128, layers=4, heads=4, mlp=256,
-                   rows=EMBEDDING_ROWS, shift=TINY_SHIFTS),
-    "micro-A": dict(variant="A", seed=3303, d=32, layers=2, heads=2, mlp=64,
-                    rows=126720, codebook_size=256, shift=MICRO_SHIFTS),
+    "tiny-A": dict(
+        variant="A",
+        seed=1101,
+        d=128,
+        layers=4,
+        heads=4,
+        mlp=256,
+        rows=EMBEDDING_ROWS,
+        shift=TINY_SHIFTS,
+    ),
+    "tiny-M": dict(
+        variant="M",
+        seed=2202,
+        d=128,
+        layers=4,
+        heads=4,
+        mlp=256,
+        rows=EMBEDDING_ROWS,
+        shift=TINY_SHIFTS,
+    ),
+    "micro-A": dict(
+        variant="A",
+        seed=3303,
+        d=32,
+        layers=2,
+        heads=2,
+        mlp=64,
+        rows=126720,
+        codebook_size=256,
+        shift=MICRO_SHIFTS,
+    ),
 }
 SPECIAL_TOKENS = {
-    "<|startoftext|>": 126080, "<|endoftext|>": 126081, "<|newline|>": 126084,
-    "<|mdm_mask|>": 126336, "<|pad|>": 126339,
-    "<system>": 126340, "</system>": 126341, "<user>": 126342, "</user>": 126343,
-    "<|start_header_id|>": 126346, "<|end_header_id|>": 126347, "<|eot_id|>": 126348,
-    "<boi>": 126349, "<eoi>": 126350, "<uncondition>": 126351,
-    "<answer>": 126354, "</answer>": 126355,
+    "<|startoftext|>": 126080,
+    "<|endoftext|>": 126081,
+    "<|newline|>": 126084,
+    "<|mdm_mask|>": 126336,
+    "<|pad|>": 126339,
+    "<system>": 126340,
+    "</system>": 126341,
+    "<user>": 126342,
+    "</user>": 126343,
+    "<|start_header_id|>": 126346,
+    "<|end_header_id|>": 126347,
+    "<|eot_id|>": 126348,
+    "<boi>": 126349,
+    "<eoi>": 126350,
+    "<uncondition>": 126351,
+    "<answer>": 126354,
+    "</answer>": 126355,
 }
 TOKENIZER_ROWS_M = 126349
 VQ_CONFIG = dict(
-    _class_name="VQModel", _diffusers_version="0.34.0", act_fn="silu",
-    block_out_channels=[16, 16, 32, 32, 32], down_block_types=["DownEncoderBlock2D"] * 5,
-    in_channels=3, latent_channels=16, layers_per_block=1, lookup_from_codebook=True,
-    mid_block_add_attention=False, norm_num_groups=8, norm_type="group", num_vq_embeddings=8192,
-    out_channels=3, sample_size=32, scaling_factor=0.18215,
-    up_block_types=["UpDecoderBlock2D"] * 5, vq_embed_dim=None,
+    _class_name="VQModel",
+    _diffusers_version="0.34.0",
+    act_fn="silu",
+    block_out_channels=[16, 16, 32, 32, 32],
+    down_block_types=["DownEncoderBlock2D"] * 5,
+    in_channels=3,
+    latent_channels=16,
+    layers_per_block=1,
+    lookup_from_codebook=True,
+    mid_block_add_attention=False,
+    norm_num_groups=8,
+    norm_type="group",
+    num_vq_embeddings=8192,
+    out_channels=3,
+    sample_size=32,
+    scaling_factor=0.18215,
+    up_block_types=["UpDecoderBlock2D"] * 5,
+    vq_embed_dim=None,
 )
 
 
@@ -148,8 +198,15 @@ def model_weights(name):
     """Yields (tensor name, float32 array) of a recipe transformer."""
     spec = MODELS[name]
     seed, shift, d, mlp = spec["seed"], spec["shift"], spec["d"], spec["mlp"]
-    shapes = dict(q_proj=(d, d), k_proj=(d, d), v_proj=(d, d), attn_out=(d, d),
-                  ff_proj=(mlp, d), up_proj=(mlp, d), ff_out=(d, mlp))
+    shapes = dict(
+        q_proj=(d, d),
+        k_proj=(d, d),
+        v_proj=(d, d),
+        attn_out=(d, d),
+        ff_proj=(mlp, d),
+        up_proj=(mlp, d),
+        ff_out=(d, mlp),
+    )
     table = (spec["rows"], d)
     trunk = "model.transformer."
     yield trunk + "wte.weight", dense(seed, trunk + "wte.weight", table, shift["wte"])
@@ -171,25 +228,61 @@ def model_config(name, dtype="fp32"):
     config = dict(
         architectures=["LLaDAForMultiModalGeneration" if is_a else "MMadaModelLM"],
         model_type="llada" if is_a else "mmada",
-        activation_type="silu", alibi=False, alibi_bias_max=8.0, attention_dropout=0.0,
-        attention_layer_norm=False, attention_layer_norm_with_affine=True,
-        bias_for_layer_norm=False, block_group_size=1, block_type="llama", d_model=spec["d"],
-        embedding_dropout=0.0, embedding_size=spec["rows"], eos_token_id=126081,
-        flash_attention=False, include_bias=False, include_qkv_bias=False, init_cutoff_factor=None,
-        init_device="meta", init_fn="mitchell", init_std=0.02, input_emb_norm=False,
-        layer_norm_type="rms", layer_norm_with_affine=True, mask_token_id=126336,
-        max_sequence_length=4096, mlp_hidden_size=spec["mlp"], mlp_ratio=4,
-        multi_query_attention=None, n_heads=spec["heads"], n_kv_heads=spec["heads"],
-        n_layers=spec["layers"], pad_token_id=126081, precision="amp_bf16", residual_dropout=0.0,
-        rms_norm_eps=1e-05, rope=True, rope_full_precision=True, rope_theta=500000.0,
-        scale_logits=False, use_cache=False, vocab_size=spec["rows"], weight_tying=False,
+        activation_type="silu",
+        alibi=False,
+        alibi_bias_max=8.0,
+        attention_dropout=0.0,
+        attention_layer_norm=False,
+        attention_layer_norm_with_affine=True,
+        bias_for_layer_norm=False,
+        block_group_size=1,
+        block_type="llama",
+        d_model=spec["d"],
+        embedding_dropout=0.0,
+        embedding_size=spec["rows"],
+        eos_token_id=126081,
+        flash_attention=False,
+        include_bias=False,
+        include_qkv_bias=False,
+        init_cutoff_factor=None,
+        init_device="meta",
+        init_fn="mitchell",
+        init_std=0.02,
+        input_emb_norm=False,
+        layer_norm_type="rms",
+        layer_norm_with_affine=True,
+        mask_token_id=126336,
+        max_sequence_length=4096,
+        mlp_hidden_size=spec["mlp"],
+        mlp_ratio=4,
+        multi_query_attention=None,
+        n_heads=spec["heads"],
+        n_kv_heads=spec["heads"],
+        n_layers=spec["layers"],
+        pad_token_id=126081,
+        precision="amp_bf16",
+        residual_dropout=0.0,
+        rms_norm_eps=1e-05,
+        rope=True,
+        rope_full_precision=True,
+        rope_theta=500000.0,
+        scale_logits=False,
+        use_cache=False,
+        vocab_size=spec["rows"],
+        weight_tying=False,
         torch_dtype=str(DTYPES[dtype]).removeprefix("torch."),
     )
     if "codebook_size" in spec:
         config["codebook_size"] = spec["codebook_size"]
     if not is_a:
-        config.update(llm_vocab_size=126464, new_vocab_size=spec["rows"], codebook_size=8192,
-                      num_vq_tokens=1024, num_new_special_tokens=0, gradient_checkpointing=False)
+        config.update(
+            llm_vocab_size=126464,
+            new_vocab_size=spec["rows"],
+            codebook_size=8192,
+            num_vq_tokens=1024,
+            num_new_special_tokens=0,
+            gradient_checkpointing=False,
+        )
     return config
 
 
@@ -206,8 +299,11 @@ def build_checkpoint(name, out, dtype="fp32"):
         folder = out / "vqvae"
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(json.dumps(VQ_CONFIG, indent=1))
-        save_file({k: torch.from_numpy(v) for k, v in vq_fill(vq_shapes()).items()},
-                  folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+        save_file(
+            {k: torch.from_numpy(v) for k, v in vq_fill(vq_shapes()).items()},
+            folder / "diffusion_pytorch_model.safetensors",
+            metadata={"format": "pt"},
+        )
     return out
 
 
@@ -215,21 +311,34 @@ def _write_tokenizer(out, variant):
     from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
 
-    specials = {token: i for token, i in SPECIAL_TOKENS.items()
-                if variant == "A" or i < TOKENIZER_ROWS_M}
+    specials = {
+        token: i for token, i in SPECIAL_TOKENS.items() if variant == "A" or i < TOKENIZER_ROWS_M
+    }
     vocab = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     taken = set(specials.values())
     vocab |= {f"<u{i}>": i for i in range(len(vocab), max(taken)) if i not in taken}
     tokenizer = Tokenizer(BPE(vocab=vocab | specials, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)
-                                  for token in sorted(specials, key=specials.get)])
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(token, special=True, normalized=False)
+            for token in sorted(specials, key=specials.get)
+        ]
+    )
     tokenizer.save(str(out / "tokenizer.json"), pretty=False)
-    (out / "tokenizer_config.json").write_text(json.dumps(dict(
-        tokenizer_class="PreTrainedTokenizerFast", bos_token="<|startoftext|>",
-        eos_token="<|endoftext|>", pad_token="<|endoftext|>",
-        clean_up_tokenization_spaces=False, model_max_length=int(1e30))))
+    (out / "tokenizer_config.json").write_text(
+        json.dumps(
+            dict(
+                tokenizer_class="PreTrainedTokenizerFast",
+                bos_token="<|startoftext|>",
+                eos_token="<|endoftext|>",
+                pad_token="<|endoftext|>",
+                clean_up_tokenization_spaces=False,
+                model_max_length=int(1e30),
+            )
+        )
+    )
 
 
 @functools.cache

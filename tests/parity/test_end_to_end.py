@@ -23,10 +23,25 @@ from safetensors.torch import load_file
 FOLDERS = sorted(path.parent for path in (golden.golden_folder() / "e2e").glob("*/case.json"))
 KEYS = {"case", "argv", "recorded", "text", "outputs", "output_sha256", "torch", "transformers"}
 OPTIONS = {
-    "prompt", "image_path", "height", "width", "timesteps", "text_steps", "text_gen_length",
-    "text_block_length", "cfg_scale", "cfg_img", "temperature", "text_temperature", "seed",
-    "output_dir", "remasking", "painting_mode", "mask_h_ratio", "mask_w_ratio",
-}  # fmt: skip
+    "prompt",
+    "image_path",
+    "height",
+    "width",
+    "timesteps",
+    "text_steps",
+    "text_gen_length",
+    "text_block_length",
+    "cfg_scale",
+    "cfg_img",
+    "temperature",
+    "text_temperature",
+    "seed",
+    "output_dir",
+    "remasking",
+    "painting_mode",
+    "mask_h_ratio",
+    "mask_w_ratio",
+}
 PIXEL_TOLERANCE = 2
 
 

@@ -90,7 +90,7 @@ def test_magvit_encodes_as_the_reference(magvit):
 @pytest.mark.parametrize("name, grid", [("decode", (6, 6)), ("decode_2x4", (2, 4))])
 def test_magvit_decodes_as_the_reference(magvit, name, grid):
     case = load_file(golden.golden_file("modules", "magvit.safetensors"))
-    codes = case["decode_codes"][:, :grid[0] * grid[1]].view(1, *grid)
+    codes = case["decode_codes"][:, : grid[0] * grid[1]].view(1, *grid)
     with torch.no_grad():
         sample = magvit.decode_vectors(magvit.vectors(codes))
     assert torch.allclose(sample, case[name], rtol=1e-4, atol=1e-4)
@@ -100,8 +100,10 @@ def test_magvit_decodes_as_the_reference(magvit, name, grid):
 def test_magvit_loads_the_released_file_with_its_constant_tables(magvit_weights):
     codes = torch.arange(8192)
     places = torch.arange(12, -1, -1)
-    tables = {"quantize.embedding": ((codes[:, None] >> places) & 1).float() * 2 - 1,
-              "quantize.power_vals": 2**places}
+    tables = {
+        "quantize.embedding": ((codes[:, None] >> places) & 1).float() * 2 - 1,
+        "quantize.power_vals": 2**places,
+    }
     model = MagvitV2(device="meta")
     model.load_state_dict(as_tensors(magvit_weights) | tables, assign=True)
     tables["quantize.power_vals"] = tables["quantize.power_vals"].flip(0)
@@ -123,8 +125,15 @@ def test_crops_are_those_of_the_reference():
 def test_painting_masks_are_those_of_the_reference():
     for case in json.loads(golden.golden_file("modules", "painting.json").read_text()):
         width, height = case["size_wh"]
-        mask = images.painting_mask(height, width, height // 16, width // 16, case["mode"],
-                                    case["mask_h_ratio"], case["mask_w_ratio"])
+        mask = images.painting_mask(
+            height,
+            width,
+            height // 16,
+            width // 16,
+            case["mode"],
+            case["mask_h_ratio"],
+            case["mask_w_ratio"],
+        )
         assert mask.flatten().int().tolist() == case["masked"], case
 
 
@@ -132,10 +141,16 @@ def test_painting_masks_are_those_of_the_reference():
 @pytest.mark.parametrize("width", [None, 4])
 def test_vq_equals_diffusers(attention, width):
     diffusers = pytest.importorskip("diffusers")
-    changed = dict(mid_block_add_attention=attention, vq_embed_dim=width, num_vq_embeddings=64,
-                   block_out_channels=[16, 24], norm_num_groups=8, layers_per_block=2,
-                   down_block_types=["DownEncoderBlock2D"] * 2,
-                   up_block_types=["UpDecoderBlock2D"] * 2)
+    changed = dict(
+        mid_block_add_attention=attention,
+        vq_embed_dim=width,
+        num_vq_embeddings=64,
+        block_out_channels=[16, 24],
+        norm_num_groups=8,
+        layers_per_block=2,
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+    )
     ours = recipe_vq(**changed)
     config = {k: v for k, v in (golden.VQ_CONFIG | changed).items() if not k.startswith("_")}
     theirs = diffusers.VQModel(**config)
@@ -144,8 +159,9 @@ def test_vq_equals_diffusers(attention, width):
     with torch.no_grad():
         latents = theirs.encode(pixels).latents
         codes = theirs.quantize(latents)[2][2].view(1, 8, 12)
-        sample = theirs.decode(codes, force_not_quantize=True,
-                               shape=(1, 8, 12, latents.shape[1])).sample
+        sample = theirs.decode(
+            codes, force_not_quantize=True, shape=(1, 8, 12, latents.shape[1])
+        ).sample
         assert torch.allclose(ours.latents(pixels), latents, rtol=1e-4, atol=1e-5)
         assert torch.equal(ours.encode(pixels), codes)
         assert torch.allclose(ours.decode_vectors(ours.vectors(codes)), sample, atol=1e-4)
@@ -163,9 +179,13 @@ def test_picture_levels_are_those_of_diffusers():
 def test_squash_equals_torchvision(size):
     transforms = pytest.importorskip("torchvision.transforms")
     picture = Image.fromarray(golden.picture(6, *size))
-    theirs = transforms.Compose([
-        transforms.Resize((96, 96), transforms.InterpolationMode.BICUBIC), transforms.ToTensor(),
-        transforms.Normalize(mean=[0.5] * 3, std=[0.5] * 3)])(picture)
+    theirs = transforms.Compose(
+        [
+            transforms.Resize((96, 96), transforms.InterpolationMode.BICUBIC),
+            transforms.ToTensor(),
+            transforms.Normalize(mean=[0.5] * 3, std=[0.5] * 3),
+        ]
+    )(picture)
     ours = images.to_pixels(images.squash_image(picture, 96), (-1.0, 1.0))
     assert torch.equal(ours[0], theirs)
 

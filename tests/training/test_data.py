@@ -201,9 +201,14 @@ def test_bad_lines_of_a_manifest_are_named_by_number(tmp_path):
 
 def test_the_files_that_a_dataset_reads_are_known(folder, tmp_path):
     assert {file.name for file in files_of(folder)} == {
-        "Cat1.txt", "cat2.txt", "cat2.png", "cat2.think.txt", "cat2.target.png", "cat10.txt",
+        "Cat1.txt",
+        "cat2.txt",
+        "cat2.png",
+        "cat2.think.txt",
+        "cat2.target.png",
+        "cat10.txt",
         "cat10.png",
-    }  # fmt: skip
+    }
     file = write_manifest(folder, {"image": "cat2.png", "instruction": "a"}, "{", {"image": "no"})
     assert [f.name for f in files_of(file)] == ["data.jsonl", "cat2.png"]
 
@@ -231,9 +236,12 @@ def test_a_saved_dataset_gives_the_items_that_its_files_would(save_dataset, fold
     written = open_dataset(folder)[1]
     pictures = [Image.open(folder / "cat2.png"), None]
     place = save_dataset(
-        image=pictures, target=[Image.open(folder / "cat2.target.png"), None], id=[7, 8],
-        instruction=["make it red", "a circle"], think=["the circle", None],
-    )  # fmt: skip
+        image=pictures,
+        target=[Image.open(folder / "cat2.target.png"), None],
+        id=[7, 8],
+        instruction=["make it red", "a circle"],
+        think=["the circle", None],
+    )
     first, second = open_dataset(place, bad_items="fail")
     assert (first.name, first.instruction, first.think) == ("row 0", "make it red", "the circle")
     for own, other in ((first.image, written.image), (first.target, written.target)):

@@ -80,10 +80,14 @@ def assert_same(found, wanted):
 def test_processes_had_unequal_work(together):
     """Else nothing would show that they wait for each other."""
     spread = [
-        [sum(bool(v.any()) for k, v in found["pararl full"]["advantages"].items() if k[0] == step)
-         for step in "01"]
+        [
+            sum(
+                bool(v.any()) for k, v in found["pararl full"]["advantages"].items() if k[0] == step
+            )
+            for step in "01"
+        ]
         for found in together
-    ]  # fmt: skip
+    ]
     assert spread[0] != spread[1]
 
 

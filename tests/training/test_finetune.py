@@ -8,9 +8,16 @@ from mmada_parallel.training.sft.run import FinetuneRun, FinetuneSettings
 from mmada_parallel.training.weights.policies import FullWeights, LoRA
 
 SETTINGS = FinetuneSettings(
-    steps=4, batch_size=6, learning_rate=1e-2, warmup_steps=0, micro_batch=4,
-    gradient_checkpointing=False, drop_text=0.2, drop_image=0.2, drop_both=0.2,
-)  # fmt: skip
+    steps=4,
+    batch_size=6,
+    learning_rate=1e-2,
+    warmup_steps=0,
+    micro_batch=4,
+    gradient_checkpointing=False,
+    drop_text=0.2,
+    drop_image=0.2,
+    drop_both=0.2,
+)
 
 
 @pytest.fixture

@@ -60,9 +60,16 @@ def first_is_code(model, code):
 
 
 BANDIT = replace(
-    QUICK, steps=60, groups=1, group_size=16, scored_steps=1, learning_rate=0.05, micro_batch=16,
-    kl=0.0, checkpoint_every=1000,
-)  # fmt: skip
+    QUICK,
+    steps=60,
+    groups=1,
+    group_size=16,
+    scored_steps=1,
+    learning_rate=0.05,
+    micro_batch=16,
+    kl=0.0,
+    checkpoint_every=1000,
+)
 
 
 @pytest.mark.parametrize("modality", ["text", "image"])
@@ -275,13 +282,24 @@ def test_samples_are_pairs_of_the_last_step(model, tmp_path):
 @pytest.mark.parametrize(
     "bad",
     [
-        {"group_size": 1}, {"groups": 0}, {"scored_steps": 0}, {"inner_epochs": 0}, {"clip": 0},
-        {"kl": -1}, {"reward_at": "end"}, {"kl_reference": "new"}, {"std_floor": 0.0},
-        {"learning_rate": 0}, {"steps": 0}, {"schedule": "cosine"}, {"micro_batch": 1.5},
-        {"learning_rate": float("nan")}, {"sampler": SamplerSettings.upstream("A")},
+        {"group_size": 1},
+        {"groups": 0},
+        {"scored_steps": 0},
+        {"inner_epochs": 0},
+        {"clip": 0},
+        {"kl": -1},
+        {"reward_at": "end"},
+        {"kl_reference": "new"},
+        {"std_floor": 0.0},
+        {"learning_rate": 0},
+        {"steps": 0},
+        {"schedule": "cosine"},
+        {"micro_batch": 1.5},
+        {"learning_rate": float("nan")},
+        {"sampler": SamplerSettings.upstream("A")},
         {"sampler": SamplerSettings(speed="fast")},
     ],
-)  # fmt: skip
+)
 def test_settings_out_of_range_are_refused(bad):
     with pytest.raises(InputError):
         ParaRLSettings(**{"steps": 1, **bad})

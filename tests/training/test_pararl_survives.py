@@ -199,12 +199,17 @@ def test_a_full_disk_is_told_and_the_last_state_stays_whole(start, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"seed": 1}, "seed"), ({"groups": 3}, "groups"), ({"group_size": 5}, "group_size"),
-        ({"scored_steps": 1}, "scored_steps"), ({"reward_at": "output"}, "reward_at"),
-        ({"inner_epochs": 2}, "inner_epochs"), ({"kl": 0.5}, "kl"), ({"clip": 0.1}, "clip"),
+        ({"seed": 1}, "seed"),
+        ({"groups": 3}, "groups"),
+        ({"group_size": 5}, "group_size"),
+        ({"scored_steps": 1}, "scored_steps"),
+        ({"reward_at": "output"}, "reward_at"),
+        ({"inner_epochs": 2}, "inner_epochs"),
+        ({"kl": 0.5}, "kl"),
+        ({"clip": 0.1}, "clip"),
         ({"sampler": replace(QUICK.sampler, text_steps=2)}, "text_steps"),
     ],
-)  # fmt: skip
+)
 def test_a_run_is_resumed_with_what_it_was_begun_with(changed, named, start):
     start().save()
     with pytest.raises(InputError, match=f"begun with {named} "):
@@ -241,9 +246,13 @@ def test_other_data_rank_or_kind_are_refused(start, tmp_path):
     with pytest.raises(InputError, match="other data"):
         start(own=cases(first.model, seed=1)).resume()
     other = ParaRLRun(
-        first.model, first.cases, brightness, QUICK, tmp_path / "run",
+        first.model,
+        first.cases,
+        brightness,
+        QUICK,
+        tmp_path / "run",
         policy=LoRA(first.model.transformer, rank=3),
-    )  # fmt: skip
+    )
     with pytest.raises(InputError, match="another rank"):
         other.resume()
     state = torch.load(tmp_path / "run" / "run.pt", weights_only=True)

@@ -11,9 +11,17 @@ from mmada_parallel.tests.training.worker import one_step, weights
 from mmada_parallel.training.sft.pretrain import SFTRun, SFTSettings
 
 SETTINGS = SFTSettings(
-    steps=4, batch_size=6, warmup_steps=2, decay_steps=2, bf16=False, checkpoint_every=2,
-    log_every=1, drop_text=0.2, drop_image=0.2, drop_both=0.2,
-)  # fmt: skip
+    steps=4,
+    batch_size=6,
+    warmup_steps=2,
+    decay_steps=2,
+    bf16=False,
+    checkpoint_every=2,
+    log_every=1,
+    drop_text=0.2,
+    drop_image=0.2,
+    drop_both=0.2,
+)
 
 
 def test_resumed_run_equals_the_uninterrupted_one(model, layout, dataset, tmp_path):
@@ -57,9 +65,15 @@ def test_a_run_is_resumed_with_the_examples_it_was_begun_with(
 
 def test_loss_falls(model, layout, dataset, tmp_path):
     settings = SFTSettings(
-        steps=30, batch_size=16, warmup_steps=5, decay_steps=5, learning_rate=3e-3, bf16=False,
-        log_every=10, ema=0.9,
-    )  # fmt: skip
+        steps=30,
+        batch_size=16,
+        warmup_steps=5,
+        decay_steps=5,
+        learning_rate=3e-3,
+        bf16=False,
+        log_every=10,
+        ema=0.9,
+    )
     seen = []
     SFTRun(model, layout, dataset, settings, tmp_path).train(lambda _, line: seen.append(line))
     assert seen[-1]["text_loss"] < 0.8 * seen[0]["text_loss"]

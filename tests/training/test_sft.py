@@ -75,9 +75,7 @@ def test_dropped_conditions_are_not_read(layout, dataset):
 
 
 def test_condition_frequencies():
-    drawn = draw_conditions(
-        20000, torch.Generator().manual_seed(0), text=0.1, image=0.2, both=0.3
-    )
+    drawn = draw_conditions(20000, torch.Generator().manual_seed(0), text=0.1, image=0.2, both=0.3)
     share = {c: drawn.count(c) / len(drawn) for c in set(drawn)}
     assert share[Condition(True, False)] == pytest.approx(0.1, abs=0.01)
     assert share[Condition(False, True)] == pytest.approx(0.2, abs=0.01)

@@ -9,9 +9,18 @@ from mmada_parallel.training.weights.policies import LoRA
 
 SAMPLER = SamplerSettings(text_steps=3, image_steps=2, text_temperature=1.0, joint_guidance=0.0)
 QUICK = ParaRLSettings(
-    steps=4, groups=2, group_size=4, scored_steps=2, learning_rate=1e-2, warmup_steps=0,
-    micro_batch=5, gradient_checkpointing=False, checkpoint_every=100, kl=0.01, sampler=SAMPLER,
-)  # fmt: skip
+    steps=4,
+    groups=2,
+    group_size=4,
+    scored_steps=2,
+    learning_rate=1e-2,
+    warmup_steps=0,
+    micro_batch=5,
+    gradient_checkpointing=False,
+    checkpoint_every=100,
+    kl=0.01,
+    sampler=SAMPLER,
+)
 
 
 def tiny_model(folder, variant="A"):

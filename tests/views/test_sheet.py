@@ -64,8 +64,10 @@ def test_words_know_what_is_new(demo):
     before = TokenState(torch.tensor([[ids[0], MASKED, MASKED]]), cell)
     after = TokenState(torch.tensor([[ids[0], ids[1], MASKED]]), cell)
     assert words_of(demo, after, before) == [
-        Word("the"), Word("red", new=True), Word("░", decided=False),
-    ]  # fmt: skip
+        Word("the"),
+        Word("red", new=True),
+        Word("░", decided=False),
+    ]
     assert [word.new for word in words_of(demo, after)] == [False, False, False]
 
 

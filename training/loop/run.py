@@ -66,9 +66,15 @@ class RunSettings:
     seed: int = 0
 
     FREE: ClassVar[tuple[str, ...]] = (
-        "steps", "learning_rate", "schedule", "warmup_steps", "clip_norm", "micro_batch",
-        "gradient_checkpointing", "checkpoint_every",
-    )  # fmt: skip
+        "steps",
+        "learning_rate",
+        "schedule",
+        "warmup_steps",
+        "clip_norm",
+        "micro_batch",
+        "gradient_checkpointing",
+        "checkpoint_every",
+    )
     """What may be another when a run is resumed."""
 
     def __post_init__(self) -> None:

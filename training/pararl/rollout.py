@@ -81,9 +81,14 @@ class Moments:
 
     def __getitem__(self, rows: slice | Tensor) -> Moments:
         return Moments(
-            self.prompt[rows], self.state[rows], self.after[rows], self.text_revealed[rows],
-            self.image_revealed[rows], self.index[rows], self.finite[rows],
-        )  # fmt: skip
+            self.prompt[rows],
+            self.state[rows],
+            self.after[rows],
+            self.text_revealed[rows],
+            self.image_revealed[rows],
+            self.index[rows],
+            self.finite[rows],
+        )
 
     @classmethod
     def join(cls, parts: Sequence[Moments]) -> Moments:
@@ -136,11 +141,14 @@ def alike(groups: Sequence[Group]) -> list[list[Group]]:
     for group in groups:
         prompt = group.case.prompt
         key = (
-            prompt.instruction.shape, prompt.unconditional.shape,
+            prompt.instruction.shape,
+            prompt.unconditional.shape,
             None if prompt.image is None else prompt.image.shape,
-            prompt.initial.text.shape, prompt.initial.grid,
-            undecided_counts(prompt.initial.text), undecided_counts(prompt.initial.image),
-        )  # fmt: skip
+            prompt.initial.text.shape,
+            prompt.initial.grid,
+            undecided_counts(prompt.initial.text),
+            undecided_counts(prompt.initial.image),
+        )
         lists[key].append(group)
     return list(lists.values())
 
@@ -220,10 +228,14 @@ def _moments(prompt: Prompt, step: Step, rows: list[int]) -> Moments:
     at = torch.tensor(rows, device=step.text_revealed.device)
     confidence = torch.cat((step.text_confidence, step.image_confidence.flatten(1)), dim=1)
     return Moments(
-        prompt[at], step.state[at], step.after[at], step.text_revealed[at],
-        step.image_revealed[at], torch.full_like(at, step.index),
+        prompt[at],
+        step.state[at],
+        step.after[at],
+        step.text_revealed[at],
+        step.image_revealed[at],
+        torch.full_like(at, step.index),
         confidence[at].isfinite().all(dim=1),
-    )  # fmt: skip
+    )
 
 
 def trajectory_pairs(model: Model, rollouts: Rollouts, *, micro_batch: int) -> list[Pair]:
@@ -306,11 +318,21 @@ def log_probs(model: Model, moments: Moments, text_temperature: float) -> tuple[
     found, owners = [], []
     words = slice(layout.text_choices.start, layout.text_choices.stop)
     for revealed, tokens, positions, choices, temperature in (
-        (moments.text_revealed, moments.after.text - words.start, sequence.text_positions, words,
-         text_temperature or 1.0),
-        (moments.image_revealed.flatten(1), moments.after.image.flatten(1),
-         sequence.image_positions, image_choices(model), 1.0),
-    ):  # fmt: skip
+        (
+            moments.text_revealed,
+            moments.after.text - words.start,
+            sequence.text_positions,
+            words,
+            text_temperature or 1.0,
+        ),
+        (
+            moments.image_revealed.flatten(1),
+            moments.after.image.flatten(1),
+            sequence.image_positions,
+            image_choices(model),
+            1.0,
+        ),
+    ):
         owner, place = revealed.nonzero(as_tuple=True)
         logits = transformer.logits(hidden[owner, positions[place]], choices).float() / temperature
         chosen = tokens[owner, place][:, None]

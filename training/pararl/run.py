@@ -212,9 +212,13 @@ class ParaRLRun(PolicyRun):
     ) -> Rollouts:
         settings = self.settings
         rollouts = roll_out(
-            self.model, groups, settings.sampler, drawn=settings.scored_steps,
-            micro_batch=settings.micro_batch, progress=progress,
-        )  # fmt: skip
+            self.model,
+            groups,
+            settings.sampler,
+            drawn=settings.scored_steps,
+            micro_batch=settings.micro_batch,
+            progress=progress,
+        )
         if not rollouts.moments.finite.all():
             raise DivergenceError(
                 f"The model's predictions in step {self.step + 1} are not finite: lower "

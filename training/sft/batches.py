@@ -33,9 +33,12 @@ class Windows:
         own = slice(self.rank, None, self.ranks)
         seed = settings.seed * 1_000_003 + number
         conditions = draw_conditions(
-            count, torch.Generator().manual_seed(seed),
-            text=settings.drop_text, image=settings.drop_image, both=settings.drop_both,
-        )[own]  # fmt: skip
+            count,
+            torch.Generator().manual_seed(seed),
+            text=settings.drop_text,
+            image=settings.drop_image,
+            both=settings.drop_both,
+        )[own]
         examples = [self.dataset[i] for i in range(number * count, (number + 1) * count)[own]]
         share = len(examples) / settings.window
         pieces = _cut(group(examples, conditions), min(settings.micro_batch, max(1, int(share))))

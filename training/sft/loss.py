@@ -81,9 +81,13 @@ def alike(
             condition = Condition(condition.drop_text)
         words = example.prompt.unconditional if condition.drop_text else example.prompt.instruction
         key = (
-            condition, words.shape[1], None if image is None else image.shape[1:],
-            example.target.text.shape[1], example.target.grid, example.image_weight is None,
-        )  # fmt: skip
+            condition,
+            words.shape[1],
+            None if image is None else image.shape[1:],
+            example.target.text.shape[1],
+            example.target.grid,
+            example.image_weight is None,
+        )
         groups[key].append(place)
     return [(places, key[0]) for key, places in groups.items()]
 

@@ -111,9 +111,12 @@ class FinetuneRun(PolicyRun):
             example = piece.example.to(self.model.device)
             with self.recomputing():
                 losses = masked_losses(
-                    self.model.transformer, self.model.layout, example, piece.condition,
+                    self.model.transformer,
+                    self.model.layout,
+                    example,
+                    piece.condition,
                     *piece.masks,
-                )  # fmt: skip
+                )
                 ((losses.text + losses.image) * piece.share).backward()
             for kind, loss in enumerate((losses.text, losses.image)):
                 sums[kind] += float(loss.detach()) * piece.share

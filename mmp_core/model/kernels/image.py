@@ -30,19 +30,38 @@ def choose_image(
     block = triton.next_power_of_2(codes)
     if chosen.numel():
         _image_kernel[(chosen.numel(),)](
-            *parts, *weights, noise, chosen, log_p, codes,
-            BRANCHES=len(logits), NOISY=exponential is not None, BLOCK=block,
-            num_warps=max(1, min(16, block // 1024)), enable_fp_fusion=False,
-        )  # fmt: skip
+            *parts,
+            *weights,
+            noise,
+            chosen,
+            log_p,
+            codes,
+            BRANCHES=len(logits),
+            NOISY=exponential is not None,
+            BLOCK=block,
+            num_warps=max(1, min(16, block // 1024)),
+            enable_fp_fusion=False,
+        )
     return chosen, log_p
 
 
 @triton.jit
 def _image_kernel(
-    conditional, first, second, third, first_scale, second_scale, third_scale,
-    exponential, chosen, log_p, codes,
-    BRANCHES: tl.constexpr, NOISY: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    conditional,
+    first,
+    second,
+    third,
+    first_scale,
+    second_scale,
+    third_scale,
+    exponential,
+    chosen,
+    log_p,
+    codes,
+    BRANCHES: tl.constexpr,
+    NOISY: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     code = tl.arange(0, BLOCK)
     there = code < codes

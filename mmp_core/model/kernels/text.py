@@ -61,18 +61,45 @@ def choose_text(
     index = torch.empty(rows, tiles, dtype=torch.int32, device=device)
     row_tiles = triton.cdiv(rows, tile.rows)
     _text_kernel[(row_tiles * tiles,)](
-        parts[0], parts[-1], head, parts[0] if exponential is None else exponential.contiguous(),
-        noisy, index, scores, rest,
-        rows, words, features, head.stride(0), tiles, row_tiles,
-        scales[0] if guided else 0.0, logit_scale or 1.0, float(temperature),
-        GUIDED=guided, SCALED=logit_scale is not None, NOISY=exponential is not None,
-        UPCAST=_INTERPRETED, ROWS=tile.rows, WORDS=tile.words, DEPTH=tile.depth,
-        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=False,
-    )  # fmt: skip
+        parts[0],
+        parts[-1],
+        head,
+        parts[0] if exponential is None else exponential.contiguous(),
+        noisy,
+        index,
+        scores,
+        rest,
+        rows,
+        words,
+        features,
+        head.stride(0),
+        tiles,
+        row_tiles,
+        scales[0] if guided else 0.0,
+        logit_scale or 1.0,
+        float(temperature),
+        GUIDED=guided,
+        SCALED=logit_scale is not None,
+        NOISY=exponential is not None,
+        UPCAST=_INTERPRETED,
+        ROWS=tile.rows,
+        WORDS=tile.words,
+        DEPTH=tile.depth,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        enable_fp_fusion=False,
+    )
     _best_tile_kernel[(rows,)](
-        noisy, index, scores, rest, chosen, log_odds, tiles,
-        BLOCK=triton.next_power_of_2(tiles), enable_fp_fusion=False,
-    )  # fmt: skip
+        noisy,
+        index,
+        scores,
+        rest,
+        chosen,
+        log_odds,
+        tiles,
+        BLOCK=triton.next_power_of_2(tiles),
+        enable_fp_fusion=False,
+    )
     return chosen, log_odds
 
 
@@ -91,11 +118,31 @@ def tile_for(shared: int, many_rows: bool, guided: bool) -> Tile:
 
 @triton.jit(do_not_specialize=["rows", "row_tiles"])
 def _text_kernel(
-    hidden, other, head, exponential, noisy_out, index_out, score_out, rest_out,
-    rows, words, features, head_stride, tiles, row_tiles, guidance, logit_scale, temperature,
-    GUIDED: tl.constexpr, SCALED: tl.constexpr, NOISY: tl.constexpr, UPCAST: tl.constexpr,
-    ROWS: tl.constexpr, WORDS: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
+    hidden,
+    other,
+    head,
+    exponential,
+    noisy_out,
+    index_out,
+    score_out,
+    rest_out,
+    rows,
+    words,
+    features,
+    head_stride,
+    tiles,
+    row_tiles,
+    guidance,
+    logit_scale,
+    temperature,
+    GUIDED: tl.constexpr,
+    SCALED: tl.constexpr,
+    NOISY: tl.constexpr,
+    UPCAST: tl.constexpr,
+    ROWS: tl.constexpr,
+    WORDS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
     program = tl.program_id(0)
     tile = program // row_tiles
     row = program % row_tiles * ROWS + tl.arange(0, ROWS)
