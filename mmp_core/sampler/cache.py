@@ -18,7 +18,7 @@ from ..model.transformer import KeyValueCache, MaskedDiffusionTransformer
 from ..state import MASKED, Step
 from ..variants.base import Sequence
 from .rows import Rows
-from .schedule import Due
+from .schedule import StepTargets
 
 REFRESH_EVERY = 4
 """Image steps from one time that all of a branch is computed to the next (ML-Cache: 5). All
@@ -31,10 +31,10 @@ certainty as in ML-Cache)."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class StepQuery:
     """What a step asks of the model. ``last``: the step before."""
 
-    due: Due
+    targets: StepTargets
     last: Step
 
 
@@ -84,19 +84,19 @@ class CachePolicy:
     one_in: int = ONE_IN
 
     def positions(
-        self, branch: str, sequence: Sequence, memory: Memory, ids: Tensor, asked: Asked
+        self, branch: str, sequence: Sequence, memory: Memory, ids: Tensor, query: StepQuery
     ) -> Tensor | None:
         """(B, n) positions of ``ids`` (B, L) to compute, ``L`` for none; ``None`` for all.
 
         How many there are is known without reading anything back from the device.
         """
-        due, length = asked.due, ids.shape[1]
-        text = due.text.rows if due.text and branch in self.text_branches else None
-        image = due.image.rows if due.image and branch in self.image_branches else None
-        wanted = self._wanted(sequence, memory, ids, text, image, asked.last)
+        targets, length = query.targets, ids.shape[1]
+        text = targets.text.rows if targets.text and branch in self.text_branches else None
+        image = targets.image.rows if targets.image and branch in self.image_branches else None
+        wanted = self._wanted(sequence, memory, ids, text, image, query.last)
         sizes = []
         tokens = len(sequence.text_positions), len(sequence.image_positions)
-        counts = zip(due.text_undecided, due.image_undecided, strict=True)
+        counts = zip(targets.text_undecided, targets.image_undecided, strict=True)
         for i, undecided in enumerate(counts):
             texts, images = (rows.counts[i] if rows else 0 for rows in (text, image))
             if not texts + images:

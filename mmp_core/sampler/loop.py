@@ -9,7 +9,7 @@ import torch
 
 from ..errors import InputError
 from ..state import MASKED, Prompt, Step, TokenState, Trajectory
-from .cache import Asked
+from .cache import StepQuery
 from .policies import DenoisingModel, Policies, corrected_policies
 from .predictor import Predictor
 from .schedule import spread
@@ -66,18 +66,18 @@ def take_step(predictor: Predictor, policies: Policies, index: int, last: Step) 
     """The step at position ``index`` of the plan, from the state after ``last``."""
     plan, guidance, selection = policies.plan, policies.guidance, policies.selection
     planned, state = plan.steps[index], last.after
-    due = plan.due(index, state)
-    view = predictor.of(state, Asked(due, last))
+    targets = plan.targets(index, state)
+    view = predictor.of(state, StepQuery(targets, last))
     text = carried(state.text, last.guess.text, last.text_confidence)
-    if due.text is not None:
+    if targets.text is not None:
         logits = partial(guidance.text_logits, view)
-        text = selection.text(due.text.rows, text, logits, due.text.count, planned)
+        text = selection.text(targets.text.rows, text, logits, targets.text.count, planned)
     updated = TokenState(text.after, state.image)
     codes, grid = state.image.flatten(1), state.image.shape
     image = carried(codes, last.guess.image.flatten(1), last.image_confidence.flatten(1))
-    if due.image is not None:
+    if targets.image is not None:
         logits = partial(guidance.image_logits, view, updated)
-        image = selection.image(due.image.rows, image, logits, due.image.count, planned)
+        image = selection.image(targets.image.rows, image, logits, targets.image.count, planned)
     return Step(
         index=index,
         state=state,

@@ -11,7 +11,7 @@ from ..model.graphs import forward_of
 from ..model.transformer import MaskedDiffusionTransformer
 from ..state import MASKED, TokenState
 from ..variants.base import Layout, Sequence
-from .cache import Asked, CachePolicy, Memory
+from .cache import CachePolicy, Memory, StepQuery
 
 
 class Predictor:
@@ -32,9 +32,9 @@ class Predictor:
         self.cache, self.forward = cache, forward_of(transformer)
         self.memories = {name: Memory(branch.ids.shape[0]) for name, branch in branches.items()}
 
-    def of(self, state: TokenState, asked: Asked | None = None) -> View:
-        """``asked``: all that will be asked of the view; without it anything may be."""
-        return View(self, state, asked)
+    def of(self, state: TokenState, query: StepQuery | None = None) -> View:
+        """``query``: all that will be asked of the view; without it anything may be."""
+        return View(self, state, query)
 
     def ids(self, branch: str, state: TokenState) -> Tensor:
         """The model's input (B, L) for ``state`` in ``branch``."""
@@ -45,21 +45,21 @@ class Predictor:
         ids = sequence.ids.index_copy(1, sequence.image_positions, image)
         return ids.index_copy(1, sequence.text_positions, text)
 
-    def hidden(self, branch: str, state: TokenState, asked: Asked | None) -> Tensor:
+    def hidden(self, branch: str, state: TokenState, query: StepQuery | None) -> Tensor:
         """Normed hidden states (B, L, d_model)."""
         ids = self.ids(branch, state)
-        if self.cache is None or asked is None:
+        if self.cache is None or query is None:
             return self.forward(ids)
         memory = self.memories[branch]
-        positions = self.cache.positions(branch, self.branches[branch], memory, ids, asked)
+        positions = self.cache.positions(branch, self.branches[branch], memory, ids, query)
         return memory.renew(self.transformer, ids, positions)
 
 
 class View:
     """One state as seen by the model. Each branch is run at most once, when first asked for."""
 
-    def __init__(self, predictor: Predictor, state: TokenState, asked: Asked | None):
-        self.predictor, self.state, self.asked = predictor, state, asked
+    def __init__(self, predictor: Predictor, state: TokenState, query: StepQuery | None):
+        self.predictor, self.state, self.query = predictor, state, query
         self._hidden: dict[str, Tensor] = {}
 
     def text_logits(self, branch: str, index: Tensor, choices: slice) -> Tensor:
@@ -80,6 +80,6 @@ class View:
 
     def _hidden_at(self, branch: str, positions: Tensor) -> Tensor:
         if branch not in self._hidden:
-            self._hidden[branch] = self.predictor.hidden(branch, self.state, self.asked)
+            self._hidden[branch] = self.predictor.hidden(branch, self.state, self.query)
         hidden = self._hidden[branch]
         return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))

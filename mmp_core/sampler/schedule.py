@@ -42,7 +42,7 @@ class PlannedStep:
 
 
 @dataclass(frozen=True)
-class Part:
+class Targets:
     """What one step has to decide of one modality.
 
     ``rows``: the positions asked about. ``count`` (B,) int64, on the device: of text how many to
@@ -54,14 +54,14 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Due:
+class StepTargets:
     """What one step has to decide; ``None`` for a modality that it leaves alone.
 
     ``text_undecided``, ``image_undecided``: see :class:`PlannedStep`.
     """
 
-    text: Part | None
-    image: Part | None
+    text: Targets | None
+    image: Targets | None
     text_undecided: Counts | None
     image_undecided: Counts | None
 
@@ -88,33 +88,33 @@ class Plan:
     def __len__(self) -> int:
         return len(self.steps)
 
-    def due(self, index: int, state: TokenState) -> Due:
+    def targets(self, index: int, state: TokenState) -> StepTargets:
         """What the step at ``index`` has to decide of ``state``."""
         step, text, image = self.steps[index], None, None
         counts = {name: table[index] for name, table in self.counts.items()}
         if step.text_quota is not None:
             rows = Rows.of(state.text, step.text_rows, counts["text_rows"])
-            text = Part(rows, counts["text_quota"])
+            text = Targets(rows, counts["text_quota"])
         if step.image_masked is not None:
             rows = Rows.of(state.image.flatten(1), step.image_rows, counts["image_rows"])
-            image = Part(rows, counts["image_masked"])
-        return Due(text, image, step.text_undecided, step.image_undecided)
+            image = Targets(rows, counts["image_masked"])
+        return StepTargets(text, image, step.text_undecided, step.image_undecided)
 
 
 class AdaptivePlan(Plan):
     """For a selection that may run ahead of the plan: only samples and modalities that are behind
     it are asked about. Which they are is read back once a step."""
 
-    def due(self, index: int, state: TokenState) -> Due:
+    def targets(self, index: int, state: TokenState) -> StepTargets:
         step, codes = self.steps[index], state.image.flatten(1)
         undecided = torch.stack([(tokens == MASKED).sum(dim=1) for tokens in (state.text, codes)])
         text_count, image_count = map(tuple, undecided.tolist())
         text_left, masked = self.counts["text_left"][index], self.counts["image_masked"][index]
         text = _behind(state.text, text_count, undecided[0], step.text_left, text_left)
         image = _behind(codes, image_count, undecided[1], step.image_masked, masked)
-        return Due(
-            text and Part(text, (undecided[0] - text_left).clamp_min(0)),
-            image and Part(image, masked),
+        return StepTargets(
+            text and Targets(text, (undecided[0] - text_left).clamp_min(0)),
+            image and Targets(image, masked),
             text_count,
             image_count,
         )
@@ -126,10 +126,10 @@ def _behind(
     """The undecided positions of those samples that have more of them than ``left``, if any."""
     if left is None:
         return None
-    asked = tuple(n if n > keep else 0 for n, keep in zip(counts, left, strict=True))
-    if not any(asked):
+    counts = tuple(n if n > keep else 0 for n, keep in zip(counts, left, strict=True))
+    if not any(counts):
         return None
-    return Rows.of(tokens, asked, torch.where(undecided > left_on_device, undecided, 0))
+    return Rows.of(tokens, counts, torch.where(undecided > left_on_device, undecided, 0))
 
 
 def corrected_steps(text: Counts, image: Counts, settings: SamplerSettings) -> list[PlannedStep]:
