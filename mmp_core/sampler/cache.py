@@ -38,7 +38,7 @@ class StepQuery:
     last: Step
 
 
-class Memory:
+class BranchCache:
     """What is kept of one branch: keys, values and hidden states, and the ids they belong to.
 
     Per sample: ``undecided`` text and image tokens at its last run, and when all of it was last
@@ -84,7 +84,7 @@ class CachePolicy:
     one_in: int = ONE_IN
 
     def positions(
-        self, branch: str, sequence: Sequence, memory: Memory, ids: Tensor, query: StepQuery
+        self, branch: str, sequence: Sequence, cached: BranchCache, ids: Tensor, query: StepQuery
     ) -> Tensor | None:
         """(B, n) positions of ``ids`` (B, L) to compute, ``L`` for none; ``None`` for all.
 
@@ -93,7 +93,7 @@ class CachePolicy:
         targets, length = query.targets, ids.shape[1]
         text = targets.text.rows if targets.text and branch in self.text_branches else None
         image = targets.image.rows if targets.image and branch in self.image_branches else None
-        wanted = self._wanted(sequence, memory, ids, text, image, query.last)
+        wanted = self._wanted(sequence, cached, ids, text, image, query.last)
         sizes = []
         tokens = len(sequence.text_positions), len(sequence.image_positions)
         counts = zip(targets.text_undecided, targets.image_undecided, strict=True)
@@ -103,14 +103,14 @@ class CachePolicy:
                 wanted[i] = False
                 sizes.append(0)
                 continue
-            if self._refreshes(memory, i, undecided, tokens, images > 0):
+            if self._refreshes(cached, i, undecided, tokens, images > 0):
                 wanted[i] = True
                 sizes.append(length)
             else:
-                changed = sum(memory.undecided[i]) - sum(undecided)
+                changed = sum(cached.undecided[i]) - sum(undecided)
                 sizes.append(changed + texts + -(-images // self.one_in))
-            memory.undecided[i] = undecided
-        if memory.ids is None or min(sizes) == length:
+            cached.undecided[i] = undecided
+        if cached.ids is None or min(sizes) == length:
             return None
         order = wanted.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
         order, rank = order[:, : max(sizes)], torch.arange(max(sizes), device=ids.device)
@@ -118,7 +118,7 @@ class CachePolicy:
 
     def _refreshes(
         self,
-        memory: Memory,
+        cached: BranchCache,
         i: int,
         undecided: tuple[int, int],
         tokens: tuple[int, int],
@@ -129,22 +129,22 @@ class CachePolicy:
         ``undecided`` text and image tokens, of so many ``tokens``. ``image``: whether image tokens
         are asked about.
         """
-        before = memory.refreshed_at[i]
+        before = cached.refreshed_at[i]
         refreshes = before is None or any(
             was - now > self.changed_share * of
             for was, now, of in zip(before, undecided, tokens, strict=True)
         )
         if image:
-            refreshes |= memory.image_runs[i] % self.refresh_every == 0
-            memory.image_runs[i] += 1
+            refreshes |= cached.image_runs[i] % self.refresh_every == 0
+            cached.image_runs[i] += 1
         if refreshes:
-            memory.refreshed_at[i] = undecided
+            cached.refreshed_at[i] = undecided
         return refreshes
 
     def _wanted(
         self,
         sequence: Sequence,
-        memory: Memory,
+        cached: BranchCache,
         ids: Tensor,
         text: Rows | None,
         image: Rows | None,
@@ -152,7 +152,7 @@ class CachePolicy:
     ) -> Tensor:
         """(B, L) bool: what changed, what text is asked about, and part of the image that is."""
         length = ids.shape[1]
-        kept = torch.full_like(ids, MASKED) if memory.ids is None else memory.ids[:, :length]
+        kept = torch.full_like(ids, MASKED) if cached.ids is None else cached.ids[:, :length]
         wanted = F.pad(ids != kept, (0, 1))
         if text:
             places = sequence.text_positions[text.index]

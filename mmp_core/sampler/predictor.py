@@ -11,7 +11,7 @@ from ..model.graphs import forward_of
 from ..model.transformer import MaskedDiffusionTransformer
 from ..state import MASKED, TokenState
 from ..variants.base import Layout, Sequence
-from .cache import CachePolicy, Memory, StepQuery
+from .cache import BranchCache, CachePolicy, StepQuery
 
 
 class Predictor:
@@ -30,7 +30,9 @@ class Predictor:
     ):
         self.transformer, self.layout, self.branches = transformer, layout, branches
         self.cache, self.forward = cache, forward_of(transformer)
-        self.memories = {name: Memory(branch.ids.shape[0]) for name, branch in branches.items()}
+        self.branch_caches = {
+            name: BranchCache(branch.ids.shape[0]) for name, branch in branches.items()
+        }
 
     def of(self, state: TokenState, query: StepQuery | None = None) -> View:
         """``query``: all that will be asked of the view; without it anything may be."""
@@ -50,9 +52,9 @@ class Predictor:
         ids = self.ids(branch, state)
         if self.cache is None or query is None:
             return self.forward(ids)
-        memory = self.memories[branch]
-        positions = self.cache.positions(branch, self.branches[branch], memory, ids, query)
-        return memory.renew(self.transformer, ids, positions)
+        cached = self.branch_caches[branch]
+        positions = self.cache.positions(branch, self.branches[branch], cached, ids, query)
+        return cached.renew(self.transformer, ids, positions)
 
 
 class View:
