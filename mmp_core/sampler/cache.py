@@ -17,7 +17,7 @@ from torch import Tensor
 from ..model.transformer import KeyValueCache, MaskedDiffusionTransformer
 from ..state import MASKED, Step
 from ..variants.base import Sequence
-from .rows import Rows
+from .positions import MaskedPositions
 from .schedule import StepTargets
 
 REFRESH_EVERY = 4
@@ -91,14 +91,14 @@ class CachePolicy:
         How many there are is known without reading anything back from the device.
         """
         targets, length = query.targets, ids.shape[1]
-        text = targets.text.rows if targets.text and branch in self.text_branches else None
-        image = targets.image.rows if targets.image and branch in self.image_branches else None
+        text = targets.text.positions if targets.text and branch in self.text_branches else None
+        image = targets.image.positions if targets.image and branch in self.image_branches else None
         wanted = self._wanted(sequence, cached, ids, text, image, query.last)
         sizes = []
         tokens = len(sequence.text_positions), len(sequence.image_positions)
         counts = zip(targets.text_undecided, targets.image_undecided, strict=True)
         for i, undecided in enumerate(counts):
-            texts, images = (rows.counts[i] if rows else 0 for rows in (text, image))
+            texts, images = (positions.counts[i] if positions else 0 for positions in (text, image))
             if not texts + images:
                 wanted[i] = False
                 sizes.append(0)
@@ -146,8 +146,8 @@ class CachePolicy:
         sequence: Sequence,
         cached: BranchCache,
         ids: Tensor,
-        text: Rows | None,
-        image: Rows | None,
+        text: MaskedPositions | None,
+        image: MaskedPositions | None,
         last: Step,
     ) -> Tensor:
         """(B, L) bool: what changed, what text is asked about, and part of the image that is."""
@@ -163,7 +163,7 @@ class CachePolicy:
             wanted.scatter_(1, torch.where(chosen, places, length), True)
         return wanted[:, :length]
 
-    def _least_certain(self, image: Rows, last: Step) -> Tensor:
+    def _least_certain(self, image: MaskedPositions, last: Step) -> Tensor:
         """(B, n) bool: one in ``one_in`` of the rows, by the confidence of the last guess."""
         confidence = last.image_confidence.flatten(1).gather(1, image.index)
         order = confidence.masked_fill(~image.valid, torch.inf).argsort(dim=1, stable=True)

@@ -71,13 +71,15 @@ def take_step(predictor: Predictor, policies: Policies, index: int, last: Step) 
     text = carried(state.text, last.guess.text, last.text_confidence)
     if targets.text is not None:
         logits = partial(guidance.text_logits, view)
-        text = selection.text(targets.text.rows, text, logits, targets.text.count, planned)
+        text = selection.text(targets.text.positions, text, logits, targets.text.count, planned)
     updated = TokenState(text.after, state.image)
     codes, grid = state.image.flatten(1), state.image.shape
     image = carried(codes, last.guess.image.flatten(1), last.image_confidence.flatten(1))
     if targets.image is not None:
         logits = partial(guidance.image_logits, view, updated)
-        image = selection.image(targets.image.rows, image, logits, targets.image.count, planned)
+        image = selection.image(
+            targets.image.positions, image, logits, targets.image.count, planned
+        )
     return Step(
         index=index,
         state=state,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..state import MASKED, TokenState
-from .rows import Rows
+from .positions import MaskedPositions
 from .settings import SamplerSettings
 
 Counts = tuple[int, ...]
@@ -45,11 +45,11 @@ class PlannedStep:
 class Targets:
     """What one step has to decide of one modality.
 
-    ``rows``: the positions asked about. ``count`` (B,) int64, on the device: of text how many to
+    ``positions``: those to predict. ``count`` (B,) int64, on the device: of text how many to
     reveal, of the image how many stay masked.
     """
 
-    rows: Rows
+    positions: MaskedPositions
     count: Tensor
 
 
@@ -81,8 +81,8 @@ class Plan:
     def of(cls, steps: Sequence[PlannedStep], batch: int, device: torch.device) -> Plan:
         counts = {}
         for name in ("text_quota", "text_left", "image_masked", "text_rows", "image_rows"):
-            rows = [getattr(step, name) or (0,) * batch for step in steps]
-            counts[name] = torch.tensor(rows, dtype=torch.int64).view(-1, batch).to(device)
+            values = [getattr(step, name) or (0,) * batch for step in steps]
+            counts[name] = torch.tensor(values, dtype=torch.int64).view(-1, batch).to(device)
         return cls(tuple(steps), counts)
 
     def __len__(self) -> int:
@@ -93,11 +93,13 @@ class Plan:
         step, text, image = self.steps[index], None, None
         counts = {name: table[index] for name, table in self.counts.items()}
         if step.text_quota is not None:
-            rows = Rows.of(state.text, step.text_rows, counts["text_rows"])
-            text = Targets(rows, counts["text_quota"])
+            positions = MaskedPositions.of(state.text, step.text_rows, counts["text_rows"])
+            text = Targets(positions, counts["text_quota"])
         if step.image_masked is not None:
-            rows = Rows.of(state.image.flatten(1), step.image_rows, counts["image_rows"])
-            image = Targets(rows, counts["image_masked"])
+            positions = MaskedPositions.of(
+                state.image.flatten(1), step.image_rows, counts["image_rows"]
+            )
+            image = Targets(positions, counts["image_masked"])
         return StepTargets(text, image, step.text_undecided, step.image_undecided)
 
 
@@ -122,14 +124,14 @@ class AdaptivePlan(Plan):
 
 def _behind(
     tokens: Tensor, counts: Counts, undecided: Tensor, left: Counts | None, left_on_device: Tensor
-) -> Rows | None:
+) -> MaskedPositions | None:
     """The undecided positions of those samples that have more of them than ``left``, if any."""
     if left is None:
         return None
     counts = tuple(n if n > keep else 0 for n, keep in zip(counts, left, strict=True))
     if not any(counts):
         return None
-    return Rows.of(tokens, counts, torch.where(undecided > left_on_device, undecided, 0))
+    return MaskedPositions.of(tokens, counts, torch.where(undecided > left_on_device, undecided, 0))
 
 
 def corrected_steps(text: Counts, image: Counts, settings: SamplerSettings) -> list[PlannedStep]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..model.kernels import ImageLogits, TextLogits
 from ..model.kernels.plain import gumbel
 from ..state import MASKED, TokenState
-from .rows import Rows
+from .positions import MaskedPositions
 from .schedule import PlannedStep
 from .settings import SamplerSettings
 
@@ -40,18 +40,28 @@ class Choice:
 
 
 class Selection(Protocol):
-    """Turns logits at ``rows`` into decisions.
+    """Turns logits at ``positions`` into decisions.
 
     ``before``: no decision, with the last guess, which stays at other positions. ``quota`` and
     ``masked``: (B,) int64 on the model's device, see ``PlannedStep``.
     """
 
     def text(
-        self, rows: Rows, before: Choice, logits: Logits, quota: Tensor, step: PlannedStep
+        self,
+        positions: MaskedPositions,
+        before: Choice,
+        logits: Logits,
+        quota: Tensor,
+        step: PlannedStep,
     ) -> Choice: ...
 
     def image(
-        self, rows: Rows, before: Choice, logits: Logits, masked: Tensor, step: PlannedStep
+        self,
+        positions: MaskedPositions,
+        before: Choice,
+        logits: Logits,
+        masked: Tensor,
+        step: PlannedStep,
     ) -> Choice: ...
 
     def finish(self, state: TokenState, guess: TokenState) -> TokenState:
@@ -74,78 +84,90 @@ class CorrectedSelection:
         self.settings, self.generators, self.first_text_id = settings, generators, first_text_id
 
     def text(
-        self, rows: Rows, before: Choice, logits: Logits, quota: Tensor, step: PlannedStep
+        self,
+        positions: MaskedPositions,
+        before: Choice,
+        logits: Logits,
+        quota: Tensor,
+        step: PlannedStep,
     ) -> Choice:
-        found, temperature = logits(rows.index), self.settings.text_temperature
-        noise = self._exponential(rows, found.choices) if temperature else None
+        found, temperature = logits(positions.index), self.settings.text_temperature
+        noise = self._exponential(positions, found.choices) if temperature else None
         best, confidence = found.choose(temperature, noise)
         ranking = confidence
         if self.settings.remasking == "random":
-            ranking = rows.draw(_uniform, self.generators)
+            ranking = positions.draw(_uniform, self.generators)
         probability = confidence.sigmoid()
-        revealed = highest(rows, ranking, quota) | self.also(rows, probability)
-        return choice(rows, before, best + self.first_text_id, probability, revealed)
+        revealed = highest(positions, ranking, quota) | self.also(positions, probability)
+        return choice(positions, before, best + self.first_text_id, probability, revealed)
 
     def image(
-        self, rows: Rows, before: Choice, logits: Logits, masked: Tensor, step: PlannedStep
+        self,
+        positions: MaskedPositions,
+        before: Choice,
+        logits: Logits,
+        masked: Tensor,
+        step: PlannedStep,
     ) -> Choice:
-        found, random = logits(rows.index), self.settings.image_temperature
-        noise = self._exponential(rows, found.choices) if random else None
+        found, random = logits(positions.index), self.settings.image_temperature
+        noise = self._exponential(positions, found.choices) if random else None
         sampled, confidence = found.choose(noise)
         ranking = confidence
         if step.image_noise:
-            ranking = ranking + step.image_noise * gumbel(self._exponential(rows, 1))[..., 0]
+            ranking = ranking + step.image_noise * gumbel(self._exponential(positions, 1))[..., 0]
         probability = confidence.exp()
-        planned = highest(rows, ranking, rows.valid.sum(dim=1) - masked)
-        return choice(rows, before, sampled, probability, planned | self.also(rows, probability))
+        planned = highest(positions, ranking, positions.valid.sum(dim=1) - masked)
+        return choice(
+            positions, before, sampled, probability, planned | self.also(positions, probability)
+        )
 
-    def also(self, rows: Rows, probability: Tensor) -> Tensor:
+    def also(self, positions: MaskedPositions, probability: Tensor) -> Tensor:
         """(B, n) bool: what is revealed besides what the plan asks for."""
-        return torch.zeros_like(rows.valid)
+        return torch.zeros_like(positions.valid)
 
     def finish(self, state: TokenState, guess: TokenState) -> TokenState:
         return state
 
-    def _exponential(self, rows: Rows, choices: int) -> Tensor:
+    def _exponential(self, positions: MaskedPositions, choices: int) -> Tensor:
         """(B, n, choices) float32 draws."""
 
         def exponential(generator: torch.Generator, count: int) -> Tensor:
             empty = torch.empty(count, choices, device=generator.device)
             return empty.exponential_(generator=generator)
 
-        return rows.draw(exponential, self.generators)
+        return positions.draw(exponential, self.generators)
 
 
 class ConfidentSelection(CorrectedSelection):
     """Reveals also all that the model is sure of."""
 
-    def also(self, rows: Rows, probability: Tensor) -> Tensor:
-        return rows.valid & (probability >= SURE)
+    def also(self, positions: MaskedPositions, probability: Tensor) -> Tensor:
+        return positions.valid & (probability >= SURE)
 
 
 def _uniform(generator: torch.Generator, count: int) -> Tensor:
     return torch.rand(count, generator=generator, device=generator.device)
 
 
-def highest(rows: Rows, ranking: Tensor, count: Tensor) -> Tensor:
+def highest(positions: MaskedPositions, ranking: Tensor, count: Tensor) -> Tensor:
     """(B, n) bool: the ``count`` (B,) positions of each sample that rank highest."""
-    order = torch.where(rows.valid, ranking, -torch.inf).argsort(
+    order = torch.where(positions.valid, ranking, -torch.inf).argsort(
         dim=1, descending=True, stable=True
     )
-    return rows.valid & (order.argsort(dim=1) < count[:, None])
+    return positions.valid & (order.argsort(dim=1) < count[:, None])
 
 
 def choice(
-    rows: Rows, before: Choice, tokens: Tensor, confidence: Tensor, revealed: Tensor
+    positions: MaskedPositions, before: Choice, tokens: Tensor, confidence: Tensor, revealed: Tensor
 ) -> Choice:
-    """``before``, replaced by what was found at ``rows`` (B, n)."""
-    guess = rows.fill(tokens, before.guess)
-    revealed = rows.fill(revealed, before.revealed)
+    """``before``, replaced by what was found at ``positions`` (B, n)."""
+    guess = positions.fill(tokens, before.guess)
+    revealed = positions.fill(revealed, before.revealed)
     return Choice(
         guess=guess,
-        confidence=rows.fill(confidence.float(), before.confidence),
+        confidence=positions.fill(confidence.float(), before.confidence),
         revealed=revealed,
-        after=torch.where(revealed, guess, rows.tokens),
+        after=torch.where(revealed, guess, positions.tokens),
     )
 
 

@@ -29,8 +29,8 @@ from ..variants.base import Layout, Sequence
 from ..variants.mmada_parallel_a import VariantA
 from .guidance import CONDITIONAL
 from .policies import DenoisingModel, Policies, undecided_counts
+from .positions import MaskedPositions
 from .predictor import View
-from .rows import Rows
 from .schedule import Counts, Plan, PlannedStep
 from .selection import Choice, Generators, Logits, choice, generators, highest
 from .settings import SamplerSettings
@@ -197,31 +197,41 @@ class UpstreamSelection:
         self.vocabulary, self.dtype = vocabulary, dtype
 
     def text(
-        self, rows: Rows, before: Choice, logits: Logits, quota: Tensor, step: PlannedStep
+        self,
+        positions: MaskedPositions,
+        before: Choice,
+        logits: Logits,
+        quota: Tensor,
+        step: PlannedStep,
     ) -> Choice:
-        noise = self.text_noise(rows) if self.settings.text_temperature else None
-        random = self.text_ranks(rows) if self.settings.remasking == "random" else None
-        if not rows.index.shape[1]:
+        noise = self.text_noise(positions) if self.settings.text_temperature else None
+        random = self.text_ranks(positions) if self.settings.remasking == "random" else None
+        if not positions.index.shape[1]:
             return before
-        scores = logits(rows.index)
+        scores = logits(positions.index)
         best = (scores if noise is None else self.noisy(scores, noise)).argmax(dim=-1)
         odds = log_odds(scores.float(), best)
         ranking, confidence = (odds, odds.sigmoid()) if random is None else (random, random)
         tokens = torch.where(best == self.layout.mask_id, MASKED, best)
-        return choice(rows, before, tokens, confidence, highest(rows, ranking, quota))
+        return choice(positions, before, tokens, confidence, highest(positions, ranking, quota))
 
     def image(
-        self, rows: Rows, before: Choice, logits: Logits, masked: Tensor, step: PlannedStep
+        self,
+        positions: MaskedPositions,
+        before: Choice,
+        logits: Logits,
+        masked: Tensor,
+        step: PlannedStep,
     ) -> Choice:
-        tokens, undecided = rows.tokens, rows.tokens == MASKED
+        tokens, undecided = positions.tokens, positions.tokens == MASKED
         known = torch.finfo(self.dtype).max
         selected = torch.full_like(tokens, known, dtype=self.dtype)
-        race, sampled = self.image_race(rows), tokens
-        if rows.index.shape[1]:
-            probabilities = logits(rows.index).softmax(dim=-1)
+        race, sampled = self.image_race(positions), tokens
+        if positions.index.shape[1]:
+            probabilities = logits(positions.index).softmax(dim=-1)
             best = (probabilities if race is None else probabilities / race).argmax(dim=-1)
-            sampled = rows.fill(best, tokens)
-            selected = rows.fill(probabilities.gather(-1, best[..., None])[..., 0], selected)
+            sampled = positions.fill(best, tokens)
+            selected = positions.fill(probabilities.gather(-1, best[..., None])[..., 0], selected)
         keep = undecided.sum(dim=1).sub(1).minimum(masked).clamp(1).clamp(max=tokens.shape[1] - 1)
         masking = self.masking(selected, keep[:, None], step.image_noise)
         return Choice(
@@ -231,29 +241,35 @@ class UpstreamSelection:
             after=torch.where(masking, MASKED, sampled),
         )
 
-    def race_of_multinomial(self, rows: Rows) -> Tensor:
-        """What ``torch.multinomial`` over (N, codes) divides by, at the rows' positions."""
-        shape = (rows.tokens.shape[1], self.layout.codebook_size)
-        return region_draws(rows.index, shape, self.dtype, Tensor.exponential_, self.generators)
+    def race_of_multinomial(self, positions: MaskedPositions) -> Tensor:
+        """What ``torch.multinomial`` over (N, codes) divides by, at ``positions``."""
+        shape = (positions.tokens.shape[1], self.layout.codebook_size)
+        return region_draws(
+            positions.index, shape, self.dtype, Tensor.exponential_, self.generators
+        )
 
 
 class SelectionA(UpstreamSelection):
     """Variant A. Samples whose text is decided draw nothing for it."""
 
-    def text_noise(self, rows: Rows) -> Tensor:
-        shape = (rows.tokens.shape[1], self.vocabulary)
-        return self._text_draws(rows, shape, self.dtype)
+    def text_noise(self, positions: MaskedPositions) -> Tensor:
+        shape = (positions.tokens.shape[1], self.vocabulary)
+        return self._text_draws(positions, shape, self.dtype)
 
-    def text_ranks(self, rows: Rows) -> Tensor:
-        return self._text_draws(rows, (rows.tokens.shape[1],), torch.float32)
+    def text_ranks(self, positions: MaskedPositions) -> Tensor:
+        return self._text_draws(positions, (positions.tokens.shape[1],), torch.float32)
 
-    def _text_draws(self, rows: Rows, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        draws = torch.zeros((*rows.index.shape, *shape[1:]), dtype=dtype, device=rows.index.device)
-        for i, count in enumerate(rows.counts):
+    def _text_draws(
+        self, positions: MaskedPositions, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> Tensor:
+        draws = torch.zeros(
+            (*positions.index.shape, *shape[1:]), dtype=dtype, device=positions.index.device
+        )
+        for i, count in enumerate(positions.counts):
             if count:
                 own = slice(i, i + 1)
                 draws[own] = region_draws(
-                    rows.index[own], shape, dtype, Tensor.uniform_, self.generators[own]
+                    positions.index[own], shape, dtype, Tensor.uniform_, self.generators[own]
                 )
         return draws
 
@@ -261,8 +277,8 @@ class SelectionA(UpstreamSelection):
         gumbel = -torch.log(-torch.log(uniform + 1e-10) + 1e-10)
         return scores + self.settings.text_temperature * gumbel
 
-    def image_race(self, rows: Rows) -> Tensor | None:
-        return self.race_of_multinomial(rows) if self.settings.image_temperature else None
+    def image_race(self, positions: MaskedPositions) -> Tensor | None:
+        return self.race_of_multinomial(positions) if self.settings.image_temperature else None
 
     def masking(self, selected: Tensor, keep: Tensor, noise: float) -> Tensor:
         parts = [
@@ -281,21 +297,25 @@ class SelectionA(UpstreamSelection):
 class SelectionM(UpstreamSelection):
     """Variant M. Its text region starts with the fixed bos, and draws from the global generator."""
 
-    def text_noise(self, rows: Rows) -> Tensor:
-        return self._text_draws(rows, (rows.tokens.shape[1] + 1, self.vocabulary), torch.float64)
+    def text_noise(self, positions: MaskedPositions) -> Tensor:
+        return self._text_draws(
+            positions, (positions.tokens.shape[1] + 1, self.vocabulary), torch.float64
+        )
 
-    def text_ranks(self, rows: Rows) -> Tensor:
-        return self._text_draws(rows, (rows.tokens.shape[1] + 1,), torch.float32)
+    def text_ranks(self, positions: MaskedPositions) -> Tensor:
+        return self._text_draws(positions, (positions.tokens.shape[1] + 1,), torch.float32)
 
-    def _text_draws(self, rows: Rows, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        unseeded = [None] * len(rows.counts)
-        return region_draws(rows.index + 1, shape, dtype, Tensor.uniform_, unseeded)
+    def _text_draws(
+        self, positions: MaskedPositions, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> Tensor:
+        unseeded = [None] * len(positions.counts)
+        return region_draws(positions.index + 1, shape, dtype, Tensor.uniform_, unseeded)
 
     def noisy(self, scores: Tensor, uniform: Tensor) -> Tensor:
         return scores.double().exp() / (-uniform.log()) ** self.settings.text_temperature
 
-    def image_race(self, rows: Rows) -> Tensor:
-        return self.race_of_multinomial(rows)
+    def image_race(self, positions: MaskedPositions) -> Tensor:
+        return self.race_of_multinomial(positions)
 
     def masking(self, selected: Tensor, keep: Tensor, noise: float) -> Tensor:
         region = torch.arange(selected.shape[1], device=selected.device).expand_as(selected)

@@ -9,8 +9,8 @@ from mmada_parallel.mmp_core import MASKED, InputError, SamplerSettings, TokenSt
 from mmada_parallel.mmp_core.model.kernels.plain import log_odds
 from mmada_parallel.mmp_core.sampler.guidance import CorrectedGuidance
 from mmada_parallel.mmp_core.sampler.policies import corrected_policies
+from mmada_parallel.mmp_core.sampler.positions import MaskedPositions
 from mmada_parallel.mmp_core.sampler.predictor import Predictor
-from mmada_parallel.mmp_core.sampler.rows import Rows
 from mmada_parallel.mmp_core.sampler.schedule import corrected_steps
 from mmada_parallel.mmp_core.sampler.upstream import quotas_a, quotas_m
 from mmada_parallel.tests.mmp_core import tiny
@@ -384,15 +384,15 @@ def test_guidance_replaces_the_whole_prompt_on_the_same_state():
 def test_random_streams_are_drawn_for_the_rows_alone():
     tokens = torch.tensor([[5, MASKED, MASKED], [MASKED, 1, 2], [MASKED, MASKED, MASKED]])
     counts = torch.tensor([2, 1, 0])
-    rows = Rows.of(tokens, (2, 1, 0), counts)
-    assert rows.index[0].tolist() == [1, 2] and rows.index[1, 0] == 0
-    assert rows.valid.tolist() == [[True, True], [True, False], [False, False]]
-    filled = rows.fill(torch.tensor([[7, 8], [9, 9], [9, 9]]), tokens)
+    positions = MaskedPositions.of(tokens, (2, 1, 0), counts)
+    assert positions.index[0].tolist() == [1, 2] and positions.index[1, 0] == 0
+    assert positions.valid.tolist() == [[True, True], [True, False], [False, False]]
+    filled = positions.fill(torch.tensor([[7, 8], [9, 9], [9, 9]]), tokens)
     assert filled.tolist() == [[5, 7, 8], [9, 1, 2], [MASKED] * 3]
     asked = []
-    rows.draw(lambda generator, count: asked.append(count) or torch.zeros(count), [None] * 3)
+    positions.draw(lambda generator, count: asked.append(count) or torch.zeros(count), [None] * 3)
     assert asked == [2, 1, 0]
-    assert Rows.of(tokens, None, counts).counts == (2, 1, 3)
+    assert MaskedPositions.of(tokens, None, counts).counts == (2, 1, 3)
 
 
 def test_log_odds_tell_certain_tokens_apart():

@@ -11,11 +11,11 @@ from torch import Tensor
 from ..state import MASKED
 
 Draw = Callable[[torch.Generator | None, int], Tensor]
-"""Generator and number of rows to random numbers (rows, …)."""
+"""Generator and number of positions to random numbers (positions, …)."""
 
 
 @dataclass(frozen=True)
-class Rows:
+class MaskedPositions:
     """Undecided positions of a batch, one row of indices per sample.
 
     ``tokens``: (B, N) int64 that the positions index. ``counts``: positions per sample.
@@ -30,7 +30,7 @@ class Rows:
     valid: Tensor
 
     @classmethod
-    def of(cls, tokens: Tensor, counts: Sequence[int] | None, on_device: Tensor) -> Rows:
+    def of(cls, tokens: Tensor, counts: Sequence[int] | None, on_device: Tensor) -> MaskedPositions:
         """``counts`` (and the same as a tensor (B,)): undecided positions per sample, or 0 to
         leave a sample alone; ``None`` reads them back from the device."""
         undecided = tokens == MASKED
