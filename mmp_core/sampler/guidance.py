@@ -11,7 +11,7 @@ from torch import Tensor
 from ..model.kernels import ImageLogits, TextLogits
 from ..state import Prompt, TokenState
 from ..variants.base import Layout, Sequence
-from .predictor import View
+from .predictor import BranchOutputs
 from .settings import SamplerSettings
 
 CONDITIONAL = "conditional"
@@ -27,14 +27,16 @@ class Guidance(Protocol):
     text_choices: slice
     """The ids that text is chosen from."""
 
-    def text_logits(self, view: View, index: Tensor) -> Tensor | TextLogits:
+    def text_logits(self, outputs: BranchOutputs, index: Tensor) -> Tensor | TextLogits:
         """(B, n, text_choices) at text positions ``index`` (B, n)."""
         ...
 
-    def image_logits(self, view: View, updated: TokenState, index: Tensor) -> Tensor | ImageLogits:
+    def image_logits(
+        self, outputs: BranchOutputs, updated: TokenState, index: Tensor
+    ) -> Tensor | ImageLogits:
         """(B, n, codebook_size) at image positions ``index`` (B, n).
 
-        ``updated``: the view's state with the text revealed at this step.
+        ``updated``: the state of ``outputs`` with the text revealed at this step.
         """
         ...
 
@@ -71,18 +73,20 @@ class CorrectedGuidance:
                 self.branches[name], named[name] = branch, scale
         return named
 
-    def text_logits(self, view: View, index: Tensor) -> TextLogits:
+    def text_logits(self, outputs: BranchOutputs, index: Tensor) -> TextLogits:
         branches = (CONDITIONAL, *self.text_scales)
         return TextLogits(
-            view.predictor.transformer,
-            tuple(view.text_hidden(name, index) for name in branches),
+            outputs.predictor.transformer,
+            tuple(outputs.text_hidden(name, index) for name in branches),
             tuple(self.text_scales.values()),
             self.text_choices,
         )
 
-    def image_logits(self, view: View, updated: TokenState, index: Tensor) -> ImageLogits:
+    def image_logits(
+        self, outputs: BranchOutputs, updated: TokenState, index: Tensor
+    ) -> ImageLogits:
         branches = (CONDITIONAL, *self.image_scales)
-        logits = tuple(view.image_logits(name, index) for name in branches)
+        logits = tuple(outputs.image_logits(name, index) for name in branches)
         return ImageLogits(logits, tuple(self.image_scales.values()))
 
 

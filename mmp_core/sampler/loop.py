@@ -13,7 +13,7 @@ from .cache import StepQuery
 from .policies import DenoisingModel, Policies, corrected_policies
 from .predictor import Predictor
 from .schedule import spread
-from .selection import carried
+from .selection import unchanged
 from .settings import SamplerSettings
 from .upstream import upstream_policies
 
@@ -67,16 +67,16 @@ def take_step(predictor: Predictor, policies: Policies, index: int, last: Step) 
     plan, guidance, selection = policies.plan, policies.guidance, policies.selection
     planned, state = plan.steps[index], last.after
     targets = plan.targets(index, state)
-    view = predictor.of(state, StepQuery(targets, last))
-    text = carried(state.text, last.guess.text, last.text_confidence)
+    outputs = predictor.outputs(state, StepQuery(targets, last))
+    text = unchanged(state.text, last.guess.text, last.text_confidence)
     if targets.text is not None:
-        logits = partial(guidance.text_logits, view)
+        logits = partial(guidance.text_logits, outputs)
         text = selection.text(targets.text.positions, text, logits, targets.text.count, planned)
     updated = TokenState(text.after, state.image)
     codes, grid = state.image.flatten(1), state.image.shape
-    image = carried(codes, last.guess.image.flatten(1), last.image_confidence.flatten(1))
+    image = unchanged(codes, last.guess.image.flatten(1), last.image_confidence.flatten(1))
     if targets.image is not None:
-        logits = partial(guidance.image_logits, view, updated)
+        logits = partial(guidance.image_logits, outputs, updated)
         image = selection.image(
             targets.image.positions, image, logits, targets.image.count, planned
         )

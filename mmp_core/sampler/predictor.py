@@ -34,9 +34,9 @@ class Predictor:
             name: BranchCache(branch.ids.shape[0]) for name, branch in branches.items()
         }
 
-    def of(self, state: TokenState, query: StepQuery | None = None) -> View:
-        """``query``: all that will be asked of the view; without it anything may be."""
-        return View(self, state, query)
+    def outputs(self, state: TokenState, query: StepQuery | None = None) -> BranchOutputs:
+        """``query``: all that will be asked of the outputs; without it anything may be."""
+        return BranchOutputs(self, state, query)
 
     def ids(self, branch: str, state: TokenState) -> Tensor:
         """The model's input (B, L) for ``state`` in ``branch``."""
@@ -57,7 +57,7 @@ class Predictor:
         return cached.renew(self.transformer, ids, positions)
 
 
-class View:
+class BranchOutputs:
     """One state as seen by the model. Each branch is run at most once, when first asked for."""
 
     def __init__(self, predictor: Predictor, state: TokenState, query: StepQuery | None):

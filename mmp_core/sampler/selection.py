@@ -26,7 +26,7 @@ Asking runs the model; so ask only where needed."""
 
 
 @dataclass(frozen=True)
-class Choice:
+class TokenUpdate:
     """What one step decided for one modality, (B, N) each.
 
     ``guess``: a token everywhere, decided ones kept. ``confidence``: float32, 1 where decided.
@@ -49,20 +49,20 @@ class Selection(Protocol):
     def text(
         self,
         positions: MaskedPositions,
-        before: Choice,
+        before: TokenUpdate,
         logits: Logits,
         quota: Tensor,
         step: PlannedStep,
-    ) -> Choice: ...
+    ) -> TokenUpdate: ...
 
     def image(
         self,
         positions: MaskedPositions,
-        before: Choice,
+        before: TokenUpdate,
         logits: Logits,
         masked: Tensor,
         step: PlannedStep,
-    ) -> Choice: ...
+    ) -> TokenUpdate: ...
 
     def finish(self, state: TokenState, guess: TokenState) -> TokenState:
         """The final state, from the one after the last step and the last step's guess."""
@@ -86,11 +86,11 @@ class CorrectedSelection:
     def text(
         self,
         positions: MaskedPositions,
-        before: Choice,
+        before: TokenUpdate,
         logits: Logits,
         quota: Tensor,
         step: PlannedStep,
-    ) -> Choice:
+    ) -> TokenUpdate:
         found, temperature = logits(positions.index), self.settings.text_temperature
         noise = self._exponential(positions, found.choices) if temperature else None
         best, confidence = found.choose(temperature, noise)
@@ -99,16 +99,16 @@ class CorrectedSelection:
             ranking = positions.draw(_uniform, self.generators)
         probability = confidence.sigmoid()
         revealed = highest(positions, ranking, quota) | self.also(positions, probability)
-        return choice(positions, before, best + self.first_text_id, probability, revealed)
+        return update_at(positions, before, best + self.first_text_id, probability, revealed)
 
     def image(
         self,
         positions: MaskedPositions,
-        before: Choice,
+        before: TokenUpdate,
         logits: Logits,
         masked: Tensor,
         step: PlannedStep,
-    ) -> Choice:
+    ) -> TokenUpdate:
         found, random = logits(positions.index), self.settings.image_temperature
         noise = self._exponential(positions, found.choices) if random else None
         sampled, confidence = found.choose(noise)
@@ -117,7 +117,7 @@ class CorrectedSelection:
             ranking = ranking + step.image_noise * gumbel(self._exponential(positions, 1))[..., 0]
         probability = confidence.exp()
         planned = highest(positions, ranking, positions.valid.sum(dim=1) - masked)
-        return choice(
+        return update_at(
             positions, before, sampled, probability, planned | self.also(positions, probability)
         )
 
@@ -157,13 +157,17 @@ def highest(positions: MaskedPositions, ranking: Tensor, count: Tensor) -> Tenso
     return positions.valid & (order.argsort(dim=1) < count[:, None])
 
 
-def choice(
-    positions: MaskedPositions, before: Choice, tokens: Tensor, confidence: Tensor, revealed: Tensor
-) -> Choice:
+def update_at(
+    positions: MaskedPositions,
+    before: TokenUpdate,
+    tokens: Tensor,
+    confidence: Tensor,
+    revealed: Tensor,
+) -> TokenUpdate:
     """``before``, replaced by what was found at ``positions`` (B, n)."""
     guess = positions.fill(tokens, before.guess)
     revealed = positions.fill(revealed, before.revealed)
-    return Choice(
+    return TokenUpdate(
         guess=guess,
         confidence=positions.fill(confidence.float(), before.confidence),
         revealed=revealed,
@@ -171,10 +175,10 @@ def choice(
     )
 
 
-def carried(tokens: Tensor, guess: Tensor, confidence: Tensor) -> Choice:
+def unchanged(tokens: Tensor, guess: Tensor, confidence: Tensor) -> TokenUpdate:
     """No decision: ``tokens`` as they are, with the last guess and confidence where undecided."""
     undecided = tokens == MASKED
-    return Choice(
+    return TokenUpdate(
         guess=torch.where(undecided, guess, tokens),
         confidence=torch.where(undecided, confidence, 1.0),
         revealed=torch.zeros_like(undecided),

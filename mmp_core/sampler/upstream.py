@@ -30,9 +30,9 @@ from ..variants.mmada_parallel_a import VariantA
 from .guidance import CONDITIONAL
 from .policies import DenoisingModel, Policies, undecided_counts
 from .positions import MaskedPositions
-from .predictor import View
+from .predictor import BranchOutputs
 from .schedule import Counts, Plan, PlannedStep
-from .selection import Choice, Generators, Logits, choice, generators, highest
+from .selection import Generators, Logits, TokenUpdate, generators, highest, update_at
 from .settings import SamplerSettings
 
 Fill = Callable[..., Tensor]
@@ -134,12 +134,12 @@ class OverlayGuidance:
         for name, prefix in prefixes.items():
             self.branches[name] = _overlaid(conditional, prefix)
 
-    def text_logits(self, view: View, index: Tensor) -> Tensor:
-        return view.text_logits(CONDITIONAL, index, self.text_choices)
+    def text_logits(self, outputs: BranchOutputs, index: Tensor) -> Tensor:
+        return outputs.text_logits(CONDITIONAL, index, self.text_choices)
 
-    def image_logits(self, view: View, updated: TokenState, index: Tensor) -> Tensor:
-        conditional = guided = view.image_logits(CONDITIONAL, index)
-        later = view.predictor.of(updated)
+    def image_logits(self, outputs: BranchOutputs, updated: TokenState, index: Tensor) -> Tensor:
+        conditional = guided = outputs.image_logits(CONDITIONAL, index)
+        later = outputs.predictor.outputs(updated)
         for name, scale in self.scales.items():
             other = later.image_logits(name, index) if self.active else 0.0
             guided = guided + scale * (conditional - other)
@@ -164,18 +164,18 @@ class JointGuidance:
             "joint": layout.sequence(prompt, prompt.initial, drop_text=True, drop_image=True),
         }
 
-    def text_logits(self, view: View, index: Tensor) -> Tensor:
-        conditional = view.text_logits(CONDITIONAL, index, self.text_choices)
+    def text_logits(self, outputs: BranchOutputs, index: Tensor) -> Tensor:
+        conditional = outputs.text_logits(CONDITIONAL, index, self.text_choices)
         if not self.text_scale:
             return conditional
-        joint = view.text_logits("joint", index, self.text_choices)
+        joint = outputs.text_logits("joint", index, self.text_choices)
         return conditional + self.text_scale * (joint - conditional)
 
-    def image_logits(self, view: View, updated: TokenState, index: Tensor) -> Tensor:
-        conditional = view.image_logits(CONDITIONAL, index)
+    def image_logits(self, outputs: BranchOutputs, updated: TokenState, index: Tensor) -> Tensor:
+        conditional = outputs.image_logits(CONDITIONAL, index)
         if not self.image_scale:
             return conditional
-        joint = view.image_logits("joint", index)
+        joint = outputs.image_logits("joint", index)
         return (1 + self.image_scale) * conditional - self.image_scale * joint
 
 
@@ -199,11 +199,11 @@ class UpstreamSelection:
     def text(
         self,
         positions: MaskedPositions,
-        before: Choice,
+        before: TokenUpdate,
         logits: Logits,
         quota: Tensor,
         step: PlannedStep,
-    ) -> Choice:
+    ) -> TokenUpdate:
         noise = self.text_noise(positions) if self.settings.text_temperature else None
         random = self.text_ranks(positions) if self.settings.remasking == "random" else None
         if not positions.index.shape[1]:
@@ -213,16 +213,16 @@ class UpstreamSelection:
         odds = log_odds(scores.float(), best)
         ranking, confidence = (odds, odds.sigmoid()) if random is None else (random, random)
         tokens = torch.where(best == self.layout.mask_id, MASKED, best)
-        return choice(positions, before, tokens, confidence, highest(positions, ranking, quota))
+        return update_at(positions, before, tokens, confidence, highest(positions, ranking, quota))
 
     def image(
         self,
         positions: MaskedPositions,
-        before: Choice,
+        before: TokenUpdate,
         logits: Logits,
         masked: Tensor,
         step: PlannedStep,
-    ) -> Choice:
+    ) -> TokenUpdate:
         tokens, undecided = positions.tokens, positions.tokens == MASKED
         known = torch.finfo(self.dtype).max
         selected = torch.full_like(tokens, known, dtype=self.dtype)
@@ -234,7 +234,7 @@ class UpstreamSelection:
             selected = positions.fill(probabilities.gather(-1, best[..., None])[..., 0], selected)
         keep = undecided.sum(dim=1).sub(1).minimum(masked).clamp(1).clamp(max=tokens.shape[1] - 1)
         masking = self.masking(selected, keep[:, None], step.image_noise)
-        return Choice(
+        return TokenUpdate(
             guess=sampled,
             confidence=torch.where(undecided, selected.float(), 1.0),
             revealed=undecided & ~masking,

@@ -354,7 +354,7 @@ def test_guidance_replaces_the_whole_prompt_on_the_same_state():
     model, start = MODEL["A"], prompt(grid=(2, 2))
     own = SamplerSettings(text_guidance=2, image_guidance=3, joint_guidance=5, reasoning_guidance=7)
     guidance = CorrectedGuidance(model.layout, start, own)
-    view = Predictor(model.transformer, model.layout, guidance.branches).of(start.initial)
+    outputs = Predictor(model.transformer, model.layout, guidance.branches).outputs(start.initial)
     elsewhere = TokenState(start.initial.text + 3, start.initial.image)
     index = torch.arange(4)[None]
 
@@ -375,10 +375,10 @@ def test_guidance_replaces_the_whole_prompt_on_the_same_state():
     full = logits("image")
     expected = full + 2 * (full - logits("image", **text)) + 3 * (full - logits("image", **image))
     expected = expected + 5 * (full - logits("image", **both))
-    torch.testing.assert_close(guidance.image_logits(view, elsewhere, index).guided(), expected)
+    torch.testing.assert_close(guidance.image_logits(outputs, elsewhere, index).guided(), expected)
     full = logits("text")
     expected = full + 7 * (full - logits("text", **both))
-    torch.testing.assert_close(guidance.text_logits(view, index).guided(), expected)
+    torch.testing.assert_close(guidance.text_logits(outputs, index).guided(), expected)
 
 
 def test_random_streams_are_drawn_for_the_rows_alone():
