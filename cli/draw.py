@@ -27,7 +27,7 @@ from ..mmp_core import (
 from ..mmp_core.batching import denoise_in_parts
 from ..mmp_core.files import replacing
 from ..mmp_core.image.pictures import load_image
-from ..mmp_core.memory import denoising_need, module_bytes, readable
+from ..mmp_core.memory import denoising_estimate, module_bytes, readable
 from .model import check_settings, load_model, memory_explained, note, settings_of
 
 _LONGEST_NAME = 48
@@ -73,9 +73,9 @@ def answer(
     prompt = encode_instruction(
         model, args.instruction, picture, size=args.size, text_length=args.text_length
     )
-    need = denoising_need(model, prompt, settings, record=0).of(prompt.batch)
+    estimate = denoising_estimate(model, prompt, settings, record=0).total(prompt.batch)
     weights = module_bytes(model.transformer)
-    note(args, f"needs about {readable(need)} beside {readable(weights)} of weights")
+    note(args, f"needs about {readable(estimate)} beside {readable(weights)} of weights")
     with tqdm(desc="denoising", unit="step", disable=args.quiet) as bar:
 
         def advance(index: int, total: int, step: object) -> None:

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from .memory import (
-    Need,
+    MemoryEstimate,
     OutOfMemory,
-    RunModel,
-    denoising_need,
+    denoising_estimate,
     free_bytes,
     is_out_of_memory,
     module_bytes,
     readable,
 )
 from .sampler.loop import PRESETS, Callback, denoise
+from .sampler.policies import DenoisingModel
 from .sampler.schedule import Plan, PlannedStep
 from .sampler.settings import SamplerSettings
 from .state import Prompt, Trajectory
@@ -29,43 +29,43 @@ _SHARE = 0.9
 """Of the free memory that a run may plan with; the rest is for what is not counted."""
 
 
-class Room(Protocol):
+class MemoryBudget(Protocol):
     """The memory of the device, by whoever manages it."""
 
-    def samples(self, need: Need, batch: int) -> int:
+    def samples(self, estimate: MemoryEstimate, batch: int) -> int:
         """How many of ``batch`` samples to denoise at once, at least 1."""
         ...
 
-    def prepare(self, need: Need, samples: int) -> None:
+    def prepare(self, estimate: MemoryEstimate, samples: int) -> None:
         """Called before so many samples are denoised."""
         ...
 
 
-class DeviceRoom:
+class DeviceBudget:
     """What is free on ``device``, the model being there already."""
 
     def __init__(self, device: torch.device):
         self.device = device
 
-    def samples(self, need: Need, batch: int) -> int:
-        return need.samples_in(_SHARE * free_bytes(self.device), batch)
+    def samples(self, estimate: MemoryEstimate, batch: int) -> int:
+        return estimate.samples_in(_SHARE * free_bytes(self.device), batch)
 
-    def prepare(self, need: Need, samples: int) -> None:
+    def prepare(self, estimate: MemoryEstimate, samples: int) -> None:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
 def denoise_in_parts(
-    model: RunModel,
+    model: DenoisingModel,
     prompt: Prompt,
     settings: SamplerSettings | None = None,
     *,
-    room: Room | None = None,
+    budget: MemoryBudget | None = None,
     callback: Callback | None = None,
     starting: Callable[[range], Any] | None = None,
     record: int | None = None,
 ) -> Trajectory:
-    """As ``denoise``, but no more samples at once than ``room`` has memory for.
+    """As ``denoise``, but no more samples at once than ``budget`` has memory for.
 
     The result is the same, on the CPU: a sample depends on its own seed only (but not the text of
     the "upstream" preset of variant M, which draws from the global generator). ``callback`` gets
@@ -74,14 +74,14 @@ def denoise_in_parts(
 
     Raises ``OutOfMemory``, with the numbers, where that does not help.
     """
-    settings, room = settings or SamplerSettings(), room or DeviceRoom(model.device)
-    need = denoising_need(model, prompt, settings, record=record)
-    size, halved = room.samples(need, prompt.batch), False
+    settings, budget = settings or SamplerSettings(), budget or DeviceBudget(model.device)
+    estimate = denoising_estimate(model, prompt, settings, record=record)
+    size, halved = budget.samples(estimate, prompt.batch), False
     parts: list[Trajectory] = []
     start = 0
     while start < prompt.batch:
         samples = range(start, min(start + size, prompt.batch))
-        room.prepare(need, len(samples))
+        budget.prepare(estimate, len(samples))
         if starting:
             starting(samples)
         count = len(parts) + math.ceil((prompt.batch - start) / size)
@@ -91,14 +91,14 @@ def denoise_in_parts(
             parts.append(part.to("cpu"))
             start = samples.stop
         elif halved or len(samples) == 1:
-            raise OutOfMemory(_explained(model, prompt, settings, need, len(samples)))
+            raise OutOfMemory(_explained(model, prompt, settings, estimate, len(samples)))
         else:
             size, halved = (len(samples) + 1) // 2, True
     return joined(parts)
 
 
 def _attempt(
-    model: RunModel,
+    model: DenoisingModel,
     prompt: Prompt,
     settings: SamplerSettings,
     samples: range,
@@ -117,7 +117,7 @@ def _attempt(
 
 
 def _denoise_part(
-    model: RunModel,
+    model: DenoisingModel,
     prompt: Prompt,
     settings: SamplerSettings,
     samples: range,
@@ -178,9 +178,14 @@ def joined(parts: Sequence[Trajectory]) -> Trajectory:
 
 
 def _explained(
-    model: RunModel, prompt: Prompt, settings: SamplerSettings, need: Need, samples: int
+    model: DenoisingModel,
+    prompt: Prompt,
+    settings: SamplerSettings,
+    estimate: MemoryEstimate,
+    samples: int,
 ) -> str:
     free, (height, width) = free_bytes(model.device), prompt.initial.grid
+    needed = readable(estimate.total(samples))
     left = "" if math.isinf(free) else f", and {readable(free)} are free"
     advice = ["a smaller picture", "a shorter text"]
     if samples > 1:
@@ -190,7 +195,7 @@ def _explained(
     advice.append("a checkpoint converted with --quantize fp8")
     return (
         f"Memory ran out: {samples} sample(s) of {width}x{height} image tokens and "
-        f"{prompt.initial.text.shape[1]} text tokens need about {readable(need.of(samples))} "
+        f"{prompt.initial.text.shape[1]} text tokens need about {needed} "
         f"beside the weights ({readable(module_bytes(model.transformer))}){left}. "
         f"Use {', '.join(advice[:-1])}, or {advice[-1]}."
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +18,9 @@ from .model.config import ModelConfig
 from .model.kernels import available
 from .model.quantised import FORMATS
 from .model.transformer import KeyValueCache, MaskedDiffusionTransformer
+from .sampler.policies import DenoisingModel
 from .sampler.settings import SamplerSettings
 from .state import Prompt
-from .variants.base import Layout
 from .variants.mmada_parallel_a import VariantA
 
 PICTURE_BYTES_PER_PIXEL = 3072
@@ -53,20 +52,20 @@ def free_bytes(device: torch.device) -> float:
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryEstimate:
     """Bytes beside the weights. ``fixed``: for any batch. For each sample at once ``working``, at
-    the worst moment of a step, and ``kept`` from step to step."""
+    the worst moment of a step, and ``retained`` from step to step."""
 
     fixed: int
     working: int
-    kept: int
+    retained: int
 
-    def of(self, samples: int) -> int:
-        return self.fixed + samples * (self.working + self.kept)
+    def total(self, samples: int) -> int:
+        return self.fixed + samples * (self.working + self.retained)
 
     def samples_in(self, free: float, most: int) -> int:
         """How many of ``most`` samples at once fit in ``free`` bytes; at least 1."""
-        return int(max(1, min(most, (free - self.fixed) // (self.working + self.kept))))
+        return int(max(1, min(most, (free - self.fixed) // (self.working + self.retained))))
 
 
 def module_bytes(module: nn.Module) -> int:
@@ -131,17 +130,9 @@ def decision_bytes(positions: int, choices: int, branches: int, noise: int, item
     return positions * choices * per_logit
 
 
-class RunModel(Protocol):
-    """What :func:`denoising_need` needs of a model."""
-
-    transformer: MaskedDiffusionTransformer
-    layout: Layout
-    device: torch.device
-
-
-def denoising_need(
-    model: RunModel, prompt: Prompt, settings: SamplerSettings, *, record: int | None = None
-) -> Need:
+def denoising_estimate(
+    model: DenoisingModel, prompt: Prompt, settings: SamplerSettings, *, record: int | None = None
+) -> MemoryEstimate:
     """Of ``denoise`` with the same arguments.
 
     A forward, with what adapters add, beside the other branches' results, or a decision; caches of
@@ -169,12 +160,12 @@ def denoising_need(
     adapters = length * config.mlp_hidden_size * itemsize
     forward = forward_bytes(config, length, itemsize) + adapters
     working = max(forward, text, image) + branches * hidden
-    kept = (_recorded(settings, record) + 2) * (words + codes) * _STEP_BYTES_PER_TOKEN
+    retained = (_recorded(settings, record) + 2) * (words + codes) * _STEP_BYTES_PER_TOKEN
     if settings.reuses:
         dtype = model.transformer.layers["ln_f"].weight.dtype
-        kept += branches * (KeyValueCache.bytes_of(config, 1, length, dtype) + hidden)
+        retained += branches * (KeyValueCache.bytes_of(config, 1, length, dtype) + hidden)
     table = 2 * length * config.head_dim * 4
-    return Need(table + dequantised_bytes(model.transformer, itemsize), working, kept)
+    return MemoryEstimate(table + dequantised_bytes(model.transformer, itemsize), working, retained)
 
 
 def _recorded(settings: SamplerSettings, record: int | None) -> int:
@@ -218,7 +209,7 @@ class TrainingShapes:
 
 
 @dataclass(frozen=True)
-class TrainingNeed:
+class TrainingEstimate:
     """Bytes beside the frozen weights. ``parameters``: trained ones, their gradients and AdamW's
     two moments. ``activations``: kept for the backward, and what one block holds in it. ``loss``:
     logits and their gradients."""
@@ -232,7 +223,7 @@ class TrainingNeed:
         return self.parameters + self.activations + self.loss
 
 
-def training_need(shapes: TrainingShapes) -> TrainingNeed:
+def training_estimate(shapes: TrainingShapes) -> TrainingEstimate:
     """Of one step of training by adapters on all linear layers of the blocks (fewer need less)."""
     config, itemsize = shapes.config, shapes.dtype.itemsize
     tokens = shapes.batch * shapes.length
@@ -245,7 +236,7 @@ def training_need(shapes: TrainingShapes) -> TrainingNeed:
     activations += forward_bytes(config, tokens, itemsize)
     per_logit = 2 * itemsize + 5 * 4
     logits = shapes.words * shapes.text_choices + shapes.codes * shapes.image_choices
-    return TrainingNeed(16 * shapes.trained, activations, shapes.batch * logits * per_logit)
+    return TrainingEstimate(16 * shapes.trained, activations, shapes.batch * logits * per_logit)
 
 
 def _kept_per_token(config: ModelConfig, itemsize: int) -> int:

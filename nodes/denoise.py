@@ -78,7 +78,7 @@ class ParallelDenoise(io.ComfyNode):
             model.model,
             prompt,
             settings,
-            room=model.room(prompt, previews=preview_every > 0),
+            budget=model.memory_budget(prompt, previews=preview_every > 0),
             callback=view,
             starting=lambda samples: view.part(samples, prompt.batch),
             record=record_steps,

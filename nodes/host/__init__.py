@@ -1,13 +1,13 @@
 """The only place that imports ``comfy.*`` beyond the node API: memory, layers, the page."""
 
 from .lora import with_adapter
-from .models import DTYPES, HostedAdapter, HostedModel, HostRoom, clip_device, load
+from .models import DTYPES, HostBudget, HostedAdapter, HostedModel, clip_device, load
 from .page import Progress, metadata_wanted, save_temporary, stop_if_interrupted, to_intermediate
 from .training import Interrupted, TrainingRoom, trainable
 
 __all__ = [
     "DTYPES",
-    "HostRoom",
+    "HostBudget",
     "HostedAdapter",
     "HostedModel",
     "Interrupted",

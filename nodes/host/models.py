@@ -17,7 +17,7 @@ from ...mmp_core import CheckpointError, Model, Prompt
 from ...mmp_core.checkpoint.load import build_model, load_weights, open_checkpoint
 from ...mmp_core.checkpoint.source import Source
 from ...mmp_core.checkpoint.tensors import SafetensorsFiles
-from ...mmp_core.memory import PICTURE_BYTES_PER_PIXEL, Need, readable
+from ...mmp_core.memory import PICTURE_BYTES_PER_PIXEL, MemoryEstimate, readable
 from ...mmp_core.model.quantised import formats_of
 from .folders import checkpoint_paths
 from .layers import attention, operations
@@ -59,7 +59,7 @@ class HostedAdapter:
 @dataclass(frozen=True)
 class HostedModel:
     """A model whose memory is ComfyUI's to manage. Before each use, make room by
-    :meth:`prepare_images` or :meth:`room`."""
+    :meth:`prepare_images` or :meth:`memory_budget`."""
 
     model: Model
     patcher: comfy.model_patcher.ModelPatcher
@@ -85,15 +85,15 @@ class HostedModel:
             [self.image_patcher], memory_required=pixels * PICTURE_BYTES_PER_PIXEL
         )
 
-    def room(self, prompt: Prompt, *, previews: bool) -> HostRoom:
+    def memory_budget(self, prompt: Prompt, *, previews: bool) -> HostBudget:
         """For ``denoise_in_parts``."""
         (height, width), side = prompt.initial.grid, self.model.downsample
-        return HostRoom(self, height * width * side**2 if previews else 0)
+        return HostBudget(self, height * width * side**2 if previews else 0)
 
 
 @dataclass(frozen=True)
-class HostRoom:
-    """A device's memory as ComfyUI shares it out; implements ``Room``.
+class HostBudget:
+    """A device's memory as ComfyUI shares it out; implements ``MemoryBudget``.
 
     ``pixels``: of a preview, 0 for none.
     """
@@ -106,23 +106,25 @@ class HostRoom:
         pictures = [self.hosted.image_patcher] if self.pixels else []
         return [*self.hosted.transformer_patchers, *pictures]
 
-    def samples(self, need: Need, batch: int) -> int:
+    def samples(self, estimate: MemoryEstimate, batch: int) -> int:
         """So many that the weights can stay on the device; if even one sample is too much for that,
         as many as fit in half of it, since all share the weights that are streamed."""
         device = self.hosted.patcher.load_device
         free = free_bytes(device)
         if comfy.model_management.is_device_cpu(device):
-            return need.samples_in(free, batch)
+            return estimate.samples_in(free, batch)
         beside = free - sum(patcher.model_size() for patcher in self._patchers)
-        return need.samples_in(beside if beside >= self._memory(need, 1) else free / 2, batch)
+        return estimate.samples_in(
+            beside if beside >= self._memory(estimate, 1) else free / 2, batch
+        )
 
-    def _memory(self, need: Need, samples: int) -> int:
+    def _memory(self, estimate: MemoryEstimate, samples: int) -> int:
         """Of ``samples`` at once: a step of them, or a preview beside what they keep."""
-        kept = need.fixed + samples * need.kept
-        return max(need.of(samples), kept + self.pixels * PICTURE_BYTES_PER_PIXEL)
+        kept = estimate.fixed + samples * estimate.retained
+        return max(estimate.total(samples), kept + self.pixels * PICTURE_BYTES_PER_PIXEL)
 
-    def prepare(self, need: Need, samples: int) -> None:
-        memory = self._memory(need, samples)
+    def prepare(self, estimate: MemoryEstimate, samples: int) -> None:
+        memory = self._memory(estimate, samples)
         size = sum(patcher.model_size() for patcher in self._patchers)
         _log.info(
             "MMaDA-Parallel: %d sample(s) at once need about %s beside %s of weights.",

@@ -25,7 +25,7 @@ from PIL import Image  # noqa: E402
 from ...mmp_core import SamplerSettings, denoise, encode_instruction  # noqa: E402
 from ...mmp_core.batching import denoise_in_parts  # noqa: E402
 from ...mmp_core.checkpoint.convert import convert  # noqa: E402
-from ...mmp_core.memory import OutOfMemory, denoising_need  # noqa: E402
+from ...mmp_core.memory import OutOfMemory, denoising_estimate  # noqa: E402
 from ...mmp_core.sampler import policies  # noqa: E402
 from ..mmp_core import tiny  # noqa: E402
 from ..nodes.untrained import write_untrained  # noqa: E402
@@ -105,14 +105,14 @@ class Cramped:
         self.prompt = encode_instruction(self.model, "add a red star", batch=BATCH)
         self.settings = SamplerSettings(**GREEDY, seed=3)
         size = int(weights * self.loaded.patcher.model_size())
-        need = denoising_need(self.model, self.prompt, self.settings)
-        situation.capacity = LIVE.capacity = size + int(need.of(samples)) + 1
+        estimate = denoising_estimate(self.model, self.prompt, self.settings)
+        situation.capacity = LIVE.capacity = size + int(estimate.total(samples)) + 1
 
     def run(self, at_once=None):
         """``at_once``: claim that so many fit."""
-        room, parts = self.loaded.room(self.prompt, previews=False), []
+        budget, parts = self.loaded.memory_budget(self.prompt, previews=False), []
         if at_once:
-            object.__setattr__(room, "samples", lambda need, batch: at_once)
+            object.__setattr__(budget, "samples", lambda estimate, batch: at_once)
         LIVE.most = 0
         found = {"parts": parts}
         try:
@@ -120,7 +120,7 @@ class Cramped:
                 self.model,
                 self.prompt,
                 self.settings,
-                room=room,
+                budget=budget,
                 starting=lambda samples: parts.append([samples.start, samples.stop]),
             ).final
             found["tokens"] = [final.text.tolist(), final.image.tolist()]

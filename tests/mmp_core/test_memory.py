@@ -10,17 +10,17 @@ from mmada_parallel.mmp_core.checkpoint.convert import convert
 from mmada_parallel.mmp_core.errors import InputError
 from mmada_parallel.mmp_core.memory import (
     PICTURE_BYTES_PER_PIXEL,
-    Need,
+    MemoryEstimate,
     OutOfMemory,
     TrainingShapes,
     adapter_parameters,
-    denoising_need,
+    denoising_estimate,
     forward_bytes,
     is_out_of_memory,
     module_bytes,
     readable,
     stored_bytes,
-    training_need,
+    training_estimate,
 )
 from mmada_parallel.mmp_core.model.config import ModelConfig
 from mmada_parallel.mmp_core.model.lora import Adapter, Shape, adaptable_layers
@@ -95,9 +95,9 @@ def test_denoising_holds_what_is_estimated(dtype, text, grid, choices):
     settings = SamplerSettings(text_steps=3, image_steps=2, **choices)
     for batch in (1, 3):
         prompt = tiny.prompt(model.layout, batch=batch, text=text, grid=grid)
-        need = denoising_need(model, prompt, settings)
+        estimate = denoising_estimate(model, prompt, settings)
         measured = most_bytes(lambda p=prompt: denoise(model, p, settings))
-        check(need.of(batch), measured)
+        check(estimate.total(batch), measured)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -111,8 +111,8 @@ def test_the_reference_chooses_words_from_all_ids(dtype, temperature, guidance):
         "M", text_steps=3, image_steps=2, text_temperature=temperature, reasoning_guidance=guidance
     )
     prompt = tiny.prompt(model.layout, text=40, grid=(1, 1))
-    need = denoising_need(model, prompt, settings)
-    check(need.of(1), most_bytes(lambda: denoise(model, prompt, settings)))
+    estimate = denoising_estimate(model, prompt, settings)
+    check(estimate.total(1), most_bytes(lambda: denoise(model, prompt, settings)))
 
 
 def test_adapters_count():
@@ -129,23 +129,23 @@ def test_adapters_count():
     bypass = adapter.attach(model.transformer)
     measured = most_bytes(lambda: denoise(model, prompt, settings))
     bypass.remove()
-    check(denoising_need(model, prompt, settings).of(2), measured)
+    check(denoising_estimate(model, prompt, settings).total(2), measured)
 
 
 def test_recorded_steps_count():
     model = tiny.TinyModel("A")
     prompt = tiny.prompt(model.layout, text=50, grid=(40, 40))
     settings = SamplerSettings(text_steps=40, image_steps=40)
-    few, all_ = (denoising_need(model, prompt, settings, record=n) for n in (0, None))
+    few, all_ = (denoising_estimate(model, prompt, settings, record=n) for n in (0, None))
     measured = [most_bytes(lambda n=n: denoise(model, prompt, settings, record=n)) for n in (0, 40)]
-    assert (all_.of(1) - few.of(1)) == pytest.approx(measured[1] - measured[0], rel=0.3)
+    assert (all_.total(1) - few.total(1)) == pytest.approx(measured[1] - measured[0], rel=0.3)
 
 
 def test_samples_that_fit():
-    need = Need(fixed=100, working=40, kept=10)
-    assert need.of(3) == 250
-    assert [need.samples_in(free, 8) for free in (0, 149, 250, 299, 10**6)] == [1, 1, 3, 3, 8]
-    assert need.samples_in(float("inf"), 8) == 8
+    estimate = MemoryEstimate(fixed=100, working=40, retained=10)
+    assert estimate.total(3) == 250
+    assert [estimate.samples_in(free, 8) for free in (0, 149, 250, 299, 10**6)] == [1, 1, 3, 3, 8]
+    assert estimate.samples_in(float("inf"), 8) == 8
 
 
 @pytest.mark.parametrize("kind", [None, "fp8", "int8"])
@@ -165,7 +165,9 @@ def test_a_dequantised_layer_is_counted(tmp_path):
     convert(folder, tmp_path / "x.safetensors", quantize="int8")
     plain, stored = (load_checkpoint(path) for path in (folder, tmp_path / "x.safetensors"))
     prompt = tiny.prompt(plain.layout)
-    found = [denoising_need(model, prompt, SamplerSettings()).fixed for model in (plain, stored)]
+    found = [
+        denoising_estimate(model, prompt, SamplerSettings()).fixed for model in (plain, stored)
+    ]
     largest = max(
         layer.weight.numel() for layer in stored.transformer.layers["blocks"][0].children()
     )
@@ -205,7 +207,7 @@ def test_a_training_step_holds_what_is_estimated(dtype, again, layers):
         gradient_checkpointing=again,
     )
     before = sum(p.numel() * 4 for p in lora.parameters())
-    check(training_need(shapes).total, before + most_bytes(step))
+    check(training_estimate(shapes).total, before + most_bytes(step))
 
 
 RELEASED = ModelConfig(
@@ -235,7 +237,7 @@ def test_checkpointing_is_what_lets_a_large_model_be_trained():
         "trained": adapter_parameters(RELEASED, 16),
     }
     found = [
-        training_need(
+        training_estimate(
             TrainingShapes(RELEASED, torch.bfloat16, gradient_checkpointing=again, **shapes)
         )
         for again in (False, True)
@@ -260,8 +262,8 @@ def test_the_help_page_tells_what_is_computed(kind, row):
     prompt = Prompt(empty, empty, None, TokenState.masked(1, 256, (32, 32)))
 
     def need(samples, speed="exact"):
-        found = denoising_need(known, prompt, SamplerSettings(speed=speed), record=128)
-        return readable(found.of(samples))
+        found = denoising_estimate(known, prompt, SamplerSettings(speed=speed), record=128)
+        return readable(found.total(samples))
 
     weights = readable(stored_bytes(RELEASED, torch.bfloat16, kind))
     assert weights == readable(module_bytes(model))

@@ -8,7 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmada_parallel.mmp_core import CheckpointError, SamplerSettings, encode_instruction
-from mmada_parallel.mmp_core.memory import PICTURE_BYTES_PER_PIXEL, Need, denoising_need
+from mmada_parallel.mmp_core.memory import (
+    PICTURE_BYTES_PER_PIXEL,
+    MemoryEstimate,
+    denoising_estimate,
+)
 from mmada_parallel.tests.nodes.hosted import prepare
 
 
@@ -159,14 +163,18 @@ def test_room_is_made_for_what_was_estimated(host, model, monkeypatch):
     loading = Loading()
     monkeypatch.setattr(management, "load_models_gpu", loading)
     prompt = encode_instruction(model.model, "add a red star", batch=3)
-    need = denoising_need(model.model, prompt, SamplerSettings())
-    model.room(prompt, previews=False).prepare(need, 2)
-    model.room(prompt, previews=True).prepare(need, 2)
+    estimate = denoising_estimate(model.model, prompt, SamplerSettings())
+    model.memory_budget(prompt, previews=False).prepare(estimate, 2)
+    model.memory_budget(prompt, previews=True).prepare(estimate, 2)
     prepare(model, prompt)
     assert loading.patchers[:2] == [[model.patcher], [model.patcher, model.image_patcher]]
     picture = 128 * 128 * PICTURE_BYTES_PER_PIXEL
-    kept = need.fixed + 2 * need.kept
-    assert loading.asked == [need.of(2), max(need.of(2), kept + picture), need.of(3)]
+    kept = estimate.fixed + 2 * estimate.retained
+    assert loading.asked == [
+        estimate.total(2),
+        max(estimate.total(2), kept + picture),
+        estimate.total(3),
+    ]
 
 
 @pytest.mark.parametrize("spare, expected", [(0.0, 8), (1.0, 1), (3.5, 3), (99.0, 8)])
@@ -177,27 +185,27 @@ def test_a_batch_is_split_before_its_weights_are_streamed(
     free. Where not even one sample fits, half of the device is for samples."""
     import comfy.model_management as management
 
-    device, need = torch.device("meta"), Need(fixed=1000, working=900, kept=100)
+    device, estimate = torch.device("meta"), MemoryEstimate(fixed=1000, working=900, retained=100)
     other = SimpleNamespace(device=device, model_loaded_memory=lambda: 5000)
     elsewhere = SimpleNamespace(device=torch.device("cpu"), model_loaded_memory=lambda: 10**12)
     monkeypatch.setattr(management, "current_loaded_models", [other, elsewhere])
     monkeypatch.setattr(management, "extra_reserved_memory", lambda: 300)
     size = model.patcher.model_size()
-    free = size + int(need.of(spare)) + 300 - 5000 + (0 if spare else -1)
+    free = size + int(estimate.total(spare)) + 300 - 5000 + (0 if spare else -1)
     monkeypatch.setattr(management, "get_free_memory", lambda device: free)
     monkeypatch.setattr(model.patcher, "load_device", device)
     prompt = encode_instruction(model.model, "add a red star")
-    assert model.room(prompt, previews=False).samples(need, 8) == expected
+    assert model.memory_budget(prompt, previews=False).samples(estimate, 8) == expected
 
 
 def test_on_a_cpu_the_weights_are_there_already(host, model, monkeypatch):
     import comfy.model_management as management
 
-    need = Need(fixed=0, working=900, kept=100)
+    estimate = MemoryEstimate(fixed=0, working=900, retained=100)
     monkeypatch.setattr(management, "extra_reserved_memory", lambda: 300)
     monkeypatch.setattr(management, "get_free_memory", lambda device: 3300)
     prompt = encode_instruction(model.model, "add a red star")
-    assert model.room(prompt, previews=True).samples(need, 8) == 3
+    assert model.memory_budget(prompt, previews=True).samples(estimate, 8) == 3
 
 
 @pytest.mark.parametrize(

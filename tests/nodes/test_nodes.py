@@ -106,7 +106,7 @@ def test_interruption_stops_at_the_next_step(host, encoded, denoised):
 @pytest.fixture
 def narrow(host, monkeypatch):
     """Memory for two samples at once."""
-    monkeypatch.setattr(host.HostRoom, "samples", lambda room, need, batch: min(2, batch))
+    monkeypatch.setattr(host.HostBudget, "samples", lambda budget, estimate, batch: min(2, batch))
 
 
 def test_a_batch_in_parts_gives_what_it_gives_at_once(encoded, denoised, request):

@@ -8,9 +8,9 @@ from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.memory import (
     PICTURE_BYTES_PER_PIXEL,
     TrainingShapes,
-    denoising_need,
+    denoising_estimate,
     dequantised_bytes,
-    training_need,
+    training_estimate,
 )
 from ...mmp_core.model.lora import adaptable_layers
 from ...mmp_core.state import Prompt
@@ -36,9 +36,11 @@ def pararl_bytes(
     for prompt in _shapes(cases):
         words, codes = prompt.initial.text.shape[1], prompt.initial.image[0].numel()
         revealed = -(-words // sampler.text_steps), -(-codes // sampler.image_steps)
-        need = training_need(_training_shapes(model, prompt, revealed, trained, at_once, settings))
-        update = max(update, need.total)
-        rollout = max(rollout, denoising_need(model, prompt, sampler, record=0).of(at_once))
+        estimate = training_estimate(
+            _training_shapes(model, prompt, revealed, trained, at_once, settings)
+        )
+        update = max(update, estimate.total)
+        rollout = max(rollout, denoising_estimate(model, prompt, sampler, record=0).total(at_once))
         decoding = max(decoding, at_once * codes * model.downsample**2 * PICTURE_BYTES_PER_PIXEL)
     fixed = dequantised_bytes(model.transformer, _itemsize(model))
     return fixed + max(update, 16 * trained + max(rollout, decoding))
@@ -52,7 +54,7 @@ def finetune_bytes(
     for prompt in _shapes(cases):
         everything = prompt.initial.text.shape[1], prompt.initial.image[0].numel()
         shapes = _training_shapes(model, prompt, everything, trained, at_once, settings, whole=True)
-        update = max(update, training_need(shapes).total)
+        update = max(update, training_estimate(shapes).total)
     return dequantised_bytes(model.transformer, _itemsize(model)) + update
 
 

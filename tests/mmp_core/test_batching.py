@@ -6,8 +6,8 @@ import weakref
 import pytest
 import torch
 from mmada_parallel.mmp_core import SamplerSettings, denoise
-from mmada_parallel.mmp_core.batching import DeviceRoom, denoise_in_parts, joined
-from mmada_parallel.mmp_core.memory import OutOfMemory, denoising_need
+from mmada_parallel.mmp_core.batching import DeviceBudget, denoise_in_parts, joined
+from mmada_parallel.mmp_core.memory import OutOfMemory, denoising_estimate
 from mmada_parallel.tests.mmp_core import tiny
 
 SETTINGS = {
@@ -19,16 +19,16 @@ SETTINGS = {
 }
 
 
-class Room:
+class Budget:
     """Says that ``size`` samples fit at once."""
 
     def __init__(self, size):
         self.size, self.prepared = size, []
 
-    def samples(self, need, batch):
+    def samples(self, estimate, batch):
         return min(self.size, batch)
 
-    def prepare(self, need, samples):
+    def prepare(self, estimate, samples):
         self.prepared.append(samples)
 
 
@@ -62,7 +62,7 @@ def test_the_trajectory_is_that_of_the_whole_batch(model, settings, size):
     torch.manual_seed(0)
     whole = denoise(model, prompt, settings)
     torch.manual_seed(0)
-    check_same(denoise_in_parts(model, prompt, settings, room=Room(size)), whole)
+    check_same(denoise_in_parts(model, prompt, settings, budget=Budget(size)), whole)
 
 
 def test_samples_with_nothing_to_do_at_a_step_cost_no_forward(model):
@@ -74,7 +74,7 @@ def test_samples_with_nothing_to_do_at_a_step_cost_no_forward(model):
     model.forwards = 0
     whole = denoise(model, half, SETTINGS["exact"])
     needed, model.forwards = model.forwards, 0
-    run = denoise_in_parts(model, half, SETTINGS["exact"], room=Room(1))
+    run = denoise_in_parts(model, half, SETTINGS["exact"], budget=Budget(1))
     check_same(run, whole)
     assert model.forwards == needed
 
@@ -82,22 +82,22 @@ def test_samples_with_nothing_to_do_at_a_step_cost_no_forward(model):
 def test_few_steps_are_recorded_and_those_of_all_samples(model):
     prompt = tiny.prompt(model.layout, batch=3, text=6, grid=(4, 4))
     settings = SETTINGS["exact"]
-    run = denoise_in_parts(model, prompt, settings, room=Room(2), record=2)
+    run = denoise_in_parts(model, prompt, settings, budget=Budget(2), record=2)
     check_same(run, denoise(model, prompt, settings, record=2))
 
 
 def test_steps_are_counted_through_and_parts_announced(model):
     prompt = tiny.prompt(model.layout, batch=5, text=6, grid=(4, 4))
-    seen, parts, room = [], [], Room(2)
+    seen, parts, budget = [], [], Budget(2)
     run = denoise_in_parts(
         model,
         prompt,
         SETTINGS["exact"],
-        room=room,
+        budget=budget,
         starting=parts.append,
         callback=lambda index, total, step: seen.append((index, total, step.state.batch)),
     )
-    assert parts == [range(0, 2), range(2, 4), range(4, 5)] and room.prepared == [2, 2, 1]
+    assert parts == [range(0, 2), range(2, 4), range(4, 5)] and budget.prepared == [2, 2, 1]
     assert [index for index, _, _ in seen] == list(range(3 * run.total_steps))
     assert {total for _, total, _ in seen} == {3 * run.total_steps}
     assert [batch for _, _, batch in seen] == [2] * 10 + [1] * 5
@@ -112,7 +112,7 @@ def test_an_interruption_passes_through(model):
 
     prompt = tiny.prompt(model.layout, batch=3)
     with pytest.raises(Stop):
-        denoise_in_parts(model, prompt, SETTINGS["exact"], room=Room(2), callback=stop)
+        denoise_in_parts(model, prompt, SETTINGS["exact"], budget=Budget(2), callback=stop)
 
 
 class Small:
@@ -148,16 +148,16 @@ def small(model):
 def test_a_part_that_does_not_fit_is_halved_and_what_it_held_is_free_again(model, small):
     prompt = tiny.prompt(model.layout, batch=5, text=6, grid=(4, 4))
     whole = denoise(model, prompt, SETTINGS["exact"])
-    memory, room, seen = small(3), Room(5), []
+    memory, budget, seen = small(3), Budget(5), []
     run = denoise_in_parts(
         model,
         prompt,
         SETTINGS["exact"],
-        room=room,
+        budget=budget,
         callback=lambda index, total, step: seen.append((index, total)),
     )
     check_same(run, whole)
-    assert room.prepared == [5, 3, 2]
+    assert budget.prepared == [5, 3, 2]
     assert memory.batches[0] == 5 and set(memory.batches[1:]) == {2, 3}
     assert not any(memory.leaks)
     assert seen[-1] == (2 * run.total_steps - 1, 2 * run.total_steps)
@@ -168,7 +168,7 @@ def test_what_does_not_fit_at_all_is_one_sentence_with_the_numbers(model, small,
     prompt = tiny.prompt(model.layout, batch=batch, text=6, grid=(4, 3))
     memory, settings = small(0), SamplerSettings(speed="cached")
     with pytest.raises(OutOfMemory) as caught:
-        denoise_in_parts(model, prompt, settings, room=Room(8))
+        denoise_in_parts(model, prompt, settings, budget=Budget(8))
     told = str(caught.value)
     assert memory.batches == tried and "\n" not in told
     assert f"{tried[-1]} sample(s) of 3x4 image tokens and 6 text tokens need about" in told
@@ -182,19 +182,19 @@ def test_other_errors_are_not_taken_for_it(model):
 
     with pytest.raises(RuntimeError, match="mat1"):
         denoise_in_parts(
-            model, tiny.prompt(model.layout), SETTINGS["exact"], room=Room(1), callback=broken
+            model, tiny.prompt(model.layout), SETTINGS["exact"], budget=Budget(1), callback=broken
         )
 
 
 def test_all_at_once_where_free_memory_is_not_known(model):
     prompt = tiny.prompt(model.layout, batch=3)
-    need = denoising_need(model, prompt, SETTINGS["exact"])
-    assert DeviceRoom(torch.device("cpu")).samples(need, 3) == 3
+    estimate = denoising_estimate(model, prompt, SETTINGS["exact"])
+    assert DeviceBudget(torch.device("cpu")).samples(estimate, 3) == 3
 
 
 def test_tensors_that_steps_share_stay_shared(model):
     prompt = tiny.prompt(model.layout, batch=2, text=6, grid=(4, 4))
-    run = denoise_in_parts(model, prompt, SETTINGS["exact"], room=Room(1))
+    run = denoise_in_parts(model, prompt, SETTINGS["exact"], budget=Budget(1))
     assert all(
         before.after.text is after.state.text
         for before, after in zip(run, run.steps[1:], strict=False)
