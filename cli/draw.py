@@ -24,7 +24,7 @@ from ..mmp_core import (
     decode_text,
     encode_instruction,
 )
-from ..mmp_core.batching import denoise_in_parts
+from ..mmp_core.batching import denoise_in_batches
 from ..mmp_core.files import replacing
 from ..mmp_core.image.pictures import load_image
 from ..mmp_core.memory import denoising_estimate, module_bytes, readable
@@ -82,7 +82,7 @@ def answer(
             bar.total = total
             bar.update()
 
-        trajectory = denoise_in_parts(model, prompt, settings, callback=advance, record=0)
+        trajectory = denoise_in_batches(model, prompt, settings, callback=advance, record=0)
     text = decode_text(model, trajectory.final)[0].strip()
     image = decode_image(model, trajectory.final)[0]
     return Answer(text, image, trajectory.total_steps, time.perf_counter() - began)

@@ -55,21 +55,21 @@ class DeviceBudget:
             torch.cuda.empty_cache()
 
 
-def denoise_in_parts(
+def denoise_in_batches(
     model: DenoisingModel,
     prompt: Prompt,
     settings: SamplerSettings | None = None,
     *,
     budget: MemoryBudget | None = None,
     callback: Callback | None = None,
-    starting: Callable[[range], Any] | None = None,
+    on_batch: Callable[[range], Any] | None = None,
     record: int | None = None,
 ) -> Trajectory:
     """As ``denoise``, but no more samples at once than ``budget`` has memory for.
 
     The result is the same, on the CPU: a sample depends on its own seed only (but not the text of
     the "upstream" preset of variant M, which draws from the global generator). ``callback`` gets
-    the steps of one part after the other, counted through. ``starting`` is told the samples of each
+    the steps of one part after the other, counted through. ``on_batch`` gets the samples of each
     part before it begins. When memory runs out all the same, parts are halved, once.
 
     Raises ``OutOfMemory``, with the numbers, where that does not help.
@@ -82,8 +82,8 @@ def denoise_in_parts(
     while start < prompt.batch:
         samples = range(start, min(start + size, prompt.batch))
         budget.prepare(estimate, len(samples))
-        if starting:
-            starting(samples)
+        if on_batch:
+            on_batch(samples)
         count = len(parts) + math.ceil((prompt.batch - start) / size)
         counted = callback and _counting(callback, len(parts), count)
         part = _attempt(model, prompt, settings, samples, counted, record)
@@ -94,7 +94,7 @@ def denoise_in_parts(
             raise OutOfMemory(_explained(model, prompt, settings, estimate, len(samples)))
         else:
             size, halved = (len(samples) + 1) // 2, True
-    return joined(parts)
+    return concatenated(parts)
 
 
 def _attempt(
@@ -146,7 +146,10 @@ def plan_of(plan: Plan, rows: slice) -> Plan:
 def _of_samples(step: PlannedStep, rows: slice) -> PlannedStep:
     values = {field.name: getattr(step, field.name) for field in fields(step)}
     own = {n: value[rows] if isinstance(value, tuple) else value for n, value in values.items()}
-    for asked, decided in (("text_rows", "text_quota"), ("image_rows", "image_masked")):
+    for asked, decided in (
+        ("text_predicted", "text_quota"),
+        ("image_predicted", "image_masked_after"),
+    ):
         if own[asked] is not None and not any(own[asked]):
             own[decided] = None
     return PlannedStep(**own)
@@ -156,7 +159,7 @@ def _counting(callback: Callback, done: int, parts: int) -> Callback:
     return lambda index, total, step: callback(done * total + index, parts * total, step)
 
 
-def joined(parts: Sequence[Trajectory]) -> Trajectory:
+def concatenated(parts: Sequence[Trajectory]) -> Trajectory:
     """One trajectory of the samples of all. Tensors that its steps shared stay shared."""
     made: dict[tuple[int, ...], Tensor] = {}
 

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..mmp_core import InputError, Prompt, SamplerSettings, TokenState
-from ..mmp_core.batching import denoise_in_parts
+from ..mmp_core.batching import denoise_in_batches
 from .host import HostedModel, Progress
 from .live import LiveView
 from .types import CATEGORY, Model, Tokens, Trajectory
@@ -74,13 +74,13 @@ class ParallelDenoise(io.ComfyNode):
         settings = settings_of(model.model.variant, preset, seed, **choices)
         prompt = started(prompt, tokens).repeat(batch_size)
         view = LiveView(model.model, Progress(cls.hidden.unique_id), preview_every)
-        trajectory = denoise_in_parts(
+        trajectory = denoise_in_batches(
             model.model,
             prompt,
             settings,
             budget=model.memory_budget(prompt, previews=preview_every > 0),
             callback=view,
-            starting=lambda samples: view.part(samples, prompt.batch),
+            on_batch=lambda samples: view.part(samples, prompt.batch),
             record=record_steps,
         )
         view.finish(trajectory)

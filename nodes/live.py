@@ -33,7 +33,7 @@ _COLUMNS = 4
 
 
 class LiveView:
-    """A callback for ``denoise_in_parts``. Shows the first sample of a part; stops when
+    """A callback for ``denoise_in_batches``. Shows the first sample of a part; stops when
     interrupted."""
 
     def __init__(self, model: Model, progress: Progress, preview_every: int):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, InputError
-from ..model.lora import Adapter, CastOperations, Shape, adaptable_layers
+from ..model.lora import Adapter, CastOperations, LayerShape, adaptable_layers
 from .load import Model, load_module
 from .tensors import SafetensorsFiles, read_json
 
@@ -135,7 +135,7 @@ def build_adapter(
     return adapter
 
 
-def _shapes(model: Model, state: Mapping[str, Tensor], name: str) -> dict[str, Shape]:
+def _shapes(model: Model, state: Mapping[str, Tensor], name: str) -> dict[str, LayerShape]:
     known = adaptable_layers(model.transformer)
     shapes = {}
     for layer in sorted({key.rsplit(".", 2)[0] for key in state}):
@@ -145,7 +145,7 @@ def _shapes(model: Model, state: Mapping[str, Tensor], name: str) -> dict[str, S
                 f"are named like {next(iter(known))}."
             )
         a, b = (state[f"{layer}.lora_{part}.weight"] for part in "AB")
-        shapes[layer] = Shape(known[layer].in_features, known[layer].out_features, a.shape[0])
+        shapes[layer] = LayerShape(known[layer].in_features, known[layer].out_features, a.shape[0])
         if (a.shape[1], b.shape[0]) != shapes[layer][:2]:
             raise InputError(
                 f"{name} is an adapter of another model: its {layer} goes from {a.shape[1]} to "

@@ -40,7 +40,7 @@ class CastOperations:
     Linear = CastLinear
 
 
-class Shape(NamedTuple):
+class LayerShape(NamedTuple):
     """Of one adapted layer."""
 
     inputs: int
@@ -51,7 +51,7 @@ class Shape(NamedTuple):
 class LowRank(nn.Module):
     """``B(A x)``: (…, inputs) to (…, outputs)."""
 
-    def __init__(self, shape: Shape, operations: Any, **factory):
+    def __init__(self, shape: LayerShape, operations: Any, **factory):
         super().__init__()
         self.lora_A = operations.Linear(shape.inputs, shape.rank, bias=False, **factory)
         self.lora_B = operations.Linear(shape.rank, shape.outputs, bias=False, **factory)
@@ -93,7 +93,7 @@ class Adapter(nn.Module):
 
     def __init__(
         self,
-        shapes: Mapping[str, Shape],
+        shapes: Mapping[str, LayerShape],
         *,
         scale: float = 1.0,
         operations: Any = CastOperations,
@@ -110,17 +110,19 @@ class Adapter(nn.Module):
     def low_ranks(self) -> dict[str, LowRank]:
         return {name: self.get_submodule(name) for name in self.shapes}
 
-    def attach(self, transformer: MaskedDiffusionTransformer, strength: float = 1.0) -> Bypass:
+    def attach(
+        self, transformer: MaskedDiffusionTransformer, strength: float = 1.0
+    ) -> AttachedAdapter:
         """Add this to what the layers of ``transformer`` compute, until the result is removed.
 
         Several adapters may be attached at once; they add up.
         """
         layers = dict(transformer.named_modules())
         pairs = [(layers[name], low_rank) for name, low_rank in self.low_ranks.items()]
-        return Bypass(pairs, strength * self.scale)
+        return AttachedAdapter(pairs, strength * self.scale)
 
 
-class Bypass:
+class AttachedAdapter:
     """An adapter at work on a transformer."""
 
     def __init__(self, pairs: Iterable[tuple[nn.Module, LowRank]], factor: float):

@@ -96,7 +96,7 @@ class CachePolicy:
         wanted = self._wanted(sequence, cached, ids, text, image, query.last)
         sizes = []
         tokens = len(sequence.text_positions), len(sequence.image_positions)
-        counts = zip(targets.text_undecided, targets.image_undecided, strict=True)
+        counts = zip(targets.text_masked_before, targets.image_masked_before, strict=True)
         for i, undecided in enumerate(counts):
             texts, images = (positions.counts[i] if positions else 0 for positions in (text, image))
             if not texts + images:

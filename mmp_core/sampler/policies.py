@@ -43,7 +43,7 @@ def corrected_policies(
     """The default: see :class:`SamplerSettings`."""
     seeds = [_some_seed() if s is None else s for s in settings.seeds(prompt.batch)]
     text, image = prompt.initial.text, prompt.initial.image
-    steps = corrected_steps(undecided_counts(text), undecided_counts(image), settings)
+    steps = corrected_steps(masked_counts(text), masked_counts(image), settings)
     guidance = CorrectedGuidance(model.layout, prompt, settings)
     streams = generators(seeds, model.device)
     plan, select, cache = Plan, CorrectedSelection, None
@@ -64,6 +64,6 @@ def _some_seed() -> int:
     return int(torch.randint(2**63 - 1, ()))
 
 
-def undecided_counts(tokens: Tensor) -> tuple[int, ...]:
+def masked_counts(tokens: Tensor) -> tuple[int, ...]:
     """Masked tokens per sample of (B, …)."""
     return tuple((tokens == MASKED).flatten(1).sum(dim=1).tolist())

@@ -19,25 +19,25 @@ Counts = tuple[int, ...]
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """What one step has to reveal. Each field but the last: one number per sample.
+    """What one step has to unmask. Each field but the last: one number per sample.
 
-    ``text_quota``: text tokens to reveal; ``None`` when the step leaves text alone. ``text_left``:
-    those that are then still undecided, if all went by the plan.
-    ``image_masked``: image codes that stay masked after it; ``None`` when it leaves the image
-    alone.
-    ``text_rows``, ``image_rows``: undecided positions to predict, 0 for a sample of which nothing
-    is revealed; ``None`` for all there are, which costs a synchronisation to find out.
-    ``text_undecided``, ``image_undecided``: before it; ``None`` where that is not known.
+    ``text_quota``: text tokens to unmask; ``None`` when the step leaves text alone.
+    ``text_masked_after``, ``image_masked_after``: tokens still masked after the step, if all goes
+    by the plan; of the image ``None`` when the step leaves it alone.
+    ``text_predicted``, ``image_predicted``: masked positions to predict, 0 for a sample of which
+    nothing is unmasked; ``None`` for all there are, which costs a synchronisation to find out.
+    ``text_masked_before``, ``image_masked_before``: tokens masked before the step; ``None`` where
+    that is not known.
     ``image_noise``: scale of the noise on the image's confidence.
     """
 
     text_quota: Counts | None = None
-    text_left: Counts | None = None
-    image_masked: Counts | None = None
-    text_rows: Counts | None = None
-    image_rows: Counts | None = None
-    text_undecided: Counts | None = None
-    image_undecided: Counts | None = None
+    text_masked_after: Counts | None = None
+    image_masked_after: Counts | None = None
+    text_predicted: Counts | None = None
+    image_predicted: Counts | None = None
+    text_masked_before: Counts | None = None
+    image_masked_before: Counts | None = None
     image_noise: float = 0.0
 
 
@@ -57,13 +57,13 @@ class Targets:
 class StepTargets:
     """What one step has to decide; ``None`` for a modality that it leaves alone.
 
-    ``text_undecided``, ``image_undecided``: see :class:`PlannedStep`.
+    ``text_masked_before``, ``image_masked_before``: see :class:`PlannedStep`.
     """
 
     text: Targets | None
     image: Targets | None
-    text_undecided: Counts | None
-    image_undecided: Counts | None
+    text_masked_before: Counts | None
+    image_masked_before: Counts | None
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,13 @@ class Plan:
     @classmethod
     def of(cls, steps: Sequence[PlannedStep], batch: int, device: torch.device) -> Plan:
         counts = {}
-        for name in ("text_quota", "text_left", "image_masked", "text_rows", "image_rows"):
+        for name in (
+            "text_quota",
+            "text_masked_after",
+            "image_masked_after",
+            "text_predicted",
+            "image_predicted",
+        ):
             values = [getattr(step, name) or (0,) * batch for step in steps]
             counts[name] = torch.tensor(values, dtype=torch.int64).view(-1, batch).to(device)
         return cls(tuple(steps), counts)
@@ -93,14 +99,16 @@ class Plan:
         step, text, image = self.steps[index], None, None
         counts = {name: table[index] for name, table in self.counts.items()}
         if step.text_quota is not None:
-            positions = MaskedPositions.of(state.text, step.text_rows, counts["text_rows"])
-            text = Targets(positions, counts["text_quota"])
-        if step.image_masked is not None:
             positions = MaskedPositions.of(
-                state.image.flatten(1), step.image_rows, counts["image_rows"]
+                state.text, step.text_predicted, counts["text_predicted"]
             )
-            image = Targets(positions, counts["image_masked"])
-        return StepTargets(text, image, step.text_undecided, step.image_undecided)
+            text = Targets(positions, counts["text_quota"])
+        if step.image_masked_after is not None:
+            positions = MaskedPositions.of(
+                state.image.flatten(1), step.image_predicted, counts["image_predicted"]
+            )
+            image = Targets(positions, counts["image_masked_after"])
+        return StepTargets(text, image, step.text_masked_before, step.image_masked_before)
 
 
 class AdaptivePlan(Plan):
@@ -111,11 +119,16 @@ class AdaptivePlan(Plan):
         step, codes = self.steps[index], state.image.flatten(1)
         undecided = torch.stack([(tokens == MASKED).sum(dim=1) for tokens in (state.text, codes)])
         text_count, image_count = map(tuple, undecided.tolist())
-        text_left, masked = self.counts["text_left"][index], self.counts["image_masked"][index]
-        text = _behind(state.text, text_count, undecided[0], step.text_left, text_left)
-        image = _behind(codes, image_count, undecided[1], step.image_masked, masked)
+        text_masked_after, masked = (
+            self.counts["text_masked_after"][index],
+            self.counts["image_masked_after"][index],
+        )
+        text = _behind(
+            state.text, text_count, undecided[0], step.text_masked_after, text_masked_after
+        )
+        image = _behind(codes, image_count, undecided[1], step.image_masked_after, masked)
         return StepTargets(
-            text and Targets(text, (undecided[0] - text_left).clamp_min(0)),
+            text and Targets(text, (undecided[0] - text_masked_after).clamp_min(0)),
             image and Targets(image, masked),
             text_count,
             image_count,
@@ -141,25 +154,31 @@ def corrected_steps(text: Counts, image: Counts, settings: SamplerSettings) -> l
     number of steps, none of which collapse. Steps that reveal nothing are left out.
     """
     text_at, image_at = _placed(settings)
-    steps, text_left, image_left = [], text, image
+    steps, text_masked_after, image_left = [], text, image
     for index in range(max(*text_at, *image_at) + 1):
-        step, text_after, image_after = PlannedStep(), text_left, image_left
+        step, text_after, image_after = PlannedStep(), text_masked_after, image_left
         if index in text_at:
             text_after = tuple(_linear(n, text_at[index], settings.text_steps) for n in text)
         if index in image_at:
             progress = image_at[index] / settings.image_steps
             image_after = tuple(_cosine(n, progress) for n in image)
-        if text_after != text_left:
-            quota = tuple(b - a for b, a in zip(text_left, text_after, strict=True))
-            rows = _changing(text_left, text_after)
-            step = replace(step, text_quota=quota, text_left=text_after, text_rows=rows)
+        if text_after != text_masked_after:
+            quota = tuple(b - a for b, a in zip(text_masked_after, text_after, strict=True))
+            rows = _changing(text_masked_after, text_after)
+            step = replace(
+                step, text_quota=quota, text_masked_after=text_after, text_predicted=rows
+            )
         if image_after != image_left:
             noise = settings.image_temperature * (1 - progress)
             rows = _changing(image_left, image_after)
-            step = replace(step, image_masked=image_after, image_rows=rows, image_noise=noise)
-        if step.text_quota or step.image_masked:
-            steps.append(replace(step, text_undecided=text_left, image_undecided=image_left))
-        text_left, image_left = text_after, image_after
+            step = replace(
+                step, image_masked_after=image_after, image_predicted=rows, image_noise=noise
+            )
+        if step.text_quota or step.image_masked_after:
+            steps.append(
+                replace(step, text_masked_before=text_masked_after, image_masked_before=image_left)
+            )
+        text_masked_after, image_left = text_after, image_after
     return steps
 
 

@@ -28,7 +28,7 @@ from ..state import MASKED, Prompt, TokenState
 from ..variants.base import Layout, Sequence
 from ..variants.mmada_parallel_a import VariantA
 from .guidance import CONDITIONAL
-from .policies import DenoisingModel, Policies, undecided_counts
+from .policies import DenoisingModel, Policies, masked_counts
 from .positions import MaskedPositions
 from .predictor import BranchOutputs
 from .schedule import Counts, Plan, PlannedStep
@@ -42,7 +42,7 @@ Fill = Callable[..., Tensor]
 def upstream_policies(model: DenoisingModel, prompt: Prompt, settings: SamplerSettings) -> Policies:
     """Raises ``InputError`` for a guidance that the variant's reference does not know."""
     layout, device = model.layout, model.device
-    text_masked = undecided_counts(prompt.initial.text)
+    text_masked = masked_counts(prompt.initial.text)
     build = (
         settings,
         generators(settings.seeds(prompt.batch), device),
@@ -92,7 +92,7 @@ def upstream_steps(
             masked = int((cells * torch.cos(torch.tensor(progress) * math.pi / 2)).floor())
             step = replace(
                 step,
-                image_masked=(masked,) * len(quota),
+                image_masked_after=(masked,) * len(quota),
                 image_noise=settings.image_temperature * (1.0 - progress),
             )
         steps.append(step)

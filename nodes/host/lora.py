@@ -11,7 +11,7 @@ import torch
 from comfy.patcher_extension import PatcherInjection
 
 from ...mmp_core.checkpoint.adapters import build_adapter
-from ...mmp_core.model.lora import Adapter, Bypass
+from ...mmp_core.model.lora import Adapter, AttachedAdapter
 from .models import HostedAdapter, HostedModel
 
 _INJECTIONS = "mmada_parallel.adapters"
@@ -54,7 +54,7 @@ def with_adapter(
 def _injection(adapter: Adapter, strength: float) -> PatcherInjection:
     """ComfyUI 0.33.0's own bypass, once two share a layer, does not come off, and the memory of
     its adapters is not counted."""
-    at_work: list[Bypass] = []
+    at_work: list[AttachedAdapter] = []
 
     def inject(patcher: comfy.model_patcher.ModelPatcher) -> None:
         at_work.append(adapter.attach(patcher.model, strength))

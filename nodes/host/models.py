@@ -86,7 +86,7 @@ class HostedModel:
         )
 
     def memory_budget(self, prompt: Prompt, *, previews: bool) -> HostBudget:
-        """For ``denoise_in_parts``."""
+        """For ``denoise_in_batches``."""
         (height, width), side = prompt.initial.grid, self.model.downsample
         return HostBudget(self, height * width * side**2 if previews else 0)
 

@@ -5,8 +5,7 @@ import json
 import pytest
 import torch
 from mmada_parallel.cli import draw
-from mmada_parallel.mmp_core import SamplerSettings
-from mmada_parallel.mmp_core import batching as parts
+from mmada_parallel.mmp_core import SamplerSettings, batching
 from PIL import Image
 
 from .conftest import EDIT
@@ -189,7 +188,7 @@ def test_a_gpu_that_is_too_small_is_told_with_the_numbers(edit, monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(parts, "denoise", full)
+    monkeypatch.setattr(batching, "denoise", full)
     code, out, err = edit("--quiet")
     assert (code, out) == (2, "")
     assert "1 sample(s) of " in the_line(err) and "beside the weights (" in err and "fp8" in err
@@ -199,7 +198,7 @@ def test_ctrl_c_stops_with_130_and_leaves_nothing(edit, tmp_path, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(draw, "denoise_in_parts", interrupt)
+    monkeypatch.setattr(draw, "denoise_in_batches", interrupt)
     code, out, err = edit("--quiet")
     assert (code, out, err) == (130, "", "\nmmada-parallel: stopped\n")
     assert [file.name for file in tmp_path.iterdir()] == ["scene.png"]

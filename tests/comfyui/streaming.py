@@ -23,7 +23,7 @@ import utils.extra_config  # noqa: E402, F401  # as main.py: later another `util
 from PIL import Image  # noqa: E402
 
 from ...mmp_core import SamplerSettings, denoise, encode_instruction  # noqa: E402
-from ...mmp_core.batching import denoise_in_parts  # noqa: E402
+from ...mmp_core.batching import denoise_in_batches  # noqa: E402
 from ...mmp_core.checkpoint.convert import convert  # noqa: E402
 from ...mmp_core.memory import OutOfMemory, denoising_estimate  # noqa: E402
 from ...mmp_core.sampler import policies  # noqa: E402
@@ -116,12 +116,12 @@ class Cramped:
         LIVE.most = 0
         found = {"parts": parts}
         try:
-            final = denoise_in_parts(
+            final = denoise_in_batches(
                 self.model,
                 self.prompt,
                 self.settings,
                 budget=budget,
-                starting=lambda samples: parts.append([samples.start, samples.stop]),
+                on_batch=lambda samples: parts.append([samples.start, samples.stop]),
             ).final
             found["tokens"] = [final.text.tolist(), final.image.tolist()]
         except OutOfMemory as error:

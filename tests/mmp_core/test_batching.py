@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 from mmada_parallel.mmp_core import SamplerSettings, denoise
-from mmada_parallel.mmp_core.batching import DeviceBudget, denoise_in_parts, joined
+from mmada_parallel.mmp_core.batching import DeviceBudget, concatenated, denoise_in_batches
 from mmada_parallel.mmp_core.memory import OutOfMemory, denoising_estimate
 from mmada_parallel.tests.mmp_core import tiny
 
@@ -62,7 +62,7 @@ def test_the_trajectory_is_that_of_the_whole_batch(model, settings, size):
     torch.manual_seed(0)
     whole = denoise(model, prompt, settings)
     torch.manual_seed(0)
-    check_same(denoise_in_parts(model, prompt, settings, budget=Budget(size)), whole)
+    check_same(denoise_in_batches(model, prompt, settings, budget=Budget(size)), whole)
 
 
 def test_samples_with_nothing_to_do_at_a_step_cost_no_forward(model):
@@ -74,7 +74,7 @@ def test_samples_with_nothing_to_do_at_a_step_cost_no_forward(model):
     model.forwards = 0
     whole = denoise(model, half, SETTINGS["exact"])
     needed, model.forwards = model.forwards, 0
-    run = denoise_in_parts(model, half, SETTINGS["exact"], budget=Budget(1))
+    run = denoise_in_batches(model, half, SETTINGS["exact"], budget=Budget(1))
     check_same(run, whole)
     assert model.forwards == needed
 
@@ -82,19 +82,19 @@ def test_samples_with_nothing_to_do_at_a_step_cost_no_forward(model):
 def test_few_steps_are_recorded_and_those_of_all_samples(model):
     prompt = tiny.prompt(model.layout, batch=3, text=6, grid=(4, 4))
     settings = SETTINGS["exact"]
-    run = denoise_in_parts(model, prompt, settings, budget=Budget(2), record=2)
+    run = denoise_in_batches(model, prompt, settings, budget=Budget(2), record=2)
     check_same(run, denoise(model, prompt, settings, record=2))
 
 
 def test_steps_are_counted_through_and_parts_announced(model):
     prompt = tiny.prompt(model.layout, batch=5, text=6, grid=(4, 4))
     seen, parts, budget = [], [], Budget(2)
-    run = denoise_in_parts(
+    run = denoise_in_batches(
         model,
         prompt,
         SETTINGS["exact"],
         budget=budget,
-        starting=parts.append,
+        on_batch=parts.append,
         callback=lambda index, total, step: seen.append((index, total, step.state.batch)),
     )
     assert parts == [range(0, 2), range(2, 4), range(4, 5)] and budget.prepared == [2, 2, 1]
@@ -112,7 +112,7 @@ def test_an_interruption_passes_through(model):
 
     prompt = tiny.prompt(model.layout, batch=3)
     with pytest.raises(Stop):
-        denoise_in_parts(model, prompt, SETTINGS["exact"], budget=Budget(2), callback=stop)
+        denoise_in_batches(model, prompt, SETTINGS["exact"], budget=Budget(2), callback=stop)
 
 
 class Small:
@@ -149,7 +149,7 @@ def test_a_part_that_does_not_fit_is_halved_and_what_it_held_is_free_again(model
     prompt = tiny.prompt(model.layout, batch=5, text=6, grid=(4, 4))
     whole = denoise(model, prompt, SETTINGS["exact"])
     memory, budget, seen = small(3), Budget(5), []
-    run = denoise_in_parts(
+    run = denoise_in_batches(
         model,
         prompt,
         SETTINGS["exact"],
@@ -168,7 +168,7 @@ def test_what_does_not_fit_at_all_is_one_sentence_with_the_numbers(model, small,
     prompt = tiny.prompt(model.layout, batch=batch, text=6, grid=(4, 3))
     memory, settings = small(0), SamplerSettings(speed="cached")
     with pytest.raises(OutOfMemory) as caught:
-        denoise_in_parts(model, prompt, settings, budget=Budget(8))
+        denoise_in_batches(model, prompt, settings, budget=Budget(8))
     told = str(caught.value)
     assert memory.batches == tried and "\n" not in told
     assert f"{tried[-1]} sample(s) of 3x4 image tokens and 6 text tokens need about" in told
@@ -181,7 +181,7 @@ def test_other_errors_are_not_taken_for_it(model):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="mat1"):
-        denoise_in_parts(
+        denoise_in_batches(
             model, tiny.prompt(model.layout), SETTINGS["exact"], budget=Budget(1), callback=broken
         )
 
@@ -194,9 +194,9 @@ def test_all_at_once_where_free_memory_is_not_known(model):
 
 def test_tensors_that_steps_share_stay_shared(model):
     prompt = tiny.prompt(model.layout, batch=2, text=6, grid=(4, 4))
-    run = denoise_in_parts(model, prompt, SETTINGS["exact"], budget=Budget(1))
+    run = denoise_in_batches(model, prompt, SETTINGS["exact"], budget=Budget(1))
     assert all(
         before.after.text is after.state.text
         for before, after in zip(run, run.steps[1:], strict=False)
     )
-    assert joined([run]) is run
+    assert concatenated([run]) is run

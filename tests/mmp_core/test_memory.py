@@ -23,7 +23,7 @@ from mmada_parallel.mmp_core.memory import (
     training_estimate,
 )
 from mmada_parallel.mmp_core.model.config import ModelConfig
-from mmada_parallel.mmp_core.model.lora import Adapter, Shape, adaptable_layers
+from mmada_parallel.mmp_core.model.lora import Adapter, LayerShape, adaptable_layers
 from mmada_parallel.mmp_core.model.quantised import FORMATS, WeightOnlyLinear, replace_linears
 from mmada_parallel.mmp_core.model.transformer import MaskedDiffusionTransformer
 from mmada_parallel.tests.live_bytes import most_bytes
@@ -120,7 +120,7 @@ def test_adapters_count():
     settings = SamplerSettings(text_steps=3, image_steps=2, joint_guidance=0.0)
     prompt = tiny.prompt(model.layout, batch=2, text=4, grid=(30, 30))
     shapes = {
-        name: Shape(layer.in_features, layer.out_features, 2)
+        name: LayerShape(layer.in_features, layer.out_features, 2)
         for name, layer in adaptable_layers(model.transformer).items()
     }
     adapter = Adapter(shapes)

@@ -314,15 +314,15 @@ def test_schedule_reveals_all_and_never_collapses(text, image, text_steps, image
     steps = corrected_steps(tuple(text), images, own)
     left = list(text)
     for step in steps:
-        assert step.text_quota or step.image_masked
+        assert step.text_quota or step.image_masked_after
         for i, quota in enumerate(step.text_quota or ()):
-            assert step.text_rows[i] == (left[i] if quota else 0)
+            assert step.text_predicted[i] == (left[i] if quota else 0)
             left[i] -= quota
     assert not any(left)
-    masked = [step.image_masked[0] for step in steps if step.image_masked]
+    masked = [step.image_masked_after[0] for step in steps if step.image_masked_after]
     assert masked == sorted(set(masked), reverse=True)
     assert masked[-1:] == ([0] if image else [])
-    noise = [step.image_noise for step in steps if step.image_masked]
+    noise = [step.image_noise for step in steps if step.image_masked_after]
     assert noise == sorted(noise, reverse=True)
 
 
@@ -331,13 +331,13 @@ def test_schedule_reveals_all_and_never_collapses(text, image, text_steps, image
 def test_every_step_asked_for_is_taken(text_steps, image_steps):
     own = SamplerSettings(text_steps=text_steps, image_steps=image_steps)
     steps = corrected_steps((10**6,), (10**6,), own)
-    image = [step.image_masked[0] for step in steps if step.image_masked]
+    image = [step.image_masked_after[0] for step in steps if step.image_masked_after]
     assert sum(step.text_quota is not None for step in steps) == text_steps
     assert len(image) == image_steps and len(steps) == max(text_steps, image_steps)
     for rank, masked in enumerate(image, start=1):
         assert abs(masked - 10**6 * math.cos(math.pi / 2 * rank / image_steps)) < 1.001
     if text_steps >= 2 * image_steps:
-        first = next(i for i, step in enumerate(steps) if step.image_masked)
+        first = next(i for i, step in enumerate(steps) if step.image_masked_after)
         assert first == (text_steps // 4 if image_steps > 1 else text_steps - 1)
 
 

@@ -268,7 +268,7 @@ def policies_of(case, model, prompt, settings):
 
 
 def check_plan(case, plan):
-    image_at = [i for i, step in enumerate(plan.steps) if step.image_masked is not None]
+    image_at = [i for i, step in enumerate(plan.steps) if step.image_masked_after is not None]
     assert len(plan) == case.call["text_steps"]
     assert image_at == sorted(set(case.content["image_steps"]))
     assert image_at == case.tensors["image_step_index"].tolist()
@@ -278,7 +278,7 @@ def check_plan(case, plan):
     noise = [plan.steps[i].image_noise for i in image_at]
     assert noise == pytest.approx(case.tensors["image_temperature"].tolist())
     masked = [
-        max(1, min(before - 1, plan.steps[i].image_masked[0]))
+        max(1, min(before - 1, plan.steps[i].image_masked_after[0]))
         for i, before in zip(image_at, unknown, strict=True)
     ]
     assert masked == case.tensors["image_mask_len"].tolist()

@@ -24,7 +24,7 @@ from torch import Tensor
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.pipeline import decode_image, decode_text
 from ...mmp_core.sampler.loop import denoise
-from ...mmp_core.sampler.policies import undecided_counts
+from ...mmp_core.sampler.policies import masked_counts
 from ...mmp_core.sampler.settings import SamplerSettings
 from ...mmp_core.state import MASKED, Prompt, Step, TokenState
 from ...mmp_core.variants.base import UNDECIDED
@@ -146,8 +146,8 @@ def alike(groups: Sequence[Group]) -> list[list[Group]]:
             None if prompt.image is None else prompt.image.shape,
             prompt.initial.text.shape,
             prompt.initial.grid,
-            undecided_counts(prompt.initial.text),
-            undecided_counts(prompt.initial.image),
+            masked_counts(prompt.initial.text),
+            masked_counts(prompt.initial.image),
         )
         lists[key].append(group)
     return list(lists.values())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...mmp_core.errors import InputError
-from ...mmp_core.model.lora import BLOCK_LAYERS, Adapter, Shape, adaptable_layers
+from ...mmp_core.model.lora import BLOCK_LAYERS, Adapter, LayerShape, adaptable_layers
 from ...mmp_core.model.transformer import MaskedDiffusionTransformer
 
 
@@ -61,7 +61,7 @@ class LoRA(Adapter):
             raise InputError(f"The rank is {rank}: it must be 1 or more.")
         self.rank, self.alpha = rank, float(rank if alpha is None else alpha)
         shapes = {
-            name: Shape(layer.in_features, layer.out_features, rank)
+            name: LayerShape(layer.in_features, layer.out_features, rank)
             for name, layer in adaptable_layers(transformer, layers).items()
         }
         device = device or transformer.layers["wte"].weight.device
