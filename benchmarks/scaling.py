@@ -89,7 +89,10 @@ def measure(model: RandomModel, counter: FlopCounter, point: Point) -> dict[str,
     found = once(lambda: denoise(model, prompt, own, record=0), clock_of(model.device))
     tokens = model.layout.sequence(prompt, prompt.initial).ids.shape[1]
     return {
-        **{"side": point.side, "tokens": tokens, "steps": point.steps, "batch": point.batch},
+        "side": point.side,
+        "tokens": tokens,
+        "steps": point.steps,
+        "batch": point.batch,
         **found,
         "forwards": counter.forwards,
         "tflop": (counter.blocks + counter.head) / 1e12,

@@ -91,11 +91,11 @@ def _edits(before: Scene, after: Scene) -> Iterator[str]:
         ((cell, (old, new)),) = changed.items()
         yield from _change(cell, old, new)
     if len(changed) == 2:
-        (a, (old_a, new_a)), (b, (old_b, new_b)) = changed.items()
-        for start, end, item in ((a, b, old_a), (b, a, old_b)):
-            if item and after.at(start) is None and before.at(end) is None:
-                if after.at(end) == item:
-                    yield f"{world.object_at(start, item)} moves to {world.place(end)} ."
+        a, b = changed
+        for start, end in ((a, b), (b, a)):
+            item = before.at(start)
+            if item and changed[start][1] is None and changed[end] == (None, item):
+                yield f"{world.object_at(start, item)} moves to {world.place(end)} ."
 
 
 def _change(cell: Cell, old: Object | None, new: Object | None) -> Iterator[str]:

@@ -85,16 +85,18 @@ class MessageStream(threading.Thread):
     async def _read(self):
         import aiohttp
 
-        async with aiohttp.ClientSession() as session:
-            async with session.ws_connect(self.url, max_msg_size=0) as ws:
-                flags = {"supports_preview_metadata": True}
-                await ws.send_json({"type": "feature_flags", "data": flags})
-                async for frame in ws:
-                    binary = frame.type == aiohttp.WSMsgType.BINARY
-                    message = (decode_binary if binary else decode_json)(frame.data)
-                    with self._changed:
-                        self.messages.append(message)
-                        self._changed.notify_all()
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(self.url, max_msg_size=0) as ws,
+        ):
+            flags = {"supports_preview_metadata": True}
+            await ws.send_json({"type": "feature_flags", "data": flags})
+            async for frame in ws:
+                binary = frame.type == aiohttp.WSMsgType.BINARY
+                message = (decode_binary if binary else decode_json)(frame.data)
+                with self._changed:
+                    self.messages.append(message)
+                    self._changed.notify_all()
 
     def wait(self, wanted, timeout, start=0):
         """Index of the first message from `start` on for which wanted(message) holds."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -104,7 +105,7 @@ def quotas_a(masked: Counts, steps: int) -> list[Counts]:
     targets = [[int(n * (1 - step / steps)) for n in masked] for step in range(steps + 1)]
     return [
         tuple(max(0, before - after) for before, after in zip(*pair, strict=True))
-        for pair in zip(targets, targets[1:], strict=False)
+        for pair in pairwise(targets)
     ]
 
 

@@ -170,7 +170,7 @@ def test_ctrl_c_leaves_the_adapter_as_far_as_it_is_trained(pararl, tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    "options, told",
     [
         (("--output", "toy.txt"), ".safetensors"),
         (("--data", "nowhere"), "--reward"),
@@ -256,6 +256,7 @@ def test_two_processes_train_together(full, checkpoint, tmp_path):
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"{file}  (2 steps)"]

@@ -38,19 +38,18 @@ def observe(nodes, situation, name, wanted):
     told = room.prepare(need)
     management.vram_state = management.VRAMState.NORMAL_VRAM
     resident, transformer = LIVE.now, hosted.model.transformer
-    with nodes.host.trainable(hosted):
-        with LoRA(transformer, rank=2, device=CARD) as lora:
-            for number, low_rank in enumerate(lora.low_ranks.values()):
-                rng = torch.Generator().manual_seed(number)
-                start = torch.empty(low_rank.lora_B.weight.shape)
-                nn.init.normal_(start, generator=rng)
-                with torch.no_grad():
-                    low_rank.lora_B.weight.copy_(start.to(CARD))
-            hidden = transformer(IDS.to(CARD))
-            loss = transformer.logits(hidden, slice(2, 15)).float().log_softmax(-1).sin().sum()
-            loss.backward()
-            grads = [float(p.grad.to("cpu").double().sum()) for _, p in lora.named_parameters()]
-            found = {"told": told, "loss": float(loss.detach().to("cpu")), "gradients": grads}
+    with nodes.host.trainable(hosted), LoRA(transformer, rank=2, device=CARD) as lora:
+        for number, low_rank in enumerate(lora.low_ranks.values()):
+            rng = torch.Generator().manual_seed(number)
+            start = torch.empty(low_rank.lora_B.weight.shape)
+            nn.init.normal_(start, generator=rng)
+            with torch.no_grad():
+                low_rank.lora_B.weight.copy_(start.to(CARD))
+        hidden = transformer(IDS.to(CARD))
+        loss = transformer.logits(hidden, slice(2, 15)).float().log_softmax(-1).sin().sum()
+        loss.backward()
+        grads = [float(p.grad.to("cpu").double().sum()) for _, p in lora.named_parameters()]
+        found = {"told": told, "loss": float(loss.detach().to("cpu")), "gradients": grads}
     streamed = sorted(streamed_kinds(hosted))
     del lora, hidden, loss, low_rank
     gc.collect()

@@ -1,5 +1,7 @@
 """The toy world's exact checker as a reward."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from mmada_parallel.demo import world
@@ -29,7 +31,7 @@ def test_every_sentence_of_the_world_is_among_those_its_picture_allows():
 
 
 def test_right_answers_score_one_and_answers_of_other_tasks_less():
-    for task, other in zip(TASKS, TASKS[1:], strict=False):
+    for task, other in pairwise(TASKS):
         assert score(task, task.sentence, task.after) == 1.0
         if task.sentence != other.sentence:
             assert score(task, other.sentence, task.after) <= 0.5

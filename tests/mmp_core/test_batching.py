@@ -97,7 +97,7 @@ def test_steps_are_counted_through_and_parts_announced(model):
         on_batch=parts.append,
         callback=lambda index, total, step: seen.append((index, total, step.state.batch)),
     )
-    assert parts == [range(0, 2), range(2, 4), range(4, 5)] and budget.prepared == [2, 2, 1]
+    assert parts == [range(2), range(2, 4), range(4, 5)] and budget.prepared == [2, 2, 1]
     assert [index for index, _, _ in seen] == list(range(3 * run.total_steps))
     assert {total for _, total, _ in seen} == {3 * run.total_steps}
     assert [batch for _, _, batch in seen] == [2] * 10 + [1] * 5

@@ -90,7 +90,7 @@ def test_image_extremes():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("rows", "words", "features"),
+    "rows, words, features",
     [
         (1, 1, 1),
         (1, 2, 16),
@@ -101,7 +101,7 @@ def test_image_extremes():
         (3, 1100, 8),
     ],
 )
-@pytest.mark.parametrize(("guidance", "logit_scale"), [((), None), ((1.5,), None), ((-2.0,), 0.3)])
+@pytest.mark.parametrize("guidance, logit_scale", [((), None), ((1.5,), None), ((-2.0,), 0.3)])
 def test_text(dtype, rows, words, features, guidance, logit_scale):
     if INTERPRETED and dtype == torch.bfloat16 and logit_scale:
         logit_scale = 0.5  # the interpreter truncates to bfloat16 instead of rounding
@@ -297,5 +297,6 @@ def test_they_compile_for_gpus_that_are_not_here():
         env={**os.environ, "TRITON_INTERPRET": "0"},
         capture_output=True,
         text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stderr

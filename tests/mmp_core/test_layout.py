@@ -57,8 +57,8 @@ def test_parse_inverts_sequence(variant, data):
 
 
 @pytest.mark.parametrize("variant", "AM")
-@pytest.mark.parametrize("drop_text", (False, True))
-@pytest.mark.parametrize("drop_image", (False, True))
+@pytest.mark.parametrize("drop_text", [False, True])
+@pytest.mark.parametrize("drop_image", [False, True])
 @settings(max_examples=25)
 @given(data=st.data())
 def test_positions_hold_the_state_in_every_branch(variant, drop_text, drop_image, data):
@@ -101,7 +101,9 @@ def test_variant_a_order():
 def test_variant_a_uses_the_trained_system_prompts():
     class Recorder:
         unk_token_id = None
-        texts = []
+
+        def __init__(self):
+            self.texts = []
 
         def convert_tokens_to_ids(self, name):
             return None
@@ -110,12 +112,13 @@ def test_variant_a_uses_the_trained_system_prompts():
             self.texts.append(text)
             return {"input_ids": [1]}
 
-    layout = LAYOUTS["A"](Recorder(), {"mask_token_id": 126336})
+    recorder = Recorder()
+    layout = LAYOUTS["A"](recorder, {"mask_token_id": 126336})
     assert (layout.image_offset, layout.newline, layout.answer_end) == (126356, 126084, 126355)
     initial = TokenState.masked(1, 1, (1, 1))
     layout.encode("x", torch.zeros(1, 1, 1, dtype=torch.int64), initial)
     layout.encode("x", None, initial)
-    blank_edit, blank, edit, generate = Recorder.texts
+    blank_edit, blank, edit, generate = recorder.texts
     assert blank_edit == f"<system>{variant_a.EDIT}</system><user><uncondition></user>"
     assert edit == f"<system>{variant_a.EDIT}</system><user>x</user>"
     assert generate == f"<system>{variant_a.GENERATE}</system><user>x</user>"

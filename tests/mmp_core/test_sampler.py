@@ -171,7 +171,7 @@ def test_only_the_forwards_that_matter_run():
     assert count_forwards(no_image, SamplerSettings(**steps, **scales))[0] == plain + image_steps
 
 
-@pytest.mark.parametrize(("variant", "name"), [("A", "image_guidance"), ("M", "joint_guidance")])
+@pytest.mark.parametrize("variant, name", [("A", "image_guidance"), ("M", "joint_guidance")])
 def test_upstream_skips_unscaled_branches(variant, name):
     start = prompt(variant)
     own = {"text_steps": 4, "image_steps": 2, "reasoning_guidance": 0.0, "image_guidance": 0.0}

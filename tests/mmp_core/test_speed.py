@@ -1,6 +1,7 @@
 """Speed levels: what they reveal early, what they leave out, and that they stay per sample."""
 
 import dataclasses
+from itertools import pairwise
 
 import pytest
 import torch
@@ -106,9 +107,7 @@ def reads(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize(
-    ("speed", "most"), [("exact", 0), ("cached", 0), ("fast", 1), ("fastest", 1)]
-)
+@pytest.mark.parametrize("speed, most", [("exact", 0), ("cached", 0), ("fast", 1), ("fastest", 1)])
 @pytest.mark.parametrize("variant", "AM")
 def test_a_step_reads_nothing_back_but_how_far_an_early_level_came(variant, speed, most, reads):
     model, start = MODELS[variant, 10], prompt(variant, batch=2, locked=0.3)
@@ -119,4 +118,4 @@ def test_a_step_reads_nothing_back_but_how_far_an_early_level_came(variant, spee
         per_step.append(len(reads))
 
     denoise(model, start, settings, callback=watch)
-    assert max(b - a for a, b in zip(per_step, per_step[1:], strict=False)) == most
+    assert max(b - a for a, b in pairwise(per_step)) == most

@@ -10,7 +10,7 @@ def test_masked_and_shape():
 
 
 @pytest.mark.parametrize(
-    ("text", "image"),
+    "text, image",
     [
         (torch.zeros(2, 3).long(), torch.zeros(1, 4, 4).long()),
         (torch.zeros(3).long(), torch.zeros(1, 4, 4).long()),

@@ -36,7 +36,8 @@ def test_scripts_load_nothing_from_elsewhere(file):
 
 @each_workflow
 def test_workflows_name_the_pack_that_their_nodes_come_from(path):
-    version = re.search(r'^version = "(.+)"', (PACK_ROOT / "pyproject.toml").read_text(), re.M)
+    pyproject = (PACK_ROOT / "pyproject.toml").read_text()
+    version = re.search(r'^version = "(.+)"', pyproject, re.MULTILINE)
     for node in json.loads(path.read_text())["nodes"]:
         if node["type"].startswith("MMaDAParallel"):
             assert node["type"] in NODE_IDS

@@ -23,7 +23,7 @@ def imports(room):
 
 
 @pytest.mark.parametrize(
-    ("room", "forbidden"),
+    "room, forbidden",
     [
         ("mmp_core", {"training", "nodes", "demo", "cli", "comfy_api", "folder_paths"} | COMFY),
         ("training", {"nodes", "demo", "cli", "comfy_api", "folder_paths"} | COMFY),

@@ -169,7 +169,7 @@ def tokenizer_fill(shapes, seed):
             filled[name] = dense(seed, name, shape, 6)
         elif len(shape) >= 2:
             fan_in = int(np.prod(shape[1:]))
-            filled[name] = dense(seed, name, shape, int(round(np.log2(73.9 * np.sqrt(fan_in)))))
+            filled[name] = dense(seed, name, shape, round(np.log2(73.9 * np.sqrt(fan_in))))
         elif name.endswith(".bias"):
             filled[name] = dense(seed, name, shape, 10)
         else:

@@ -4,6 +4,7 @@ import json
 import shutil
 import socket
 import sys
+from itertools import pairwise
 
 import open_clip
 import pytest
@@ -281,6 +282,6 @@ def test_what_did_not_change_is_encoded_once(scorer, demo, trajectory, monkeypat
     )
     score_trajectory(scorer, demo, trajectory, callback=lambda *now: told.append(now))
     guesses = [*(step.guess.image for step in trajectory), trajectory.final.image]
-    changes = sum(not torch.equal(a, b) for a, b in zip(guesses, guesses[1:], strict=False))
+    changes = sum(not torch.equal(a, b) for a, b in pairwise(guesses))
     assert len(calls) == 1 + changes < len(guesses)
     assert told == [(i, len(guesses)) for i in range(len(guesses))]

@@ -261,7 +261,7 @@ def test_bad_rows_and_columns_of_a_saved_dataset_are_named(save_dataset, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("columns", "message"),
+    "columns, message",
     [
         ({"prompt": ["a"]}, "has no column instruction: rename"),
         ({"image": ["a.png"], "instruction": ["a"]}, "column image of .* holds no pictures"),

@@ -44,7 +44,7 @@ def together(checkpoint, folder):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize(("method", "policy"), JOBS)
+@pytest.mark.parametrize("method, policy", JOBS)
 def test_two_processes_do_what_one_does(method, policy, together, checkpoint, folder, tmp_path):
     alone = work(checkpoint, method, policy, tmp_path)
     first, second = (found[f"{method} {policy}"] for found in together)

@@ -63,7 +63,7 @@ def test_each_step_has_its_own_advantages():
 
 
 @pytest.mark.parametrize(
-    ("ratio", "advantage", "wanted", "clips"),
+    "ratio, advantage, wanted, clips",
     [
         (1.0, 2.0, 2.0, False),
         (1.1, 2.0, 2.2, False),

@@ -197,7 +197,7 @@ def test_a_full_disk_is_told_and_the_last_state_stays_whole(start, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changed", "named"),
+    "changed, named",
     [
         ({"seed": 1}, "seed"),
         ({"groups": 3}, "groups"),

@@ -83,7 +83,7 @@ def test_a_reward_of_the_users_own_may_give_any_numbers():
 
 
 @pytest.mark.parametrize(
-    ("gives", "message"),
+    "gives, message",
     [
         ([1.0] * 3, r"The reward mine gave values of shape \(3,\) for 4 pairs"),
         (1.0, r"gave values of shape \(\) for 4 pairs"),
