@@ -309,7 +309,7 @@ def measure_bf16(report: Report, size: Size, device: torch.device, reference: Pa
     peak = report.part("matmul_peak_tflops", 2, partial(matmul_peak, device, size.matmul))
     model = RandomModel.of(size.sizes, device, torch.bfloat16)
     prompt = model.prompt(size.grid, size.text)
-    ids = model.layout.sequence(prompt, prompt.initial).ids
+    ids = model.layout.model_input(prompt, prompt.initial).ids
     report.found["tokens"] = ids.shape[1]
     report.part("forward", 5, partial(forward, model, ids, peak))
     report.part("decisions", 20, partial(decisions, model, size))

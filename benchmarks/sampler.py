@@ -129,7 +129,7 @@ def run_reference(
     settings: SamplerSettings,
 ) -> tuple[list[int], list[int]]:
     """Image tokens and text tokens."""
-    sequence = layout.sequence(prompt, prompt.initial)
+    sequence = layout.model_input(prompt, prompt.initial)
     start, (side, _) = int(sequence.image_positions[0]), prompt.initial.grid
     text_start, text = int(sequence.text_positions[0]), prompt.initial.text.shape[1]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

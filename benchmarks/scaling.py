@@ -87,7 +87,7 @@ def measure(model: RandomModel, counter: FlopCounter, point: Point) -> dict[str,
     denoise(model, prompt, replace(own, text_steps=1, image_steps=1), record=0)
     counter.reset()
     found = once(lambda: denoise(model, prompt, own, record=0), clock_of(model.device))
-    tokens = model.layout.sequence(prompt, prompt.initial).ids.shape[1]
+    tokens = model.layout.model_input(prompt, prompt.initial).ids.shape[1]
     return {
         "side": point.side,
         "tokens": tokens,

@@ -141,7 +141,7 @@ def denoising_estimate(
     """
     config, sample = model.transformer.config, prompt[:1]
     itemsize = model.transformer.layers["ln_f"].weight.element_size()
-    length = model.layout.sequence(sample, sample.initial).ids.shape[1]
+    length = model.layout.model_input(sample, sample.initial).ids.shape[1]
     words, codes = sample.initial.text.shape[1], sample.initial.image[0].numel()
     hidden = length * config.d_model * itemsize
     text_branches = 1 + bool(settings.reasoning_guidance)

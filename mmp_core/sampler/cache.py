@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..model.transformer import KeyValueCache, MaskedDiffusionTransformer
 from ..state import MASKED, Step
-from ..variants.base import Sequence
+from ..variants.base import ModelInput
 from .positions import MaskedPositions
 from .schedule import StepTargets
 
@@ -84,7 +84,7 @@ class CachePolicy:
     one_in: int = ONE_IN
 
     def positions(
-        self, branch: str, sequence: Sequence, cached: BranchCache, ids: Tensor, query: StepQuery
+        self, branch: str, sequence: ModelInput, cached: BranchCache, ids: Tensor, query: StepQuery
     ) -> Tensor | None:
         """(B, n) positions of ``ids`` (B, L) to compute, ``L`` for none; ``None`` for all.
 
@@ -143,7 +143,7 @@ class CachePolicy:
 
     def _wanted(
         self,
-        sequence: Sequence,
+        sequence: ModelInput,
         cached: BranchCache,
         ids: Tensor,
         text: MaskedPositions | None,

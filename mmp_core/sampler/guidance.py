@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..model.kernels import ImageLogits, TextLogits
 from ..state import Prompt, TokenState
-from ..variants.base import Layout, Sequence
+from ..variants.base import Layout, ModelInput
 from .predictor import BranchOutputs
 from .settings import SamplerSettings
 
@@ -23,7 +23,7 @@ class Guidance(Protocol):
     ``branches``: what the predictor must be able to run.
     """
 
-    branches: Mapping[str, Sequence]
+    branches: Mapping[str, ModelInput]
     text_choices: slice
     """The ids that text is chosen from."""
 
@@ -58,7 +58,7 @@ class CorrectedGuidance:
         }
         text_scales = {(True, True): settings.reasoning_guidance}
         self.text_choices = slice(layout.text_choices.start, layout.text_choices.stop)
-        self.branches = {CONDITIONAL: layout.sequence(prompt, prompt.initial)}
+        self.branches = {CONDITIONAL: layout.model_input(prompt, prompt.initial)}
         self.image_scales = self._add(layout, prompt, _merged(image_scales, has_image))
         self.text_scales = self._add(layout, prompt, _merged(text_scales, has_image))
 
@@ -66,7 +66,7 @@ class CorrectedGuidance:
         named = {}
         for (drop_text, drop_image), scale in scales.items():
             name = f"without{' text' * drop_text}{' image' * drop_image}"
-            branch = layout.sequence(
+            branch = layout.model_input(
                 prompt, prompt.initial, drop_text=drop_text, drop_image=drop_image
             )
             if not torch.equal(branch.ids, self.branches[CONDITIONAL].ids):

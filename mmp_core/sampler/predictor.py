@@ -10,7 +10,7 @@ from torch import Tensor
 from ..model.graphs import forward_of
 from ..model.transformer import MaskedDiffusionTransformer
 from ..state import MASKED, TokenState
-from ..variants.base import Layout, Sequence
+from ..variants.base import Layout, ModelInput
 from .cache import BranchCache, CachePolicy, StepQuery
 
 
@@ -25,7 +25,7 @@ class Predictor:
         self,
         transformer: MaskedDiffusionTransformer,
         layout: Layout,
-        branches: Mapping[str, Sequence],
+        branches: Mapping[str, ModelInput],
         cache: CachePolicy | None = None,
     ):
         self.transformer, self.layout, self.branches = transformer, layout, branches

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..model.kernels.plain import log_odds
 from ..state import MASKED, Prompt, TokenState
-from ..variants.base import Layout, Sequence
+from ..variants.base import Layout, ModelInput
 from ..variants.mmada_parallel_a import VariantA
 from .guidance import CONDITIONAL
 from .policies import DenoisingModel, Policies, masked_counts
@@ -54,7 +54,7 @@ def upstream_policies(model: DenoisingModel, prompt: Prompt, settings: SamplerSe
         _check_unused(settings, "A", ("joint_guidance", "reasoning_guidance"))
         quotas = quotas_a(text_masked, settings.text_steps)
         guidance = OverlayGuidance(
-            layout.sequence(prompt, prompt.initial),
+            layout.model_input(prompt, prompt.initial),
             settings,
             layout.prefix(prompt, drop_text=True, drop_image=False),
             layout.prefix(prompt, drop_text=False, drop_image=True),
@@ -122,7 +122,7 @@ class OverlayGuidance:
 
     def __init__(
         self,
-        conditional: Sequence,
+        conditional: ModelInput,
         settings: SamplerSettings,
         text_prefix: Tensor | None,
         image_prefix: Tensor | None,
@@ -147,7 +147,7 @@ class OverlayGuidance:
         return guided
 
 
-def _overlaid(sequence: Sequence, prefix: Tensor | None) -> Sequence:
+def _overlaid(sequence: ModelInput, prefix: Tensor | None) -> ModelInput:
     if prefix is None:
         return sequence
     return replace(sequence, ids=torch.cat((prefix, sequence.ids[:, prefix.shape[1] :]), dim=1))
@@ -161,8 +161,8 @@ class JointGuidance:
     def __init__(self, layout: Layout, prompt: Prompt, settings: SamplerSettings):
         self.text_scale, self.image_scale = settings.reasoning_guidance, settings.joint_guidance
         self.branches = {
-            CONDITIONAL: layout.sequence(prompt, prompt.initial),
-            "joint": layout.sequence(prompt, prompt.initial, drop_text=True, drop_image=True),
+            CONDITIONAL: layout.model_input(prompt, prompt.initial),
+            "joint": layout.model_input(prompt, prompt.initial, drop_text=True, drop_image=True),
         }
 
     def text_logits(self, outputs: BranchOutputs, index: Tensor) -> Tensor:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import CheckpointError
-from .base import Layout, Sequence
+from .base import Layout, ModelInput
 from .mmada_parallel_a import VariantA
 from .mmada_parallel_m import VariantM
 
-__all__ = ["LAYOUTS", "Layout", "Sequence", "VariantA", "VariantM", "detect_variant"]
+__all__ = ["LAYOUTS", "Layout", "ModelInput", "VariantA", "VariantM", "detect_variant"]
 
 LAYOUTS = {"A": VariantA, "M": VariantM}
 """Layout class by variant name."""

@@ -16,7 +16,7 @@ _CONTEXT = 4
 
 
 @dataclass(frozen=True)
-class Sequence:
+class ModelInput:
     """The model's input and where its answer lies.
 
     ``ids``: (B, L) int64. ``image_positions``: (H·W,) int64, raster order.
@@ -60,14 +60,14 @@ class Layout(Protocol):
         """
         ...
 
-    def sequence(
+    def model_input(
         self,
         prompt: Prompt,
         state: TokenState,
         *,
         drop_text: bool = False,
         drop_image: bool = False,
-    ) -> Sequence:
+    ) -> ModelInput:
         """Input ids for ``state`` under ``prompt``, or under its unconditional forms.
 
         ``drop_text`` replaces the instruction, ``drop_image`` removes the input image.
@@ -75,7 +75,7 @@ class Layout(Protocol):
         ...
 
     def parse(self, ids: Tensor) -> tuple[Prompt, TokenState]:
-        """The inverse of :meth:`sequence`: prompt and state of ids (B, L).
+        """The inverse of :meth:`model_input`: prompt and state of ids (B, L).
 
         Raises ``InputError`` when the segments are not where the variant puts them.
         """

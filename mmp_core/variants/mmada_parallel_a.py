@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..state import MASKED, Prompt, TokenState
-from .base import Sequence, column, decode_ids, token_finder
+from .base import ModelInput, column, decode_ids, token_finder
 
 EDIT = "Generate an image applying the following editing instruction based on the original image."
 GENERATE = "Generate an image according to the text prompt."
@@ -59,14 +59,14 @@ class VariantA:
         text = f"<system>{system}</system><user>{user}</user>"
         return torch.tensor([self.tokenizer(text)["input_ids"]], dtype=torch.int64)
 
-    def sequence(
+    def model_input(
         self,
         prompt: Prompt,
         state: TokenState,
         *,
         drop_text: bool = False,
         drop_image: bool = False,
-    ) -> Sequence:
+    ) -> ModelInput:
         prefix = self.prefix(prompt, drop_text=drop_text, drop_image=drop_image)
         height, width = state.grid
         text = torch.where(state.text == MASKED, self.mask_id, state.text)
@@ -85,7 +85,7 @@ class VariantA:
         image_positions = (start + 2 + rows + torch.arange(width, device=ids.device)).flatten()
         text_start = start + 3 + height * (width + 1)
         text_positions = text_start + torch.arange(text.shape[1], device=ids.device)
-        return Sequence(ids, image_positions, text_positions, start)
+        return ModelInput(ids, image_positions, text_positions, start)
 
     def prefix(self, prompt: Prompt, *, drop_text: bool, drop_image: bool) -> Tensor:
         """(B, P) ids before the answer."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..state import MASKED, Prompt, TokenState
-from .base import Sequence, column, decode_ids, token_finder
+from .base import ModelInput, column, decode_ids, token_finder
 
 _FALLBACK_IDS = {
     "<|soi|>": 126084,
@@ -58,14 +58,14 @@ class VariantM:
         blank[:, 0] = self.bos
         return Prompt(words, blank, image, initial)
 
-    def sequence(
+    def model_input(
         self,
         prompt: Prompt,
         state: TokenState,
         *,
         drop_text: bool = False,
         drop_image: bool = False,
-    ) -> Sequence:
+    ) -> ModelInput:
         prefix = self.prefix(prompt, state, drop_text=drop_text, drop_image=drop_image)
         codes = state.image.flatten(1)
         image = torch.where(codes == MASKED, self.mask_id, codes + self.image_offset)
@@ -76,7 +76,7 @@ class VariantM:
         image_positions = start + 1 + torch.arange(image.shape[1], device=ids.device)
         text_start = start + 3 + image.shape[1]
         text_positions = text_start + torch.arange(text.shape[1], device=ids.device)
-        return Sequence(ids, image_positions, text_positions, start)
+        return ModelInput(ids, image_positions, text_positions, start)
 
     def prefix(
         self, prompt: Prompt, state: TokenState, *, drop_text: bool, drop_image: bool

@@ -165,7 +165,7 @@ def test_a_step_computes_what_it_asks_about_and_what_changed(variant):
     layout, runs = MODELS[variant].layout, {}
     for name, drops in {"all": {}, "joint": {"drop_text": True}, "image": {}}.items():
         drops = drops if name == "all" else {**drops, "drop_image": True}
-        length = layout.sequence(start, start.initial, **drops).ids.shape[1]
+        length = layout.model_input(start, start.initial, **drops).ids.shape[1]
         runs.setdefault(length, []).append(expected_sizes(run, length, asks_text=name == "all"))
     for length, expected in runs.items():
         assert sorted(computed.of(length)) == sorted(chain.from_iterable(expected))
@@ -178,7 +178,7 @@ def test_text_before_the_picture_computes_text_alone():
     start, own = prompt(), dataclasses.replace(OWN, order="text_first", text_steps=12)
     with Computed(MODELS["A"]) as computed:
         denoise(MODELS["A"], start, own)
-    conditional = MODELS["A"].layout.sequence(start, start.initial).ids.shape[1]
+    conditional = MODELS["A"].layout.model_input(start, start.initial).ids.shape[1]
     expected = [conditional if left in (12, 5) else left + 1 for left in range(12, 0, -1)]
     assert computed.of(conditional)[:12] == expected
 

@@ -42,7 +42,7 @@ def prompts(draw, variant):
 def test_parse_inverts_sequence(variant, data):
     prompt = data.draw(prompts(variant))
     layout, state = LAYOUT[variant], prompt.initial
-    sequence = layout.sequence(prompt, state)
+    sequence = layout.model_input(prompt, state)
     grids = {}
     if variant == "M":
         grids = {"grid": state.grid}
@@ -65,8 +65,8 @@ def test_positions_hold_the_state_in_every_branch(variant, drop_text, drop_image
     prompt = data.draw(prompts(variant))
     layout, state = LAYOUT[variant], prompt.initial
     drops = {"drop_text": drop_text, "drop_image": drop_image}
-    sequence = layout.sequence(prompt, state, **drops)
-    conditional = layout.sequence(prompt, state)
+    sequence = layout.model_input(prompt, state, **drops)
+    conditional = layout.model_input(prompt, state)
     text = sequence.ids[:, sequence.text_positions]
     image = sequence.ids[:, sequence.image_positions]
     codes = state.image.flatten(1)
@@ -82,7 +82,7 @@ def test_variant_a_order():
     state = TokenState(torch.tensor([[MASKED, 2]]), torch.tensor([[[3, MASKED]]]))
     prompt = layout.encode("make it red", torch.tensor([[[1], [2]]]), state)
     names = layout.tokenizer.convert_ids_to_tokens
-    ids = layout.sequence(prompt, state).ids[0]
+    ids = layout.model_input(prompt, state).ids[0]
     words = names(ids.tolist())
     start = words.index("<user>") + 1
     code = layout.image_offset
@@ -93,7 +93,9 @@ def test_variant_a_order():
     assert words[start + 8 : start + 12] == ["<eoi>", "</user>", "<answer>", "<boi>"]
     assert ids[start + 12 : start + 15].tolist() == [code + 3, layout.mask_id, layout.newline]
     assert words[start + 15 :] == ["<eoi>", "<|mdm_mask|>", "red", "</answer>"]
-    without = names(layout.sequence(prompt, state, drop_text=True, drop_image=True).ids[0].tolist())
+    without = names(
+        layout.model_input(prompt, state, drop_text=True, drop_image=True).ids[0].tolist()
+    )
     start = without.index("<user>")
     assert without[start + 1 : start + 4] == ["<uncondition>", "</user>", "<answer>"]
 
@@ -132,7 +134,7 @@ def test_variant_m_order():
     code, mask = layout.image_offset, layout.mask_id
     words = layout.tokenizer.convert_tokens_to_ids(["make", "it"])
     answer = [layout.soi, mask, code + 5, layout.eoi, layout.bos, 2, mask]
-    assert layout.sequence(prompt, state).ids[0].tolist() == [
+    assert layout.model_input(prompt, state).ids[0].tolist() == [
         layout.edit_tag,
         layout.soi,
         code + 7,
@@ -143,7 +145,7 @@ def test_variant_m_order():
         layout.eos,
         *answer,
     ]
-    joint = layout.sequence(prompt, state, drop_text=True, drop_image=True)
+    joint = layout.model_input(prompt, state, drop_text=True, drop_image=True)
     assert joint.ids[0].tolist() == [
         layout.edit_tag,
         layout.soi,
@@ -156,7 +158,7 @@ def test_variant_m_order():
         layout.eos,
         *answer,
     ]
-    generate = layout.sequence(layout.encode("make it", None, state), state)
+    generate = layout.model_input(layout.encode("make it", None, state), state)
     assert generate.ids[0, :5].tolist() == [layout.generate_tag, layout.soi, 0, 0, layout.eoi]
 
 

@@ -255,7 +255,7 @@ def test_the_help_page_tells_what_is_computed(kind, row):
         replace_linears(model, own, WeightOnlyLinear)
     sequence = SimpleNamespace(ids=torch.zeros(1, TOKENS, dtype=torch.int64))
     layout = SimpleNamespace(
-        sequence=lambda *_: sequence, text_choices=range(126336), codebook_size=8192
+        model_input=lambda *_: sequence, text_choices=range(126336), codebook_size=8192
     )
     known = SimpleNamespace(transformer=model, layout=layout, device=torch.device("meta"))
     empty = torch.zeros(1, 0, dtype=torch.int64)

@@ -359,7 +359,7 @@ def test_guidance_replaces_the_whole_prompt_on_the_same_state():
     index = torch.arange(4)[None]
 
     def logits(name, **drops):
-        sequence = model.layout.sequence(start, start.initial, **drops)
+        sequence = model.layout.model_input(start, start.initial, **drops)
         with torch.no_grad():
             full = model.transformer.logits(model.transformer(sequence.ids)).float()
         if name == "text":

@@ -56,7 +56,7 @@ def test_command(folder, recipe_model):
     seed = int(options["seed"])
     prompt = encode(model, folder / "input.png", options, random.Random(seed))
 
-    sequence = model.layout.sequence(prompt, prompt.initial)
+    sequence = model.layout.model_input(prompt, prompt.initial)
     assert torch.equal(sequence.ids[0], data["input_ids"].long())
     for name, dropped in (("uncon_text", (True, False)), ("uncon_image", (False, True))):
         prefix = model.layout.prefix(prompt, drop_text=dropped[0], drop_image=dropped[1])

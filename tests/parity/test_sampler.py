@@ -202,7 +202,7 @@ def parse(case, model):
     """The prompt, checked to give back the reference's sequences."""
     first, call = case.tensors["cond_ids"][:1], case.call
     prompt, state = model.layout.parse(first)
-    sequence = model.layout.sequence(prompt, state)
+    sequence = model.layout.model_input(prompt, state)
     assert torch.equal(sequence.ids, first)
     instruction = model.layout.encode(case.settings["prompt"], prompt.image, state)
     assert torch.equal(prompt.instruction, instruction.instruction)
@@ -262,7 +262,7 @@ def policies_of(case, model, prompt, settings):
         case.tensors[name][None] if is_given else None
         for name, is_given in zip(("uncon_text", "uncon_image"), given, strict=True)
     ]
-    conditional = model.layout.sequence(prompt, prompt.initial)
+    conditional = model.layout.model_input(prompt, prompt.initial)
     guidance = OverlayGuidance(conditional, settings, *prefixes)
     return dataclasses.replace(policies, guidance=guidance)
 
@@ -290,7 +290,7 @@ def text_region(case, name):
 
 
 def check_steps(case, model, prompt, policies, steps):
-    ids = torch.cat([model.layout.sequence(prompt, step.state).ids for step in steps])
+    ids = torch.cat([model.layout.model_input(prompt, step.state).ids for step in steps])
     assert torch.equal(ids, case.tensors["cond_ids"])
     expected = zip(
         case.tensors["text_step_index"].tolist(),
@@ -347,7 +347,7 @@ def assert_close(own, expected):
 
 
 def check_result(case, model, prompt, trajectory):
-    after = model.layout.sequence(prompt, trajectory.steps[-1].after)
+    after = model.layout.model_input(prompt, trajectory.steps[-1].after)
     assert torch.equal(after.ids[0], case.tensors["final_ids"])
     assert torch.equal(trajectory.final.image.flatten(), case.tensors["image_tokens"])
     text = after.ids[0, after.text_positions]

@@ -107,7 +107,7 @@ def test_log_probs_are_those_of_the_models_own_distribution(model):
     ):
         for row in range(len(moments)):
             one = moments[row : row + 1]
-            sequence = layout.sequence(one.prompt, one.state)
+            sequence = layout.model_input(one.prompt, one.state)
             logits = model.transformer.logits(model.transformer(sequence.ids))[0]
             for place in getattr(one, revealed).flatten().nonzero()[:, 0].tolist():
                 token = getattr(one.after, tokens).flatten()[place] + offset
@@ -156,7 +156,7 @@ def test_undecided_codes_are_shown_as_the_model_sees_them_given_the_step(model):
     moments = found.moments
     open_ = moments.after.image == MASKED
     assert open_.any() and not open_.all()
-    sequence = model.layout.sequence(moments.prompt, moments.after)
+    sequence = model.layout.model_input(moments.prompt, moments.after)
     hidden = model.transformer(sequence.ids)[:, sequence.image_positions]
     likeliest = model.transformer.logits(hidden, image_choices(model)).argmax(-1)
     wanted = torch.where(open_, likeliest.view_as(moments.after.image), moments.after.image)

@@ -43,7 +43,7 @@ def test_losses_of_a_uniform_model_are_the_papers_weights(layout, dataset):
     losses = sft_losses(model, layout, stacked, condition, torch.Generator().manual_seed(0))
     assert losses.text.item() == pytest.approx(n * math.log(1000), rel=1e-5)
     ids = model.read[0]
-    positions = layout.sequence(stacked.prompt, stacked.target).image_positions
+    positions = layout.model_input(stacked.prompt, stacked.target).image_positions
     masked = (ids[:, positions] == layout.mask_id).float()
     weighted = (masked * stacked.image_weight.flatten(1)).sum() / len(positions)
     assert losses.image.item() == pytest.approx(weighted.item() * math.log(1000), rel=1e-5)
@@ -64,7 +64,7 @@ def test_dropped_conditions_are_not_read(layout, dataset):
     for condition in (Condition(True, False), Condition(False, True), Condition(True, True)):
         (stacked, same), model = group([example], [condition])[0], Uniform(1000)
         sft_losses(model, layout, stacked, same, torch.Generator().manual_seed(0))
-        wanted = layout.sequence(
+        wanted = layout.model_input(
             example.prompt,
             example.target,
             drop_text=condition.drop_text,

@@ -76,7 +76,7 @@ def _training_shapes(
         config=config,
         dtype=model.transformer.layers["ln_f"].weight.dtype,
         batch=at_once,
-        length=layout.sequence(prompt, prompt.initial).ids.shape[1],
+        length=layout.model_input(prompt, prompt.initial).ids.shape[1],
         words=scored[0],
         codes=scored[1],
         text_choices=config.embedding_size if whole else text_choices,

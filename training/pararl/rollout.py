@@ -291,7 +291,7 @@ def _likeliest_picture(model: Model, moments: Moments) -> Tensor:
     undecided = (picture == MASKED).flatten(1).any(dim=1)
     if undecided.any():
         asked = moments[undecided.nonzero()[:, 0]]
-        sequence = model.layout.sequence(asked.prompt, asked.after)
+        sequence = model.layout.model_input(asked.prompt, asked.after)
         hidden = model.transformer(sequence.ids)[:, sequence.image_positions]
         likeliest = model.transformer.logits(hidden, image_choices(model)).argmax(dim=-1)
         found = likeliest.view_as(asked.after.image)
@@ -313,7 +313,7 @@ def log_probs(model: Model, moments: Moments, text_temperature: float) -> tuple[
     their order.
     """
     layout, transformer = model.layout, model.transformer
-    sequence = layout.sequence(moments.prompt, moments.state)
+    sequence = layout.model_input(moments.prompt, moments.state)
     hidden = transformer(sequence.ids)
     found, owners = [], []
     words = slice(layout.text_choices.start, layout.text_choices.stop)

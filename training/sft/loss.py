@@ -165,7 +165,7 @@ def masked_losses(
         target.text.masked_fill(text_mask, MASKED),
         codes.masked_fill(image_mask, MASKED).view_as(target.image),
     )
-    sequence = layout.sequence(
+    sequence = layout.model_input(
         example.prompt, state, drop_text=condition.drop_text, drop_image=condition.drop_image
     )
     hidden = model(sequence.ids)
