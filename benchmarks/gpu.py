@@ -34,6 +34,7 @@ from mmada_parallel.benchmarks.measure import (
     seconds,
 )
 from mmada_parallel.benchmarks.shapes import TINY, RandomModel
+from mmada_parallel.mmp_core import SamplerSettings, denoise
 from mmada_parallel.mmp_core.model import graphs, kernels
 from mmada_parallel.mmp_core.model.kernels import ImageLogits, TextLogits
 from mmada_parallel.mmp_core.model.quantised import (
@@ -43,7 +44,6 @@ from mmada_parallel.mmp_core.model.quantised import (
     quantise,
     replace_linears,
 )
-from mmada_parallel.mmp_core.sampler import SamplerSettings, denoise
 from torch import Tensor, nn
 
 LEVELS: tuple[str, ...] = typing.get_args(typing.get_type_hints(SamplerSettings)["speed"])

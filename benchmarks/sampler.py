@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from mmada_parallel.benchmarks.measure import name_of, synchronise
 from mmada_parallel.benchmarks.shapes import RandomModel
-from mmada_parallel.mmp_core.sampler import SamplerSettings, denoise
+from mmada_parallel.mmp_core import SamplerSettings, denoise
 from mmada_parallel.mmp_core.state import Prompt
 from mmada_parallel.mmp_core.variants.mmada_parallel_a import VariantA
 

@@ -20,8 +20,8 @@ import torch
 from mmada_parallel.benchmarks.flops import FlopCounter
 from mmada_parallel.benchmarks.measure import Clock, Report, name_of, once, seconds
 from mmada_parallel.benchmarks.shapes import RandomModel
+from mmada_parallel.mmp_core import SamplerSettings, denoise
 from mmada_parallel.mmp_core.files import replacing
-from mmada_parallel.mmp_core.sampler import SamplerSettings, denoise
 
 FOLDER = Path(__file__).parent / "results"
 TEXT = 64

@@ -1,18 +1,27 @@
-"""MMaDA-Parallel: the model, its sampler and its checkpoints. Pure PyTorch."""
+"""MMaDA-Parallel: the model, its sampler and its checkpoints. PyTorch and Pillow.
 
-from .checkpoint.load import Model, load_checkpoint
-from .errors import CheckpointError, InputError
-from .pipeline import (
-    decode_image,
-    decode_pixels,
-    decode_text,
-    encode_image,
-    encode_instruction,
-    undecided_pixels,
-)
-from .sampler import SamplerSettings, denoise
-from .state import MASKED, Prompt, Step, TokenState, Trajectory
-from .variants.base import UNDECIDED
+What is exported is imported when it is first used, so that errors, options and settings cost no
+import of PyTorch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .checkpoint.load import Model, load_checkpoint
+    from .errors import CheckpointError, InputError
+    from .pipeline import (
+        decode_image,
+        decode_pixels,
+        decode_text,
+        encode_image,
+        encode_instruction,
+        undecided_pixels,
+    )
+    from .sampler.loop import denoise
+    from .sampler.settings import SamplerSettings
+    from .state import MASKED, Prompt, Step, TokenState, Trajectory
+    from .variants.base import UNDECIDED
 
 __all__ = [
     "MASKED",
@@ -34,3 +43,25 @@ __all__ = [
     "load_checkpoint",
     "undecided_pixels",
 ]
+
+_HOMES = {
+    "MASKED": "state",
+    "UNDECIDED": "variants.base",
+    "CheckpointError": "errors",
+    "InputError": "errors",
+    "Model": "checkpoint.load",
+    "Prompt": "state",
+    "SamplerSettings": "sampler.settings",
+    "Step": "state",
+    "TokenState": "state",
+    "Trajectory": "state",
+    "denoise": "sampler.loop",
+    "load_checkpoint": "checkpoint.load",
+}
+"""The module of each name that is not of ``pipeline``."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES.get(name, 'pipeline')}", __name__), name)

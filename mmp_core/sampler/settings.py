@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..errors import InputError
+from ..options import Option, check, option
 
 _SCRIPT_DEFAULTS = {
     # The values of the released commands: variant A's README example, variant M's inference.py.
     "A": {"text_steps": 128, "image_steps": 64, "image_guidance": 4.0, "joint_guidance": 0.0},
     "M": {"text_steps": 128, "image_steps": 30, "joint_guidance": 4.0, "reasoning_guidance": 2.5},
 }
-_CHOICES = {
-    "remasking": ("low_confidence", "random"),
-    "preset": ("corrected", "upstream"),
-    "order": ("parallel", "text_first", "image_first"),
-    "speed": ("exact", "cached", "fast", "fastest"),
-}
+
+Remasking = Literal["low_confidence", "random"]
+Preset = Literal["corrected", "upstream"]
+Order = Literal["parallel", "text_first", "image_first"]
+Speed = Literal["exact", "fast", "cached", "fastest"]
+
+_STEPS: dict[str, Any] = {"low": 1, "high": 4096}
+_TEMPERATURE: dict[str, Any] = {"low": 0, "high": 10, "step": 0.05}
+_GUIDANCE: dict[str, Any] = {"low": -100, "high": 100, "step": 0.1}
+_SEED = Option(int, None, "", low=0, high=2**64 - 1, name="seed")
 
 
 @dataclass(frozen=True)
@@ -26,72 +31,98 @@ class SamplerSettings:
     """How to denoise. The defaults are the paper's (arXiv 2511.09611 §3): 128 text steps, 30 image
     steps, guidance 3.5 for images and none for text.
 
-    ``text_steps``, ``image_steps``: 1 … 4096. Steps at which text and image tokens are revealed.
-        The run takes the larger number of forwards; steps that would reveal nothing are not run.
-    ``text_temperature``: 0 … 10. Scale of the Gumbel noise on text logits; 0 takes the likeliest.
-    ``image_temperature``: 0 … 10. Image codes are drawn from the model's distribution and the
-        confidence that decides which are kept gets Gumbel noise of this scale, falling to 0 at the
-        last step; 0 takes the likeliest and adds no noise.
-    ``text_guidance``, ``image_guidance``, ``joint_guidance``: -100 … 100. Image logits move away
-        from the branch without the instruction, without the input image, and without both, by this
-        multiple of the difference. 0 skips the branch. A guidance weight *w* of the form
-        ``w·cond - (w - 1)·uncond`` is ``w - 1`` here.
-    ``reasoning_guidance``: -100 … 100. The same for text logits, from the branch without both.
-    ``remasking``: which tokens are revealed first: those of high confidence ("low_confidence"
-        stays masked), or text at "random" (the field's names; LLaDA).
-    ``order``: "parallel", or one modality wholly before the other: "text_first" (think, then draw)
-        or "image_first"; the run then takes ``text_steps + image_steps`` forwards.
-    ``speed``: "exact"; or "cached": keys and values of earlier steps are reused for most of the
-        sequence (see ``sampler.cache``); or "fast": a step also reveals every token of which the
-        model is at least 90 % sure (the threshold of Fast-dLLM, arXiv 2505.22618; here for both
-        modalities), and steps to which nothing is left to do are not run; or "fastest": both.
+    A run takes the larger number of steps, or their sum where one modality comes first; steps that
+    would unmask nothing are not run. Image codes are drawn from the model's distribution, and the
+    confidence that decides which are kept gets Gumbel noise of scale ``image_temperature``, falling
+    to 0 at the last step; text logits get Gumbel noise of scale ``text_temperature``. Logits move
+    away from those of an unconditional branch by a guidance's multiple of the difference; 0 skips
+    the branch. A guidance weight *w* of the form ``w·cond - (w - 1)·uncond`` is ``w - 1`` here.
+
+    ``speed``: see ``sampler.cache`` for "cached". The threshold of "fast" is that of Fast-dLLM
+    (arXiv 2505.22618), here for both modalities.
     ``seed``: one number, sample *i* of the batch then uses ``seed + i``; or one per sample; or
-        ``None``: unseeded. A sample's result depends on its own seed only.
-    ``preset``: "corrected", or "upstream": the released sampler with all its quirks; use
-        :meth:`upstream`.
+    ``None``: unseeded. A sample's result depends on its own seed only.
 
     Raises ``InputError`` for a value out of range.
     """
 
-    text_steps: int = 128
-    image_steps: int = 30
-    text_temperature: float = 0.0
-    image_temperature: float = 1.0
-    text_guidance: float = 0.0
-    image_guidance: float = 0.0
-    joint_guidance: float = 3.5
-    reasoning_guidance: float = 0.0
-    remasking: Literal["low_confidence", "random"] = "low_confidence"
+    text_steps: int = option(128, "Steps at which text tokens are unmasked.", **_STEPS)
+    image_steps: int = option(
+        30, "Steps at which image tokens are unmasked, among the same steps.", **_STEPS
+    )
+    text_temperature: float = option(
+        0.0, "Variety of the text. 0: always the likeliest word.", **_TEMPERATURE
+    )
+    image_temperature: float = option(
+        1.0,
+        "Variety of the picture. 0: the likeliest tokens, always the same picture.",
+        **_TEMPERATURE,
+    )
+    text_guidance: float = option(
+        0.0, "How strongly the picture follows the instruction. 0: off.", advanced=True, **_GUIDANCE
+    )
+    image_guidance: float = option(
+        0.0,
+        "How strongly the picture follows the input picture. 0: off.",
+        advanced=True,
+        **_GUIDANCE,
+    )
+    joint_guidance: float = option(
+        3.5,
+        "How strongly the picture follows instruction and input picture together. 0 is off and up "
+        "to twice as fast.",
+        **_GUIDANCE,
+    )
+    reasoning_guidance: float = option(
+        0.0,
+        "How strongly the text follows instruction and picture. 0: off.",
+        advanced=True,
+        **_GUIDANCE,
+    )
+    remasking: Remasking = option(
+        "low_confidence",
+        "Which text tokens stay masked longer: those the model is least sure of, or random ones.",
+        choices=get_args(Remasking),
+        advanced=True,
+    )
     seed: int | Sequence[int] | None = 0
-    preset: Literal["corrected", "upstream"] = "corrected"
-    order: Literal["parallel", "text_first", "image_first"] = "parallel"
-    speed: Literal["exact", "cached", "fast", "fastest"] = "exact"
+    preset: Preset = option(
+        "corrected",
+        "corrected: the method as published. upstream: the released code with all its quirks, "
+        "token for token.",
+        choices=get_args(Preset),
+        advanced=True,
+    )
+    order: Order = option(
+        "parallel",
+        "parallel: text and picture form together. text_first: think, then draw, as other thinking "
+        "models do. image_first: draw, then explain.",
+        choices=get_args(Order),
+        advanced=True,
+    )
+    speed: Speed = option(
+        "exact",
+        "fast: what the model is at least 90 % sure of is unmasked at once, and steps with nothing "
+        "left to do are not run. cached: what has hardly changed since an earlier step is not "
+        "computed again. fastest: both.",
+        choices=get_args(Speed),
+    )
 
     def __post_init__(self) -> None:
-        for name in ("text_steps", "image_steps"):
-            _check(name, getattr(self, name), 1, 4096, whole=True)
-        for name in ("text_temperature", "image_temperature"):
-            _check(name, getattr(self, name), 0, 10)
-        for name in ("text_guidance", "image_guidance", "joint_guidance", "reasoning_guidance"):
-            _check(name, getattr(self, name), -100, 100)
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                expected = " or ".join(map(repr, known))
-                raise InputError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
-        for name, known in (("order", "parallel"), ("speed", "exact")):
-            if self.preset == "upstream" and getattr(self, name) != known:
+        check(self)
+        for name, only in (("order", "parallel"), ("speed", "exact")):
+            if self.preset == "upstream" and getattr(self, name) != only:
                 raise InputError(
                     f"{name} is {getattr(self, name)!r} with the upstream preset, whose reference "
-                    f"knows only {known!r}; use the corrected preset."
+                    f"knows only {only!r}; use the corrected preset."
                 )
         if self.reveals_early and self.remasking == "random":
             raise InputError(
                 f"speed is {self.speed!r} with remasking 'random', which does not look at what the "
                 "model is sure of; use 'low_confidence', or speed 'exact' or 'cached'."
             )
-        several = isinstance(self.seed, Sequence)
-        for seed in self.seed if several else () if self.seed is None else (self.seed,):
-            _check("seed", seed, 0, 2**64 - 1, whole=True)
+        for seed in self.seed if isinstance(self.seed, Sequence) else (self.seed,):
+            _SEED.check(seed)
 
     @classmethod
     def upstream(cls, variant: Literal["A", "M"] = "A", **overrides: Any) -> SamplerSettings:
@@ -126,10 +157,3 @@ class SamplerSettings:
         if len(self.seed) != batch:
             raise InputError(f"{len(self.seed)} seeds were given for a batch of {batch}.")
         return list(self.seed)
-
-
-def _check(name: str, value: float, low: float, high: float, *, whole: bool = False) -> None:
-    kinds = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-        number = "whole number" if whole else "number"
-        raise InputError(f"{name} is {value!r}; expected a {number} from {low} to {high}.")

@@ -1,0 +1,107 @@
+"""Options: default, range, choices and help of a setting, said once, on its dataclass field.
+
+Node widgets, the command line and the tables of the help pages are made from them. Imports nothing
+heavy, so that ``--help`` is instant.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class Option:
+    """What one field of a settings class may be.
+
+    ``kind``: int, float, bool or str; None is a value, too, where it is the default. ``default``:
+    ``MISSING`` for a required one. ``help``: a sentence or two, shown by node, command and help
+    page. ``low``, ``high``: the range, both allowed; ``above``: a bound that is not. ``step``: by
+    how much a node's widget moves. ``advanced``: shown by the node only when asked.
+    """
+
+    kind: type
+    default: Any
+    help: str
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    step: float | None = None
+    choices: tuple[str, ...] = ()
+    advanced: bool = False
+    name: str = ""
+
+    def check(self, value: Any) -> None:
+        """Raises ``InputError`` where ``value`` is of another kind, out of range or no choice."""
+        if not (value is None and self.default is None) and not self._fits(value):
+            raise InputError(f"{self.name} is {value!r}; expected {self.expected}.")
+
+    def _fits(self, value: Any) -> bool:
+        if self.choices:
+            return value in self.choices
+        if self.kind in (bool, str):
+            return isinstance(value, self.kind)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return (
+            math.isfinite(value)
+            and (self.kind is float or isinstance(value, int))
+            and (self.low is None or value >= self.low)
+            and (self.high is None or value <= self.high)
+            and (self.above is None or value > self.above)
+        )
+
+    @property
+    def expected(self) -> str:
+        """What may be given, to end a sentence with: "a whole number from 1 to 4096"."""
+        if self.choices:
+            return " or ".join(map(repr, self.choices))
+        if self.kind in (bool, str):
+            return "True or False" if self.kind is bool else "text"
+        words = ["a whole number" if self.kind is int else "a number"]
+        if self.above is not None:
+            words.append(f"above {plain(self.above)}")
+        if self.low is not None:
+            words.append(f"from {plain(self.low)}")
+        if self.high is not None:
+            words.append(f"to {plain(self.high)}")
+        elif self.low is not None:
+            words.append("up")
+        return " ".join(words)
+
+
+def plain(number: float) -> str:
+    """``number`` without exponent or trailing zeros."""
+    return str(number) if isinstance(number, int) else f"{number:.10f}".rstrip("0").rstrip(".")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    kind: type | None = None,
+    choices: Collection[str] = (),
+    **limits: Any,
+) -> Any:
+    """A dataclass field with its :class:`Option`. ``kind``: by default the default's."""
+    declared = Option(kind or type(default), default, help, choices=tuple(choices), **limits)
+    return field(default=default, metadata={Option: declared})
+
+
+def options_of(settings: type | object) -> dict[str, Option]:
+    """The options of a settings class, or of one of its values, by the name of their field."""
+    return {
+        entry.name: replace(entry.metadata[Option], name=entry.name)
+        for entry in fields(settings)  # pyright: ignore[reportArgumentType]
+        if Option in entry.metadata
+    }
+
+
+def check(settings: object) -> None:
+    """Raises ``InputError`` with one sentence about the first field that is not as declared."""
+    for name, declared in options_of(settings).items():
+        declared.check(getattr(settings, name))
