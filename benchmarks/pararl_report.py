@@ -21,7 +21,8 @@ from mmada_parallel.benchmarks.pararl import ARMS, CONDITIONS, SEEDS, judged_fil
 from mmada_parallel.demo import open_world
 from mmada_parallel.demo.cases import cases_of
 from mmada_parallel.demo.dataset import HELD_OUT
-from mmada_parallel.training.samples import answers, pairs_sheet
+from mmada_parallel.training.samples import answers
+from mmada_parallel.views.examples import answers_sheet
 from PIL import Image
 
 MEASURES = ("picture", "sentence", "agree", "kept", "clip", "words", "distinct", "variety")
@@ -180,7 +181,8 @@ def samples(folder: Path, arm: str = "3 steps", count: int = 12) -> Image.Image:
         tasks = [open_world.task(HELD_OUT + number) for number in range(count)]
         cases = cases_of(model, tasks)
         pairs = answers(model, cases, sampler=pararl.ROLLOUTS, micro_batch=count)
-        sheets.append(pairs_sheet(pairs, columns=1, side=96))
+        shown = [(pair.case.instruction, pair.text, pair.picture) for pair in pairs]
+        sheets.append(answers_sheet(shown, columns=1, side=96))
     width = sum(sheet.width for sheet in sheets)
     both = Image.new("RGB", (width, max(sheet.height for sheet in sheets)), "white")
     both.paste(sheets[0], (0, 0))

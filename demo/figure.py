@@ -26,7 +26,8 @@ from ..mmp_core import (
 from ..mmp_core.checkpoint.load import Model
 from ..mmp_core.editing import extended, fixed_text, pattern_selected, reopened, text_pieces
 from ..training.rewards.clip import DEMO_CLIP, ClipScorer
-from ..views.sheet import SHOWN, Word, beside, contact_sheet, spread_steps, trajectory_frames
+from ..views.sheet import MASK_SIGN, Word, beside, contact_sheet
+from ..views.trajectory import spread_steps, trajectory_frames
 from . import world
 from .dataset import HELD_OUT
 from .render import render
@@ -64,7 +65,7 @@ def side_by_side(panels: list[Image.Image]) -> Image.Image:
 
 
 def state_panel(model: Model, title: str, state: TokenState) -> Image.Image:
-    words = decode_text(model, state, masked=SHOWN)[0]
+    words = decode_text(model, state, masked=MASK_SIGN)[0]
     return panel(decode_image(model, state, fill=_VEIL)[0], title, words)
 
 

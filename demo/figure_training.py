@@ -15,8 +15,8 @@ from ..mmp_core import SamplerSettings, decode_image, decode_text, denoise, load
 from ..mmp_core.checkpoint.load import Model
 from ..training.data.dataset import tokenised
 from ..training.pararl.run import ROLLOUT_SAMPLER, ParaRLRun, ParaRLSettings
-from ..training.samples import pairs_sheet
 from ..training.weights.policies import LoRA
+from ..views.examples import answers_sheet
 from ..views.plot import line_plot
 from .figure import ROOT, edit_prompt, held_out_task, panel, side_by_side
 from .items import world_dataset
@@ -81,7 +81,8 @@ def main() -> None:
         curve = line_plot(
             rewards, range(1, len(rewards) + 1), x_label="step", y_label="mean reward"
         )
-        samples = pairs_sheet(run.samples(_SHOWN), side=160)
+        pairs = run.samples(_SHOWN)
+        samples = answers_sheet([(p.case.instruction, p.text, p.picture) for p in pairs], side=160)
         after = answered(model, "after")
     thumbnails = {
         "Finetune by ParaRL on a folder": beside_each_other(samples, curve),

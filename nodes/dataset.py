@@ -8,7 +8,8 @@ from comfy_api.latest import io, ui
 
 from ..demo.items import world_dataset
 from ..training.data.dataset import EditDataset, open_dataset
-from ..views.dataset_sheet import dataset_sheet
+from ..training.data.items import Item
+from ..views.examples import Example, dataset_sheet
 from . import host
 from .host import dataset_folders
 from .types import CATEGORY, Dataset
@@ -88,13 +89,18 @@ class LoadEditDataset(io.ComfyNode):
         opened = _opened(dataset, bad_items, limit, callback)
         count = min(_SHOWN, len(opened))
         spread = [opened[i * len(opened) // count] for i in range(count)]
-        sheet = np.asarray(dataset_sheet(spread), dtype=np.float32) / 255
+        sheet = np.asarray(dataset_sheet([_shown(item) for item in spread]), dtype=np.float32) / 255
         pixels, report = torch.from_numpy(sheet)[None], opened.report()
         shown = {
             **ui.PreviewImage(pixels, cls=cls).as_dict(),
             **ui.PreviewText(report).as_dict(),
         }
         return io.NodeOutput(opened, host.to_intermediate(pixels), len(opened), report, ui=shown)
+
+
+def _shown(item: Item) -> Example:
+    image, target = (picture and picture.read() for picture in (item.image, item.target))
+    return Example(item.name, item.instruction, item.think, image, target)
 
 
 def _opened(

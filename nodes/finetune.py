@@ -10,15 +10,16 @@ from PIL import Image
 from ..demo.reward import CheckerReward
 from ..demo.world import Task
 from ..mmp_core import InputError, Model
-from ..training.cases import Case, Reward
+from ..training.cases import Case, Pair, Reward
 from ..training.data.dataset import EditDataset
 from ..training.loop.memory import finetune_bytes, pararl_bytes
 from ..training.loop.run import PolicyRun
 from ..training.pararl.run import ROLLOUT_SAMPLER, ParaRLRun, ParaRLSettings
 from ..training.rewards.registry import ClipReward
-from ..training.samples import answers, pairs_sheet
+from ..training.samples import answers
 from ..training.sft.run import FinetuneRun, FinetuneSettings
 from ..training.weights.policies import LoRA
+from ..views.examples import answers_sheet
 from . import host
 from .host import folders
 from .training_recipe import Metrics
@@ -191,7 +192,7 @@ class ParaRL:
         return settings.groups * min(settings.scored_steps, steps)
 
     def picture(self, run: ParaRLRun) -> Image.Image:
-        return pairs_sheet(run.samples(_SHOWN))
+        return _sheet(run.samples(_SHOWN))
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,11 @@ class SFT:
             micro_batch=min(_SHOWN, run.settings.micro_batch),
             progress=lambda done, total: host.stop_if_interrupted(),
         )
-        return pairs_sheet(pairs)
+        return _sheet(pairs)
+
+
+def _sheet(pairs: list[Pair]) -> Image.Image:
+    return answers_sheet((pair.case.instruction, pair.text, pair.picture) for pair in pairs)
 
 
 def _split(widgets: dict) -> tuple[Begin, dict]:

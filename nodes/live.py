@@ -19,7 +19,8 @@ from ..mmp_core import (
     decode_text,
 )
 from ..mmp_core.editing import text_pieces
-from ..views.sheet import contact_sheet, spread_steps, veiled_picture
+from ..views.sheet import contact_sheet
+from ..views.trajectory import spread_steps, veiled_picture
 from .host import Progress, save_temporary, stop_if_interrupted
 
 RECORDED_STEPS = "mmada_parallel_steps"

@@ -5,7 +5,8 @@ import torch
 from comfy_api.latest import io
 
 from ..mmp_core import InputError
-from ..views.sheet import contact_sheet, spread_steps, trajectory_frames
+from ..views.sheet import contact_sheet
+from ..views.trajectory import spread_steps, trajectory_frames
 from .host import HostedModel, stop_if_interrupted
 from .types import CATEGORY, Model, Tokens, Trajectory
 

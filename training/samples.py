@@ -1,4 +1,4 @@
-"""What a model in training answers now: pairs of text and picture, and a picture of them."""
+"""What a model in training answers now: pairs of text and picture."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from PIL import Image
-
 from ..mmp_core.checkpoint.load import Model
 from ..mmp_core.sampler.settings import SamplerSettings
-from ..views.sheet import Word, beside, contact_sheet
 from .cases import Case, Pair
 from .pararl.rollout import Group, alike, final_pairs, roll_out
 
@@ -44,32 +41,3 @@ def answers(
         )
         found += final_pairs(model, rollouts, micro_batch=micro_batch)
     return found
-
-
-def pairs_sheet(pairs: Sequence[Pair], *, columns: int = 2, side: int = 128) -> Image.Image:
-    """One frame per pair: the picture beside its text, under the instruction's beginning.
-
-    ``side``: height of each picture in pixels.
-    """
-    frames = []
-    for pair in pairs:
-        picture = pair.picture.resize(
-            (round(side * pair.picture.width / pair.picture.height), side)
-        )
-        frames.append(beside(picture, [Word(w) for w in pair.text.split()], _short(pair)))
-    widest = max(frame.width for frame in frames)
-    return contact_sheet([_widened(frame, widest) for frame in frames], columns)
-
-
-def _short(pair: Pair) -> str:
-    told = pair.case.instruction
-    return told if len(told) <= _LONGEST_TITLE else f"{told[: _LONGEST_TITLE - 1]}…"
-
-
-def _widened(frame: Image.Image, width: int) -> Image.Image:
-    wide = Image.new("RGB", (width, frame.height), "white")
-    wide.paste(frame)
-    return wide
-
-
-_LONGEST_TITLE = 24

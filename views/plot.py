@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 SIZE = (640, 400)
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Place = tuple[float, float]
 
 _SCALE = 3
 _TOP, _BOTTOM, _RIGHT = 36, 48, 20
@@ -81,9 +84,7 @@ def line_plot(
     return picture
 
 
-def _axes(
-    columns: list[list[float]], x: Sequence[int], font: ImageFont.FreeTypeFont
-) -> tuple[_Axis, _Axis]:
+def _axes(columns: list[list[float]], x: Sequence[int], font: Font) -> tuple[_Axis, _Axis]:
     finite = [v for column in columns for v in column if math.isfinite(v)] or [0.0, 1.0]
     middle = (min(finite) + max(finite)) / 2
     span = max(max(finite) - min(finite), 0.05 * abs(middle)) or 1.0
@@ -132,29 +133,35 @@ def _draw_grid(draw: ImageDraw.ImageDraw, horizontal: _Axis, vertical: _Axis) ->
 
 
 def _draw_line(
-    draw: ImageDraw.ImageDraw,
-    places: list[tuple[float, float] | None],
-    colour: str,
-    joined: bool,
+    draw: ImageDraw.ImageDraw, places: list[Place | None], colour: str, joined: bool
 ) -> None:
     """``places``: pixels, ``None`` for a gap. Few points, and those that stand alone, are dots."""
-    for gap, group in groupby(places, key=lambda place: place is None):
-        run = [] if gap else list(group)
+    radius = 3 if joined else 4
+    for run in _runs(places):
         if joined and len(run) > 1:
-            line = _scaled(*(part for place in run for part in place))
-            draw.line(line, colour, 2 * _SCALE, joint="curve")
-        radius = 3 if joined else 4
+            draw.line(_scaled(*chain.from_iterable(run)), colour, 2 * _SCALE, joint="curve")
         if not joined or len(run) == 1 or len(places) <= _MANY_POINTS:
             for across, down in run:
                 box = (across - radius, down - radius, across + radius, down + radius)
                 draw.ellipse(_scaled(*box), colour)
 
 
+def _runs(places: list[Place | None]) -> list[list[Place]]:
+    """``places`` without the gaps, split at them."""
+    runs: list[list[Place]] = [[]]
+    for place in places:
+        if place is None:
+            runs.append([])
+        else:
+            runs[-1].append(place)
+    return runs
+
+
 def _write_axes(
     draw: ImageDraw.ImageDraw,
     horizontal: _Axis,
     vertical: _Axis,
-    font: ImageFont.FreeTypeFont,
+    font: Font,
     x_label: str,
     y_label: str,
 ) -> None:
@@ -174,12 +181,10 @@ def _legend_rows() -> int:
 
 
 def _legend_columns(count: int) -> int:
-    return -(-count // _legend_rows())
+    return math.ceil(count / _legend_rows())
 
 
-def _draw_legend(
-    draw: ImageDraw.ImageDraw, colours: list[str], left: float, font: ImageFont.FreeTypeFont
-) -> None:
+def _draw_legend(draw: ImageDraw.ImageDraw, colours: list[str], left: float, font: Font) -> None:
     for number, colour in enumerate(colours):
         column, row = divmod(number, _legend_rows())
         across = left + column * _LEGEND_COLUMN

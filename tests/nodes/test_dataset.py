@@ -4,11 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from mmada_parallel.demo.items import world_dataset
 from mmada_parallel.demo.world import Task
 from mmada_parallel.mmp_core import InputError
 from mmada_parallel.training.data.dataset import tokenised
-from mmada_parallel.views.dataset_sheet import dataset_sheet
+from mmada_parallel.views.examples import Example, dataset_sheet
 from PIL import Image
 
 
@@ -80,7 +79,10 @@ def test_a_folder_gives_items_preview_count_and_report(load, input_folder):
     result = load("pets")
     dataset, preview, count, report = result.result
     assert count == len(dataset) == 11 and dataset[1].name == "cat2"
-    shown = dataset_sheet([dataset[i * 11 // 8] for i in range(8)])
+    spread = [dataset[i * 11 // 8] for i in range(8)]
+    shown = dataset_sheet(
+        [Example(i.name, i.instruction, i.think, i.image.read(), None) for i in spread]
+    )
     assert np.array_equal((preview[0] * 255).round().numpy(), np.asarray(shown))
     assert report.startswith("pets: 11 item(s)") and "dog: dog.txt is empty" in report
     assert result.ui["text"] == (report,)
@@ -135,11 +137,3 @@ def test_interruption_stops_between_items(load, input_folder):
     management.interrupt_current_processing()
     with pytest.raises(management.InterruptProcessingException):
         load("pets")
-
-
-def test_the_sheet_has_room_for_targets_only_where_there_are_some():
-    items = list(world_dataset(4))
-    wide, narrow = dataset_sheet(items, side=96), dataset_sheet([*items[:1]], side=96)
-    assert wide.width == 2 * narrow.width and wide.height == 2 * narrow.height
-    plain = [type(i)(i.name, i.instruction, image=i.image) for i in items]
-    assert dataset_sheet(plain, side=96).width < wide.width

@@ -1,4 +1,4 @@
-"""Which room may import which, as the layout of the repository promises."""
+"""Which room may import which, as docs/architecture.md says."""
 
 import ast
 from pathlib import Path
@@ -6,41 +6,54 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-COMFY = {"comfy", "comfy_extras", "server", "execution"}
+BELOW = {
+    "mmp_core": set(),
+    "training": {"mmp_core"},
+    "views": {"mmp_core"},
+    "demo": {"mmp_core", "training", "views"},
+    "cli": {"mmp_core", "training", "views", "demo"},
+    "nodes": {"mmp_core", "training", "views", "demo"},
+}
+"""The rooms that each room may import besides itself."""
+COMFYUI = {"comfy", "comfy_extras", "comfy_execution", "folder_paths", "server", "execution"}
 
 
 def imports(room):
-    """(file, module) for every import in ``room``; our own modules from the root, such as
-    ``mmp_core.state``."""
+    """(file, name) of every import in ``room``, its own modules' names from the root on, such as
+    ``nodes/lora.py`` and ``mmp_core.state.TokenState``."""
     for file in sorted((ROOT / room).rglob("*.py")):
-        place = file.relative_to(ROOT).parent.parts
+        path = file.relative_to(ROOT)
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
-                yield from ((file, alias.name) for alias in node.names)
+                yield from ((path, alias.name) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
-                base = place[: len(place) - node.level + 1] if node.level else ()
-                yield file, ".".join((*base, node.module or ""))
+                parts = path.parent.parts
+                base = parts[: len(parts) - node.level + 1] if node.level else ()
+                module = (*base, *([node.module] if node.module else ()))
+                yield from ((path, ".".join((*module, alias.name))) for alias in node.names)
 
 
-@pytest.mark.parametrize(
-    "room, forbidden",
-    [
-        ("mmp_core", {"training", "nodes", "demo", "cli", "comfy_api", "folder_paths"} | COMFY),
-        ("training", {"nodes", "demo", "cli", "comfy_api", "folder_paths"} | COMFY),
-        ("demo", {"nodes", "cli", "comfy_api", "folder_paths"} | COMFY),
-        ("cli", {"nodes", "comfy_api", "folder_paths"} | COMFY),
-    ],
-)
-def test_no_arrow_goes_back(room, forbidden):
-    found = [(f.name, m) for f, m in imports(room) if m.partition(".")[0] in forbidden]
-    assert not found
+def test_every_room_is_listed():
+    rooms = {file.parent.name for file in ROOT.glob("*/__init__.py")}
+    assert rooms - {"tests", "benchmarks"} == set(BELOW)
+
+
+@pytest.mark.parametrize("room", BELOW)
+def test_a_room_imports_only_rooms_below_it(room):
+    others = {*BELOW, "tests", "benchmarks", "scripts", "mmada_parallel"} - {room}
+    if room != "nodes":
+        others |= COMFYUI | {"comfy_api"}
+    names = [(str(file), name) for file, name in imports(room)]
+    assert names
+    assert [x for x in names if x[1].partition(".")[0] in others - BELOW[room]] == []
 
 
 def test_one_place_touches_comfyui():
-    host = ROOT / "nodes" / "host"
-    assert any(module.startswith("comfy.") for _, module in imports("nodes/host"))
-    assert not [
-        (file.name, module)
-        for file, module in imports("nodes")
-        if module.partition(".")[0] in COMFY and host not in file.parents
-    ]
+    touching = {file for file, name in imports("nodes") if name.partition(".")[0] in COMFYUI}
+    assert touching
+    assert {file.parent.as_posix() for file in touching} == {"nodes/host"}
+
+
+def test_the_host_room_is_a_leaf_of_the_nodes():
+    names = [(str(file), name) for file, name in imports("nodes/host")]
+    assert [x for x in names if x[1].startswith("nodes.") and "nodes.host." not in x[1]] == []

@@ -1,12 +1,10 @@
-"""Samples of a model in training: the same for the same seed, and drawn as one picture."""
+"""Samples of a model in training: the same for the same seed."""
 
 import pytest
 from mmada_parallel.demo.cases import world_cases
 from mmada_parallel.mmp_core import load_checkpoint
 from mmada_parallel.tests.nodes.untrained import write_untrained
-from mmada_parallel.training.cases import Pair
-from mmada_parallel.training.samples import answers, pairs_sheet
-from PIL import Image
+from mmada_parallel.training.samples import answers
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +29,3 @@ def test_interruption_stops_between_steps(model):
 
     with pytest.raises(KeyboardInterrupt):
         answers(model, world_cases(model, 1), progress=stop)
-
-
-def test_pictures_of_unlike_shapes_make_one_sheet(model):
-    (case,) = world_cases(model, 1)
-    pairs = [
-        Pair(case, "a red star appears", "", Image.new("RGB", size, "red"), 1.0)
-        for size in ((64, 64), (128, 64), (64, 64))
-    ]
-    sheet, narrow = pairs_sheet(pairs, side=64), pairs_sheet(pairs[:1], side=64)
-    assert sheet.width > 2 * narrow.width and sheet.height == 2 * narrow.height
-    assert sheet.getpixel((20, 20)) == (255, 0, 0)

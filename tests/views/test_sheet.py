@@ -9,15 +9,8 @@ from mmada_parallel.mmp_core import (
     encode_instruction,
     load_checkpoint,
 )
-from mmada_parallel.views.sheet import (
-    Word,
-    beside,
-    contact_sheet,
-    heated,
-    spread_steps,
-    trajectory_frames,
-    words_of,
-)
+from mmada_parallel.views.sheet import Word, beside, contact_sheet
+from mmada_parallel.views.trajectory import heated, spread_steps, trajectory_frames, words_of
 from PIL import Image
 
 
@@ -51,7 +44,7 @@ def test_frames_have_one_size_and_the_sheet_holds_them_all(demo, run, heat):
     assert contact_sheet(frames, 9).size == (5 * width, height)
 
 
-def test_what_is_undecided_is_veiled_and_what_is_done_is_not(demo, run):
+def test_what_is_masked_is_veiled_and_what_is_done_is_not(demo, run):
     first, last = trajectory_frames(demo, run, [run.steps[0], run.steps[-1]], side=96)
     picture = np.asarray(last)[8:104, 8:136]
     assert picture.std() > 10
@@ -66,7 +59,7 @@ def test_words_know_what_is_new(demo):
     assert words_of(demo, after, before) == [
         Word("the"),
         Word("red", new=True),
-        Word("░", decided=False),
+        Word("░", masked=True),
     ]
     assert [word.new for word in words_of(demo, after)] == [False, False, False]
 

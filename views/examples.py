@@ -1,0 +1,75 @@
+"""Sheets of examples: what a dataset holds, and what a model in training answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from .sheet import Word, beside, contact_sheet
+
+_PAPER, _EMPTY, _FAINT = "#ffffff", "#f0f0f2", "#8e8e96"
+_GAP = 12
+_LONGEST_TITLE = 24
+
+
+class Example(NamedTuple):
+    """One item of a dataset. ``image``: what is edited, ``None`` to generate."""
+
+    name: str
+    instruction: str
+    reasoning: str | None
+    image: Image.Image | None
+    target: Image.Image | None
+
+
+def dataset_sheet(examples: Sequence[Example], *, columns: int = 2, side: int = 192) -> Image.Image:
+    """One frame per example: its picture and, where any example has one, its target, beside the
+    instruction and, fainter, the reasoning. ``side``: of each picture in pixels.
+    """
+    with_targets = any(example.target is not None for example in examples)
+    return contact_sheet([_frame(example, side, with_targets) for example in examples], columns)
+
+
+def _frame(example: Example, side: int, with_targets: bool) -> Image.Image:
+    pictures = [_square(example.image, side, "to generate")]
+    if with_targets:
+        pictures.append(_square(example.target, side, "no target"))
+    pitch = side + side // _GAP
+    strip = Image.new("RGB", (pitch * (len(pictures) - 1) + side, side), _PAPER)
+    for number, picture in enumerate(pictures):
+        strip.paste(picture, (number * pitch, 0))
+    words = [Word(word) for word in example.instruction.split()]
+    words += [Word(word, masked=True) for word in (example.reasoning or "").split()]
+    return beside(strip, words, example.name)
+
+
+def _square(picture: Image.Image | None, side: int, otherwise: str) -> Image.Image:
+    """The whole of ``picture``, or the words ``otherwise``."""
+    if picture is not None:
+        return ImageOps.pad(picture, (side, side), color=_PAPER)
+    square = Image.new("RGB", (side, side), _EMPTY)
+    font = ImageFont.load_default(side // 12)
+    middle = side / 2, side / 2
+    ImageDraw.Draw(square).text(middle, otherwise, fill=_FAINT, font=font, anchor="mm")
+    return square
+
+
+def answers_sheet(
+    answers: Iterable[tuple[str, str, Image.Image]], *, columns: int = 2, side: int = 128
+) -> Image.Image:
+    """One frame per answer, given as (instruction, text, picture): the picture beside the text,
+    under the beginning of the instruction. ``side``: height of each picture in pixels.
+    """
+    frames = []
+    for instruction, text, picture in answers:
+        resized = picture.resize((round(side * picture.width / picture.height), side))
+        frames.append(beside(resized, [Word(word) for word in text.split()], _title(instruction)))
+    widest = max(frame.width for frame in frames)
+    padded = [ImageOps.pad(f, (widest, f.height), color=_PAPER, centering=(0, 0)) for f in frames]
+    return contact_sheet(padded, columns)
+
+
+def _title(text: str) -> str:
+    return text if len(text) <= _LONGEST_TITLE else f"{text[: _LONGEST_TITLE - 1]}…"
