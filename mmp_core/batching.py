@@ -21,7 +21,6 @@ from .memory import (
 )
 from .sampler.loop import PRESETS, Callback, denoise
 from .sampler.policies import DenoisingModel
-from .sampler.schedule import Plan, PlannedStep
 from .sampler.settings import SamplerSettings
 from .state import Prompt, Trajectory
 
@@ -131,28 +130,8 @@ def _denoise_part(
     preset = PRESETS[settings.preset]
     plan = preset(model, prompt.to(model.device), settings).plan
     policies = preset(model, part.to(model.device), own)
-    policies = replace(policies, plan=plan_of(plan, rows))
+    policies = replace(policies, plan=plan.for_samples(rows))
     return denoise(model, part, own, policies=policies, callback=callback, record=record)
-
-
-def plan_of(plan: Plan, rows: slice) -> Plan:
-    """``plan`` for some of its samples. What none of them needs is left out of its steps."""
-    steps = tuple(_of_samples(step, rows) for step in plan.steps)
-    return replace(
-        plan, steps=steps, counts={name: table[:, rows] for name, table in plan.counts.items()}
-    )
-
-
-def _of_samples(step: PlannedStep, rows: slice) -> PlannedStep:
-    values = {field.name: getattr(step, field.name) for field in fields(step)}
-    own = {n: value[rows] if isinstance(value, tuple) else value for n, value in values.items()}
-    for asked, decided in (
-        ("text_predicted", "text_quota"),
-        ("image_predicted", "image_masked_after"),
-    ):
-        if own[asked] is not None and not any(own[asked]):
-            own[decided] = None
-    return PlannedStep(**own)
 
 
 def _counting(callback: Callback, done: int, parts: int) -> Callback:

@@ -7,8 +7,10 @@ The family of ML-Cache (Lumina-DiMOO, arXiv 2510.06308), dLLM-Cache (arXiv 2506.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -17,17 +19,21 @@ from torch import Tensor
 from ..model.transformer import KeyValueCache, MaskedDiffusionTransformer
 from ..state import MASKED, Step
 from ..variants.base import ModelInput
-from .positions import MaskedPositions
-from .schedule import StepTargets
+from .plan import StepTargets
+from .positions import MaskedPositions, masked_counts
 
 REFRESH_EVERY = 4
-"""Image steps from one time that all of a branch is computed to the next (ML-Cache: 5). All
-branches then do so at the same step: guidance multiplies what their staleness differs by."""
+"""Image steps from one refresh of a whole branch to the next (ML-Cache: 5). All branches are
+refreshed at the same step: guidance multiplies what their staleness differs by."""
 CHANGED_SHARE = 0.5
-"""All of a branch is also computed once more than this of its text or image was decided since."""
+"""Share (0 … 1) of a branch's text or image tokens; once more of them than this were unmasked since
+the last refresh, the branch is refreshed."""
 ONE_IN = 4
-"""Of the undecided image, the least certain one in so many is computed (the share of dLLM-Cache; by
-certainty as in ML-Cache)."""
+"""Of the masked image codes, the least certain one in so many is computed (the share of dLLM-Cache;
+by certainty as in ML-Cache)."""
+
+Masked = tuple[int, int]
+"""Masked text and image tokens of one sample."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +43,39 @@ class StepQuery:
     targets: StepTargets
     last: Step
 
+    @cached_property
+    def masked(self) -> list[Masked]:
+        """Per sample; counted on the device, which costs a synchronisation, where the plan does not
+        know."""
+        text, image = self.targets.text_masked, self.targets.image_masked
+        if text is None:
+            text = masked_counts(self.last.after.text)
+        if image is None:
+            image = masked_counts(self.last.after.image)
+        return list(zip(text, image, strict=True))
 
-class BranchCache:
-    """What is kept of one branch: keys, values and hidden states, and the ids they belong to.
 
-    Per sample: ``undecided`` text and image tokens at its last run, and when all of it was last
-    computed (``refreshed_at``), ``None`` before the first; ``image_runs`` so far.
+@dataclass
+class SampleRuns:
+    """The runs of one branch for one sample.
+
+    ``masked``: masked tokens at the last run; ``refreshed_at``: at the last refresh; ``None``
+    before the first. ``image_runs``: how many so far predicted image codes.
     """
 
+    masked: Masked | None = None
+    refreshed_at: Masked | None = None
+    image_runs: int = 0
+
+
+class BranchCache:
+    """Keys, values and hidden states of one branch, and the ids they belong to."""
+
     def __init__(self, batch: int):
-        self.cache = KeyValueCache()
+        self.keys_values = KeyValueCache()
         self.ids: Tensor | None = None
         self.hidden: Tensor | None = None
-        self.undecided: list[tuple[int, int] | None] = [None] * batch
-        self.refreshed_at, self.image_runs = list(self.undecided), [0] * batch
+        self.runs = [SampleRuns() for _ in range(batch)]
 
     def renew(
         self, transformer: MaskedDiffusionTransformer, ids: Tensor, positions: Tensor | None
@@ -58,11 +83,11 @@ class BranchCache:
         """Normed hidden states (B, L, d_model) of ``ids`` (B, L), computed anew at ``positions``
         (B, n), where ``L`` stands for none; by default everywhere."""
         length = ids.shape[1]
-        if positions is None:
-            hidden = transformer(ids, cache=self.cache)
+        if positions is None or self.ids is None or self.hidden is None:
+            hidden = transformer(ids, cache=self.keys_values)
             self.ids, self.hidden = F.pad(ids, (0, 1)), F.pad(hidden, (0, 0, 0, 1))
         else:
-            hidden = transformer(ids, cache=self.cache, positions=positions)
+            hidden = transformer(ids, cache=self.keys_values, positions=positions)
             self.hidden.scatter_(1, positions[..., None].expand_as(hidden), hidden)
             self.ids.scatter_(1, positions, ids.gather(1, positions.clamp_max(length - 1)))
         return self.hidden[:, :length]
@@ -70,7 +95,7 @@ class BranchCache:
 
 @dataclass(frozen=True)
 class CachePolicy:
-    """Computes what a step asks about and what changed since the branch was last run; of the image
+    """Computes what a step predicts and what changed since the branch was last run; of the image
     only the least certain part; and all of it from time to time. Each sample by itself.
 
     ``text_branches``, ``image_branches``: those that text and image logits are made of. The others:
@@ -84,7 +109,12 @@ class CachePolicy:
     one_in: int = ONE_IN
 
     def positions(
-        self, branch: str, sequence: ModelInput, cached: BranchCache, ids: Tensor, query: StepQuery
+        self,
+        branch: str,
+        model_input: ModelInput,
+        cache: BranchCache,
+        ids: Tensor,
+        query: StepQuery,
     ) -> Tensor | None:
         """(B, n) positions of ``ids`` (B, L) to compute, ``L`` for none; ``None`` for all.
 
@@ -93,79 +123,67 @@ class CachePolicy:
         targets, length = query.targets, ids.shape[1]
         text = targets.text.positions if targets.text and branch in self.text_branches else None
         image = targets.image.positions if targets.image and branch in self.image_branches else None
-        wanted = self._wanted(sequence, cached, ids, text, image, query.last)
+        wanted = self._wanted(model_input, cache, ids, text, image, query.last)
+        tokens = len(model_input.text_positions), len(model_input.image_positions)
         sizes = []
-        tokens = len(sequence.text_positions), len(sequence.image_positions)
-        counts = zip(targets.text_masked_before, targets.image_masked_before, strict=True)
-        for i, undecided in enumerate(counts):
-            texts, images = (positions.counts[i] if positions else 0 for positions in (text, image))
-            if not texts + images:
-                wanted[i] = False
-                sizes.append(0)
-                continue
-            if self._refreshes(cached, i, undecided, tokens, images > 0):
-                wanted[i] = True
-                sizes.append(length)
-            else:
-                changed = sum(cached.undecided[i]) - sum(undecided)
-                sizes.append(changed + texts + -(-images // self.one_in))
-            cached.undecided[i] = undecided
-        if cached.ids is None or min(sizes) == length:
+        for i, (runs, masked) in enumerate(zip(cache.runs, query.masked, strict=True)):
+            predicted = text.counts[i] if text else 0, image.counts[i] if image else 0
+            size = self._size(runs, masked, tokens, predicted, length) if any(predicted) else 0
+            if size in (0, length):
+                wanted[i] = size == length
+            sizes.append(size)
+        if cache.ids is None or min(sizes) == length:
             return None
         order = wanted.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
         order, rank = order[:, : max(sizes)], torch.arange(max(sizes), device=ids.device)
         return order.masked_fill(rank >= wanted.sum(dim=1, keepdim=True), length)
 
-    def _refreshes(
-        self,
-        cached: BranchCache,
-        i: int,
-        undecided: tuple[int, int],
-        tokens: tuple[int, int],
-        image: bool,
-    ) -> bool:
-        """Whether all of sample ``i`` is computed at this run, which is counted.
+    def _size(
+        self, runs: SampleRuns, masked: Masked, tokens: Masked, predicted: Masked, length: int
+    ) -> int:
+        """How many positions of one sample to compute at this run, which is counted.
 
-        ``undecided`` text and image tokens, of so many ``tokens``. ``image``: whether image tokens
-        are asked about.
+        ``tokens``: masked or not. ``predicted``: text and image positions. ``length``: all.
         """
-        before = cached.refreshed_at[i]
-        refreshes = before is None or any(
-            was - now > self.changed_share * of
-            for was, now, of in zip(before, undecided, tokens, strict=True)
+        refreshes = runs.refreshed_at is None or any(
+            before - now > self.changed_share * total
+            for before, now, total in zip(runs.refreshed_at, masked, tokens, strict=True)
         )
-        if image:
-            refreshes |= cached.image_runs[i] % self.refresh_every == 0
-            cached.image_runs[i] += 1
+        if predicted[1]:
+            refreshes |= runs.image_runs % self.refresh_every == 0
+            runs.image_runs += 1
+        changed = 0 if runs.masked is None else sum(runs.masked) - sum(masked)
+        runs.masked = masked
         if refreshes:
-            cached.refreshed_at[i] = undecided
-        return refreshes
+            runs.refreshed_at = masked
+            return length
+        return changed + predicted[0] + math.ceil(predicted[1] / self.one_in)
 
     def _wanted(
         self,
-        sequence: ModelInput,
-        cached: BranchCache,
+        model_input: ModelInput,
+        cache: BranchCache,
         ids: Tensor,
         text: MaskedPositions | None,
         image: MaskedPositions | None,
         last: Step,
     ) -> Tensor:
-        """(B, L) bool: what changed, what text is asked about, and part of the image that is."""
+        """(B, L) bool: what changed, what text is predicted, and part of the image that is."""
         length = ids.shape[1]
-        kept = torch.full_like(ids, MASKED) if cached.ids is None else cached.ids[:, :length]
-        wanted = F.pad(ids != kept, (0, 1))
+        cached = torch.full_like(ids, MASKED) if cache.ids is None else cache.ids[:, :length]
+        wanted = F.pad(ids != cached, (0, 1))
         if text:
-            places = sequence.text_positions[text.index]
+            places = model_input.text_positions[text.index]
             wanted.scatter_(1, torch.where(text.valid, places, length), True)
         if image:
-            places = sequence.image_positions[image.index]
-            chosen = self._least_certain(image, last)
+            places = model_input.image_positions[image.index]
+            chosen = self.least_certain(image, last)
             wanted.scatter_(1, torch.where(chosen, places, length), True)
         return wanted[:, :length]
 
-    def _least_certain(self, image: MaskedPositions, last: Step) -> Tensor:
-        """(B, n) bool: one in ``one_in`` of the rows, by the confidence of the last guess."""
+    def least_certain(self, image: MaskedPositions, last: Step) -> Tensor:
+        """(B, n) bool: one in ``one_in`` of the positions, by the confidence of the last guess."""
         confidence = last.image_confidence.flatten(1).gather(1, image.index)
         order = confidence.masked_fill(~image.valid, torch.inf).argsort(dim=1, stable=True)
-        some = (image.valid.sum(dim=1, keepdim=True) + self.one_in - 1) // self.one_in
-        return image.valid & (order.argsort(dim=1) < some)
+        share = (image.valid.sum(dim=1, keepdim=True) + self.one_in - 1) // self.one_in
+        return image.valid & (order.argsort(dim=1) < share)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,27 +16,34 @@ from .settings import SamplerSettings
 
 CONDITIONAL = "conditional"
 
+Text = TypeVar("Text", covariant=True)
+Image = TypeVar("Image", covariant=True)
+Drops = tuple[bool, bool]
+"""What an unconditional branch lacks: the instruction, the input image."""
+_NAMES: dict[Drops, str] = {
+    (True, False): "without text",
+    (False, True): "without image",
+    (True, True): "without text and image",
+}
 
-class Guidance(Protocol):
-    """Logits of undecided positions, as the selection of the same preset takes them.
 
-    ``branches``: what the predictor must be able to run.
-    """
+class Guidance(Protocol[Text, Image]):
+    """Logits of masked positions. ``Text`` and ``Image``: what they are given as, which the
+    selection must take."""
 
-    branches: Mapping[str, ModelInput]
-    text_choices: slice
-    """The ids that text is chosen from."""
-
-    def text_logits(self, outputs: BranchOutputs, index: Tensor) -> Tensor | TextLogits:
-        """(B, n, text_choices) at text positions ``index`` (B, n)."""
+    @property
+    def branches(self) -> Mapping[str, ModelInput]:
+        """The model's inputs that the predictor must be able to run, by name."""
         ...
 
-    def image_logits(
-        self, outputs: BranchOutputs, updated: TokenState, index: Tensor
-    ) -> Tensor | ImageLogits:
-        """(B, n, codebook_size) at image positions ``index`` (B, n).
+    def text_logits(self, outputs: BranchOutputs, index: Tensor) -> Text:
+        """Logits at text positions ``index`` (B, n)."""
+        ...
 
-        ``updated``: the state of ``outputs`` with the text revealed at this step.
+    def image_logits(self, outputs: BranchOutputs, updated: TokenState, index: Tensor) -> Image:
+        """Logits at image positions ``index`` (B, n).
+
+        ``updated``: the state of ``outputs`` with the text unmasked at this step.
         """
         ...
 
@@ -50,7 +57,6 @@ class CorrectedGuidance:
     """
 
     def __init__(self, layout: Layout, prompt: Prompt, settings: SamplerSettings):
-        has_image = prompt.image is not None
         image_scales = {
             (True, False): settings.text_guidance,
             (False, True): settings.image_guidance,
@@ -59,19 +65,22 @@ class CorrectedGuidance:
         text_scales = {(True, True): settings.reasoning_guidance}
         self.text_choices = slice(layout.text_choices.start, layout.text_choices.stop)
         self.branches = {CONDITIONAL: layout.model_input(prompt, prompt.initial)}
-        self.image_scales = self._add(layout, prompt, _merged(image_scales, has_image))
-        self.text_scales = self._add(layout, prompt, _merged(text_scales, has_image))
+        self.image_scales = self._add(layout, prompt, image_scales)
+        self.text_scales = self._add(layout, prompt, text_scales)
 
-    def _add(self, layout: Layout, prompt: Prompt, scales: dict) -> dict[str, float]:
-        named = {}
-        for (drop_text, drop_image), scale in scales.items():
-            name = f"without{' text' * drop_text}{' image' * drop_image}"
+    def _add(
+        self, layout: Layout, prompt: Prompt, scales: Mapping[Drops, float]
+    ) -> dict[str, float]:
+        """Scale by name of each branch that is run, which is added to :attr:`branches`."""
+        by_name = {}
+        for drops, scale in _merged(scales, prompt.image is not None).items():
+            drop_text, drop_image = drops
             branch = layout.model_input(
                 prompt, prompt.initial, drop_text=drop_text, drop_image=drop_image
             )
             if not torch.equal(branch.ids, self.branches[CONDITIONAL].ids):
-                self.branches[name], named[name] = branch, scale
-        return named
+                self.branches[_NAMES[drops]], by_name[_NAMES[drops]] = branch, scale
+        return by_name
 
     def text_logits(self, outputs: BranchOutputs, index: Tensor) -> TextLogits:
         branches = (CONDITIONAL, *self.text_scales)
@@ -90,11 +99,11 @@ class CorrectedGuidance:
         return ImageLogits(logits, tuple(self.image_scales.values()))
 
 
-def _merged(scales: Mapping[tuple[bool, bool], float], has_image: bool) -> dict:
+def _merged(scales: Mapping[Drops, float], has_image: bool) -> dict[Drops, float]:
     """Scales per distinct branch that is not the conditional one and not scaled by 0."""
-    merged: dict[tuple[bool, bool], float] = {}
+    merged: dict[Drops, float] = {}
     for (drop_text, drop_image), scale in scales.items():
-        branch = (drop_text, drop_image and has_image)
-        if any(branch):
-            merged[branch] = merged.get(branch, 0.0) + scale
-    return {branch: scale for branch, scale in merged.items() if scale}
+        drops = (drop_text, drop_image and has_image)
+        if any(drops):
+            merged[drops] = merged.get(drops, 0.0) + scale
+    return {drops: scale for drops, scale in merged.items() if scale}

@@ -1,4 +1,4 @@
-"""The denoising loop. What it does is decided by the policies it asks."""
+"""The denoising loop: asks the policies at each step and records what they did."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from .selection import unchanged
 from .settings import SamplerSettings
 from .upstream import upstream_policies
 
-PRESETS = {"corrected": corrected_policies, "upstream": upstream_policies}
+PRESETS: dict[str, Callable[[DenoisingModel, Prompt, SamplerSettings], Policies]] = {
+    "corrected": corrected_policies,
+    "upstream": upstream_policies,
+}
 
 Callback = Callable[[int, int, Step], None]
 """Step index from 0, number of steps, the step. May raise to interrupt."""
@@ -33,7 +36,7 @@ def denoise(
     callback: Callback | None = None,
     record: int | None = None,
 ) -> Trajectory:
-    """Decide all undecided tokens of ``prompt.initial``, text and image in parallel.
+    """Unmask all masked tokens of ``prompt.initial``, text and image in parallel.
 
     ``policies`` replaces what ``settings`` stands for. ``callback`` is called after each step.
     ``record``: at most so many steps are kept in the trajectory, evenly spread and the last one
@@ -43,23 +46,22 @@ def denoise(
     """
     settings = settings or SamplerSettings()
     prompt = prompt.to(model.device)
-    _check_tokens(model, prompt)
-    if policies is None:
-        policies = PRESETS[settings.preset](model, prompt, settings)
+    _check_tokens(model, prompt, settings)
+    policies = policies or PRESETS[settings.preset](model, prompt, settings)
     predictor = Predictor(
         model.transformer, model.layout, policies.guidance.branches, policies.cache
     )
     last = Step.before(prompt.initial)
-    recorded, total = [], len(policies.plan)
-    kept = range(total) if record is None else spread(min(record, total), 0, total)
+    steps, total = [], len(policies.plan)
+    recorded = range(total) if record is None else spread(min(record, total), 0, total)
     for index in range(total):
         last = take_step(predictor, policies, index, last)
-        if index in kept:
-            recorded.append(last)
+        if index in recorded:
+            steps.append(last)
         if callback:
             callback(index, total, last)
     final = policies.selection.finish(last.after, last.guess)
-    return Trajectory(tuple(recorded), prompt.initial, final, total)
+    return Trajectory(tuple(steps), prompt.initial, final, total)
 
 
 def take_step(predictor: Predictor, policies: Policies, index: int, last: Step) -> Step:
@@ -92,12 +94,13 @@ def take_step(predictor: Predictor, policies: Policies, index: int, last: Step) 
     )
 
 
-def _check_tokens(model: DenoisingModel, prompt: Prompt) -> None:
-    """Raises ``InputError`` for tokens outside the model's vocabulary or codebook."""
-    codes, ids = model.layout.codebook_size, model.transformer.config.embedding_size
+def _check_tokens(model: DenoisingModel, prompt: Prompt, settings: SamplerSettings) -> None:
+    """Raise ``InputError`` for tokens that the model does not know, or that are no text."""
+    layout, ids = model.layout, model.transformer.config.embedding_size
+    text, codes = prompt.initial.text, layout.codebook_size
     tokens = [
         ("image", prompt.initial.image, MASKED, codes),
-        ("text", prompt.initial.text, MASKED, ids),
+        ("text", text, MASKED, ids),
         ("instruction", prompt.instruction, 0, ids),
     ]
     if prompt.image is not None:
@@ -108,3 +111,10 @@ def _check_tokens(model: DenoisingModel, prompt: Prompt) -> None:
                 f"The {name} has tokens from {int(values.min())} to {int(values.max())}; this "
                 f"checkpoint knows 0 to {end - 1}: they were made by or for another checkpoint."
             )
+    wrong = text == layout.mask_id
+    if settings.preset != "upstream":  # whose text may be any id but the mask
+        wrong |= (text >= layout.image_offset) & (text < layout.image_offset + codes)
+    if wrong.any():
+        token = int(text[wrong][0])
+        kind = "the mask's id" if token == layout.mask_id else "an image code"
+        raise InputError(f"The text holds {token}, which is {kind} and no text: mask it instead.")

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
-from torch import Tensor
 
+from ..model.kernels import ImageLogits, TextLogits
 from ..model.transformer import MaskedDiffusionTransformer
-from ..state import MASKED, Prompt
+from ..state import Prompt
 from ..variants.base import Layout
 from .cache import CachePolicy
 from .guidance import CONDITIONAL, CorrectedGuidance, Guidance
-from .schedule import AdaptivePlan, Plan, corrected_steps
-from .selection import ConfidentSelection, CorrectedSelection, Selection, generators
+from .plan import AdaptivePlan, Plan
+from .positions import masked_counts, seeded_generators
+from .schedule import corrected_steps
+from .selection import SURE, CorrectedSelection, Selection
 from .settings import SamplerSettings
+
+Text = TypeVar("Text")
+Image = TypeVar("Image")
 
 
 class DenoisingModel(Protocol):
@@ -27,43 +32,39 @@ class DenoisingModel(Protocol):
 
 
 @dataclass(frozen=True)
-class Policies:
-    """``plan``: how many are revealed when. ``guidance``: which forwards. ``selection``: which are
-    revealed. ``cache``: what of a forward is computed anew; ``None`` for all."""
+class Policies(Generic[Text, Image]):
+    """``plan``: how many are unmasked when. ``guidance``: which branches are run, and how their
+    logits are combined. ``selection``: which are unmasked; it takes the logits that ``guidance``
+    gives. ``cache``: what of a forward is computed anew; ``None`` for all."""
 
     plan: Plan
-    guidance: Guidance
-    selection: Selection
+    guidance: Guidance[Text, Image]
+    selection: Selection[Text, Image]
     cache: CachePolicy | None = None
 
 
 def corrected_policies(
     model: DenoisingModel, prompt: Prompt, settings: SamplerSettings
-) -> Policies:
+) -> Policies[TextLogits, ImageLogits]:
     """The default: see :class:`SamplerSettings`."""
     seeds = [_some_seed() if s is None else s for s in settings.seeds(prompt.batch)]
     text, image = prompt.initial.text, prompt.initial.image
     steps = corrected_steps(masked_counts(text), masked_counts(image), settings)
     guidance = CorrectedGuidance(model.layout, prompt, settings)
-    streams = generators(seeds, model.device)
-    plan, select, cache = Plan, CorrectedSelection, None
-    if settings.reveals_early:
-        plan, select = AdaptivePlan, ConfidentSelection
+    early = settings.reveals_early
+    cache = None
     if settings.reuses:
         text_branches = {CONDITIONAL, *guidance.text_scales}
         cache = CachePolicy(text_branches, {CONDITIONAL, *guidance.image_scales})
     return Policies(
-        plan.of(steps, prompt.batch, model.device),
+        (AdaptivePlan if early else Plan).of(steps, prompt.batch, model.device),
         guidance,
-        select(settings, streams, guidance.text_choices.start),
+        CorrectedSelection(
+            settings, seeded_generators(seeds, model.device), SURE if early else None
+        ),
         cache,
     )
 
 
 def _some_seed() -> int:
     return int(torch.randint(2**63 - 1, ()))
-
-
-def masked_counts(tokens: Tensor) -> tuple[int, ...]:
-    """Masked tokens per sample of (B, …)."""
-    return tuple((tokens == MASKED).flatten(1).sum(dim=1).tolist())

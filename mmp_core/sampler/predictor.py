@@ -52,9 +52,9 @@ class Predictor:
         ids = self.ids(branch, state)
         if self.cache is None or query is None:
             return self.forward(ids)
-        cached = self.branch_caches[branch]
-        positions = self.cache.positions(branch, self.branches[branch], cached, ids, query)
-        return cached.renew(self.transformer, ids, positions)
+        cache = self.branch_caches[branch]
+        positions = self.cache.positions(branch, self.branches[branch], cache, ids, query)
+        return cache.renew(self.transformer, ids, positions)
 
 
 class BranchOutputs:

@@ -1,20 +1,38 @@
-"""Schedule: how many tokens are revealed at which step, decided before the first one."""
+"""Schedule: how many tokens are unmasked at which step, settled before the first one.
+
+Knows no torch, so that settings and options can be declared from it.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from ..state import MASKED, TokenState
-from .positions import MaskedPositions
-from .settings import SamplerSettings
+if TYPE_CHECKING:
+    from .settings import SamplerSettings
 
 Counts = tuple[int, ...]
 """One number per sample of the batch."""
+
+MaskSchedule = Callable[[int, int, int], int]
+"""``schedule(total, rank, steps)``: how many of ``total`` tokens are still masked after step
+``rank`` (1 … ``steps``). Never grows with ``rank``, and is 0 after the last step."""
+
+
+def linear(total: int, rank: int, steps: int) -> int:
+    """Unmask as many tokens at each step."""
+    return total * (steps - rank) // steps
+
+
+def cosine(total: int, rank: int, steps: int) -> int:
+    """Unmask few tokens first and more at each step (MaskGIT, arXiv 2202.04200)."""
+    return 0 if rank == steps else math.floor(total * math.cos(math.pi / 2 * (rank / steps)))
+
+
+SCHEDULES: dict[str, MaskSchedule] = {"linear": linear, "cosine": cosine}
+"""By the names that :class:`SamplerSettings` takes; a new schedule is one more line here."""
 
 
 @dataclass(frozen=True)
@@ -22,172 +40,92 @@ class PlannedStep:
     """What one step has to unmask. Each field but the last: one number per sample.
 
     ``text_quota``: text tokens to unmask; ``None`` when the step leaves text alone.
-    ``text_masked_after``, ``image_masked_after``: tokens still masked after the step, if all goes
-    by the plan; of the image ``None`` when the step leaves it alone.
-    ``text_predicted``, ``image_predicted``: masked positions to predict, 0 for a sample of which
-    nothing is unmasked; ``None`` for all there are, which costs a synchronisation to find out.
-    ``text_masked_before``, ``image_masked_before``: tokens masked before the step; ``None`` where
-    that is not known.
+    ``image_masked_after``: image codes still masked after the step; ``None`` when it leaves the
+    image alone.
+    ``text_masked_before``, ``image_masked_before``: tokens masked before the step, if all went by
+    the plan; ``None`` where that is not known, which costs a synchronisation per step.
     ``image_noise``: scale of the noise on the image's confidence.
     """
 
     text_quota: Counts | None = None
-    text_masked_after: Counts | None = None
     image_masked_after: Counts | None = None
-    text_predicted: Counts | None = None
-    image_predicted: Counts | None = None
     text_masked_before: Counts | None = None
     image_masked_before: Counts | None = None
     image_noise: float = 0.0
 
+    @property
+    def text_masked_after(self) -> Counts | None:
+        """Text tokens still masked after the step; ``None`` where not known or left alone."""
+        if self.text_quota is None or self.text_masked_before is None:
+            return None
+        return _difference(self.text_masked_before, self.text_quota)
 
-@dataclass(frozen=True)
-class Targets:
-    """What one step has to decide of one modality.
+    @property
+    def text_predicted(self) -> Counts | None:
+        """Masked text positions to predict: all, or 0 for a sample of which none is unmasked."""
+        return _changing(self.text_masked_before, self.text_masked_after)
 
-    ``positions``: those to predict. ``count`` (B,) int64, on the device: of text how many to
-    reveal, of the image how many stay masked.
-    """
+    @property
+    def image_predicted(self) -> Counts | None:
+        """Masked image positions to predict: all, or 0 for a sample of which none is unmasked."""
+        return _changing(self.image_masked_before, self.image_masked_after)
 
-    positions: MaskedPositions
-    count: Tensor
-
-
-@dataclass(frozen=True)
-class StepTargets:
-    """What one step has to decide; ``None`` for a modality that it leaves alone.
-
-    ``text_masked_before``, ``image_masked_before``: see :class:`PlannedStep`.
-    """
-
-    text: Targets | None
-    image: Targets | None
-    text_masked_before: Counts | None
-    image_masked_before: Counts | None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All steps of a run, in order.
-
-    ``counts``: each field of the steps that counts, as (S, B) int64 on the model's device; 0 where
-    a step has ``None``.
-    """
-
-    steps: tuple[PlannedStep, ...]
-    counts: Mapping[str, Tensor]
-
-    @classmethod
-    def of(cls, steps: Sequence[PlannedStep], batch: int, device: torch.device) -> Plan:
-        counts = {}
-        for name in (
-            "text_quota",
-            "text_masked_after",
-            "image_masked_after",
-            "text_predicted",
-            "image_predicted",
-        ):
-            values = [getattr(step, name) or (0,) * batch for step in steps]
-            counts[name] = torch.tensor(values, dtype=torch.int64).view(-1, batch).to(device)
-        return cls(tuple(steps), counts)
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def targets(self, index: int, state: TokenState) -> StepTargets:
-        """What the step at ``index`` has to decide of ``state``."""
-        step, text, image = self.steps[index], None, None
-        counts = {name: table[index] for name, table in self.counts.items()}
-        if step.text_quota is not None:
-            positions = MaskedPositions.of(
-                state.text, step.text_predicted, counts["text_predicted"]
-            )
-            text = Targets(positions, counts["text_quota"])
-        if step.image_masked_after is not None:
-            positions = MaskedPositions.of(
-                state.image.flatten(1), step.image_predicted, counts["image_predicted"]
-            )
-            image = Targets(positions, counts["image_masked_after"])
-        return StepTargets(text, image, step.text_masked_before, step.image_masked_before)
-
-
-class AdaptivePlan(Plan):
-    """For a selection that may run ahead of the plan: only samples and modalities that are behind
-    it are asked about. Which they are is read back once a step."""
-
-    def targets(self, index: int, state: TokenState) -> StepTargets:
-        step, codes = self.steps[index], state.image.flatten(1)
-        undecided = torch.stack([(tokens == MASKED).sum(dim=1) for tokens in (state.text, codes)])
-        text_count, image_count = map(tuple, undecided.tolist())
-        text_masked_after, masked = (
-            self.counts["text_masked_after"][index],
-            self.counts["image_masked_after"][index],
-        )
-        text = _behind(
-            state.text, text_count, undecided[0], step.text_masked_after, text_masked_after
-        )
-        image = _behind(codes, image_count, undecided[1], step.image_masked_after, masked)
-        return StepTargets(
-            text and Targets(text, (undecided[0] - text_masked_after).clamp_min(0)),
-            image and Targets(image, masked),
-            text_count,
-            image_count,
-        )
-
-
-def _behind(
-    tokens: Tensor, counts: Counts, undecided: Tensor, left: Counts | None, left_on_device: Tensor
-) -> MaskedPositions | None:
-    """The undecided positions of those samples that have more of them than ``left``, if any."""
-    if left is None:
-        return None
-    counts = tuple(n if n > keep else 0 for n, keep in zip(counts, left, strict=True))
-    if not any(counts):
-        return None
-    return MaskedPositions.of(tokens, counts, torch.where(undecided > left_on_device, undecided, 0))
+    def for_samples(self, samples: slice) -> PlannedStep:
+        """The step for some samples of the batch, without the modality that none of them needs."""
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        step = replace(self, **{n: v[samples] for n, v in values if isinstance(v, tuple)})
+        if step.text_predicted is not None and not any(step.text_predicted):
+            step = replace(step, text_quota=None)
+        if step.image_predicted is not None and not any(step.image_predicted):
+            step = replace(step, image_masked_after=None)
+        return step
 
 
 def corrected_steps(text: Counts, image: Counts, settings: SamplerSettings) -> list[PlannedStep]:
-    """Text revealed linearly, image by the cosine of its own progress.
+    """The steps of the "corrected" preset; those that would unmask nothing are left out.
 
-    ``text``, ``image``: undecided tokens at the start, per sample. Each modality keeps its own
-    number of steps, none of which collapse. Steps that reveal nothing are left out.
+    ``text``, ``image``: masked tokens at the start, per sample; both may be 0. Each modality keeps
+    its own number of steps, none of which collapse.
     """
-    text_at, image_at = _placed(settings)
-    steps, text_masked_after, image_left = [], text, image
-    for index in range(max(*text_at, *image_at) + 1):
-        step, text_after, image_after = PlannedStep(), text_masked_after, image_left
-        if index in text_at:
-            text_after = tuple(_linear(n, text_at[index], settings.text_steps) for n in text)
-        if index in image_at:
-            progress = image_at[index] / settings.image_steps
-            image_after = tuple(_cosine(n, progress) for n in image)
-        if text_after != text_masked_after:
-            quota = tuple(b - a for b, a in zip(text_masked_after, text_after, strict=True))
-            rows = _changing(text_masked_after, text_after)
-            step = replace(
-                step, text_quota=quota, text_masked_after=text_after, text_predicted=rows
+    text_schedule, image_schedule = map(
+        SCHEDULES.__getitem__, (settings.text_schedule, settings.image_schedule)
+    )
+    text_ranks, image_ranks = _ranks(settings)
+    steps, text_masked, image_masked = [], text, image
+    for index in range(max(*text_ranks, *image_ranks) + 1):
+        text_after, image_after, noise = text_masked, image_masked, 0.0
+        if rank := text_ranks.get(index):
+            text_after = tuple(text_schedule(n, rank, settings.text_steps) for n in text)
+        if rank := image_ranks.get(index):
+            image_after = tuple(image_schedule(n, rank, settings.image_steps) for n in image)
+            noise = settings.image_temperature * (1 - rank / settings.image_steps)
+        unmasks_text, unmasks_image = text_after != text_masked, image_after != image_masked
+        if unmasks_text or unmasks_image:
+            step = PlannedStep(
+                text_quota=_difference(text_masked, text_after) if unmasks_text else None,
+                image_masked_after=image_after if unmasks_image else None,
+                text_masked_before=text_masked,
+                image_masked_before=image_masked,
+                image_noise=noise,
             )
-        if image_after != image_left:
-            noise = settings.image_temperature * (1 - progress)
-            rows = _changing(image_left, image_after)
-            step = replace(
-                step, image_masked_after=image_after, image_predicted=rows, image_noise=noise
-            )
-        if step.text_quota or step.image_masked_after:
-            steps.append(
-                replace(step, text_masked_before=text_masked_after, image_masked_before=image_left)
-            )
-        text_masked_after, image_left = text_after, image_after
+            steps.append(step)
+        text_masked, image_masked = text_after, image_after
     return steps
 
 
-def _changing(before: Counts, after: Counts) -> Counts:
+def _difference(before: Counts, after: Counts) -> Counts:
+    return tuple(b - a for b, a in zip(before, after, strict=True))
+
+
+def _changing(before: Counts | None, after: Counts | None) -> Counts | None:
+    """``before`` where ``after`` differs, else 0; ``None`` where either is not known."""
+    if before is None or after is None:
+        return None
     return tuple(b if a != b else 0 for b, a in zip(before, after, strict=True))
 
 
-def _placed(settings: SamplerSettings) -> tuple[dict[int, int], dict[int, int]]:
-    """The steps that reveal text, and those that reveal the image: {index: 1-based rank} each.
+def _ranks(settings: SamplerSettings) -> tuple[dict[int, int], dict[int, int]]:
+    """The steps that unmask text, and those that unmask the image: {index: 1-based rank} each.
 
     In parallel both end together, with as many steps as the larger number; image steps start after
     a quarter of the run, as in the reference, or earlier where they would not fit.
@@ -206,13 +144,3 @@ def spread(count: int, start: int, stop: int) -> dict[int, int]:
     if count < 2:
         return dict.fromkeys([stop - 1][:count], 1)
     return {start + i * (stop - 1 - start) // (count - 1): i + 1 for i in range(count)}
-
-
-def _linear(total: int, rank: int, steps: int) -> int:
-    """How many of ``total`` text tokens are undecided after the ``rank``-th of ``steps``."""
-    return total * (steps - rank) // steps
-
-
-def _cosine(total: int, progress: float) -> int:
-    """How many of ``total`` image codes are masked at ``progress`` in (0, 1]."""
-    return 0 if progress == 1 else math.floor(total * math.cos(math.pi / 2 * progress))

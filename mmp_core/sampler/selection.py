@@ -1,10 +1,10 @@
-"""Selection: which token each undecided position would take, and which are revealed."""
+"""Selection: which token each masked position would take, and which are unmasked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,25 +12,26 @@ from torch import Tensor
 from ..model.kernels import ImageLogits, TextLogits
 from ..model.kernels.plain import gumbel
 from ..state import MASKED, TokenState
-from .positions import MaskedPositions
+from .positions import Generators, MaskedPositions
+from .remasking import REMASKING
 from .schedule import PlannedStep
 from .settings import SamplerSettings
 
 SURE = 0.9
-"""Probability from which on speed "fast" reveals a token before its turn."""
+"""Probability (0 … 1) from which on speed "fast" unmasks a token before its turn (the threshold of
+Fast-dLLM, arXiv 2505.22618)."""
 
-Generators = Sequence[torch.Generator | None]
-Logits = Callable[[Tensor], Tensor | TextLogits | ImageLogits]
-"""Positions (B, n) to logits (B, n, choices), as the guidance of the same preset gives them.
-Asking runs the model; so ask only where needed."""
+Text = TypeVar("Text", contravariant=True)
+Image = TypeVar("Image", contravariant=True)
 
 
 @dataclass(frozen=True)
 class TokenUpdate:
-    """What one step decided for one modality, (B, N) each.
+    """What one step did to one modality, (B, N) each.
 
-    ``guess``: a token everywhere, decided ones kept. ``confidence``: float32, 1 where decided.
-    ``revealed``: bool. ``after``: tokens after the step.
+    ``guess``: a token everywhere; unmasked ones as they were. ``confidence``: float32, 1 where a
+    token was unmasked before the step. ``revealed``: bool, what the step unmasked. ``after``: the
+    tokens after the step.
     """
 
     guess: Tensor
@@ -39,18 +40,20 @@ class TokenUpdate:
     after: Tensor
 
 
-class Selection(Protocol):
-    """Turns logits at ``positions`` into decisions.
+class Selection(Protocol[Text, Image]):
+    """Turns logits into tokens and chooses those that are unmasked.
 
-    ``before``: no decision, with the last guess, which stays at other positions. ``quota`` and
-    ``masked``: (B,) int64 on the model's device, see ``PlannedStep``.
+    ``Text`` and ``Image``: the logits it takes, which a guidance must give. ``positions``: those to
+    predict. ``before``: no update, with the last guess, which stays at other positions.
+    ``logits``: positions (B, n) to their logits; calling it runs the model, so call it only where
+    needed. ``quota``, ``masked``: (B,) int64 on the model's device; see :class:`.plan.Targets`.
     """
 
     def text(
         self,
         positions: MaskedPositions,
         before: TokenUpdate,
-        logits: Logits,
+        logits: Callable[[Tensor], Text],
         quota: Tensor,
         step: PlannedStep,
     ) -> TokenUpdate: ...
@@ -59,7 +62,7 @@ class Selection(Protocol):
         self,
         positions: MaskedPositions,
         before: TokenUpdate,
-        logits: Logits,
+        logits: Callable[[Tensor], Image],
         masked: Tensor,
         step: PlannedStep,
     ) -> TokenUpdate: ...
@@ -69,92 +72,65 @@ class Selection(Protocol):
         ...
 
 
-def generators(seeds: Sequence[int | None], device: torch.device) -> list[torch.Generator | None]:
-    """One per sample; ``None``, torch's global generator, for a seed of ``None``."""
-    return [None if seed is None else torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-
 class CorrectedSelection:
-    """Gumbel-max choices and confidence-ranked reveals in float32, one random stream per sample.
+    """Gumbel-max tokens, unmasked by confidence, in float32, with one random stream per sample.
 
-    ``first_text_id``: id of the first of the text choices.
+    ``sure``: probability (0 … 1) from which on a token is unmasked before its turn; ``None``
+    unmasks none early.
     """
 
-    def __init__(self, settings: SamplerSettings, generators: Generators, first_text_id: int):
-        self.settings, self.generators, self.first_text_id = settings, generators, first_text_id
+    def __init__(
+        self, settings: SamplerSettings, generators: Generators, sure: float | None = None
+    ):
+        self.settings, self.generators, self.sure = settings, generators, sure
 
     def text(
         self,
         positions: MaskedPositions,
         before: TokenUpdate,
-        logits: Logits,
+        logits: Callable[[Tensor], TextLogits],
         quota: Tensor,
         step: PlannedStep,
     ) -> TokenUpdate:
-        found, temperature = logits(positions.index), self.settings.text_temperature
-        noise = self._exponential(positions, found.choices) if temperature else None
-        best, confidence = found.choose(temperature, noise)
-        ranking = confidence
-        if self.settings.remasking == "random":
-            ranking = positions.draw(_uniform, self.generators)
-        probability = confidence.sigmoid()
-        revealed = highest(positions, ranking, quota) | self.also(positions, probability)
-        return update_at(positions, before, best + self.first_text_id, probability, revealed)
+        predicted, temperature = logits(positions.index), self.settings.text_temperature
+        noise = positions.exponential(self.generators, predicted.choices) if temperature else None
+        tokens, log_odds = predicted.choose(temperature, noise)
+        ranking = REMASKING[self.settings.remasking](positions, log_odds, self.generators)
+        revealed = positions.highest(ranking, quota)
+        return self._update(positions, before, tokens, log_odds.sigmoid(), revealed)
 
     def image(
         self,
         positions: MaskedPositions,
         before: TokenUpdate,
-        logits: Logits,
+        logits: Callable[[Tensor], ImageLogits],
         masked: Tensor,
         step: PlannedStep,
     ) -> TokenUpdate:
-        found, random = logits(positions.index), self.settings.image_temperature
-        noise = self._exponential(positions, found.choices) if random else None
-        sampled, confidence = found.choose(noise)
-        ranking = confidence
+        predicted, random = logits(positions.index), self.settings.image_temperature
+        noise = positions.exponential(self.generators, predicted.choices) if random else None
+        tokens, log_p = predicted.choose(noise)
+        ranking = log_p
         if step.image_noise:
-            ranking = ranking + step.image_noise * gumbel(self._exponential(positions, 1))[..., 0]
-        probability = confidence.exp()
-        planned = highest(positions, ranking, positions.valid.sum(dim=1) - masked)
-        return update_at(
-            positions, before, sampled, probability, planned | self.also(positions, probability)
-        )
-
-    def also(self, positions: MaskedPositions, probability: Tensor) -> Tensor:
-        """(B, n) bool: what is revealed besides what the plan asks for."""
-        return torch.zeros_like(positions.valid)
+            draws = positions.exponential(self.generators, 1)[..., 0]
+            ranking = log_p + step.image_noise * gumbel(draws)
+        revealed = positions.highest(ranking, positions.valid.sum(dim=1) - masked)
+        return self._update(positions, before, tokens, log_p.exp(), revealed)
 
     def finish(self, state: TokenState, guess: TokenState) -> TokenState:
         return state
 
-    def _exponential(self, positions: MaskedPositions, choices: int) -> Tensor:
-        """(B, n, choices) float32 draws."""
-
-        def exponential(generator: torch.Generator, count: int) -> Tensor:
-            empty = torch.empty(count, choices, device=generator.device)
-            return empty.exponential_(generator=generator)
-
-        return positions.draw(exponential, self.generators)
-
-
-class ConfidentSelection(CorrectedSelection):
-    """Reveals also all that the model is sure of."""
-
-    def also(self, positions: MaskedPositions, probability: Tensor) -> Tensor:
-        return positions.valid & (probability >= SURE)
-
-
-def _uniform(generator: torch.Generator, count: int) -> Tensor:
-    return torch.rand(count, generator=generator, device=generator.device)
-
-
-def highest(positions: MaskedPositions, ranking: Tensor, count: Tensor) -> Tensor:
-    """(B, n) bool: the ``count`` (B,) positions of each sample that rank highest."""
-    order = torch.where(positions.valid, ranking, -torch.inf).argsort(
-        dim=1, descending=True, stable=True
-    )
-    return positions.valid & (order.argsort(dim=1) < count[:, None])
+    def _update(
+        self,
+        positions: MaskedPositions,
+        before: TokenUpdate,
+        tokens: Tensor,
+        probability: Tensor,
+        revealed: Tensor,
+    ) -> TokenUpdate:
+        if self.sure is not None:
+            revealed = revealed | (positions.valid & (probability >= self.sure))
+        return update_at(positions, before, tokens, probability, revealed)
 
 
 def update_at(
@@ -164,7 +140,7 @@ def update_at(
     confidence: Tensor,
     revealed: Tensor,
 ) -> TokenUpdate:
-    """``before``, replaced by what was found at ``positions`` (B, n)."""
+    """``before``, replaced at ``positions`` by what was predicted there, (B, n) each."""
     guess = positions.fill(tokens, before.guess)
     revealed = positions.fill(revealed, before.revealed)
     return TokenUpdate(
@@ -176,11 +152,11 @@ def update_at(
 
 
 def unchanged(tokens: Tensor, guess: Tensor, confidence: Tensor) -> TokenUpdate:
-    """No decision: ``tokens`` as they are, with the last guess and confidence where undecided."""
-    undecided = tokens == MASKED
+    """No update: ``tokens`` as they are, with the last guess and confidence where masked."""
+    masked = tokens == MASKED
     return TokenUpdate(
-        guess=torch.where(undecided, guess, tokens),
-        confidence=torch.where(undecided, confidence, 1.0),
-        revealed=torch.zeros_like(undecided),
+        guess=torch.where(masked, guess, tokens),
+        confidence=torch.where(masked, confidence, 1.0),
+        revealed=torch.zeros_like(masked),
         after=tokens,
     )

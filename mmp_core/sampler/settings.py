@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from ..errors import InputError
 from ..options import Option, check, option
+from .remasking import REMASKING
+from .schedule import SCHEDULES
 
 _SCRIPT_DEFAULTS = {
     # The values of the released commands: variant A's README example, variant M's inference.py.
@@ -15,7 +17,6 @@ _SCRIPT_DEFAULTS = {
     "M": {"text_steps": 128, "image_steps": 30, "joint_guidance": 4.0, "reasoning_guidance": 2.5},
 }
 
-Remasking = Literal["low_confidence", "random"]
 Preset = Literal["corrected", "upstream"]
 Order = Literal["parallel", "text_first", "image_first"]
 Speed = Literal["exact", "fast", "cached", "fastest"]
@@ -24,6 +25,14 @@ _STEPS: dict[str, Any] = {"low": 1, "high": 4096}
 _TEMPERATURE: dict[str, Any] = {"low": 0, "high": 10, "step": 0.05}
 _GUIDANCE: dict[str, Any] = {"low": -100, "high": 100, "step": 0.1}
 _SEED = Option(int, None, "", low=0, high=2**64 - 1, name="seed")
+_SCHEDULE = Option(str, "", "", choices=tuple(SCHEDULES))
+_UPSTREAM = {
+    # What the reference knows.
+    "order": "parallel",
+    "speed": "exact",
+    "text_schedule": "linear",
+    "image_schedule": "cosine",
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class SamplerSettings:
     (arXiv 2505.22618), here for both modalities.
     ``seed``: one number, sample *i* of the batch then uses ``seed + i``; or one per sample; or
     ``None``: unseeded. A sample's result depends on its own seed only.
+    ``text_schedule``, ``image_schedule``: names of :data:`.schedule.SCHEDULES`.
 
     Raises ``InputError`` for a value out of range.
     """
@@ -79,10 +89,10 @@ class SamplerSettings:
         advanced=True,
         **_GUIDANCE,
     )
-    remasking: Remasking = option(
+    remasking: str = option(
         "low_confidence",
         "Which text tokens stay masked longer: those the model is least sure of, or random ones.",
-        choices=get_args(Remasking),
+        choices=REMASKING,
         advanced=True,
     )
     seed: int | Sequence[int] | None = 0
@@ -107,10 +117,14 @@ class SamplerSettings:
         "computed again. fastest: both.",
         choices=get_args(Speed),
     )
+    text_schedule: str = "linear"
+    image_schedule: str = "cosine"
 
     def __post_init__(self) -> None:
         check(self)
-        for name, only in (("order", "parallel"), ("speed", "exact")):
+        for name in ("text_schedule", "image_schedule"):
+            replace(_SCHEDULE, name=name).check(getattr(self, name))
+        for name, only in _UPSTREAM.items():
             if self.preset == "upstream" and getattr(self, name) != only:
                 raise InputError(
                     f"{name} is {getattr(self, name)!r} with the upstream preset, whose reference "

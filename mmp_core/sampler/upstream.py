@@ -29,11 +29,12 @@ from ..state import MASKED, Prompt, TokenState
 from ..variants.base import Layout, ModelInput
 from ..variants.mmada_parallel_a import VariantA
 from .guidance import CONDITIONAL
-from .policies import DenoisingModel, Policies, masked_counts
-from .positions import MaskedPositions
+from .plan import Plan
+from .policies import DenoisingModel, Policies
+from .positions import Generators, MaskedPositions, masked_counts, seeded_generators
 from .predictor import BranchOutputs
-from .schedule import Counts, Plan, PlannedStep
-from .selection import Generators, Logits, TokenUpdate, generators, highest, update_at
+from .schedule import Counts, PlannedStep
+from .selection import TokenUpdate, update_at
 from .settings import SamplerSettings
 
 Fill = Callable[..., Tensor]
@@ -46,7 +47,7 @@ def upstream_policies(model: DenoisingModel, prompt: Prompt, settings: SamplerSe
     text_masked = masked_counts(prompt.initial.text)
     build = (
         settings,
-        generators(settings.seeds(prompt.batch), device),
+        seeded_generators(settings.seeds(prompt.batch), device),
         model.transformer.config.embedding_size,
         model.transformer.layers["wte"].weight.dtype,
     )
@@ -201,7 +202,7 @@ class UpstreamSelection:
         self,
         positions: MaskedPositions,
         before: TokenUpdate,
-        logits: Logits,
+        logits: Callable[[Tensor], Tensor],
         quota: Tensor,
         step: PlannedStep,
     ) -> TokenUpdate:
@@ -214,13 +215,13 @@ class UpstreamSelection:
         odds = log_odds(scores.float(), best)
         ranking, confidence = (odds, odds.sigmoid()) if random is None else (random, random)
         tokens = torch.where(best == self.layout.mask_id, MASKED, best)
-        return update_at(positions, before, tokens, confidence, highest(positions, ranking, quota))
+        return update_at(positions, before, tokens, confidence, positions.highest(ranking, quota))
 
     def image(
         self,
         positions: MaskedPositions,
         before: TokenUpdate,
-        logits: Logits,
+        logits: Callable[[Tensor], Tensor],
         masked: Tensor,
         step: PlannedStep,
     ) -> TokenUpdate:

@@ -11,6 +11,7 @@ from mmada_parallel.mmp_core import MASKED, SamplerSettings, denoise
 from mmada_parallel.mmp_core.model.config import ModelConfig
 from mmada_parallel.mmp_core.model.transformer import KeyValueCache, MaskedDiffusionTransformer
 from mmada_parallel.mmp_core.sampler.cache import CHANGED_SHARE, ONE_IN, REFRESH_EVERY, CachePolicy
+from mmada_parallel.mmp_core.sampler.plan import Plan
 from mmada_parallel.mmp_core.sampler.policies import corrected_policies
 from mmada_parallel.tests.mmp_core import tiny
 
@@ -189,8 +190,8 @@ def test_the_least_certain_of_the_picture_are_computed():
     chosen = []
 
     class Spy(CachePolicy):
-        def _least_certain(self, image, last):
-            found = super()._least_certain(image, last)
+        def least_certain(self, image, last):
+            found = super().least_certain(image, last)
             chosen.append((image, last.image_confidence.flatten(1), found))
             return found
 
@@ -202,3 +203,20 @@ def test_the_least_certain_of_the_picture_are_computed():
         assert found.sum() == -(-image.counts[0] // ONE_IN)
         if not found.all():
             assert asked[found].max() <= asked[~found].min()
+
+
+@pytest.mark.parametrize("speed", ["cached", "fastest"])
+def test_a_plan_that_does_not_know_its_counts_can_be_cached(speed):
+    start, own = prompt(batch=2, locked=0.4), dataclasses.replace(OWN, speed=speed)
+    expected = denoise(MODELS["A"], start, own).final
+    policies = corrected_policies(MODELS["A"], start, own)
+    steps = [
+        dataclasses.replace(step, text_masked_before=None, image_masked_before=None)
+        for step in policies.plan.steps
+    ]
+    plan = Plan.of(steps, 2, MODELS["A"].device)
+    run = denoise(MODELS["A"], start, policies=dataclasses.replace(policies, plan=plan))
+    assert (run.final.text != MASKED).all() and (run.final.image != MASKED).all()
+    if speed == "cached":
+        assert torch.equal(run.final.text, expected.text)
+        assert torch.equal(run.final.image, expected.image)

@@ -269,9 +269,30 @@ def test_foreign_tokens_are_refused():
         denoise(MODEL["A"], start.starting_from(beyond), PLAIN)
 
 
+@pytest.mark.parametrize("variant", "AM")
+def test_the_mask_and_image_codes_are_no_text(variant):
+    layout, start = MODEL[variant].layout, prompt(variant)
+    for token, kind in ((layout.mask_id, "the mask's id"), (layout.image_offset, "an image code")):
+        text = start.initial.text.clone()
+        text[0, 1] = token
+        locked = start.starting_from(TokenState(text, start.initial.image))
+        with pytest.raises(InputError, match=f"holds {token}, which is {kind}"):
+            denoise(MODEL[variant], locked, PLAIN)
+
+
+def test_the_reference_may_go_on_from_any_id_that_it_chose():
+    start, layout = prompt(), MODEL["A"].layout
+    text = torch.full_like(start.initial.text, layout.image_offset)
+    locked = start.starting_from(TokenState(text, start.initial.image))
+    settings = SamplerSettings.upstream("A", text_steps=2, image_steps=2, seed=0)
+    assert torch.equal(denoise(MODEL["A"], locked, settings).final.text, text)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"text_schedule": "square"},
+        {"preset": "upstream", "image_schedule": "linear"},
         {"text_steps": 0},
         {"image_steps": 2.5e9},
         {"text_temperature": -1},
@@ -339,6 +360,15 @@ def test_every_step_asked_for_is_taken(text_steps, image_steps):
     if text_steps >= 2 * image_steps:
         first = next(i for i, step in enumerate(steps) if step.image_masked_after)
         assert first == (text_steps // 4 if image_steps > 1 else text_steps - 1)
+
+
+def test_each_modality_has_its_own_schedule():
+    own = SamplerSettings(
+        text_steps=4, image_steps=4, text_schedule="cosine", image_schedule="linear"
+    )
+    steps = corrected_steps((100,), (100,), own)
+    assert [step.text_quota for step in steps] == [(8,), (22,), (32,), (38,)]
+    assert [step.image_masked_after for step in steps] == [(75,), (50,), (25,), (0,)]
 
 
 def test_reference_quotas():

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmada_parallel.mmp_core import MASKED, InputError, SamplerSettings, denoise
+from mmada_parallel.mmp_core.sampler.policies import corrected_policies
 from mmada_parallel.mmp_core.sampler.selection import SURE
 from mmada_parallel.tests.mmp_core import tiny
 
@@ -57,6 +58,17 @@ def test_only_what_is_sure_comes_before_its_turn(variant, early):
         assert (step.after.text == MASKED).sum() <= planned
     ahead = [(s.after.text == MASKED).sum() < planned for s, planned in zip(run, left, strict=True)]
     assert any(ahead)
+
+
+def test_how_sure_is_enough_can_be_set():
+    model, start = MODELS["A", 1], prompt("A")
+    early = []
+    for sure in (0.0, 0.185, 0.99):
+        policies = corrected_policies(model, start, FAST)
+        policies.selection.sure = sure
+        run = denoise(model, start, policies=policies)
+        early.append(int(run.steps[0].text_revealed.sum()))
+    assert early[0] == 12 > early[1] > early[2] == 1
 
 
 @settings(max_examples=30)

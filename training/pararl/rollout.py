@@ -24,7 +24,7 @@ from torch import Tensor
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.pipeline import decode_image, decode_text
 from ...mmp_core.sampler.loop import denoise
-from ...mmp_core.sampler.policies import masked_counts
+from ...mmp_core.sampler.positions import masked_counts
 from ...mmp_core.sampler.settings import SamplerSettings
 from ...mmp_core.state import MASKED, Prompt, Step, TokenState
 from ...mmp_core.variants.base import UNDECIDED

@@ -79,14 +79,18 @@ class TextLogits:
         return plain.guided(logits, self.scales)
 
     def choose(self, temperature: float, exponential: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See :func:`.plain.choose_text`."""
+        """The id at each position and its log-odds; see :func:`.plain.choose_text`."""
         if not self._fit_the_kernel():
-            return plain.choose_text(self.guided(), temperature, exponential)
+            words, log_odds = plain.choose_text(self.guided(), temperature, exponential)
+            return words + self.words.start, log_odds
         from .text import choose_text
 
         scale, first = self.transformer.logit_scale, self.hidden[0]
         with torch.cuda.device_of(first), self.transformer.head(first, self.words) as head:
-            return choose_text(self.hidden, self.scales, head, scale, temperature, exponential)
+            words, log_odds = choose_text(
+                self.hidden, self.scales, head, scale, temperature, exponential
+            )
+        return words + self.words.start, log_odds
 
     def _fit_the_kernel(self) -> bool:
         if not available(self.hidden[0].device):
