@@ -14,7 +14,8 @@ import torch
 from ..mmp_core import InputError, Model, SamplerSettings, load_checkpoint
 from ..mmp_core.checkpoint.adapters import build_adapter, doubt_about, read_adapter
 from ..mmp_core.memory import OutOfMemory
-from .options import chosen_settings
+from ..mmp_core.options import options_of
+from .options import given
 
 _SMALL = 10**9
 """Parameters below which a CPU computes in float32: faster, and it fits."""
@@ -60,14 +61,18 @@ def _add_lora(args: argparse.Namespace, model: Model, file: Path, strength: floa
 
 def check_settings(args: argparse.Namespace, seed: int) -> None:
     """Refuse values out of range before a model is loaded."""
-    SamplerSettings(**chosen_settings(args), seed=seed)
+    SamplerSettings(**_sampler_options(args), seed=seed)
 
 
 def settings_of(args: argparse.Namespace, model: Model, seed: int) -> SamplerSettings:
-    chosen: dict[str, Any] = {**chosen_settings(args), "seed": seed}
+    chosen = _sampler_options(args)
     if args.preset == "upstream":
-        return SamplerSettings.upstream(model.variant, **chosen)
-    return SamplerSettings(**chosen)
+        return SamplerSettings.upstream(model.variant, **chosen, seed=seed)
+    return SamplerSettings(**chosen, seed=seed)
+
+
+def _sampler_options(args: argparse.Namespace) -> dict[str, Any]:
+    return given(args, options_of(SamplerSettings))
 
 
 @contextmanager

@@ -1,38 +1,46 @@
-"""The options of the commands, and what they mean for the sampler. Imports nothing heavy."""
+"""The options of the commands. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-_SAMPLER = (
-    ("text_steps", int, "N", "steps that decide text, at most one per token (default 128)"),
-    ("image_steps", int, "N", "steps that decide the picture (default 30; upstream: its own)"),
-    (
-        "joint_guidance",
-        float,
-        "X",
-        "how strongly the picture follows instruction and input picture "
-        "together; 0 is off and faster (default 3.5; upstream: its own)",
-    ),
-    ("text_guidance", float, "X", "how strongly the picture follows the instruction (default off)"),
-    (
-        "image_guidance",
-        float,
-        "X",
-        "how strongly the picture follows the input picture (default off; upstream: its own)",
-    ),
-    (
-        "reasoning_guidance",
-        float,
-        "X",
-        "how strongly the text follows instruction and picture (default off; upstream: its own)",
-    ),
-    ("text_temperature", float, "X", "variety of the text; 0 takes the likeliest word (default 0)"),
-    ("image_temperature", float, "X", "variety of the picture; 0 takes the likeliest (default 1)"),
-)
+from ..mmp_core.options import Option, options_of, plain
+from ..mmp_core.sampler.settings import SamplerSettings
+
+_METAVARS = {int: "N", float: "X", str: "TEXT"}
+
+
+def add_settings(parser: argparse._ActionsContainer, options: Iterable[Option]) -> None:
+    """An argument for each option; None where it is not given, so that a preset may decide."""
+    for option in options:
+        if option.kind is bool:
+            details: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+        elif option.choices:
+            details = {"choices": option.choices}
+        else:
+            details = {"type": option.kind, "metavar": _METAVARS[option.kind]}
+        parser.add_argument(f"--{option.name.replace('_', '-')}", help=_help(option), **details)
+
+
+def _help(option: Option) -> str:
+    text, default = option.help.rstrip("."), option.default
+    if not text.startswith(option.choices or "\0"):
+        text = text[0].lower() + text[1:]
+    if isinstance(default, bool):
+        default = "on" if default else "off"
+    elif isinstance(default, float):
+        default = plain(default)
+    text = text if default is None else f"{text} (default {default})"
+    return text.replace("%", "%%")
+
+
+def given(args: argparse.Namespace, options: Iterable[str]) -> dict[str, Any]:
+    """The values of the options that were given, by name."""
+    return {name: value for name in options if (value := getattr(args, name)) is not None}
 
 
 def add_drawing(parser: argparse.ArgumentParser) -> None:
@@ -182,40 +190,8 @@ def _add_quiet(parser: argparse.ArgumentParser) -> None:
 
 def _add_sampler(parser: argparse.ArgumentParser) -> None:
     _add_quiet(parser)
-    group = parser.add_argument_group("sampler")
-    group.add_argument(
-        "--preset",
-        choices=("corrected", "upstream"),
-        default="corrected",
-        help="corrected: the method as published; upstream: the released code with all its quirks, "
-        "token for token (default corrected)",
-    )
-    for name, kind, metavar, brief in _SAMPLER:
-        option = f"--{name.replace('_', '-')}"
-        group.add_argument(option, type=kind, metavar=metavar, help=brief)
-    group.add_argument(
-        "--remasking",
-        choices=("low_confidence", "random"),
-        help="which text tokens stay undecided longer (default low_confidence)",
-    )
-    group.add_argument(
-        "--order",
-        choices=("parallel", "text_first", "image_first"),
-        help="text and picture together, or one wholly before the other (default parallel)",
-    )
-    group.add_argument(
-        "--speed",
-        choices=("exact", "cached", "fast", "fastest"),
-        help="cached: reuse what has hardly changed since an earlier step; fast: decide at once "
-        "what the model is sure of, and leave out steps to which nothing is left; fastest: both "
-        "(default exact)",
-    )
-
-
-def chosen_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The sampler settings that were given, by field name; the others are the preset's."""
-    names = [name for name, *_ in _SAMPLER] + ["remasking", "order", "speed"]
-    return {name: value for name in names if (value := getattr(args, name)) is not None}
+    group = parser.add_argument_group("sampler", "The upstream preset has defaults of its own.")
+    add_settings(group, options_of(SamplerSettings).values())
 
 
 def _size(text: str) -> tuple[int, int]:

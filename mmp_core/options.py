@@ -92,16 +92,20 @@ def option(
     return field(default=default, metadata={Option: declared})
 
 
-def options_of(settings: type | object) -> dict[str, Option]:
-    """The options of a settings class, or of one of its values, by the name of their field."""
-    return {
-        entry.name: replace(entry.metadata[Option], name=entry.name)
-        for entry in fields(settings)  # pyright: ignore[reportArgumentType]
-        if Option in entry.metadata
-    }
+def options_of(settings: Any) -> dict[str, Option]:
+    """The options of a settings class by the name of their field; of a value of such a class, with
+    what it holds as their defaults."""
+    options = {}
+    for entry in fields(settings):
+        if declared := entry.metadata.get(Option):
+            default = declared.default
+            if not isinstance(settings, type):
+                default = getattr(settings, entry.name)
+            options[entry.name] = replace(declared, name=entry.name, default=default)
+    return options
 
 
-def check(settings: object) -> None:
+def check(settings: Any) -> None:
     """Raises ``InputError`` with one sentence about the first field that is not as declared."""
-    for name, declared in options_of(settings).items():
+    for name, declared in options_of(type(settings)).items():
         declared.check(getattr(settings, name))

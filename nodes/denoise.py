@@ -4,10 +4,12 @@ from comfy_api.latest import io
 
 from ..mmp_core import InputError, Prompt, SamplerSettings, TokenState
 from ..mmp_core.batching import denoise_in_batches
+from ..mmp_core.options import options_of
 from .host import HostedModel, Progress
 from .live import LiveView
 from .types import CATEGORY, Model, Tokens, Trajectory
 from .types import Prompt as PromptType
+from .widgets import MOST_SEED, widget
 
 _RECOMMENDED = {
     "text_steps": 0,
@@ -42,8 +44,7 @@ class ParallelDenoise(io.ComfyNode):
                     tooltip="Where to start from. Decided tokens stay as they are, undecided ones "
                     "are denoised. Leave open to start from nothing.",
                 ),
-                *_main_inputs(),
-                *_advanced_inputs(),
+                *_widgets(),
             ],
             outputs=[
                 Tokens.Output(
@@ -87,41 +88,35 @@ class ParallelDenoise(io.ComfyNode):
         return io.NodeOutput(trajectory.final, trajectory, ui=view.recorded(trajectory))
 
 
-def _main_inputs() -> list[io.Input]:
+def _widgets() -> list[io.Input]:
+    options = options_of(SamplerSettings)
+
+    def recommended(name: str, number: str, **changes) -> io.Input:
+        """The widget of a setting that has a value more, for the preset's own."""
+        option, value = options[name], _RECOMMENDED[name]
+        text = f"{option.help} {value:g}: recommended ({number})."
+        return widget(option, default=value, low=value, help=text, **changes)
+
+    def setting(name: str, **changes) -> io.Input:
+        return widget(options[name], **changes)
+
+    off = "off, unless the preset says otherwise"
     return [
         io.Int.Input(
             "seed",
             default=0,
             min=0,
-            max=0xFFFFFFFFFFFFFFFF,
+            max=MOST_SEED,
             control_after_generate=True,
             tooltip="The same seed gives the same text and picture again. A batch uses seed, "
             "seed + 1, …",
         ),
-        io.Int.Input(
-            "text_steps",
-            default=0,
-            min=0,
-            max=4096,
-            tooltip="Steps that decide text; more are slower and more careful. 0: recommended "
-            "(128, or one per token of a shorter text).",
+        recommended(
+            "text_steps", f"{options['text_steps'].default}, or one per token of a shorter text"
         ),
-        io.Int.Input(
-            "image_steps",
-            default=0,
-            min=0,
-            max=4096,
-            tooltip="Steps that decide the picture, among the same steps. 0: recommended (30).",
-        ),
-        io.Float.Input(
-            "joint_guidance",
-            display_name="guidance",
-            default=-1.0,
-            min=-1.0,
-            max=100.0,
-            step=0.1,
-            tooltip="How strongly the picture follows instruction and input picture together. "
-            "0 is off and up to twice as fast. -1: recommended (3.5).",
+        recommended("image_steps", str(options["image_steps"].default)),
+        recommended(
+            "joint_guidance", f"{options['joint_guidance'].default}", display_name="guidance"
         ),
         io.Int.Input(
             "batch_size",
@@ -129,61 +124,10 @@ def _main_inputs() -> list[io.Input]:
             min=1,
             max=64,
             tooltip="Results to make of each prompt, with seeds counting up: all at once where "
-            "memory allows, else in parts. That does not change them.",
+            "memory allows, else in smaller batches. That does not change them.",
         ),
-    ]
-
-
-def _advanced_inputs() -> list[io.Input]:
-    def guidance(name: str, tooltip: str) -> io.Float.Input:
-        return io.Float.Input(
-            name,
-            default=-1.0,
-            min=-1.0,
-            max=100.0,
-            step=0.1,
-            advanced=True,
-            tooltip=f"{tooltip} 0: off. -1: recommended (off, unless the preset says otherwise).",
-        )
-
-    def temperature(name: str, default: float, tooltip: str) -> io.Float.Input:
-        return io.Float.Input(
-            name,
-            default=default,
-            min=0.0,
-            max=10.0,
-            step=0.05,
-            advanced=True,
-            tooltip=tooltip,
-        )
-
-    return [
-        guidance("text_guidance", "How strongly the picture follows the instruction."),
-        guidance("image_guidance", "How strongly the picture follows the input picture."),
-        guidance("reasoning_guidance", "How strongly the text follows instruction and picture."),
-        temperature("text_temperature", 0.0, "Variety of the text. 0: always the likeliest word."),
-        temperature(
-            "image_temperature",
-            1.0,
-            "Variety of the picture: noise on which tokens are kept first. 0: the likeliest "
-            "tokens, always the same picture.",
-        ),
-        io.Combo.Input(
-            "remasking",
-            options=["low_confidence", "random"],
-            default="low_confidence",
-            advanced=True,
-            tooltip="Which text tokens stay undecided longer: those the model is least sure of, "
-            "or random ones.",
-        ),
-        io.Combo.Input(
-            "preset",
-            options=["corrected", "upstream"],
-            default="corrected",
-            advanced=True,
-            tooltip="corrected: the method as published. upstream: the released code with all "
-            "its quirks, token for token; recommended values are then its own.",
-        ),
+        *(recommended(f"{name}_guidance", off) for name in ("text", "image", "reasoning")),
+        *map(setting, ("text_temperature", "image_temperature", "remasking", "preset")),
         io.Int.Input(
             "preview_every",
             default=1,
@@ -193,13 +137,7 @@ def _advanced_inputs() -> list[io.Input]:
             tooltip="Show the picture while it forms every so many steps, at most twice a second. "
             "0: no pictures, only text and progress.",
         ),
-        io.Combo.Input(
-            "order",
-            options=["parallel", "text_first", "image_first"],
-            default="parallel",
-            tooltip="parallel: text and picture form together, each seeing the other. text_first: "
-            "think, then draw, as other thinking models do. image_first: draw, then explain.",
-        ),
+        setting("order"),
         io.Int.Input(
             "record_steps",
             default=128,
@@ -209,15 +147,7 @@ def _advanced_inputs() -> list[io.Input]:
             tooltip="At most so many steps are kept in the trajectory, evenly spread: about 30 KB "
             "each for a picture of 512x512 pixels and 256 words. 0: none.",
         ),
-        io.Combo.Input(
-            "speed",
-            options=["exact", "fast", "cached", "fastest"],
-            default="exact",
-            tooltip="fast: what the model is at least 90 % sure of is decided at once, and steps "
-            "to which nothing is left are not run. How much that saves depends on the picture. "
-            "cached: what has hardly changed since an earlier step is not computed again; needs "
-            "more memory. fastest: both. All but exact give other results.",
-        ),
+        setting("speed"),
     ]
 
 

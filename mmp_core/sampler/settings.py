@@ -22,8 +22,8 @@ Order = Literal["parallel", "text_first", "image_first"]
 Speed = Literal["exact", "fast", "cached", "fastest"]
 
 _STEPS: dict[str, Any] = {"low": 1, "high": 4096}
-_TEMPERATURE: dict[str, Any] = {"low": 0, "high": 10, "step": 0.05}
-_GUIDANCE: dict[str, Any] = {"low": -100, "high": 100, "step": 0.1}
+_TEMPERATURE: dict[str, Any] = {"low": 0.0, "high": 10.0, "step": 0.05, "advanced": True}
+_GUIDANCE: dict[str, Any] = {"low": -100.0, "high": 100.0, "step": 0.1}
 _SEED = Option(int, None, "", low=0, high=2**64 - 1, name="seed")
 _SCHEDULE = Option(str, "", "", choices=tuple(SCHEDULES))
 _UPSTREAM = {
@@ -105,16 +105,16 @@ class SamplerSettings:
     )
     order: Order = option(
         "parallel",
-        "parallel: text and picture form together. text_first: think, then draw, as other thinking "
-        "models do. image_first: draw, then explain.",
+        "parallel: text and picture form together, each seeing the other. text_first: think, then "
+        "draw, as other thinking models do. image_first: draw, then explain.",
         choices=get_args(Order),
-        advanced=True,
     )
     speed: Speed = option(
         "exact",
-        "fast: what the model is at least 90 % sure of is unmasked at once, and steps with nothing "
-        "left to do are not run. cached: what has hardly changed since an earlier step is not "
-        "computed again. fastest: both.",
+        "fast: tokens that the model is at least 90 % sure of are unmasked at once, and steps with "
+        "nothing left to do are skipped. cached: what has hardly changed since an earlier step is "
+        "not computed again, which needs more memory. fastest: both. All but exact change the "
+        "result.",
         choices=get_args(Speed),
     )
     text_schedule: str = "linear"

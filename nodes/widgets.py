@@ -1,0 +1,30 @@
+"""Node widgets made from options."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..mmp_core.options import Option
+
+MOST_SEED = 2**64 - 1
+
+
+def widget(declared: Option, *, display_name: str | None = None, **changes: Any) -> Any:
+    """The input of a node that shows an option; ``changes``: fields of the option that are
+    another on this node."""
+    option = replace(declared, **changes)
+    shown: dict[str, Any] = {
+        "default": option.default,
+        "display_name": display_name,
+        "tooltip": option.help,
+        "advanced": option.advanced or None,
+    }
+    if option.choices:
+        return io.Combo.Input(option.name, options=list(option.choices), **shown)
+    if option.kind is bool:
+        return io.Boolean.Input(option.name, **shown)
+    numbers = io.Int if option.kind is int else io.Float
+    return numbers.Input(option.name, min=option.low, max=option.high, step=option.step, **shown)
