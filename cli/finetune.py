@@ -22,7 +22,7 @@ from ..mmp_core import InputError, Model
 from ..mmp_core.checkpoint.load import open_checkpoint
 from ..mmp_core.files import readable_size
 from ..mmp_core.memory import free_bytes
-from ..mmp_core.model.lora import LAYER_SETS
+from ..mmp_core.model.config import LAYER_SETS
 from ..training.cases import Case, Reward
 from ..training.data.dataset import EditDataset, open_dataset, tokenised
 from ..training.loop.memory import finetune_bytes, pararl_bytes, trained_parameters

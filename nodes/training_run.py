@@ -11,7 +11,7 @@ from comfy_api.latest import io
 
 from ..mmp_core import InputError, Model
 from ..mmp_core.checkpoint.adapters import doubt_about, read_adapter
-from ..mmp_core.model.lora import LAYER_SETS
+from ..mmp_core.model.config import LAYER_SETS
 from ..training.data.dataset import EditDataset, TokenisedDataset, tokenised
 from ..training.loop.memory import trained_parameters
 from ..training.loop.run import PolicyRun

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..mmp_core.model.lora import LAYER_SETS
+from ..mmp_core.model.config import LAYER_SETS
 from ..training.loop.run import RunSettings
 from .host import folders
 from .types import Dataset, LoraModel, LossMap, Model

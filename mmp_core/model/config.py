@@ -1,4 +1,5 @@
-"""The transformer's configuration, read from a checkpoint's ``config.json``."""
+"""The transformer's configuration, read from a checkpoint's ``config.json``, and the names of its
+layers."""
 
 from __future__ import annotations
 
@@ -21,6 +22,13 @@ _FIXED = {
     "input_emb_norm": (False,),
     "block_group_size": (1,),
 }
+
+ATTENTION_LAYERS = ("q_proj", "k_proj", "v_proj", "attn_out")
+MLP_LAYERS = ("ff_proj", "up_proj", "ff_out")
+BLOCK_LAYERS = ATTENTION_LAYERS + MLP_LAYERS
+LAYER_SETS = {"all": BLOCK_LAYERS, "attention": ATTENTION_LAYERS, "mlp": MLP_LAYERS}
+"""Sets of the blocks' linear layers that an adapter may be put on, by the names that widgets and
+options offer; a new set is one more line here."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685) by activation bypass.
 
-An adapted linear layer computes ``W x + strength · scale · B(A x)``. ``W`` is never merged with
-the adapter, copied or read, so it may be quantised, or be streamed by a host.
+An adapted linear layer computes ``W x + strength · B(A x)``. ``W`` is never merged with the
+adapter, copied or read, so it may be quantised, or be streamed by a host.
 """
 
 from __future__ import annotations
@@ -15,13 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .config import BLOCK_LAYERS
 from .transformer import MaskedDiffusionTransformer
-
-ATTENTION_LAYERS = ("q_proj", "k_proj", "v_proj", "attn_out")
-MLP_LAYERS = ("ff_proj", "up_proj", "ff_out")
-BLOCK_LAYERS = ATTENTION_LAYERS + MLP_LAYERS
-LAYER_SETS = {"all": BLOCK_LAYERS, "attention": ATTENTION_LAYERS, "mlp": MLP_LAYERS}
-"""Choices of layers to adapt, by the names that widgets and options offer."""
 
 
 class CastLinear(nn.Linear):
@@ -84,8 +79,8 @@ def adaptable_layers(
 class Adapter(nn.Module):
     """The low-rank matrices of some layers of a transformer, named as those layers are.
 
-    ``shapes``: of each layer to adapt. ``scale``: alpha / rank. ``operations`` offers ``Linear``
-    with torch's signature, which casts its weight to its input's dtype: a host's streams it, too.
+    ``shapes``: of each layer to adapt. ``operations`` offers ``Linear`` with torch's signature,
+    which casts its weight to its input's dtype: a host's streams it, too.
     ``device``: where the transformer computes, which may be another than where its weights are.
     The state dict holds ``<layer>.lora_A.weight`` (rank, inputs) and ``<layer>.lora_B.weight``
     (outputs, rank). Values are not initialised.
@@ -95,13 +90,11 @@ class Adapter(nn.Module):
         self,
         shapes: Mapping[str, LayerShape],
         *,
-        scale: float = 1.0,
         operations: Any = CastOperations,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ):
         super().__init__()
-        self.scale = scale
         self.shapes = dict(shapes)
         for name, shape in self.shapes.items():
             _place(self, name, LowRank(shape, operations, dtype=dtype, device=device))
@@ -113,20 +106,21 @@ class Adapter(nn.Module):
     def attach(
         self, transformer: MaskedDiffusionTransformer, strength: float = 1.0
     ) -> AttachedAdapter:
-        """Add this to what the layers of ``transformer`` compute, until the result is removed.
+        """Add ``strength`` times this to what the layers of ``transformer`` compute, until the
+        result is removed.
 
         Several adapters may be attached at once; they add up.
         """
         layers = dict(transformer.named_modules())
         pairs = [(layers[name], low_rank) for name, low_rank in self.low_ranks.items()]
-        return AttachedAdapter(pairs, strength * self.scale)
+        return AttachedAdapter(pairs, strength)
 
 
 class AttachedAdapter:
     """An adapter at work on a transformer."""
 
-    def __init__(self, pairs: Iterable[tuple[nn.Module, LowRank]], factor: float):
-        self._factor, self._active = factor, True
+    def __init__(self, pairs: Iterable[tuple[nn.Module, LowRank]], strength: float):
+        self._strength, self._active = strength, True
         self._handles = [
             layer.register_forward_hook(self._adding(low_rank)) for layer, low_rank in pairs
         ]
@@ -135,7 +129,7 @@ class AttachedAdapter:
         def add(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
             if not self._active:
                 return output
-            return torch.add(output, low_rank(inputs[0]), alpha=self._factor)
+            return torch.add(output, low_rank(inputs[0]), alpha=self._strength)
 
         return add
 

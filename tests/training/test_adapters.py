@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmada_parallel.mmp_core import InputError
-from mmada_parallel.mmp_core.model.lora import ATTENTION_LAYERS, BLOCK_LAYERS, LAYER_SETS
-from mmada_parallel.mmp_core.model.quantised import FORMATS
+from mmada_parallel.mmp_core.model.config import ATTENTION_LAYERS, BLOCK_LAYERS, LAYER_SETS
+from mmada_parallel.mmp_core.model.formats import FORMATS
 from mmada_parallel.tests.training.adapted import quantised, stirred
 from mmada_parallel.training.weights.policies import FullWeights, LoRA
 from torch.utils.checkpoint import checkpoint

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ...mmp_core.errors import InputError
-from ...mmp_core.model.lora import BLOCK_LAYERS, Adapter, LayerShape, adaptable_layers
+from ...mmp_core.model.config import BLOCK_LAYERS
+from ...mmp_core.model.lora import Adapter, LayerShape, adaptable_layers
 from ...mmp_core.model.transformer import MaskedDiffusionTransformer
 
 
@@ -66,10 +67,10 @@ class LoRA(Adapter):
         }
         device = device or transformer.layers["wte"].weight.device
         with torch.inference_mode(False):
-            super().__init__(shapes, scale=self.alpha / rank, dtype=dtype, device=device)
+            super().__init__(shapes, dtype=dtype, device=device)
             self._initialise(seed)
         transformer.requires_grad_(False)
-        self._bypass = self.attach(transformer, strength)
+        self._bypass = self.attach(transformer, strength * self.alpha / rank)
 
     @torch.no_grad()
     def _initialise(self, seed: int) -> None:
