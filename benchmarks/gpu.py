@@ -36,14 +36,9 @@ from mmada_parallel.benchmarks.measure import (
 from mmada_parallel.benchmarks.shapes import TINY, RandomModel
 from mmada_parallel.mmp_core import SamplerSettings, denoise
 from mmada_parallel.mmp_core.model import graphs, kernels
+from mmada_parallel.mmp_core.model.formats import FORMATS, Format
 from mmada_parallel.mmp_core.model.kernels import ImageLogits, TextLogits
-from mmada_parallel.mmp_core.model.quantised import (
-    FORMATS,
-    Format,
-    WeightOnlyLinear,
-    quantise,
-    replace_linears,
-)
+from mmada_parallel.mmp_core.model.quantised import WeightOnlyLinear, quantise, replace_linears
 from torch import Tensor, nn
 
 LEVELS: tuple[str, ...] = typing.get_args(typing.get_type_hints(SamplerSettings)["speed"])

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .model.config import ModelConfig
+from .model.formats import FORMATS
 from .model.kernels import available
-from .model.quantised import FORMATS
 from .model.transformer import KeyValueCache, MaskedDiffusionTransformer
 from .sampler.policies import DenoisingModel
 from .sampler.settings import SamplerSettings
@@ -90,7 +90,7 @@ def stored_bytes(
     if quantised is None:
         return (config.n_layers * linear + others) * dtype.itemsize
     form = FORMATS[quantised]
-    scales = 4 * (rows if form.rows else 7)
+    scales = 4 * (rows if form.per_row else 7)
     return config.n_layers * (linear * form.storage.itemsize + scales) + others * dtype.itemsize
 
 
@@ -244,13 +244,6 @@ def _kept_per_token(config: ModelConfig, itemsize: int) -> int:
     heads, its result) and of the adapted layers, and the gate, its activation, the values and their
     product."""
     return 4 * 2 * config.d_model + itemsize * (7 * config.d_model + 4 * config.mlp_hidden_size)
-
-
-def adapter_parameters(config: ModelConfig, rank: int) -> int:
-    """Of low-rank matrices of ``rank`` on all linear layers of the blocks."""
-    width, kv, mlp = config.d_model, config.n_kv_heads * config.head_dim, config.mlp_hidden_size
-    per_block = 2 * (width + width) + 2 * (width + kv) + 3 * (width + mlp)
-    return config.n_layers * rank * per_block
 
 
 def readable(size: float) -> str:

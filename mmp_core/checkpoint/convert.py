@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, InputError
 from ..files import readable_size, replacing
-from ..model.quantised import FORMATS, Format, formats_of, quantise
+from ..model.formats import FORMATS, Format
+from ..model.quantised import formats_of, marker, quantise
 from .load import build_model, check_complete, open_checkpoint
 from .packed import IMAGE_PREFIX, packed_metadata
 from .source import Source
@@ -136,7 +137,7 @@ def _outlines(source: Source, layers: Mapping[str, Format]) -> dict[str, Outline
             found[f"{layer}.weight_scale"] = Outline(
                 torch.float32, form.scale_shape(outline.shape[0])
             )
-            found[f"{layer}.comfy_quant"] = Outline(torch.uint8, tuple(form.marker().shape))
+            found[f"{layer}.comfy_quant"] = Outline(torch.uint8, tuple(marker(form).shape))
         else:
             found[name] = outline
     for name, tensor in source.image_weights.items():
@@ -179,7 +180,7 @@ def _tensors(
                 raise CheckpointError(f"{name} in {source.path} holds {error}.") from None
             yield name, iter([weight])
             yield f"{layer}.weight_scale", iter([scale])
-            yield f"{layer}.comfy_quant", iter([form.marker()])
+            yield f"{layer}.comfy_quant", iter([marker(form)])
         else:
             yield name, blocks
     own = source.image_weights

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,34 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from .formats import FORMATS, Format
 
 _MARKER = ".comfy_quant"
+TensorMap = Callable[[Tensor], Tensor]
 _RAW = {1: torch.int8, 4: torch.int32}
-
-
-@dataclass(frozen=True)
-class Format:
-    """``name``: ComfyUI's. ``storage``: dtype of a weight. ``rows``: whether each of its rows has
-    a scale of its own."""
-
-    name: str
-    storage: torch.dtype
-    rows: bool
-
-    def scale_shape(self, outputs: int) -> tuple[int, ...]:
-        return (outputs, 1) if self.rows else ()
-
-    def marker(self) -> Tensor:
-        """The ``comfy_quant`` tensor. It asks that inputs are not quantised."""
-        about = {"format": self.name, "full_precision_matrix_mult": True}
-        return torch.tensor(list(json.dumps(about).encode()), dtype=torch.uint8)
-
-
-FORMATS = {
-    "fp8": Format("float8_e4m3fn", torch.float8_e4m3fn, rows=False),
-    "int8": Format("int8_tensorwise", torch.int8, rows=True),
-}
-"""By the names that our converter gives them."""
 
 
 def quantise(weight: Tensor, form: Format) -> tuple[Tensor, Tensor]:
@@ -56,12 +32,18 @@ def quantise(weight: Tensor, form: Format) -> tuple[Tensor, Tensor]:
     largest = weight.abs().amax(dim=1, keepdim=True).float()
     if not largest.isfinite().all():
         raise ValueError("values that are not finite")
-    if form.rows:
-        scale = _as_bfloat16_above(largest / 127)
+    if form.per_row:
+        scale = _as_bfloat16_above(largest / form.largest)
         wanted = weight.float() / scale.clamp_min(torch.finfo(torch.float32).tiny)
-        return wanted.round_().clamp_(-127, 127).to(form.storage), scale
-    scale = torch.tensor(_power_of_two_above(largest.max().item() / 448))
+        return wanted.round_().clamp_(-form.largest, form.largest).to(form.storage), scale
+    scale = torch.tensor(_power_of_two_above(largest.max().item() / form.largest))
     return (weight.float() / scale).to(form.storage), scale
+
+
+def marker(form: Format) -> Tensor:
+    """The ``comfy_quant`` tensor of a layer. It asks that inputs are not quantised."""
+    about = {"format": form.name, "full_precision_matrix_mult": True}
+    return torch.tensor(list(json.dumps(about).encode()), dtype=torch.uint8)
 
 
 def _power_of_two_above(value: float) -> float:
@@ -107,6 +89,22 @@ def replace_linears(
         layers[parent].register_module(own, new)
 
 
+class FrozenFunction(torch.autograd.Function):
+    """``compute(x)``, whose gradient for ``x`` is ``pull_back`` of that of its result.
+
+    Nothing is kept for the backward but ``pull_back``, which may make or fetch weights again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, compute: TensorMap, pull_back: TensorMap) -> Tensor:
+        ctx.pull_back = pull_back
+        return compute(x.detach())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.pull_back(gradients[0]), None, None
+
+
 class WeightOnlyLinear(nn.Module):
     """A linear layer without bias whose weight is stored quantised and dequantised on use.
 
@@ -122,10 +120,19 @@ class WeightOnlyLinear(nn.Module):
         self.register_buffer("weight_scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x``: (…, inputs). (…, outputs) of the same dtype."""
+        """(…, outputs) of ``x`` (…, inputs), in its dtype. The backward dequantises again."""
+        if x.requires_grad and torch.is_grad_enabled():
+            return FrozenFunction.apply(x, self._product, self._pull_back)
+        return self._product(x)
+
+    def _product(self, x: Tensor) -> Tensor:
         return F.linear(x, self.dequantised(x.dtype))
 
+    def _pull_back(self, gradient: Tensor) -> Tensor:
+        return gradient @ self.dequantised(gradient.dtype)
+
     def dequantised(self, dtype: torch.dtype) -> Tensor:
+        """The weight (outputs, inputs) in ``dtype``, a new tensor."""
         return self.weight.to(dtype) * self.weight_scale.to(dtype)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: Any) -> None:

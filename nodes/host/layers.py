@@ -11,7 +11,7 @@ import comfy.quant_ops
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
-from ...mmp_core.model.quantised import Format
+from ...mmp_core.model.formats import Format
 from ...mmp_core.model.transformer import Attention, RMSNorm, sdpa_attention
 
 

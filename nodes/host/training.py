@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ...mmp_core import InputError
 from ...mmp_core.memory import readable
+from ...mmp_core.model.quantised import FrozenFunction
 from ...mmp_core.model.transformer import MaskedDiffusionTransformer, sdpa_attention
 from .layers import StreamedRMSNorm, weight_of
 from .models import HostedModel, free_bytes
@@ -52,21 +53,6 @@ def trainable(hosted: HostedModel) -> Iterator[None]:
             comfy.model_management.soft_empty_cache()
 
 
-class _Frozen(torch.autograd.Function):
-    """``compute(x)``, whose gradient for ``x`` is ``pull_back`` of that of its result."""
-
-    @staticmethod
-    def forward(
-        ctx, x: Tensor, compute: Callable[[Tensor], Tensor], pull_back: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        ctx.pull_back = pull_back
-        return compute(x.detach())
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.pull_back(gradient), None, None
-
-
 def _maker(layer: nn.Module) -> Callable[[nn.Module], Callable[[Tensor], Tensor]] | None:
     if isinstance(layer, StreamedRMSNorm):
         return _norm
@@ -80,7 +66,7 @@ def _linear(layer: nn.Module) -> Callable[[Tensor], Tensor]:
         with weight_of(layer, gradient) as weight:
             return gradient @ weight
 
-    return lambda x: _Frozen.apply(x, compute, pull_back)
+    return lambda x: FrozenFunction.apply(x, compute, pull_back)
 
 
 def _norm(layer: StreamedRMSNorm) -> Callable[[Tensor], Tensor]:
@@ -89,7 +75,9 @@ def _norm(layer: StreamedRMSNorm) -> Callable[[Tensor], Tensor]:
             return weight * x
 
     def forward(x: Tensor) -> Tensor:
-        return _Frozen.apply(F.rms_norm(x, layer.normalized_shape, None, layer.eps), scaled, scaled)
+        return FrozenFunction.apply(
+            F.rms_norm(x, layer.normalized_shape, None, layer.eps), scaled, scaled
+        )
 
     return forward
 
@@ -103,7 +91,7 @@ def _logits(transformer: MaskedDiffusionTransformer) -> Callable[..., Tensor]:
                 found = gradient @ weight
             return found if scale is None else found * scale
 
-        return _Frozen.apply(hidden, partial(compute, choices=choices), pull_back)
+        return FrozenFunction.apply(hidden, partial(compute, choices=choices), pull_back)
 
     return logits
 

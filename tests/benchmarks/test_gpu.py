@@ -9,7 +9,8 @@ import torch
 from mmada_parallel.benchmarks import gpu
 from mmada_parallel.benchmarks.measure import Inside, Report
 from mmada_parallel.benchmarks.shapes import TINY, RandomModel
-from mmada_parallel.mmp_core.model.quantised import FORMATS, WeightOnlyLinear
+from mmada_parallel.mmp_core.model.formats import FORMATS
+from mmada_parallel.mmp_core.model.quantised import WeightOnlyLinear
 
 CPU = torch.device("cpu")
 

@@ -20,7 +20,8 @@ from mmada_parallel.mmp_core.checkpoint import tensors as tensor_files
 from mmada_parallel.mmp_core.checkpoint.convert import KINDS, convert
 from mmada_parallel.mmp_core.checkpoint.load import open_checkpoint
 from mmada_parallel.mmp_core.checkpoint.tokens import token_identity
-from mmada_parallel.mmp_core.model.quantised import FORMATS, WeightOnlyLinear, formats_of, quantise
+from mmada_parallel.mmp_core.model.formats import FORMATS
+from mmada_parallel.mmp_core.model.quantised import WeightOnlyLinear, formats_of, marker, quantise
 from mmada_parallel.tests.mmp_core import tiny
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -279,7 +280,7 @@ def rewrite(file, tensors=None, **notes):
         (
             {},
             {
-                f"{QUERY}s.comfy_quant": FORMATS["fp8"].marker(),
+                f"{QUERY}s.comfy_quant": marker(FORMATS["fp8"]),
                 f"{QUERY}s.weight_scale": torch.ones(()),
             },
             "q_projs is quantised, but this model has no such",

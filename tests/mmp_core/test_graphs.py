@@ -8,8 +8,9 @@ import pytest
 import torch
 from mmada_parallel.mmp_core import SamplerSettings, denoise
 from mmada_parallel.mmp_core.model import graphs
+from mmada_parallel.mmp_core.model.formats import FORMATS
 from mmada_parallel.mmp_core.model.graphs import GraphedForward
-from mmada_parallel.mmp_core.model.quantised import FORMATS, WeightOnlyLinear, replace_linears
+from mmada_parallel.mmp_core.model.quantised import WeightOnlyLinear, replace_linears
 from mmada_parallel.tests.mmp_core import tiny
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")

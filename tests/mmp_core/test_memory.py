@@ -13,8 +13,8 @@ from mmada_parallel.mmp_core.memory import (
     MemoryEstimate,
     OutOfMemory,
     TrainingShapes,
-    adapter_parameters,
     denoising_estimate,
+    dequantised_bytes,
     forward_bytes,
     is_out_of_memory,
     module_bytes,
@@ -23,11 +23,13 @@ from mmada_parallel.mmp_core.memory import (
     training_estimate,
 )
 from mmada_parallel.mmp_core.model.config import ModelConfig
+from mmada_parallel.mmp_core.model.formats import FORMATS
 from mmada_parallel.mmp_core.model.lora import Adapter, LayerShape, adaptable_layers
-from mmada_parallel.mmp_core.model.quantised import FORMATS, WeightOnlyLinear, replace_linears
+from mmada_parallel.mmp_core.model.quantised import WeightOnlyLinear, replace_linears
 from mmada_parallel.mmp_core.model.transformer import MaskedDiffusionTransformer
 from mmada_parallel.tests.live_bytes import most_bytes
 from mmada_parallel.tests.mmp_core import tiny
+from mmada_parallel.tests.training.adapted import quantised
 from mmada_parallel.training.loop.run import recomputing
 from mmada_parallel.training.weights.policies import LoRA
 
@@ -174,15 +176,10 @@ def test_a_dequantised_layer_is_counted(tmp_path):
     assert found[1] - found[0] == 2 * 4 * largest
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("again", [False, True])
-@pytest.mark.parametrize("layers", [2, 6])
-def test_a_training_step_holds_what_is_estimated(dtype, again, layers):
-    model = transformer(dtype, n_layers=layers)
-    ids, chosen = torch.zeros(2, 100, dtype=torch.int64), torch.zeros(60, dtype=torch.int64)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.normal_(0, 0.05)
+def check_training(model, *, length, again):
+    """A step on two sequences, whose first 30 tokens count, against the estimate."""
+    dtype = model.layers["ln_f"].weight.dtype
+    ids, chosen = torch.zeros(2, length, dtype=torch.int64), torch.zeros(60, dtype=torch.int64)
     lora = LoRA(model, rank=4)
     trained = sum(p.numel() for _, p in lora.named_parameters())
     assert trained == adapter_parameters(model.config, 4)
@@ -198,7 +195,7 @@ def test_a_training_step_holds_what_is_estimated(dtype, again, layers):
         model.config,
         dtype,
         batch=2,
-        length=100,
+        length=length,
         words=30,
         codes=0,
         text_choices=500,
@@ -207,7 +204,35 @@ def test_a_training_step_holds_what_is_estimated(dtype, again, layers):
         gradient_checkpointing=again,
     )
     before = sum(p.numel() * 4 for p in lora.parameters())
-    check(training_estimate(shapes).total, before + most_bytes(step))
+    estimate = training_estimate(shapes).total + dequantised_bytes(model, dtype.itemsize)
+    check(estimate, before + most_bytes(step))
+
+
+def adapter_parameters(config, rank):
+    """Of low-rank matrices of ``rank`` on all linear layers of the blocks."""
+    width, kv, mlp = config.d_model, config.n_kv_heads * config.head_dim, config.mlp_hidden_size
+    per_block = 2 * (width + width) + 2 * (width + kv) + 3 * (width + mlp)
+    return config.n_layers * rank * per_block
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("layers", [2, 6])
+def test_a_training_step_holds_what_is_estimated(dtype, again, layers):
+    model = transformer(dtype, n_layers=layers)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(0, 0.05)
+    check_training(model, length=100, again=again)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("again, layers", [(False, 12), (True, 2)])
+def test_training_keeps_no_dequantised_weight(kind, again, layers):
+    """They would outweigh the activations: few tokens, wide layers. With checkpointing those of one
+    block would."""
+    model = transformer(torch.bfloat16, n_layers=layers, d_model=384, mlp_hidden_size=1152)
+    check_training(quantised(model, kind), length=32, again=again)
 
 
 RELEASED = ModelConfig(

@@ -1,7 +1,8 @@
 """Quantised models, and adapters as after some training."""
 
 import torch
-from mmada_parallel.mmp_core.model.quantised import FORMATS, WeightOnlyLinear, quantise
+from mmada_parallel.mmp_core.model.formats import FORMATS
+from mmada_parallel.mmp_core.model.quantised import WeightOnlyLinear, quantise
 
 
 def quantised(model, kind):
