@@ -19,12 +19,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from comfyui import ROOT
-
+ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".venv"
 PYTHON = FOLDER / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-_PREPARED = FOLDER / "prepared.json"
+_DONE = FOLDER / "prepared.json"
 _OLDEST = (3, 10)
+_VISION_SCHEMAS = """
+
+if not _has_ops():  # added by mmada-parallel's scripts/environment.py
+    _schemas = torch.library.Library("torchvision", "DEF")
+    _schemas.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _schemas.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
 
 
 class SetupError(Exception):
@@ -39,9 +45,10 @@ def prepare(extras: Sequence[str] = ()) -> Path:
     """``.venv`` with the package and ``extras``; its Python. Fast when nothing has changed."""
     if sys.version_info < _OLDEST:
         raise SetupError(f"Python {platform.python_version()} is too old; 3.10 or newer is needed.")
-    _make()
+    if _python("-c", "import pip").returncode:
+        _make()
     chosen = f"[{','.join(sorted(extras))}]" if extras else ""
-    _once(f"package{chosen}", [ROOT / "pyproject.toml"], ["-e", f"{ROOT}{chosen}"])
+    _install_once(f"package{chosen}", ROOT / "pyproject.toml", ["-e", f"{ROOT}{chosen}"])
     return PYTHON
 
 
@@ -50,57 +57,47 @@ def add_requirements(file: Path, *, pinned: bool = True) -> None:
 
     ``pinned``: with the lines that ask for one exact version.
     """
-    lines = file.read_text(encoding="utf-8").splitlines()
-    wanted = [line.partition("#")[0].strip() for line in lines]
-    wanted = [line for line in wanted if line and (pinned or "==" not in line)]
-    _once("pinned requirements" if pinned else f"requirements {file}", [file], wanted)
+    lines = [line.partition("#")[0].strip() for line in file.read_text("utf-8").splitlines()]
+    lines = [line for line in lines if line and (pinned or "==" not in line)]
+    _install_once("pinned requirements" if pinned else f"requirements {file}", file, lines)
 
 
 def has_gpu() -> bool:
     """Whether the torch in ``.venv`` can compute on more than the CPU."""
-    found = "any((torch.cuda.is_available(), torch.backends.mps.is_available(), xpu))"
+    devices = "torch.cuda.is_available(), torch.backends.mps.is_available(), xpu"
     code = "import torch; xpu = hasattr(torch, 'xpu') and torch.xpu.is_available()"
-    return _python("-c", f"{code}; raise SystemExit(not {found})").returncode == 0
+    return _python("-c", f"{code}; raise SystemExit(not any(({devices})))").returncode == 0
 
 
 def _make() -> None:
-    if _python("-c", "import pip").returncode == 0:
-        return
     tell(f"Making {FOLDER}")
-    made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(FOLDER)], check=False)
-    if made.returncode:
+    command = [sys.executable, "-m", "venv", "--clear", str(FOLDER)]
+    if subprocess.run(command, check=False).returncode:
         raise SetupError(
             f"{sys.executable} -m venv failed; on Debian and Ubuntu: apt install python3-venv."
         )
     if importlib.util.find_spec("torch"):
         tell(f"Using the packages of {sys.prefix}")
-        folders = [*site.getsitepackages(), site.getusersitepackages()]
-        own = _python("-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip()
-        text = "\n".join(folder for folder in folders if os.path.isdir(folder))
-        (Path(own) / "borrowed.pth").write_text(text + "\n", encoding="utf-8")
+        folders = filter(os.path.isdir, [*site.getsitepackages(), site.getusersitepackages()])
+        (_packages() / "borrowed.pth").write_text("\n".join(folders) + "\n", encoding="utf-8")
 
 
-def _once(name: str, sources: list[Path], arguments: list[str]) -> None:
-    """``pip install`` unless that was the last done under ``name``, with the same ``sources``."""
-    text = repr((arguments, [source.read_text(encoding="utf-8") for source in sources]))
+def _install_once(name: str, source: Path, arguments: list[str]) -> None:
+    """``pip install`` unless that was the last done under ``name``, with the same ``source``."""
+    text = repr((arguments, source.read_text("utf-8")))
     mark = hashlib.sha256(text.encode()).hexdigest()
-    done = json.loads(_PREPARED.read_text()) if _PREPARED.is_file() else {}
+    done = json.loads(_DONE.read_text()) if _DONE.is_file() else {}
     if done.get(name) == mark:
         return
-    _install_torch()
+    if not _torch_version():
+        _pip([_torch_to_install()])
     constraints = FOLDER / "constraints.txt"
     constraints.write_text(f"torch=={_torch_version()}\n", encoding="utf-8")
-    tell(f"Installing: {name} of {sources[0].parent} (some minutes the first time)")
+    tell(f"Installing: {name} of {source.parent} (some minutes the first time)")
     _pip(["-c", str(constraints), *arguments])
-    _fit_torchvision()
-    _PREPARED.write_text(json.dumps({**done, name: mark}))
-
-
-def _install_torch() -> None:
-    if not _torch_version():
-        wanted = _torch_to_install()
-        tell(f"Installing {wanted}")
-        _pip([wanted])
+    if _torch_version().endswith("+cpu"):
+        _fit_extras()
+    _DONE.write_text(json.dumps({**done, name: mark}))
 
 
 def _torch_version() -> str:
@@ -109,20 +106,12 @@ def _torch_version() -> str:
 
 
 def _torch_to_install() -> str:
-    """A CPU-only build on Linux without NVIDIA's driver, where pip's sources have one.
-
-    The build that PyPI has for Linux brings gigabytes of CUDA.
-    """
+    """A CPU-only build on Linux without NVIDIA's driver, where pip's sources have one: the usual
+    build for Linux brings gigabytes of CUDA."""
     nvidia = shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists()
     if platform.system() != "Linux" or nvidia:
         return "torch>=2.4"
-    listed = subprocess.run(
-        [str(PYTHON), "-m", "pip", "index", "versions", "torch"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    offered = re.findall(r"[\w.]+\+cpu\b", listed.stdout)
+    offered = re.search(r"[\w.]+\+cpu\b", _python("-m", "pip", "index", "versions", "torch").stdout)
     if offered:
         return f"torch=={offered[0]}"
     tell(
@@ -133,20 +122,31 @@ def _torch_to_install() -> str:
     return "torch>=2.4"
 
 
-def _fit_torchvision() -> None:
-    """Where pip had no build of torchvision for a CPU-only torch, let it be imported all the same.
+def _fit_extras() -> None:
+    """Let torchvision and torchaudio be imported where pip had a CPU-only torch and of them only
+    builds for CUDA, whose compiled parts cannot load; ComfyUI and open_clip import both.
 
-    Without this neither ComfyUI nor open_clip start beside such a torch.
+    torchaudio imports without its compiled parts; torchvision needs the schemas of the operators
+    that it describes at import. Packages outside ``.venv`` and such as work stay as they are.
     """
-    if _torch_version().endswith("+cpu"):
-        _python(str(Path(__file__).with_name("cpu_torch_extras.py")))
+    vision, audio = _packages() / "torchvision", _packages() / "torchaudio"
+    if vision.is_dir() and _python("-c", "import torchvision").returncode:
+        with open(vision / "extension.py", "a", encoding="utf-8") as file:
+            file.write(_VISION_SCHEMAS)
+    if audio.is_dir() and _python("-c", "import torchaudio").returncode:
+        for library in audio.glob("lib/*_torchaudio*.so"):
+            library.unlink()
+
+
+def _packages() -> Path:
+    found = _python("-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
+    return Path(found.stdout.strip())
 
 
 def _pip(arguments: list[str]) -> None:
     quiet = [] if sys.stderr.isatty() else ["--quiet"]
     command = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", *quiet]
-    done = subprocess.run([*command, *arguments], stdout=sys.stderr, check=False)
-    if done.returncode:
+    if subprocess.run([*command, *arguments], stdout=sys.stderr, check=False).returncode:
         raise SetupError("pip could not install what is needed; its last lines above say why.")
 
 

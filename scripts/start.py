@@ -13,14 +13,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import comfyui
-import environment
-from environment import tell
-from server import PACK, Server, StartError
+from comfyui import PACK
+from environment import ROOT, SetupError, add_requirements, has_gpu, prepare, tell
 
-OUTPUT = environment.ROOT / "output"
+OUTPUT = ROOT / "output"
 _TEMPLATE = "Edit an image"
 _SCENE = """\
 import sys
@@ -32,111 +30,48 @@ render(task(HELD_OUT + int(sys.argv[1]), kinds=kinds).before).save(sys.argv[2])
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
-    args = _parser().parse_args(arguments)
-    try:
-        python = environment.prepare()
-        reason = "as asked with --cli" if args.cli else _in_comfyui(python, check=args.check)
-        return _on_command_line(python, reason) if reason else 0
-    except environment.SetupError as error:
-        tell(str(error))
-        return 2
-    except StartError as error:
-        tell(f"The check failed: {error}")
-        return 1
-
-
-def _parser() -> argparse.ArgumentParser:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cli", action="store_true", help="make the edit from the command line")
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="start ComfyUI with folders of its own, make one edit there through its API, and stop",
-    )
-    return parser
+    args = parser.parse_args()
+    try:
+        python = prepare()
+        reason = "as asked with --cli" if args.cli else _serve(python)
+        return _on_command_line(python, reason) if reason else 0
+    except SetupError as error:
+        tell(str(error))
+        return 2
 
 
-def _in_comfyui(python: Path, *, check: bool) -> str | None:
-    """Edit in ComfyUI until it is stopped; why not, where that cannot be."""
-    folder = comfyui.find()
-    if folder is None and os.environ.get("COMFYUI_PATH"):
-        return f"COMFYUI_PATH, {os.environ['COMFYUI_PATH']}, is no ComfyUI of 0.16 or newer"
+def _serve(python: Path) -> str | None:
+    """Run ComfyUI until it is stopped; why not, where that cannot be."""
+    folder, named = comfyui.find(), os.environ.get("COMFYUI_PATH")
+    if folder is None and named:
+        return f"COMFYUI_PATH, {named}, is no ComfyUI of 0.16 or newer"
     folder = folder or comfyui.clone()
     if folder is None:
         return "ComfyUI is neither installed here nor could it be cloned"
-    tell(f"Using ComfyUI in {folder}")
+    name, log = f"ComfyUI {'.'.join(map(str, comfyui.version(folder)))}", OUTPUT / "comfyui.log"
     try:
-        environment.add_requirements(folder / "requirements.txt")
-        log, cpu = OUTPUT / "comfyui.log", not environment.has_gpu()
-        tell("Starting ComfyUI")
-        with Server(folder, python, log, cpu=cpu, isolated=check) as server:
-            nodes = server.get("/object_info")
-            if "MMaDAParallelLoader" not in nodes:
-                raise StartError(f"{server.name} did not load the pack; see {log}")
-            _check(server, nodes) if check else _serve(server)
-    except (environment.SetupError, StartError) as error:
-        if check:
-            raise
+        add_requirements(folder / "requirements.txt")
+        tell(f"Starting {name} in {folder}")
+        with comfyui.running(folder, python, log, cpu=not has_gpu()) as (url, process):
+            print(
+                f"\n{name} runs with {PACK}, and without other packs.\n\n"
+                f"    Open {url}\n"
+                f'    Choose Templates -> {PACK} -> "{_TEMPLATE}", and press Run.\n\n'
+                f"Ctrl-C stops ComfyUI; its log is {log}.",
+                flush=True,
+            )
+            try:
+                process.wait()
+            except KeyboardInterrupt:
+                print("\nStopping ComfyUI.")
+    except SetupError as error:
         return str(error).rstrip(".")
     return None
-
-
-def _serve(server: Server) -> None:
-    print(
-        f"\n{server.name} runs with {PACK}, and without other packs.\n\n"
-        f"    Open {server.url}\n"
-        f'    Choose Templates -> {PACK} -> "{_TEMPLATE}", and press Run.\n\n'
-        f"Ctrl-C stops ComfyUI; its log is {server.log}.",
-        flush=True,
-    )
-    try:
-        server.wait()
-    except KeyboardInterrupt:
-        print("\nStopping ComfyUI.")
-
-
-def _check(server: Server, nodes: dict[str, Any]) -> None:
-    templates = server.get("/workflow_templates").get(PACK, [])
-    if _TEMPLATE not in templates:
-        raise StartError(f"{server.name} does not list the template {_TEMPLATE!r}: {templates}.")
-    outputs = server.run(_edit(nodes))["outputs"].values()
-    pictures = [picture for output in outputs for picture in output.get("images", [])]
-    saved = [picture["filename"] for picture in pictures if picture["type"] == "output"]
-    print(f"{server.name} made the edit and saved {', '.join(saved)}.")
-
-
-def _edit(nodes: dict[str, Any]) -> dict[str, Any]:
-    """The shipped edit in API format, all else at the nodes' defaults."""
-
-    def node(kind: str, **given: Any) -> dict[str, Any]:
-        declared = nodes[kind]["input"].get("required", {})
-        defaults = {name: _default(*spec) for name, spec in declared.items() if name not in given}
-        return {"class_type": kind, "inputs": {**defaults, **given}}
-
-    number, instruction, seed = shipped_edit()
-
-    return {
-        "scene": node("MMaDAParallelDemoScene", seed=number),
-        "model": node("MMaDAParallelLoader"),
-        "prompt": node(
-            "MMaDAParallelEncodeInstruction",
-            model=["model", 0],
-            image=["scene", 0],
-            instruction=instruction,
-        ),
-        "tokens": node("MMaDAParallelDenoise", model=["model", 0], prompt=["prompt", 0], seed=seed),
-        "image": node("MMaDAParallelDecodeImage", model=["model", 0], tokens=["tokens", 0]),
-        "saved": node("SaveImage", images=["image", 0]),
-    }
-
-
-def _default(kind: Any, options: dict[str, Any]) -> Any:
-    if "default" in options:
-        return options["default"]
-    return (kind if isinstance(kind, list) else options.get("options", [None]))[0]
 
 
 def _on_command_line(python: Path, reason: str) -> int:
@@ -156,11 +91,12 @@ def _on_command_line(python: Path, reason: str) -> int:
 
 def shipped_edit() -> tuple[int, str, int]:
     """Number of the scene, instruction and seed of the workflow that is shipped."""
-    file = environment.ROOT / "workflows" / f"{_TEMPLATE}.json"
+    file = ROOT / "workflows" / f"{_TEMPLATE}.json"
     nodes = json.loads(file.read_text(encoding="utf-8"))["nodes"]
     first = {node["type"]: node["widgets_values"][0] for node in nodes if node["widgets_values"]}
     kinds = ("DemoScene", "EncodeInstruction", "Denoise")
-    return tuple(first[f"MMaDAParallel{kind}"] for kind in kinds)
+    number, instruction, seed = (first[f"MMaDAParallel{kind}"] for kind in kinds)
+    return number, instruction, seed
 
 
 def _interrupt(*_: object) -> None:

@@ -10,41 +10,31 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import comfyui
-import environment
+from environment import ROOT, SetupError, add_requirements, prepare, tell
 
 _CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 
 def main(arguments: list[str]) -> int:
-    found = comfyui.find()
-    try:
-        python = environment.prepare(_extras(found))
-        _add_comfyui(found)
-    except environment.SetupError as error:
-        print(error, file=sys.stderr)
-        return 2
-    ours = {**os.environ, "COMFYUI_PATH": str(found)} if found else dict(os.environ)
-    command = [str(python), "-m", "pytest", "-ra", *arguments]
-    return subprocess.run(command, cwd=environment.ROOT, env=ours, check=False).returncode
-
-
-def _extras(found: Path | None) -> list[str]:
+    host, variables = comfyui.find(), dict(os.environ)
     browser = os.environ.get("MMADA_CHROMIUM") or any(map(shutil.which, _CHROMIUM))
-    return ["test", "browser-test"] if found and browser else ["test"]
-
-
-def _add_comfyui(found: Path | None) -> None:
-    """What ComfyUI needs; where that cannot be had, its tests skip and say so."""
     try:
-        if found:
-            environment.add_requirements(found / "requirements.txt")
-        if found and (oldest := comfyui.find_oldest()):
-            environment.add_requirements(oldest / "requirements.txt", pinned=False)
-    except environment.SetupError as error:
-        environment.tell(f"ComfyUI's requirements are incomplete: {error}")
+        python = prepare(["test", "browser-test"] if host and browser else ["test"])
+    except SetupError as error:
+        tell(str(error))
+        return 2
+    if host:
+        variables["COMFYUI_PATH"] = str(host)
+        try:
+            add_requirements(host / "requirements.txt")
+            if oldest := comfyui.find_oldest():
+                add_requirements(oldest / "requirements.txt", pinned=False)
+        except SetupError as error:
+            tell(f"ComfyUI's requirements are incomplete, so its tests may be skipped: {error}")
+    command = [str(python), "-m", "pytest", "-ra", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=variables, check=False).returncode
 
 
 if __name__ == "__main__":

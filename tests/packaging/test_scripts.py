@@ -1,6 +1,6 @@
 """The scripts that set up a fresh machine, as far as they can be run without one."""
 
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
@@ -12,12 +12,13 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
 @pytest.fixture
-def comfyui():
-    """``scripts/comfyui.py``, which must need nothing but the standard library."""
-    spec = importlib.util.spec_from_file_location("comfyui_script", SCRIPTS / "comfyui.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def comfyui(monkeypatch):
+    """``scripts/comfyui.py``."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    module = importlib.import_module("comfyui")
+    yield module
+    for name in ("comfyui", "environment"):
+        del sys.modules[name]
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ def test_without_a_gpu_the_small_torch_is_preferred(system, driver, listed, expe
 import environment as e, types
 e.platform.system = lambda: {system!r}
 e.shutil.which = lambda name: {driver!r}
-e.subprocess.run = lambda *a, **k: types.SimpleNamespace(stdout={listed!r})
+e._python = lambda *a: types.SimpleNamespace(stdout={listed!r})
 print(json.dumps(e._torch_to_install()))
 """
     assert in_scripts(code) == expected
@@ -129,8 +130,8 @@ def test_what_was_installed_is_not_installed_again(tmp_path):
     code = f"""
 import environment as e, pathlib
 folder, calls = pathlib.Path({str(tmp_path)!r}), []
-e.FOLDER, e._PREPARED = folder, folder / "done"
-e._install_torch = e._fit_torchvision = lambda: None
+e.FOLDER, e._DONE = folder, folder / "done"
+e._torch_version = lambda: "2.9.0"
 e._pip, e.tell = calls.append, lambda text: None
 one, other = folder / "one.txt", folder / "other.txt"
 one.write_text("torch\\npinned==1  # exact\\n\\n# nothing\\n")
@@ -141,3 +142,30 @@ print(json.dumps([call[2:] for call in calls]))
 """
     first = ["torch", "pinned==1"]
     assert in_scripts(code) == [first, ["pinned==2"], first, ["torch"]]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_comfyui_is_told_to_load_this_pack_alone(comfyui, make_comfyui, tmp_path, inside):
+    """Linked into a folder of ours, unless it lies among ComfyUI's own packs already."""
+    folder = make_comfyui("ComfyUI", "0.33.0")
+    (folder / "custom_nodes").mkdir()
+    if inside:
+        (folder / "custom_nodes" / "my-copy").symlink_to(comfyui.ROOT, target_is_directory=True)
+    work = tmp_path / "work"
+    options = comfyui._pack_options(folder, work)
+    assert options[:3] == [
+        "--disable-all-custom-nodes",
+        "--whitelist-custom-nodes",
+        "my-copy" if inside else "mmada-parallel",
+    ]
+    assert (work / "packs" / "mmada-parallel").exists() != inside
+    assert ("--extra-model-paths-config" in options) != inside
+
+
+def test_a_comfyui_that_ends_while_starting_is_told_with_its_log(comfyui, make_comfyui, tmp_path):
+    folder, log = make_comfyui("ComfyUI", "0.33.0"), tmp_path / "log" / "comfyui.log"
+    (folder / "main.py").write_text("print('no such module')")
+    start = comfyui.running(folder, Path(sys.executable), log, cpu=True)
+    with pytest.raises(comfyui.SetupError, match="ended while starting; see .*comfyui.log"), start:
+        pass
+    assert log.read_text() == "no such module\n"
