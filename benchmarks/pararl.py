@@ -33,9 +33,11 @@ from mmada_parallel.mmp_core import Model, SamplerSettings, load_checkpoint
 from mmada_parallel.mmp_core.checkpoint.load import DEMO
 from mmada_parallel.mmp_core.files import replacing
 from mmada_parallel.training.loop.run import PolicyRun
-from mmada_parallel.training.pararl.run import ParaRLRun, ParaRLSettings
+from mmada_parallel.training.pararl.run import ParaRLRun
+from mmada_parallel.training.pararl.settings import ParaRLSettings
 from mmada_parallel.training.rewards.clip import DEMO_CLIP, ClipScorer
-from mmada_parallel.training.sft.run import FinetuneRun, FinetuneSettings
+from mmada_parallel.training.sft.run import FinetuneRun
+from mmada_parallel.training.sft.settings import SFTSettings
 from mmada_parallel.training.weights.policies import FullWeights, LoRA
 from torch import Tensor
 
@@ -106,7 +108,7 @@ def tune(work: Work) -> str:
     """SFT of all weights, two open tasks to an ordinary one: the start of all arms."""
     model = load_checkpoint(DEMO, dtype=torch.float32)
     tasks = [(open_world if i % 3 else world).task(i) for i in range(3 * TASKS)]
-    settings = FinetuneSettings(
+    settings = SFTSettings(
         steps=work.tuning,
         learning_rate=5e-4,
         schedule="linear",

@@ -26,10 +26,13 @@ from ..mmp_core.model.config import LAYER_SETS
 from ..training.cases import Case, Reward
 from ..training.data.dataset import EditDataset, open_dataset, tokenised
 from ..training.loop.memory import finetune_bytes, pararl_bytes, trained_parameters
-from ..training.loop.run import PolicyRun, RunSettings
-from ..training.pararl.run import ROLLOUT_SAMPLER, ParaRLRun, ParaRLSettings
+from ..training.loop.run import PolicyRun
+from ..training.loop.settings import RunSettings
+from ..training.pararl.run import ParaRLRun
+from ..training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
 from ..training.rewards.registry import MAKERS, reward_named
-from ..training.sft.run import FinetuneRun, FinetuneSettings
+from ..training.sft.run import FinetuneRun
+from ..training.sft.settings import SFTSettings
 from ..training.weights.adapter_files import base_metadata, save_adapter
 from ..training.weights.policies import FullWeights, LoRA, Policy
 from ..training.weights.sharded import ShardedWeights
@@ -73,7 +76,7 @@ def pararl(args: argparse.Namespace) -> None:
 
 def sft(args: argparse.Namespace) -> None:
     given = {} if args.batch_size is None else {"batch_size": args.batch_size}
-    settings = FinetuneSettings(**{"steps": 200, **chosen_stepping(args)}, **given)
+    settings = SFTSettings(**{"steps": 200, **chosen_stepping(args)}, **given)
     _check_places(args)
     dataset = _dataset(args)
     accelerator = _launched(args)

@@ -14,7 +14,8 @@ from PIL import Image
 from ..mmp_core import SamplerSettings, decode_image, decode_text, denoise, load_checkpoint
 from ..mmp_core.checkpoint.load import Model
 from ..training.data.dataset import tokenised
-from ..training.pararl.run import ROLLOUT_SAMPLER, ParaRLRun, ParaRLSettings
+from ..training.pararl.run import ParaRLRun
+from ..training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
 from ..training.weights.policies import LoRA
 from ..views.examples import answers_sheet
 from ..views.plot import line_plot

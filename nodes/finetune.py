@@ -14,10 +14,12 @@ from ..training.cases import Case, Pair, Reward
 from ..training.data.dataset import EditDataset
 from ..training.loop.memory import finetune_bytes, pararl_bytes
 from ..training.loop.run import PolicyRun
-from ..training.pararl.run import ROLLOUT_SAMPLER, ParaRLRun, ParaRLSettings
+from ..training.pararl.run import ParaRLRun
+from ..training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
 from ..training.rewards.registry import ClipReward
 from ..training.samples import answers
-from ..training.sft.run import FinetuneRun, FinetuneSettings
+from ..training.sft.run import FinetuneRun
+from ..training.sft.settings import SFTSettings
 from ..training.weights.policies import LoRA
 from ..views.examples import answers_sheet
 from . import host
@@ -109,7 +111,7 @@ class SFTFinetune(io.ComfyNode):
             search_aliases=["mmada", "train lora", "supervised", "sft"],
             inputs=[
                 *model_and_dataset(),
-                *trainer_widgets("Items", FinetuneSettings.batch_size, 200),
+                *trainer_widgets("Items", SFTSettings.batch_size, 200),
                 *run_widgets("sft", 25),
                 *advanced_widgets(),
             ],
@@ -123,7 +125,7 @@ class SFTFinetune(io.ComfyNode):
         cls, model: host.HostedModel, dataset: EditDataset, batch_size: int, **widgets
     ) -> io.NodeOutput:
         begin, stepping = _split(widgets)
-        recipe = SFT(FinetuneSettings(batch_size=batch_size, **stepping))
+        recipe = SFT(SFTSettings(batch_size=batch_size, **stepping))
         return train(model, dataset, recipe, begin, cls.hidden.unique_id)
 
 
@@ -199,7 +201,7 @@ class ParaRL:
 class SFT:
     """A ``Recipe``."""
 
-    settings: FinetuneSettings
+    settings: SFTSettings
     need_target = True
     curve = ("loss", "loss")
 
@@ -220,7 +222,7 @@ class SFT:
         self,
         model: Model,
         cases: Sequence[Case],
-        settings: FinetuneSettings,
+        settings: SFTSettings,
         folder: Path,
         policy: LoRA,
     ) -> PolicyRun:

@@ -11,7 +11,8 @@ from PIL import Image
 from ..mmp_core import Model
 from ..training.cases import Case
 from ..training.data.dataset import EditDataset
-from ..training.loop.run import PolicyRun, RunSettings
+from ..training.loop.run import PolicyRun
+from ..training.loop.settings import RunSettings
 from ..training.weights.policies import LoRA
 
 Metrics = dict[str, float]

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..mmp_core.model.config import LAYER_SETS
-from ..training.loop.run import RunSettings
+from ..training.loop.settings import RunSettings
 from .host import folders
 from .types import Dataset, LoraModel, LossMap, Model
 

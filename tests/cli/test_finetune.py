@@ -15,7 +15,8 @@ from mmada_parallel.demo.render import render
 from mmada_parallel.demo.world import task
 from mmada_parallel.mmp_core import load_checkpoint
 from mmada_parallel.mmp_core.checkpoint.adapters import read_adapter
-from mmada_parallel.training.pararl.run import ROLLOUT_SAMPLER, ParaRLRun, ParaRLSettings
+from mmada_parallel.training.pararl.run import ParaRLRun
+from mmada_parallel.training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
 from safetensors import safe_open
 
 FEW = (

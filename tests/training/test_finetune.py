@@ -4,10 +4,11 @@ import pytest
 import torch
 from mmada_parallel.mmp_core import InputError, TokenState
 from mmada_parallel.tests.training.tiny_cases import cases, state_of, tiny_model
-from mmada_parallel.training.sft.run import FinetuneRun, FinetuneSettings
+from mmada_parallel.training.sft.run import FinetuneRun
+from mmada_parallel.training.sft.settings import SFTSettings
 from mmada_parallel.training.weights.policies import FullWeights, LoRA
 
-SETTINGS = FinetuneSettings(
+SETTINGS = SFTSettings(
     steps=4,
     batch_size=6,
     learning_rate=1e-2,

@@ -9,15 +9,17 @@ from mmada_parallel.tests.live_bytes import most_bytes
 from mmada_parallel.tests.nodes.untrained import write_untrained
 from mmada_parallel.tests.training.tiny_cases import brightness
 from mmada_parallel.training.loop.memory import finetune_bytes, pararl_bytes, trained_parameters
-from mmada_parallel.training.pararl.run import ParaRLRun, ParaRLSettings
-from mmada_parallel.training.sft.run import FinetuneRun, FinetuneSettings
+from mmada_parallel.training.pararl.run import ParaRLRun
+from mmada_parallel.training.pararl.settings import ParaRLSettings
+from mmada_parallel.training.sft.run import FinetuneRun
+from mmada_parallel.training.sft.settings import SFTSettings
 from mmada_parallel.training.weights.policies import LoRA
 
 SAMPLER = SamplerSettings(text_steps=2, image_steps=2, text_temperature=2.0, joint_guidance=0.0)
 PARARL = ParaRLSettings(
     steps=1, groups=2, group_size=4, scored_steps=2, micro_batch=4, sampler=SAMPLER
 )
-SFT = FinetuneSettings(steps=1, batch_size=4, micro_batch=4)
+SFT = SFTSettings(steps=1, batch_size=4, micro_batch=4)
 
 
 @pytest.fixture(scope="module")

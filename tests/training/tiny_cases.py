@@ -4,7 +4,8 @@ import torch
 from mmada_parallel.mmp_core import MASKED, SamplerSettings, TokenState, load_checkpoint
 from mmada_parallel.tests.mmp_core.tiny import WORDS, write_checkpoint
 from mmada_parallel.training.cases import Case
-from mmada_parallel.training.pararl.run import ParaRLRun, ParaRLSettings
+from mmada_parallel.training.pararl.run import ParaRLRun
+from mmada_parallel.training.pararl.settings import ParaRLSettings
 from mmada_parallel.training.weights.policies import LoRA
 
 SAMPLER = SamplerSettings(text_steps=3, image_steps=2, text_temperature=1.0, joint_guidance=0.0)

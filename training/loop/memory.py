@@ -15,8 +15,8 @@ from ...mmp_core.memory import (
 from ...mmp_core.model.lora import adaptable_layers
 from ...mmp_core.state import Prompt
 from ..cases import Case
-from ..pararl.run import ParaRLSettings
-from ..sft.run import FinetuneSettings
+from ..pararl.settings import ParaRLSettings
+from ..sft.settings import SFTSettings
 
 
 def trained_parameters(model: Model, layers: Collection[str], rank: int) -> int:
@@ -47,7 +47,7 @@ def pararl_bytes(
 
 
 def finetune_bytes(
-    model: Model, cases: Sequence[Case], settings: FinetuneSettings, trained: int, at_once: int
+    model: Model, cases: Sequence[Case], settings: SFTSettings, trained: int, at_once: int
 ) -> int:
     """The same of SFT, whose losses look at every token."""
     update = 0
@@ -64,7 +64,7 @@ def _training_shapes(
     scored: tuple[int, int],
     trained: int,
     at_once: int,
-    settings: ParaRLSettings | FinetuneSettings,
+    settings: ParaRLSettings | SFTSettings,
     *,
     whole: bool = False,
 ) -> TrainingShapes:

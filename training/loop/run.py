@@ -13,10 +13,10 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from ..cases import Case
 from ..weights.sharded import ShardedWeights, load_optimizer, whole, whole_optimizer
 from .folder import RunFolder
 from .ranks import Ranks
+from .settings import RunSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -40,71 +41,6 @@ Callback = Callable[[int, dict[str, float]], Any]
 """Steps done and the metrics of the last one. May raise to interrupt: the run is then saved."""
 Progress = Callable[[str, int, int], Any]
 """What a step is doing, and how much of that is done, of how much. May raise to interrupt."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """How to step. The learning rate warms up over ``warmup_steps``, and is then held
-    ("constant"), or falls to 0 at the last step ("linear").
-
-    ``micro_batch``: sequences per forward; gradients are accumulated, so that it changes memory and
-    speed alone. ``gradient_checkpointing``: blocks are computed again in the backward instead of
-    kept: needed for large models. ``clip_norm``: most that the gradient's norm may be.
-
-    Raises ``InputError`` for a value out of range.
-    """
-
-    steps: int
-    learning_rate: float = 5e-5
-    schedule: Literal["constant", "linear"] = "constant"
-    warmup_steps: int = 10
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    micro_batch: int = 8
-    gradient_checkpointing: bool = True
-    checkpoint_every: int = 50
-    seed: int = 0
-
-    FREE: ClassVar[tuple[str, ...]] = (
-        "steps",
-        "learning_rate",
-        "schedule",
-        "warmup_steps",
-        "clip_norm",
-        "micro_batch",
-        "gradient_checkpointing",
-        "checkpoint_every",
-    )
-    """What may be another when a run is resumed."""
-
-    def __post_init__(self) -> None:
-        whole = {"steps": 1, "micro_batch": 1, "checkpoint_every": 1, "warmup_steps": 0, "seed": 0}
-        for name, low in whole.items():
-            self.check(name, low, whole=True)
-        for name in ("learning_rate", "clip_norm"):
-            self.check(name, 0, above=True)
-        self.check("weight_decay", 0)
-        self.check_choice("schedule", "constant", "linear")
-
-    def check(self, name: str, low: float, *, whole: bool = False, above: bool = False) -> None:
-        """Raises ``InputError`` where the field is less than ``low`` (or not ``above`` it)."""
-        value, kinds = getattr(self, name), int if whole else (int, float)
-        fits = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
-        if not fits or value < low or (above and value == low):
-            kind, bound = "whole number" if whole else "number", "above" if above else "from"
-            raise InputError(f"{name} is {value!r}; expected a {kind} {bound} {low:g} up.")
-
-    def check_choice(self, name: str, *known: str) -> None:
-        """Raises ``InputError`` where the field is none of ``known``."""
-        if getattr(self, name) not in known:
-            expected = " or ".join(map(repr, known))
-            raise InputError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
-
-    def learning_rate_at(self, step: int) -> float:
-        """Of the step that follows ``step`` others."""
-        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        left = (self.steps - step) / self.steps if self.schedule == "linear" else 1.0
-        return self.learning_rate * warm * left
 
 
 class PolicyRun:

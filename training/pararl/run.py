@@ -22,18 +22,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.errors import InputError
-from ...mmp_core.sampler.settings import SamplerSettings
 from ..cases import Case, Pair, Reward
-from ..loop.run import Callback, DivergenceError, PolicyRun, Progress, RunSettings
+from ..loop.run import Callback, DivergenceError, PolicyRun, Progress
 from ..rewards.registry import Weighted, checked, described, name_of
 from .objective import RewardScale, advantages, clipped_objective, kl_estimate, token_weights
 from .rollout import (
@@ -47,59 +46,15 @@ from .rollout import (
     sample_pairs,
     trajectory_pairs,
 )
+from .settings import ParaRLSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from ..weights.policies import Policy
 
-ROLLOUT_SAMPLER = SamplerSettings(
-    text_steps=32, image_steps=16, text_temperature=1.0, joint_guidance=0.0
-)
 HOPELESS = 10
 """Steps at the beginning that may go by with nothing to learn from."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParaRLSettings(RunSettings):
-    """How to train by rewards.
-
-    ``groups``: prompts per step, over all processes. ``group_size``: rollouts of each, G.
-    ``scored_steps``: denoising steps drawn per group, s. ``reward_at``: "trajectory" scores each of
-    them; "output" scores the final pair alone, whose advantage then stands at all of them.
-    ``inner_epochs``: updates per rollout. ``clip``: ε. ``kl``: β; ``kl_reference``: see the module.
-    ``std_floor``: least standard deviation that advantages are divided by, in units of the
-    normalised reward. ``sampler``: of the rollouts; its seed is not used.
-
-    Raises ``InputError`` for a value out of range.
-    """
-
-    groups: int = 4
-    group_size: int = 8
-    scored_steps: int = 3
-    reward_at: Literal["trajectory", "output"] = "trajectory"
-    inner_epochs: int = 1
-    clip: float = 0.2
-    kl: float = 1e-4
-    kl_reference: Literal["base", "old"] = "base"
-    std_floor: float = 0.01
-    sampler: SamplerSettings = field(default=ROLLOUT_SAMPLER)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check("group_size", 2, whole=True)
-        for name in ("groups", "scored_steps", "inner_epochs"):
-            self.check(name, 1, whole=True)
-        for name in ("clip", "std_floor"):
-            self.check(name, 0, above=True)
-        self.check("kl", 0)
-        self.check_choice("reward_at", "trajectory", "output")
-        self.check_choice("kl_reference", "base", "old")
-        if (self.sampler.preset, self.sampler.speed) != ("corrected", "exact"):
-            raise InputError(
-                "Rollouts need the sampler's preset 'corrected' and speed 'exact', whose steps "
-                f"reveal what was planned; got {self.sampler.preset!r} and {self.sampler.speed!r}."
-            )
 
 
 @dataclass

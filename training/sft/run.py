@@ -15,42 +15,14 @@ from torch import Tensor
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.errors import InputError
 from ..cases import Case
-from ..loop.run import PolicyRun, Progress, RunSettings
+from ..loop.run import PolicyRun, Progress
 from .loss import Condition, Example, alike, draw_conditions, draw_masks, masked_losses, stack
+from .settings import SFTSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from ..weights.policies import Policy
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneSettings(RunSettings):
-    """How to train on targets.
-
-    ``batch_size``: cases per step, over all processes. ``drop_text``, ``drop_image``,
-    ``drop_both``: shares of cases without the instruction, the input picture, or both, which keep
-    guidance working (paper: 10 % each of the first two; here a fifth of that, since a finetuning
-    begins with a model that knows).
-
-    Raises ``InputError`` for a value out of range.
-    """
-
-    batch_size: int = 8
-    drop_text: float = 0.02
-    drop_image: float = 0.02
-    drop_both: float = 0.06
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check("batch_size", 1, whole=True)
-        shares = (self.drop_text, self.drop_image, self.drop_both)
-        for name in ("drop_text", "drop_image", "drop_both"):
-            self.check(name, 0)
-        if sum(shares) > 1:
-            raise InputError(
-                f"drop_text, drop_image and drop_both are {shares}: more than 1 in all."
-            )
 
 
 @dataclass(frozen=True)
@@ -71,13 +43,13 @@ class FinetuneRun(PolicyRun):
     """
 
     kind = "sft"
-    settings: FinetuneSettings
+    settings: SFTSettings
 
     def __init__(
         self,
         model: Model,
         cases: Sequence[Case],
-        settings: FinetuneSettings,
+        settings: SFTSettings,
         folder: Path | str,
         *,
         policy: Policy,

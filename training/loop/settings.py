@@ -1,0 +1,87 @@
+"""How a run steps, whatever it trains. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+from ...mmp_core.options import check, option
+
+Schedule = Literal["constant", "linear"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Settings of every run. Rates are per step.
+
+    Raises ``InputError`` for a value out of range.
+    """
+
+    steps: int = option(
+        200,
+        "Updates in all. To train on after a run, raise it and resume.",
+        low=1,
+        high=100_000,
+    )
+    learning_rate: float = option(
+        5e-5, "How far a step goes, once the warm-up is over.", above=0, high=1, step=1e-7
+    )
+    schedule: Schedule = option(
+        "constant",
+        "Hold the learning rate after its warm-up, or let it fall to 0 at the last step.",
+        choices=get_args(Schedule),
+        advanced=True,
+    )
+    warmup_steps: int = option(
+        10, "Steps over which the learning rate rises.", low=0, high=10_000, advanced=True
+    )
+    weight_decay: float = option(0.0, "Weight decay of AdamW.", low=0, high=10)
+    clip_norm: float = option(1.0, "The largest norm that a step's gradient may have.", above=0)
+    micro_batch: int = option(
+        8,
+        "Sequences per forward; gradients are accumulated. Changes memory and speed, not the "
+        "result.",
+        low=1,
+        high=4096,
+    )
+    gradient_checkpointing: bool = option(
+        True,
+        "Compute each block again in the backward instead of keeping it: needed for large models. "
+        "Off: faster, and much more memory.",
+    )
+    checkpoint_every: int = option(
+        50,
+        "Steps between saved states. An interruption saves one, too; a crash loses what came after "
+        "the last.",
+        low=1,
+        high=10_000,
+        advanced=True,
+    )
+    seed: int = option(
+        0,
+        "Decides all that is random. The same seed gives the same result again, on the same kind "
+        "of device.",
+        low=0,
+        high=2**64 - 1,
+    )
+
+    FREE: ClassVar[tuple[str, ...]] = (
+        "steps",
+        "learning_rate",
+        "schedule",
+        "warmup_steps",
+        "clip_norm",
+        "micro_batch",
+        "gradient_checkpointing",
+        "checkpoint_every",
+    )
+    """What may be changed when a run is resumed."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of the step that follows ``step`` others."""
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        left = (self.steps - step) / self.steps if self.schedule == "linear" else 1.0
+        return self.learning_rate * warm * left

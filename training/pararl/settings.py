@@ -1,0 +1,86 @@
+"""How to train by rewards. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from ...mmp_core.errors import InputError
+from ...mmp_core.options import option
+from ...mmp_core.sampler.settings import SamplerSettings
+from ..loop.settings import RunSettings
+
+RewardAt = Literal["trajectory", "output"]
+KLReference = Literal["base", "old"]
+
+ROLLOUT_SAMPLER = SamplerSettings(
+    text_steps=32, image_steps=16, text_temperature=1.0, joint_guidance=0.0
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParaRLSettings(RunSettings):
+    """Settings of ParaRL (arXiv 2511.09611, §3.3); symbols are those of its Eq. 3.
+
+    ``group_size``: G. ``scored_steps``: s. ``clip``: ε. ``kl``: β. ``std_floor``: in units of the
+    normalised reward. ``sampler``: of the rollouts; its seed is not used.
+
+    Raises ``InputError`` for a value out of range.
+    """
+
+    groups: int = option(
+        4,
+        "Instructions per step, over all processes. More: steadier, and as much slower.",
+        low=1,
+        high=10_000,
+    )
+    group_size: int = option(
+        8, "Answers to each instruction, which are compared with each other.", low=2, high=256
+    )
+    scored_steps: int = option(
+        3,
+        "Denoising steps, drawn at random, at which each answer is scored and learnt from.",
+        low=1,
+        high=256,
+    )
+    reward_at: RewardAt = option(
+        "trajectory",
+        "trajectory: text and picture are scored half-formed, at the scored steps. output: only "
+        "the finished pair is scored, for comparison.",
+        choices=get_args(RewardAt),
+    )
+    inner_epochs: int = option(1, "Updates from the same answers.", low=1, high=64, advanced=True)
+    clip: float = option(
+        0.2,
+        "How far one step may change a token's probability, as a share, before it stops counting.",
+        above=0,
+        high=10,
+        step=0.01,
+        advanced=True,
+    )
+    kl: float = option(
+        1e-4,
+        "How strongly the model is held to the reference. Too low: it may learn to please the "
+        "reward alone.",
+        low=0,
+        high=10,
+        step=1e-4,
+    )
+    kl_reference: KLReference = option(
+        "base",
+        "What kl holds to: the model before training, or as it was before the step.",
+        choices=get_args(KLReference),
+        advanced=True,
+    )
+    std_floor: float = option(
+        0.01, "The least standard deviation that advantages are divided by.", above=0
+    )
+    sampler: SamplerSettings = field(default=ROLLOUT_SAMPLER)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.sampler.preset, self.sampler.speed) != ("corrected", "exact"):
+            raise InputError(
+                "Rollouts need the sampler's preset 'corrected' and speed 'exact', whose steps "
+                f"unmask what was planned; got {self.sampler.preset!r} and {self.sampler.speed!r}."
+            )
