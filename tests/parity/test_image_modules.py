@@ -87,10 +87,11 @@ def test_magvit_encodes_as_the_reference(magvit):
     assert torch.equal(magvit.encode(case["pixels_in"]).flatten(), case["codes"][0].long())
 
 
-@pytest.mark.parametrize("name, grid", [("decode", (6, 6)), ("decode_2x4", (2, 4))])
-def test_magvit_decodes_as_the_reference(magvit, name, grid):
+@pytest.mark.parametrize("name", ["decode", "decode_2x4"])
+def test_magvit_decodes_as_the_reference(magvit, name):
     case = load_file(golden.golden_file("modules", "magvit.safetensors"))
-    codes = case["decode_codes"][:, : grid[0] * grid[1]].view(1, *grid)
+    height, width = (side // magvit.downsample for side in case[name].shape[2:])
+    codes = case["decode_codes"][:, : height * width].view(1, height, width)
     with torch.no_grad():
         sample = magvit.decode_vectors(magvit.vectors(codes))
     assert torch.allclose(sample, case[name], rtol=1e-4, atol=1e-4)

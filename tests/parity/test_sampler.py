@@ -21,6 +21,7 @@ from mmada_parallel.mmp_core.sampler.predictor import Predictor
 from mmada_parallel.mmp_core.sampler.upstream import OverlayGuidance, upstream_policies
 from mmada_parallel.mmp_core.state import Step
 from mmada_parallel.tests.parity import golden
+from mmada_parallel.tests.parity.test_activations import ACCUMULATED
 from safetensors.torch import load_file
 
 FILES = sorted(
@@ -28,6 +29,9 @@ FILES = sorted(
 )
 HALF_AGREEMENT = 0.8
 """Share of decisions; 0.93 and more in the open cases."""
+LOGIT = 20
+"""What the golden models' logits reach, 18, and a margin."""
+LOGIT_TOLERANCE = ACCUMULATED["fp32"] * torch.finfo(torch.float32).eps * LOGIT
 
 KEYS = {
     "variant",
@@ -165,7 +169,7 @@ def test_case(file, recipe_model):
     torch.manual_seed(case.settings["seed"])
     if case.settings["dtype"] == "fp32":
         trajectory = denoise(model, prompt, settings, policies=policies)
-        check_steps(case, model, prompt, policies, trajectory.steps)
+        check_steps(case, model, prompt, policies, settings, trajectory.steps)
         check_result(case, model, prompt, trajectory)
     else:
         steps = replay(case, model, prompt, policies)
@@ -289,7 +293,7 @@ def text_region(case, name):
     return case.tensors[name][:, 1:] if case.variant == "M" else case.tensors[name]
 
 
-def check_steps(case, model, prompt, policies, steps):
+def check_steps(case, model, prompt, policies, settings, steps):
     ids = torch.cat([model.layout.model_input(prompt, step.state).ids for step in steps])
     assert torch.equal(ids, case.tensors["cond_ids"])
     expected = zip(
@@ -307,7 +311,9 @@ def check_steps(case, model, prompt, policies, steps):
         own = torch.where(step.guess.text[0] == MASKED, model.layout.mask_id, step.guess.text[0])
         assert torch.equal(own, guess), f"text of step {index}"
         assert torch.equal(step.text_revealed[0], transferred), f"text revealed at step {index}"
-        assert_close(step.text_confidence[0][undecided], confidence[undecided])
+        assert_probabilities(
+            step.text_confidence[0][undecided], confidence[undecided], settings.reasoning_guidance
+        )
     expected = zip(
         case.tensors["image_step_index"].tolist(),
         case.tensors["image_unknown"],
@@ -321,7 +327,13 @@ def check_steps(case, model, prompt, policies, steps):
         assert torch.equal(step.state.image.flatten() == MASKED, unknown)
         assert torch.equal(step.guess.image.flatten(), sampled), f"image of step {index}"
         assert torch.equal(step.after.image.flatten() == MASKED, masking), f"masks of step {index}"
-        assert_close(step.image_confidence.flatten()[unknown], probabilities[unknown])
+        assert_probabilities(
+            step.image_confidence.flatten()[unknown],
+            probabilities[unknown],
+            settings.text_guidance,
+            settings.image_guidance,
+            settings.joint_guidance,
+        )
     check_unconditional(case, model, policies, steps)
 
 
@@ -342,8 +354,11 @@ def check_unconditional(case, model, policies, steps):
             assert torch.equal(ids, case.tensors[name])
 
 
-def assert_close(own, expected):
-    torch.testing.assert_close(own.double(), expected.double(), rtol=1e-4, atol=1e-12)
+def assert_probabilities(ours, expected, *guidance):
+    """A probability is off, relative to itself, by what its logit is off, which the guidance
+    ``c + s (c - u)`` multiplies by up to ``1 + 2 |s|``."""
+    rtol = LOGIT_TOLERANCE * (1 + 2 * sum(map(abs, guidance)))
+    torch.testing.assert_close(ours.double(), expected.double(), rtol=rtol, atol=1e-12)
 
 
 def check_result(case, model, prompt, trajectory):
@@ -375,7 +390,7 @@ def check_replayed(case, steps):
     undecided = torch.cat([step.state.text for step in text]) == MASKED
     unknown = case.tensors["image_unknown"]
     after = torch.cat([step.after.image.flatten(1) for step in image]) == MASKED
-    assert torch.equal(after.sum(dim=1), case.tensors["image_masking"].sum(dim=1))
+    check_masked_counts(case, after.sum(dim=1))
     guessed = torch.cat([step.guess.text for step in text])
     revealed = torch.cat([step.text_revealed for step in text])
     sampled = torch.cat([step.guess.image.flatten(1) for step in image])
@@ -388,6 +403,18 @@ def check_replayed(case, steps):
     for what, agreement in agreements.items():
         share = agreement.float().mean().item()
         assert share >= HALF_AGREEMENT, f"{what} agrees in {share:.3f} of the decisions"
+
+
+def check_masked_counts(case, counts):
+    """As many codes stay masked as the schedule says. Variant M compares with the first that is
+    unmasked, and unmasks all that tie with it; half precision, with its few steps to a power of
+    two, has such ties."""
+    planned = case.tensors["image_mask_len"].long()
+    if case.variant == "A":
+        assert torch.equal(counts, planned)
+    else:
+        assert (counts <= planned).all()
+        assert (counts >= HALF_AGREEMENT * planned - 1).all()
 
 
 def check_random_states(case, policies):
