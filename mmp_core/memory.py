@@ -24,22 +24,27 @@ from .state import Prompt
 from .variants.mmada_parallel_a import VariantA
 
 PICTURE_BYTES_PER_PIXEL = 3072
-"""Of either image tokenizer at full width (aMUSEd's, and 128 for MAGVIT-v2): 3 x 256 channels of
-float32 where it is widest."""
+"""What either image tokenizer holds at full width (aMUSEd's, and 128 for MAGVIT-v2): 3 x 256
+channels of float32 where it is widest."""
 _STEP_BYTES_PER_TOKEN = 8 + 8 + 1 + 4
-"""A recorded step: the state after it, its guess, what it revealed, confidences."""
+"""A recorded step: the state after it, its guess, what it unmasked, confidences."""
 _GB = 10**9
 
 
 class OutOfMemory(InputError, torch.OutOfMemoryError):
-    """The device has too little memory. Hosts take it for what it is and free theirs."""
+    """The device has too little memory. Hosts treat it as PyTorch's own error and free theirs."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` is a device's or the CPU's refusal to allocate."""
-    told = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
+    messages = (
+        "out of memory",
+        "can't allocate memory",
+        "not enough memory",
+        "status_alloc_failed",
+    )
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and any(words in str(error).lower() for words in told)
+        isinstance(error, RuntimeError) and any(m in str(error).lower() for m in messages)
     )
 
 
@@ -53,28 +58,31 @@ def free_bytes(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes beside the weights. ``fixed``: for any batch. For each sample at once ``working``, at
-    the worst moment of a step, and ``retained`` from step to step."""
+    """Bytes that denoising needs beside the weights.
+
+    ``fixed``: for any batch. Per sample: ``working``, at the worst moment of a step, and
+    ``retained`` from step to step.
+    """
 
     fixed: int
     working: int
     retained: int
 
     def total(self, samples: int) -> int:
+        """Bytes for ``samples`` at once."""
         return self.fixed + samples * (self.working + self.retained)
 
     def samples_in(self, free: float, most: int) -> int:
         """How many of ``most`` samples at once fit in ``free`` bytes; at least 1."""
-        return int(max(1, min(most, (free - self.fixed) // (self.working + self.retained))))
+        if self.total(most) <= free:
+            return most
+        return max(1, int((free - self.fixed) // (self.working + self.retained)))
 
 
 def module_bytes(module: nn.Module) -> int:
     """Weights and buffers of ``module`` as they are stored."""
-    return sum(_stored(tensor) for tensor in module.state_dict(keep_vars=True).values())
-
-
-def _stored(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    tensors = module.state_dict(keep_vars=True).values()
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def stored_bytes(
@@ -97,8 +105,8 @@ def stored_bytes(
 def forward_bytes(config: ModelConfig, tokens: int, itemsize: int) -> int:
     """The most that one forward of ``tokens`` (batch · length) holds, without gradients.
 
-    Either where keys are rotated (input, its norm, q, k, v, rotated q; the rotation's own, in
-    float32), or where the MLP multiplies (two residuals, norm, q, k, v; three of its width).
+    That is either where keys are rotated (input, its norm, q, k, v, rotated q; the rotation's own,
+    in float32), or where the MLP multiplies (two residuals, norm, q, k, v; three of its width).
     """
     width, kv = config.d_model, config.n_kv_heads * config.head_dim
     upcast = config.rope_full_precision and itemsize < 4
@@ -109,18 +117,22 @@ def forward_bytes(config: ModelConfig, tokens: int, itemsize: int) -> int:
 
 
 def dequantised_bytes(transformer: MaskedDiffusionTransformer, itemsize: int) -> int:
-    """The largest layer that is stored in a byte per weight, as it is multiplied with."""
+    """The largest layer that is stored in a byte per weight, while it is dequantised.
+
+    ``itemsize``: bytes of a dequantised weight, which is there twice: cast, and times its scale.
+    """
+    weights = (getattr(layer, "weight", None) for layer in transformer.modules())
     sizes = (
-        layer.weight.numel() * itemsize
-        for layer in transformer.modules()
-        if isinstance(getattr(layer, "weight", None), Tensor)
-        and getattr(layer.weight, "storage_dtype", layer.weight.dtype).itemsize == 1
+        weight.numel() * itemsize
+        for weight in weights
+        if isinstance(weight, Tensor)
+        and getattr(weight, "storage_dtype", weight.dtype).itemsize == 1
     )
     return 2 * max(sizes, default=0)
 
 
-def decision_bytes(positions: int, choices: int, branches: int, noise: int, itemsize: int) -> int:
-    """Logits of ``branches`` at ``positions``, guided, noised and decided in float32.
+def selection_bytes(positions: int, choices: int, branches: int, noise: int, itemsize: int) -> int:
+    """Logits of ``branches`` at ``positions``, guided, noised and chosen from in float32.
 
     ``noise``: bytes of a random number, 0 without.
     """
@@ -133,36 +145,36 @@ def decision_bytes(positions: int, choices: int, branches: int, noise: int, item
 def denoising_estimate(
     model: DenoisingModel, prompt: Prompt, settings: SamplerSettings, *, record: int | None = None
 ) -> MemoryEstimate:
-    """Of ``denoise`` with the same arguments.
+    """Estimate ``denoise`` with the same arguments.
 
-    A forward, with what adapters add, beside the other branches' results, or a decision; caches of
-    the branches; recorded steps. Branches count as long as the conditional one. Which tokens are
-    locked is not looked at.
+    At its worst moment a step holds a forward, with what adapters add, and the other branches'
+    results, or the logits it selects from. From step to step stay the branches' caches and the
+    recorded steps. Branches count as long as the conditional one; locked tokens as if masked.
     """
-    config, sample = model.transformer.config, prompt[:1]
-    itemsize = model.transformer.layers["ln_f"].weight.element_size()
+    config, sample, dtype = model.transformer.config, prompt[:1], model.transformer.dtype
+    itemsize = dtype.itemsize
     length = model.layout.model_input(sample, sample.initial).ids.shape[1]
     words, codes = sample.initial.text.shape[1], sample.initial.image[0].numel()
     hidden = length * config.d_model * itemsize
-    text_branches = 1 + bool(settings.reasoning_guidance)
-    image_branches = 1 + _image_branches(settings)
-    branches = 1 + _distinct_branches(settings)
+    text_branches, image_branches = _unconditional_branches(settings, words, codes)
+    branches = 1 + len(text_branches | image_branches)
     choices, noise = len(model.layout.text_choices), 4
     if settings.preset == "upstream":  # any id; variant M draws in float64
         choices = config.embedding_size
         noise = 4 if isinstance(model.layout, VariantA) else 8
     text_noise = noise if settings.text_temperature else 0
-    text = decision_bytes(words, choices, text_branches, text_noise, itemsize)
+    text = selection_bytes(words, choices, 1 + len(text_branches), text_noise, itemsize)
     if available(model.device) and itemsize < 4 and settings.preset == "corrected":
         text = words * choices * 2 * text_noise
     image_noise = 4 if settings.image_temperature else 0
-    image = decision_bytes(codes, model.layout.codebook_size, image_branches, image_noise, itemsize)
+    image = selection_bytes(
+        codes, model.layout.codebook_size, 1 + len(image_branches), image_noise, itemsize
+    )
     adapters = length * config.mlp_hidden_size * itemsize
     forward = forward_bytes(config, length, itemsize) + adapters
     working = max(forward, text, image) + branches * hidden
     retained = (_recorded(settings, record) + 2) * (words + codes) * _STEP_BYTES_PER_TOKEN
     if settings.reuses:
-        dtype = model.transformer.layers["ln_f"].weight.dtype
         retained += branches * (KeyValueCache.bytes_of(config, 1, length, dtype) + hidden)
     table = 2 * length * config.head_dim * 4
     return MemoryEstimate(table + dequantised_bytes(model.transformer, itemsize), working, retained)
@@ -175,16 +187,20 @@ def _recorded(settings: SamplerSettings, record: int | None) -> int:
     return steps if record is None else min(record, steps)
 
 
-def _image_branches(settings: SamplerSettings) -> int:
-    """Forms of the prompt that image guidance runs beside the conditional one."""
-    scales = (settings.text_guidance, settings.image_guidance, settings.joint_guidance)
-    return sum(scale != 0 for scale in scales)
-
-
-def _distinct_branches(settings: SamplerSettings) -> int:
-    """The same for text and image together: both know the branch without instruction and image."""
-    shared = settings.joint_guidance != 0 and settings.reasoning_guidance != 0
-    return _image_branches(settings) + (settings.reasoning_guidance != 0) - shared
+def _unconditional_branches(
+    settings: SamplerSettings, words: int, codes: int
+) -> tuple[set[str], set[str]]:
+    """Branches that guidance runs beside the conditional one, for text and for the image."""
+    text = {"joint": settings.reasoning_guidance}
+    image = {
+        "text": settings.text_guidance,
+        "image": settings.image_guidance,
+        "joint": settings.joint_guidance,
+    }
+    return (
+        {name for name, scale in text.items() if words and scale},
+        {name for name, scale in image.items() if codes and scale},
+    )
 
 
 @dataclass(frozen=True)
@@ -210,9 +226,12 @@ class TrainingShapes:
 
 @dataclass(frozen=True)
 class TrainingEstimate:
-    """Bytes beside the frozen weights. ``parameters``: trained ones, their gradients and AdamW's
-    two moments. ``activations``: kept for the backward, and what one block holds in it. ``loss``:
-    logits and their gradients."""
+    """Bytes that a training step needs beside the frozen weights.
+
+    ``parameters``: the trained ones, their gradients and AdamW's two moments. ``activations``:
+    those kept for the backward, and what one block holds in it. ``loss``: logits and their
+    gradients.
+    """
 
     parameters: int
     activations: int
@@ -224,15 +243,18 @@ class TrainingEstimate:
 
 
 def training_estimate(shapes: TrainingShapes) -> TrainingEstimate:
-    """Of one step of training by adapters on all linear layers of the blocks (fewer need less)."""
+    """Estimate one step of training adapters on all linear layers of the blocks (fewer need less).
+
+    A quantised base needs :func:`dequantised_bytes` besides.
+    """
     config, itemsize = shapes.config, shapes.dtype.itemsize
     tokens = shapes.batch * shapes.length
-    kept = tokens * _kept_per_token(config, itemsize)
+    per_block = tokens * _kept_per_token(config, itemsize)
     inputs = tokens * config.d_model * itemsize
     if shapes.gradient_checkpointing:
-        activations = config.n_layers * inputs + kept
+        activations = config.n_layers * inputs + per_block
     else:
-        activations = config.n_layers * kept
+        activations = config.n_layers * per_block
     activations += forward_bytes(config, tokens, itemsize)
     per_logit = 2 * itemsize + 5 * 4
     logits = shapes.words * shapes.text_choices + shapes.codes * shapes.image_choices
@@ -240,11 +262,12 @@ def training_estimate(shapes: TrainingShapes) -> TrainingEstimate:
 
 
 def _kept_per_token(config: ModelConfig, itemsize: int) -> int:
-    """What autograd keeps of a block: inputs of both norms (float32), of attention (q, k, v for all
-    heads, its result) and of the adapted layers, and the gate, its activation, the values and their
-    product."""
+    """Bytes that autograd keeps of a block: inputs of both norms (float32), of attention (q, k, v
+    for all heads, its result) and of the adapted layers, and the gate, its activation, the values
+    and their product."""
     return 4 * 2 * config.d_model + itemsize * (7 * config.d_model + 4 * config.mlp_hidden_size)
 
 
 def readable(size: float) -> str:
+    """``size`` in bytes as "1.5 GB" or "20.0 MB"."""
     return f"{size / _GB:.1f} GB" if size >= _GB / 10 else f"{size / 10**6:.1f} MB"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -254,4 +254,10 @@ class MaskedDiffusionTransformer(nn.Module):
 
     @property
     def layers(self) -> nn.ModuleDict:
-        return self.model["transformer"]
+        """Embedding, blocks, last norm and head by the released names."""
+        return cast(nn.ModuleDict, self.model["transformer"])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of hidden states and logits."""
+        return cast(Tensor, self.layers["ln_f"].weight).dtype

@@ -80,7 +80,9 @@ def of_many_words():
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("text, grid", [(40, (1, 1)), (2, (4, 4)), (8, (12, 12))])
+@pytest.mark.parametrize(
+    "text, grid", [(40, (1, 1)), (2, (4, 4)), (8, (12, 12)), (0, (6, 6)), (40, (0, 0))]
+)
 @pytest.mark.parametrize(
     "choices",
     [
@@ -148,6 +150,7 @@ def test_samples_that_fit():
     assert estimate.total(3) == 250
     assert [estimate.samples_in(free, 8) for free in (0, 149, 250, 299, 10**6)] == [1, 1, 3, 3, 8]
     assert estimate.samples_in(float("inf"), 8) == 8
+    assert isinstance(estimate.samples_in(250.0, 8), int)
 
 
 @pytest.mark.parametrize("kind", [None, "fp8", "int8"])
