@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Protocol
 
@@ -25,23 +25,23 @@ from .sampler.settings import SamplerSettings
 from .state import Prompt, Trajectory
 
 _SHARE = 0.9
-"""Of the free memory that a run may plan with; the rest is for what is not counted."""
+"""Share (0 … 1) of the free memory to plan with; the rest is for what is not counted."""
 
 
 class MemoryBudget(Protocol):
-    """The memory of the device, by whoever manages it."""
+    """The memory of a device, by whoever manages it."""
 
     def samples(self, estimate: MemoryEstimate, batch: int) -> int:
         """How many of ``batch`` samples to denoise at once, at least 1."""
         ...
 
     def prepare(self, estimate: MemoryEstimate, samples: int) -> None:
-        """Called before so many samples are denoised."""
+        """Make room for ``samples``, which are denoised next."""
         ...
 
 
 class DeviceBudget:
-    """What is free on ``device``, the model being there already."""
+    """What is free on ``device``, where the model is already."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -64,36 +64,36 @@ def denoise_in_batches(
     on_batch: Callable[[range], Any] | None = None,
     record: int | None = None,
 ) -> Trajectory:
-    """As ``denoise``, but no more samples at once than ``budget`` has memory for.
+    """Denoise as :func:`denoise` does, but no more samples at once than ``budget`` has memory for.
 
-    The result is the same, on the CPU: a sample depends on its own seed only (but not the text of
+    On the CPU the result is the same: a sample depends on its own seed only (but not the text of
     the "upstream" preset of variant M, which draws from the global generator). ``callback`` gets
-    the steps of one part after the other, counted through. ``on_batch`` gets the samples of each
-    part before it begins. When memory runs out all the same, parts are halved, once.
+    the steps of one batch after the other, counted through. ``on_batch`` gets the samples of each
+    batch before it begins. When memory runs out all the same, batches are halved, once.
 
     Raises ``OutOfMemory``, with the numbers, where that does not help.
     """
     settings, budget = settings or SamplerSettings(), budget or DeviceBudget(model.device)
     estimate = denoising_estimate(model, prompt, settings, record=record)
     size, halved = budget.samples(estimate, prompt.batch), False
-    parts: list[Trajectory] = []
+    batches: list[Trajectory] = []
     start = 0
     while start < prompt.batch:
         samples = range(start, min(start + size, prompt.batch))
         budget.prepare(estimate, len(samples))
         if on_batch:
             on_batch(samples)
-        count = len(parts) + math.ceil((prompt.batch - start) / size)
-        counted = callback and _counting(callback, len(parts), count)
-        part = _attempt(model, prompt, settings, samples, counted, record)
-        if part is not None:
-            parts.append(part.to("cpu"))
+        total = len(batches) + math.ceil((prompt.batch - start) / size)
+        counted = callback and _counting(callback, len(batches), total)
+        batch = _attempt(model, prompt, settings, samples, counted, record)
+        if batch is not None:
+            batches.append(batch.to("cpu"))
             start = samples.stop
         elif halved or len(samples) == 1:
             raise OutOfMemory(_explained(model, prompt, settings, estimate, len(samples)))
         else:
             size, halved = (len(samples) + 1) // 2, True
-    return concatenated(parts)
+    return concatenated(batches)
 
 
 def _attempt(
@@ -104,45 +104,35 @@ def _attempt(
     callback: Callback | None,
     record: int | None,
 ) -> Trajectory | None:
-    """``None`` when memory ran out; all that the run held is free again then."""
+    """Denoise ``samples`` of ``prompt`` by the plan of the whole.
+
+    ``None`` when memory ran out; all that the run held is free again then.
+    """
     try:
         if len(samples) == prompt.batch:
             return denoise(model, prompt, settings, callback=callback, record=record)
-        return _denoise_part(model, prompt, settings, samples, callback, record)
+        index, preset = slice(samples.start, samples.stop), PRESETS[settings.preset]
+        plan = preset(model, prompt.to(model.device), settings).plan.for_samples(index)
+        if settings.seed is not None:
+            settings = replace(settings, seed=settings.seeds(prompt.batch)[index])
+        prompt = prompt[index].to(model.device)
+        policies = replace(preset(model, prompt, settings), plan=plan)
+        return denoise(model, prompt, settings, policies=policies, callback=callback, record=record)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         return None
 
 
-def _denoise_part(
-    model: DenoisingModel,
-    prompt: Prompt,
-    settings: SamplerSettings,
-    samples: range,
-    callback: Callback | None,
-    record: int | None,
-) -> Trajectory:
-    """Of ``prompt`` only ``samples``, by the plan of the whole."""
-    part, rows = prompt[samples.start : samples.stop], slice(samples.start, samples.stop)
-    seeds = settings.seeds(prompt.batch)[rows]
-    own = settings if settings.seed is None else replace(settings, seed=seeds)
-    preset = PRESETS[settings.preset]
-    plan = preset(model, prompt.to(model.device), settings).plan
-    policies = preset(model, part.to(model.device), own)
-    policies = replace(policies, plan=plan.for_samples(rows))
-    return denoise(model, part, own, policies=policies, callback=callback, record=record)
+def _counting(callback: Callback, done: int, batches: int) -> Callback:
+    return lambda index, total, step: callback(done * total + index, batches * total, step)
 
 
-def _counting(callback: Callback, done: int, parts: int) -> Callback:
-    return lambda index, total, step: callback(done * total + index, parts * total, step)
-
-
-def concatenated(parts: Sequence[Trajectory]) -> Trajectory:
-    """One trajectory of the samples of all. Tensors that its steps shared stay shared."""
+def concatenated(batches: list[Trajectory]) -> Trajectory:
+    """One trajectory of all samples. Tensors that its steps shared stay shared."""
     made: dict[tuple[int, ...], Tensor] = {}
 
-    def join(values: Sequence[Any]) -> Any:
+    def join(values: list[Any]) -> Any:
         first = values[0]
         if isinstance(first, Tensor):
             key = tuple(map(id, values))
@@ -150,13 +140,13 @@ def concatenated(parts: Sequence[Trajectory]) -> Trajectory:
                 made[key] = torch.cat(values)
             return made[key]
         if isinstance(first, tuple):
-            return tuple(join(items) for items in zip(*values, strict=True))
-        if is_dataclass(first):
+            return tuple(join(list(items)) for items in zip(*values, strict=True))
+        if is_dataclass(first) and not isinstance(first, type):
             names = [field.name for field in fields(first)]
             return replace(first, **{n: join([getattr(v, n) for v in values]) for n in names})
         return first
 
-    return parts[0] if len(parts) == 1 else join(parts)
+    return batches[0] if len(batches) == 1 else join(batches)
 
 
 def _explained(

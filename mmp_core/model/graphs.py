@@ -93,9 +93,10 @@ class GraphedForward:
             return self.transformer(ids)
         if shape not in self._graphs:
             self._graphs[shape] = self._captured(ids.clone())
-        if self._graphs[shape] is None:
+        graph = self._graphs[shape]
+        if graph is None:
             return self.transformer(ids)
-        static, replay = self._graphs[shape]
+        static, replay = graph
         static.copy_(ids)
         return replay().clone()
 

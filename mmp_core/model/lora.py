@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +25,8 @@ class CastLinear(nn.Linear):
     def reset_parameters(self) -> None:
         pass
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.to(input.dtype))
 
 
 class CastOperations:
@@ -101,7 +101,8 @@ class Adapter(nn.Module):
 
     @property
     def low_ranks(self) -> dict[str, LowRank]:
-        return {name: self.get_submodule(name) for name in self.shapes}
+        """The matrices of each layer, by its name."""
+        return {name: cast(LowRank, self.get_submodule(name)) for name in self.shapes}
 
     def attach(
         self, transformer: MaskedDiffusionTransformer, strength: float = 1.0

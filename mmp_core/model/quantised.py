@@ -111,6 +111,9 @@ class WeightOnlyLinear(nn.Module):
     It computes in its input's dtype; converting the module to another dtype leaves what it stores.
     """
 
+    weight: Tensor
+    weight_scale: Tensor
+
     def __init__(self, inputs: int, outputs: int, form: Format, *, device: Any = None):
         super().__init__()
         self.in_features, self.out_features = inputs, outputs
@@ -135,12 +138,17 @@ class WeightOnlyLinear(nn.Module):
         """The weight (outputs, inputs) in ``dtype``, a new tensor."""
         return self.weight.to(dtype) * self.weight_scale.to(dtype)
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
         state_dict.pop(prefix + _MARKER[1:], None)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        for name, stored in self._buffers.items():
-            raw = fn(stored.view(_RAW[stored.element_size()]))
+        for name in ("weight", "weight_scale"):
+            stored = getattr(self, name)
+            raw = fn(
+                stored.view(_RAW[stored.element_size()])
+            )  # which has no float dtype to convert
             self._buffers[name] = raw.view(stored.dtype)
         return self

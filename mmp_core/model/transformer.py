@@ -51,8 +51,10 @@ class TorchOperations:
     @contextmanager
     def weight_of(layer: nn.Module, like: Tensor) -> Iterator[Tensor]:
         """The weight of a linear or embedding layer, ready to be used with ``like``."""
-        quantised = isinstance(layer, WeightOnlyLinear)
-        yield layer.dequantised(like.dtype) if quantised else layer.weight
+        if isinstance(layer, WeightOnlyLinear):
+            yield layer.dequantised(like.dtype)
+        else:
+            yield cast(Tensor, layer.weight)
 
 
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -225,7 +227,7 @@ class MaskedDiffusionTransformer(nn.Module):
         if not config.rope_full_precision:
             table = table.to(x.dtype)
         states = [x]
-        for index, block in enumerate(self.layers["blocks"]):
+        for index, block in enumerate(cast(nn.ModuleList, self.layers["blocks"])):
             remember = None if cache is None else partial(cache.renew, positions, index)
             x = block(x, table, remember)
             states = [*states, x] if every_block else [x]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -29,7 +30,8 @@ def choose_image(
     noise = parts[0] if exponential is None else exponential.contiguous()
     block = triton.next_power_of_2(codes)
     if chosen.numel():
-        _image_kernel[(chosen.numel(),)](
+        launch: Any = _image_kernel[(chosen.numel(),)]
+        launch(
             *parts,
             *weights,
             noise,

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 import triton
@@ -60,7 +61,8 @@ def choose_text(
     noisy, scores, rest = torch.empty(3, rows, tiles, dtype=torch.float32, device=device)
     index = torch.empty(rows, tiles, dtype=torch.int32, device=device)
     row_tiles = triton.cdiv(rows, tile.rows)
-    _text_kernel[(row_tiles * tiles,)](
+    launch: Any = _text_kernel[(row_tiles * tiles,)]
+    launch(
         parts[0],
         parts[-1],
         head,
@@ -89,7 +91,8 @@ def choose_text(
         num_stages=tile.stages,
         enable_fp_fusion=False,
     )
-    _best_tile_kernel[(rows,)](
+    launch = _best_tile_kernel[(rows,)]
+    launch(
         noisy,
         index,
         scores,
