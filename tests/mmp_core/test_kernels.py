@@ -226,20 +226,38 @@ def pretended_gpu(monkeypatch):
 
 def test_a_gpu_is_tried_once(pretended_gpu, monkeypatch, caplog):
     assert kernels._run_on.__wrapped__(DEVICE)
-    right = text.choose_text
-
-    def wrong(*args):
-        chosen, log_odds = right(*args)
-        return chosen + 1, log_odds
 
     def no_compiler(*args):
         raise FileNotFoundError("no C compiler\nnowhere")
 
     caplog.set_level("INFO")
-    for broken, reason in ((wrong, "wrong results"), (no_compiler, "no C compiler")):
-        monkeypatch.setattr(text, "choose_text", broken)
-        assert not kernels._run_on.__wrapped__(DEVICE)
-        assert reason in caplog.text and "nowhere" not in caplog.text
+    monkeypatch.setattr(text, "choose_text", no_compiler)
+    assert not kernels._run_on.__wrapped__(DEVICE)
+    assert "no C compiler" in caplog.text and "nowhere" not in caplog.text
+
+
+def last_of(chosen, confidence):
+    return torch.full_like(chosen, 299), confidence
+
+
+def never_sure(chosen, confidence):
+    return chosen, torch.zeros_like(confidence)
+
+
+@pytest.mark.parametrize("module, name", [(text, "choose_text"), (image, "choose_image")])
+@pytest.mark.parametrize("fault", [last_of, never_sure, "deaf to noise"])
+def test_a_kernel_that_chooses_wrongly_is_not_used(
+    pretended_gpu, monkeypatch, caplog, module, name, fault
+):
+    right = getattr(module, name)
+
+    def wrong(*args):
+        return right(*args[:-1], None) if fault == "deaf to noise" else fault(*right(*args))
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(module, name, wrong)
+    assert not kernels._run_on.__wrapped__(DEVICE)
+    assert "wrong results" in caplog.text
 
 
 def test_older_gpus_are_left_to_torch(pretended_gpu, monkeypatch):
