@@ -57,8 +57,9 @@ def check_same(run, whole):
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_the_trajectory_is_that_of_the_whole_batch(model, settings, size):
-    prompt = tiny.prompt(model.layout, batch=5, text=6, grid=(4, 4), locked=0.4)
+@pytest.mark.parametrize("text, grid", [(6, (4, 4)), (0, (4, 4)), (6, (0, 0))])
+def test_the_trajectory_is_that_of_the_whole_batch(model, settings, size, text, grid):
+    prompt = tiny.prompt(model.layout, batch=5, text=text, grid=grid, locked=0.4)
     torch.manual_seed(0)
     whole = denoise(model, prompt, settings)
     torch.manual_seed(0)
