@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -25,7 +26,9 @@ from mmada_parallel.demo import world
 from mmada_parallel.demo.checker import apply_sentence, check
 from mmada_parallel.demo.dataset import HELD_OUT
 from mmada_parallel.demo.evaluate import judge
+from mmada_parallel.demo.kinds import EDITS, KINDS
 from mmada_parallel.demo.render import render
+from mmada_parallel.demo.tasks import Task
 from mmada_parallel.mmp_core import (
     MASKED,
     Prompt,
@@ -40,30 +43,28 @@ from mmada_parallel.mmp_core import (
 from mmada_parallel.mmp_core.checkpoint.load import Model
 from mmada_parallel.mmp_core.editing import fixed_text, reopened
 
-EDITS = tuple(kind for kind in world.KINDS if kind != "generate")
 
-
-def pairs(cases: int) -> list[tuple[world.Task, world.Task]]:
+def pairs(cases: int) -> list[tuple[Task, Task]]:
     """Two edits of each of ``cases`` held-out scenes, with different results."""
     found = []
     for number in range(cases):
         wanted = world.task(HELD_OUT + number, kinds=EDITS)
         other = wanted
         for seed in range(100):
-            rng = world.random.Random(f"other {number} {seed}")
-            other = world.KINDS[rng.choice(EDITS)](rng, wanted.before)
+            rng = random.Random(f"other {number} {seed}")
+            other = KINDS[rng.choice(EDITS)].make(rng, wanted.source)
             if other.after != wanted.after:
                 break
         found.append((wanted, other))
     return found
 
 
-def prompt_of(model: Model, task: world.Task) -> Prompt:
-    return encode_instruction(model, task.instruction, render(task.before))
+def prompt_of(model: Model, task: Task) -> Prompt:
+    return encode_instruction(model, task.instruction, render(task.source))
 
 
 def given(
-    model: Model, task: world.Task, other: world.Task, settings: SamplerSettings, instructed: bool
+    model: Model, task: Task, other: Task, settings: SamplerSettings, instructed: bool
 ) -> bool:
     prompt = prompt_of(model, task)
     if not instructed:
@@ -75,7 +76,7 @@ def given(
     return check(other, decode_image(model, final)[0], other.sentence).picture
 
 
-def explains(model: Model, task: world.Task, settings: SamplerSettings, instructed: bool) -> bool:
+def explains(model: Model, task: Task, settings: SamplerSettings, instructed: bool) -> bool:
     prompt = prompt_of(model, task)
     if not instructed:
         prompt = prompt.without_instruction()
@@ -87,12 +88,12 @@ def explains(model: Model, task: world.Task, settings: SamplerSettings, instruct
     return said == task.after
 
 
-def own(model: Model, task: world.Task, settings: SamplerSettings) -> bool:
+def own(model: Model, task: Task, settings: SamplerSettings) -> bool:
     final = denoise(model, prompt_of(model, task), settings, record=0).final
     return check(task, decode_image(model, final)[0], decode_text(model, final)[0]).picture
 
 
-def keeps_locked(model: Model, task: world.Task, settings: SamplerSettings) -> bool:
+def keeps_locked(model: Model, task: Task, settings: SamplerSettings) -> bool:
     rng = torch.Generator().manual_seed(settings.seed)
     prompt = prompt_of(model, task)
     tokens = denoise(model, prompt, settings).at(float(torch.rand(1, generator=rng))).after

@@ -15,15 +15,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from . import world
+from .kinds import EDITS, KINDS
+from .scenes import random_scene
 from .tokenizer import vocabulary, write_tokenizer
 from .vq import pixels_of
 
 EDITS_PER_SCENE = 8
 _SIDE = 128
-_EDITS = [act for kind, act in world.KINDS.items() if kind != "generate"]
+_EDITS = [KINDS[name] for name in EDITS]
 
 
 def clip_config() -> dict[str, Any]:
@@ -58,7 +59,7 @@ Codes = list[list[int]]
 
 def described(rng: random.Random, n: int) -> tuple[list[str], list[Codes]]:
     """``n`` sentences that say all of a picture, and the pictures' codes."""
-    tasks = [world.generate(rng, world.random_scene(rng, (4, 4))) for _ in range(n)]
+    tasks = [KINDS["generate"].make(rng, random_scene(rng, (4, 4))) for _ in range(n)]
     return [t.sentence for t in tasks], [t.after.codes() for t in tasks]
 
 
@@ -66,8 +67,8 @@ def edited(rng: random.Random, scenes: int) -> tuple[list[str], list[Codes]]:
     """``scenes`` × 8 result sentences of edits and the codes of the edited pictures."""
     tasks = []
     for _ in range(scenes):
-        scene = world.random_scene(rng, (4, 4))
-        tasks += [act(rng, scene) for act in rng.choices(_EDITS, k=EDITS_PER_SCENE)]
+        scene = random_scene(rng, (4, 4))
+        tasks += [kind.make(rng, scene) for kind in rng.choices(_EDITS, k=EDITS_PER_SCENE)]
     return [t.sentence for t in tasks], [t.after.codes() for t in tasks]
 
 
@@ -82,7 +83,7 @@ def _blurred(rng: random.Random, codes: Codes) -> Codes:
     return [[rng.choice(every) if rng.random() < wrong else c for c in row] for row in codes]
 
 
-class ClipBatches:
+class ClipBatches(Dataset[tuple[list[str], torch.Tensor]]):
     """Sentences and codes (N, 4, 4) of each step."""
 
     def __init__(self, steps: int, scenes: int, seed: int):
@@ -132,7 +133,7 @@ def train_clip(
         optimizer.step()
         schedule.step()
         with torch.no_grad():
-            model.logit_scale.clamp_(max=4.6)
+            model.get_parameter("logit_scale").clamp_(max=4.6)
         if step % 200 == 199:
             print(f"clip step {step + 1}: loss {loss.item():.3f}", flush=True)
     accuracy = near_miss_accuracy(model, tokenize, device)

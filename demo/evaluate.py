@@ -6,20 +6,27 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from PIL import Image
 
-from ..mmp_core import SamplerSettings, decode_image, decode_text, denoise, encode_instruction
+from ..mmp_core import (
+    Prompt,
+    SamplerSettings,
+    decode_image,
+    decode_text,
+    denoise,
+    encode_instruction,
+)
 from ..mmp_core.checkpoint.load import Model
 from ..training.rewards.clip import ClipScorer
-from . import world
 from .checker import Verdict, check, parse_codes
 from .dataset import HELD_OUT
+from .kinds import KINDS
 from .render import render
-from .world import Task
+from .tasks import Task
+from .world import task as task_numbered
 
 MEASURES = ("picture", "sentence", "agree", "kept")
 
@@ -35,14 +42,14 @@ class Answer:
     clip: float | None = None
 
     def measures(self) -> dict[str, float]:
-        own = {m: float(getattr(self.verdict, m)) for m in MEASURES}
-        own["words"] = float(len(self.sentence.split()))
-        return own if self.clip is None else {**own, "clip": self.clip}
+        measures = {m: float(getattr(self.verdict, m)) for m in MEASURES}
+        measures["words"] = float(len(self.sentence.split()))
+        return measures if self.clip is None else {**measures, "clip": self.clip}
 
 
 def held_out(cases: int) -> list[Task]:
     """Tasks on 4×4 scenes with seeds that training never uses."""
-    return [world.task(HELD_OUT + i) for i in range(cases)]
+    return [task_numbered(HELD_OUT + i) for i in range(cases)]
 
 
 def answer(
@@ -64,26 +71,22 @@ def answer(
     for members in groups.values():
         for start in range(0, len(members), batch):
             numbers, chosen, prompts = zip(*members[start : start + batch], strict=True)
-            own = SamplerSettings(**{**asdict(settings), "seed": [seed + n for n in numbers]})
-            prompt = type(prompts[0]).stack(prompts)
-            final = denoise(model, prompt, own, record=0).final
+            seeded = replace(settings, seed=[seed + number for number in numbers])
+            final = denoise(model, Prompt.stack(prompts), seeded, record=0).final
             images, sentences = decode_image(model, final), decode_text(model, final)
-            scores = [None] * len(chosen) if clip is None else clip.score(sentences, images)
-            for one in zip(numbers, chosen, sentences, images, scores, strict=True):
-                yield _judged(*one)
-
-
-def _judged(
-    number: int, task: Task, sentence: str, image: Image.Image, clip: float | None
-) -> Answer:
-    clip = None if clip is None else float(clip)
-    return Answer(number, task, sentence, check(task, image, sentence), clip)
+            scores = (
+                [None] * len(chosen) if clip is None else clip.score(sentences, images).tolist()
+            )
+            for number, task, sentence, image, score in zip(
+                numbers, chosen, sentences, images, scores, strict=True
+            ):
+                yield Answer(number, task, sentence, check(task, image, sentence), score)
 
 
 def copying(tasks: Iterable[Task]) -> dict[str, float]:
     """The measures of giving the input back unchanged with no words (editing tasks only)."""
     edits = [t for t in tasks if t.before is not None]
-    return _means([_judged(0, t, "", render(t.before), None) for t in edits])
+    return _means([Answer(0, t, "", check(t, render(t.source), "")) for t in edits])
 
 
 def tokenizer_parse_rate(model: Model, cases: int) -> float:
@@ -129,14 +132,14 @@ def judge(
     rounds: list[list[Answer]] = []
     for repeat in range(repeats):
         rounds.append([])
-        own = seed + repeat * cases
-        for one in answer(model, tasks, settings, seed=own, batch=batch, clip=clip):
+        first = seed + repeat * cases
+        for one in answer(model, tasks, settings, seed=first, batch=batch, clip=clip):
             rounds[-1].append(one)
             if progress is not None:
                 progress(repeat * cases + len(rounds[-1]), repeats * cases)
     seconds = time.perf_counter() - began
-    answers = [one for found in rounds for one in found]
-    kinds = {k: [a for a in answers if a.task.kind == k] for k in world.KINDS}
+    answers = [one for answers in rounds for one in answers]
+    kinds = {k: [a for a in answers if a.task.kind == k] for k in KINDS}
     measured = {
         "cases": cases,
         "seed": seed,
@@ -149,13 +152,13 @@ def judge(
         "kinds": {k: {"cases": len(v), **_means(v)} for k, v in kinds.items() if v},
     }
     if repeats > 1:
-        measured["by_repeat"] = [_means(found) for found in rounds]
+        measured["by_repeat"] = [_means(answers) for answers in rounds]
     return measured
 
 
 def _means(answers: Sequence[Answer]) -> dict[str, float]:
-    found = [one.measures() for one in answers]
-    return {m: sum(one[m] for one in found) / len(found) for m in found[0]}
+    measures = [answer.measures() for answer in answers]
+    return {m: sum(one[m] for one in measures) / len(measures) for m in measures[0]}
 
 
 def _distinct(answers: Sequence[Answer]) -> float:
@@ -168,7 +171,7 @@ def _intervals(answers: Sequence[Answer]) -> dict[str, float]:
     by_case = defaultdict(list)
     for one in answers:
         by_case[one.number].append(one)
-    means = [_means(own) for own in by_case.values()]
-    values = torch.tensor([list(own.values()) for own in means], dtype=torch.float64)
+    means = [_means(answers) for answers in by_case.values()]
+    values = torch.tensor([list(mean.values()) for mean in means], dtype=torch.float64)
     widths = 1.96 * values.std(dim=0, correction=0).clamp_min(1e-6) / math.sqrt(len(means))
     return dict(zip(means[0], widths.tolist(), strict=True))

@@ -28,17 +28,19 @@ from ..mmp_core.editing import extended, fixed_text, pattern_selected, reopened,
 from ..training.rewards.clip import DEMO_CLIP, ClipScorer
 from ..views.sheet import MASK_SIGN, Word, beside, contact_sheet
 from ..views.trajectory import spread_steps, trajectory_frames
-from . import world
 from .dataset import HELD_OUT
 from .render import render
+from .scenes import COLOURS
+from .tasks import Task
+from .world import task as task_numbered
 
 ROOT = Path(__file__).parents[1]
 _SIDE, _MARGIN, _TEXT = 224, 16, 76
 _VEIL = (0.86, 0.86, 0.88)
 
 
-def held_out_task(kind: str, number: int) -> world.Task:
-    return world.task(HELD_OUT + number, kinds=(kind,))
+def held_out_task(kind: str, number: int) -> Task:
+    return task_numbered(HELD_OUT + number, kinds=(kind,))
 
 
 def panel(picture: Image.Image | None, title: str, words: str) -> Image.Image:
@@ -69,7 +71,7 @@ def state_panel(model: Model, title: str, state: TokenState) -> Image.Image:
     return panel(decode_image(model, state, fill=_VEIL)[0], title, words)
 
 
-def run_panels(model: Model, task: world.Task, moments: tuple[float, ...]) -> list[Image.Image]:
+def run_panels(model: Model, task: Task, moments: tuple[float, ...]) -> list[Image.Image]:
     """The input with its instruction, the half-denoised pairs at ``moments``, and the result."""
     before = None if task.before is None else render(task.before)
     trajectory = denoise(model, encode_instruction(model, task.instruction, before))
@@ -86,8 +88,8 @@ def result_panel(model: Model, prompt: Prompt, title: str, **settings: Any) -> I
     return panel(decode_image(model, final)[0], title, decode_text(model, final)[0])
 
 
-def edit_prompt(model: Model, task: world.Task, **more: Any) -> Prompt:
-    return encode_instruction(model, task.instruction, render(task.before), **more)
+def edit_prompt(model: Model, task: Task, **more: Any) -> Prompt:
+    return encode_instruction(model, task.instruction, render(task.source), **more)
 
 
 def watch_it_think(model: Model) -> Image.Image:
@@ -98,7 +100,7 @@ def watch_it_think(model: Model) -> Image.Image:
 def inpaint(model: Model) -> Image.Image:
     task, mask = held_out_task("replace", 5), Image.new("L", (128, 128))
     mask.paste(255, (96, 32, 128, 64))
-    before = render(task.before)
+    before = render(task.source)
     veiled = Image.composite(Image.new("RGB", before.size, "#e05a9b"), before, mask)
     return side_by_side(
         [
@@ -115,7 +117,7 @@ def outpaint(model: Model) -> Image.Image:
     final = denoise(model, wider).final
     picture = decode_image(model, final)[0].resize((_SIDE * 5 // 4, _SIDE))
     result = beside(picture, [Word(w) for w in decode_text(model, final)[0].split()], "result")
-    first = panel(render(task.before), "input", f"“{task.instruction}”")
+    first = panel(render(task.source), "input", f"“{task.instruction}”")
     sheet = Image.new("RGB", (first.width + result.width + 3 * _MARGIN, first.height), "white")
     sheet.paste(first, (_MARGIN, 0))
     sheet.paste(result, (first.width + 2 * _MARGIN, 16))
@@ -130,7 +132,7 @@ def fix_the_plan(model: Model) -> Image.Image:
     start = TokenState(text, prompt.initial.image)
     return side_by_side(
         [
-            panel(render(task.before), "input", f"“{task.instruction}”"),
+            panel(render(task.source), "input", f"“{task.instruction}”"),
             result_panel(model, prompt, "its own plan"),
             result_panel(model, prompt.without_instruction().starting_from(start), "your plan"),
         ]
@@ -145,7 +147,7 @@ def explain(model: Model) -> Image.Image:
     explained = denoise(model, prompt.starting_from(given), record=0).final
     return side_by_side(
         [
-            panel(render(task.before), "before", ""),
+            panel(render(task.source), "before", ""),
             panel(decode_image(model, after)[0], "after", ""),
             panel(None, "explained", decode_text(model, explained)[0]),
         ]
@@ -156,7 +158,7 @@ def stop_keep_and_redraw(model: Model) -> Image.Image:
     task = held_out_task("recolour", 4)
     prompt = edit_prompt(model, task)
     half = denoise(model, prompt).at(0.9).after
-    colours = pattern_selected(text_pieces(model, half)[0], "|".join(world.COLOURS))
+    colours = pattern_selected(text_pieces(model, half)[0], "|".join(COLOURS))
     cells = torch.zeros(1, *half.grid, dtype=torch.bool)
     cells[:, 1, 2] = True
     kept = reopened(half, text=torch.tensor([colours]), image=cells)

@@ -9,7 +9,8 @@ from ..training.data.dataset import EditDataset
 from ..training.data.items import Item, Picture
 from . import world
 from .render import PATCH, render
-from .world import Scene, Task
+from .scenes import Scene
+from .tasks import Task
 
 
 def world_dataset(count: int, first: int = 0) -> EditDataset:

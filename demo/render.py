@@ -8,7 +8,7 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .world import BACKGROUNDS, CONTENTS, Object, Scene
+from .scenes import BACKGROUNDS, CONTENTS, Object, Scene
 
 PATCH = 32
 _SCALE = 8

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import permutations
 
 import torch
 from PIL import Image
@@ -12,11 +11,10 @@ from torch import Tensor
 from ..mmp_core.errors import InputError
 from ..mmp_core.variants.base import UNDECIDED
 from ..training.cases import Pair
-from . import world
 from .checker import check, parse_codes
-from .world import CONTENTS, Cell, Object, Scene, Task
-
-_MOST_OBJECTS = 3
+from .kinds import KINDS
+from .scenes import BACKGROUNDS, CONTENTS, Grid, Scene
+from .tasks import Task
 
 
 class CheckerReward:
@@ -53,74 +51,19 @@ def sentences(task: Task, picture: Image.Image) -> Iterator[str]:
     """What the world can truly say about how ``picture`` differs from the task's input, or, for
     generation, about what it shows. Nothing where it is no scene or no single edit leads to it."""
     scene = read_scene(picture, task.after.grid)
-    if scene is None:
-        return
-    if task.before is None:
-        yield from _descriptions(scene)
-    elif scene.background != task.before.background:
-        if scene.cells == task.before.cells:
-            yield from _reasoned("the background becomes", scene.background)
-    else:
-        yield from _edits(task.before, scene)
+    if scene is not None:
+        for kind in KINDS.values():
+            if kind.edits == (task.before is not None):
+                yield from kind.sentences(task.before or scene, scene)
 
 
-def read_scene(picture: Image.Image, grid: tuple[int, int]) -> Scene | None:
+def read_scene(picture: Image.Image, grid: Grid) -> Scene | None:
     """The scene that ``picture`` shows; ``None`` where its cells differ in background."""
     backgrounds, contents = divmod(parse_codes(picture, grid), len(CONTENTS))
     if (backgrounds != backgrounds.flat[0]).any():
         return None
     cells = tuple(tuple(CONTENTS[c] for c in row) for row in contents)
-    return Scene(world.BACKGROUNDS[backgrounds.flat[0]], cells)
-
-
-def _descriptions(scene: Scene) -> Iterator[str]:
-    objects = scene.objects()
-    if 1 <= len(objects) <= _MOST_OBJECTS:
-        for order in permutations(objects.items()):
-            said = " and ".join(f"{world.a(item)} at {world.place(cell)}" for cell, item in order)
-            yield f"{said} on {scene.background} ."
-
-
-def _edits(before: Scene, after: Scene) -> Iterator[str]:
-    height, width = before.grid
-    everywhere = ((r, c) for r in range(height) for c in range(width))
-    changed = {c: (before.at(c), after.at(c)) for c in everywhere if before.at(c) != after.at(c)}
-    if all(new is None for _, new in changed.values()):
-        yield from _removals(before, set(changed))
-    if len(changed) == 1:
-        ((cell, (old, new)),) = changed.items()
-        yield from _change(cell, old, new)
-    if len(changed) == 2:
-        a, b = changed
-        for start, end in ((a, b), (b, a)):
-            item = before.at(start)
-            if item and changed[start][1] is None and changed[end] == (None, item):
-                yield f"{world.object_at(start, item)} moves to {world.place(end)} ."
-
-
-def _change(cell: Cell, old: Object | None, new: Object | None) -> Iterator[str]:
-    if old is None:
-        yield f"{world.a(new)} appears at {world.place(cell)} ."
-    elif new is None:
-        yield f"{world.object_at(cell, old)} goes away ."
-    else:
-        yield f"{world.object_at(cell, old)} becomes {world.a(new)} ."
-        if old[0] == new[0]:
-            yield from _reasoned(f"{world.object_at(cell, old)} becomes", new[1])
-
-
-def _removals(before: Scene, gone: set[Cell]) -> Iterator[str]:
-    names = {c: f"{c} objects" for c in world.COLOURS} | world.PLURALS
-    for group, plural in names.items():
-        if gone and gone == {c for c, item in before.objects().items() if group in item}:
-            yield f"{len(gone)} {plural} go away ."
-
-
-def _reasoned(change: str, colour: str) -> Iterator[str]:
-    yield f"{change} {colour} ."
-    for thing in world.THINGS[colour]:
-        verb = "is" if thing in world.SINGULAR else "are"
-        yield f"{thing} {verb} {colour} , so {change} {colour} ."
+    return Scene(BACKGROUNDS[backgrounds.flat[0]], cells)
 
 
 def _words(text: str) -> list[str]:

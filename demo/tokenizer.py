@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..mmp_core.variants.mmada_parallel_a import EDIT, GENERATE
-from . import world
+from .scenes import BACKGROUNDS, CONTENTS
+from .world import words
 
 _FIRST = ("<|endoftext|>", "<|startoftext|>", "<|unk|>")
 _STRUCTURE = (
@@ -24,7 +25,7 @@ _STRUCTURE = (
     "</user>",
     "<|pad|>",
 )
-CODES = len(world.BACKGROUNDS) * len(world.CONTENTS)
+CODES = len(BACKGROUNDS) * len(CONTENTS)
 TEXT_LENGTH = 21
 
 
@@ -33,7 +34,7 @@ def vocabulary() -> dict[str, int]:
 
     Each system prompt is one token: in this small world it carries one bit.
     """
-    return {w: i for i, w in enumerate((*_FIRST, EDIT, GENERATE, *world.words(), *_STRUCTURE))}
+    return {w: i for i, w in enumerate((*_FIRST, EDIT, GENERATE, *words(), *_STRUCTURE))}
 
 
 def model_config(**sizes: int) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..mmp_core.image.tokenizer import AmusedVQ
 from .render import PATCH, patches
+from .scenes import BACKGROUNDS, COLOURS, CONTENTS, SHAPES
 from .tokenizer import CODES
-from .world import BACKGROUNDS, COLOURS, CONTENTS, SHAPES
 
 WIDTH = 1 + len(SHAPES) + len(COLOURS) + len(BACKGROUNDS)
 _LEVELS = 6
@@ -57,10 +57,11 @@ def codebook() -> Tensor:
     for code in range(CODES):
         background, content = divmod(code, len(CONTENTS))
         rows[code, 1 + len(SHAPES) + len(COLOURS) + background] = 1
-        if CONTENTS[content] is None:
+        item = CONTENTS[content]
+        if item is None:
             rows[code, 0] = 1
         else:
-            shape, colour = CONTENTS[content]
+            shape, colour = item
             rows[code, 1 + SHAPES.index(shape)] = 1
             rows[code, 1 + len(SHAPES) + COLOURS.index(colour)] = 1
     return rows
@@ -91,8 +92,7 @@ def train_vq(
     torch.manual_seed(seed)
     model = AmusedVQ(vq_config()).to(device)
     with torch.no_grad():
-        model.quantize.embedding.weight.copy_(codebook())
-
+        model.get_parameter("quantize.embedding.weight").copy_(codebook())
     known = pixels_of(torch.arange(CODES, device=device).view(-1, 1, 1)).flatten(1)
 
     def encoder_error(codes: Tensor, pixels: Tensor) -> Tensor:
@@ -122,8 +122,8 @@ def regress(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-4, total_steps=steps)
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.98))
     for step in range(steps):
-        grid = tuple(rng.choice([3, 4, 4, 5], 2))
-        codes = random_codes(rng, max(2, 80 // (grid[0] * grid[1])), grid)
+        height, width = rng.choice([3, 4, 4, 5], 2)
+        codes = random_codes(rng, max(2, 80 // (height * width)), (height, width))
         codes = torch.from_numpy(codes).to(device)
         loss = error(codes, pixels_of(codes))
         optimizer.zero_grad(set_to_none=True)

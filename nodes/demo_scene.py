@@ -5,12 +5,12 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..demo.dataset import HELD_OUT
+from ..demo.kinds import EDITS
 from ..demo.render import render
-from ..demo.world import KINDS, task
+from ..demo.world import task
 from .types import CATEGORY
 
 _ANY = "any"
-_EDITS = tuple(kind for kind in KINDS if kind != "generate")
 
 
 class DemoScene(io.ComfyNode):
@@ -34,7 +34,7 @@ class DemoScene(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "edit",
-                    options=[_ANY, *_EDITS],
+                    options=[_ANY, *EDITS],
                     default=_ANY,
                     tooltip="What the suggested instruction asks for.",
                 ),
@@ -51,8 +51,8 @@ class DemoScene(io.ComfyNode):
 
     @classmethod
     def execute(cls, seed: int, edit: str) -> io.NodeOutput:
-        chosen = task(HELD_OUT + seed, kinds=_EDITS if edit == _ANY else (edit,))
-        pixels = np.asarray(render(chosen.before), dtype=np.float32) / 255
+        chosen = task(HELD_OUT + seed, kinds=EDITS if edit == _ANY else (edit,))
+        pixels = np.asarray(render(chosen.source), dtype=np.float32) / 255
         image = torch.from_numpy(pixels)[None]
         shown = {
             **ui.PreviewImage(image, cls=cls).as_dict(),

@@ -24,9 +24,9 @@ _SCENE = """\
 import sys
 from mmada_parallel.demo.dataset import HELD_OUT
 from mmada_parallel.demo.render import render
-from mmada_parallel.demo.world import KINDS, task
-kinds = tuple(kind for kind in KINDS if kind != "generate")
-render(task(HELD_OUT + int(sys.argv[1]), kinds=kinds).before).save(sys.argv[2])
+from mmada_parallel.demo.kinds import EDITS
+from mmada_parallel.demo.world import task
+render(task(HELD_OUT + int(sys.argv[1]), kinds=EDITS).before).save(sys.argv[2])
 """
 
 

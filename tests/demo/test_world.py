@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mmada_parallel.demo import world
 from mmada_parallel.demo.checker import apply_sentence, check, parse_codes
+from mmada_parallel.demo.kinds import EDITS
 from mmada_parallel.demo.render import render
+from mmada_parallel.demo.scenes import random_scene
 
 seeds = st.integers(0, 2**40)
 
@@ -20,7 +22,7 @@ def test_right_answers_are_right(seed, grid):
 
 @given(seeds)
 def test_copying_the_input_is_wrong_but_keeps_everything(seed):
-    task = world.task(seed, kinds=tuple(k for k in world.KINDS if k != "generate"))
+    task = world.task(seed, kinds=EDITS)
     verdict = check(task, render(task.before), task.sentence)
     assert not verdict.picture and not verdict.agree
     assert verdict.sentence and verdict.kept == 1
@@ -36,7 +38,7 @@ def test_sentence_of_another_task_does_not_agree(seed, other):
 
 @given(seeds)
 def test_pixels_are_read_back_at_any_size(seed):
-    scene = world.random_scene(random.Random(seed), (4, 4))
+    scene = random_scene(random.Random(seed), (4, 4))
     picture = render(scene)
     for size in (picture.size, (300, 300), (96, 96)):
         assert parse_codes(picture.resize(size), (4, 4)).tolist() == scene.codes()
@@ -53,7 +55,7 @@ def test_pixels_are_read_back_at_any_size(seed):
     ],
 )
 def test_nonsense_describes_nothing(sentence):
-    scene = world.random_scene(random.Random(3), (4, 4))
+    scene = random_scene(random.Random(3), (4, 4))
     assert apply_sentence(sentence, scene, (4, 4)) is None
 
 

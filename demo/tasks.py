@@ -1,0 +1,71 @@
+"""A task of the toy world, and what each kind of task has to say about itself."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .scenes import Scene
+
+Result = tuple[str, Scene]
+"""A sentence and the scene that it leads to."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One held-out or training case. ``before`` is ``None`` for generation from words alone.
+
+    ``others``: results that are as right as ``after``, where the instruction leaves it open.
+    """
+
+    kind: str
+    instruction: str
+    before: Scene | None
+    sentence: str
+    after: Scene
+    others: tuple[Scene, ...] = ()
+
+    @property
+    def source(self) -> Scene:
+        """The scene to edit. Raises ``ValueError`` for generation."""
+        if self.before is None:
+            raise ValueError(f"{self.instruction!r} edits no scene.")
+        return self.before
+
+
+class Kind:
+    """A kind of task: takes a scene and gives tasks with exactly one right result each.
+
+    ``form``: regular expression of its sentences, without the full stop; ``apply`` takes its
+    groups. ``edits``: whether there is a scene to edit; else only its grid is used. ``words``: what
+    is said beside objects, colours and places.
+    """
+
+    name: ClassVar[str]
+    form: ClassVar[str]
+    words: ClassVar[str]
+    edits: ClassVar[bool] = True
+
+    def make(self, rng: random.Random, scene: Scene) -> Task:
+        raise NotImplementedError
+
+    def apply(self, scene: Scene, *groups: str) -> Scene | None:
+        """The scene after a sentence of this kind; ``None`` where it makes no sense there."""
+        raise NotImplementedError
+
+    def sentences(self, before: Scene, after: Scene) -> Iterator[str]:
+        """All sentences of this kind that lead from ``before`` to ``after``."""
+        raise NotImplementedError
+
+    def task(self, scene: Scene, instruction: str, sentence: str, after: Scene) -> Task:
+        return Task(self.name, instruction, scene if self.edits else None, f"{sentence} .", after)
+
+
+class OpenKind(Kind):
+    """A kind whose instruction may leave something open: where, which one, or what colour."""
+
+    def open(self, rng: random.Random, scene: Scene) -> tuple[str, list[Result]]:
+        """An instruction with several right results, and all of them."""
+        raise NotImplementedError
