@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,7 @@ from ..model.transformer import KeyValueCache, MaskedDiffusionTransformer
 from ..state import MASKED, Step
 from ..variants.base import ModelInput
 from .plan import StepTargets
-from .positions import MaskedPositions, masked_counts
+from .positions import MaskedPositions
 
 REFRESH_EVERY = 4
 """Image steps from one refresh of a whole branch to the next (ML-Cache: 5). All branches are
@@ -34,25 +33,6 @@ by certainty as in ML-Cache)."""
 
 Masked = tuple[int, int]
 """Masked text and image tokens of one sample."""
-
-
-@dataclass(frozen=True)
-class StepQuery:
-    """What a step asks of the model. ``last``: the step before."""
-
-    targets: StepTargets
-    last: Step
-
-    @cached_property
-    def masked(self) -> list[Masked]:
-        """Per sample; counted on the device, which costs a synchronisation, where the plan does not
-        know."""
-        text, image = self.targets.text_masked, self.targets.image_masked
-        if text is None:
-            text = masked_counts(self.last.after.text)
-        if image is None:
-            image = masked_counts(self.last.after.image)
-        return list(zip(text, image, strict=True))
 
 
 @dataclass
@@ -114,19 +94,19 @@ class CachePolicy:
         model_input: ModelInput,
         cache: BranchCache,
         ids: Tensor,
-        query: StepQuery,
+        targets: StepTargets,
     ) -> Tensor | None:
         """(B, n) positions of ``ids`` (B, L) to compute, ``L`` for none; ``None`` for all.
 
         How many there are is known without reading anything back from the device.
         """
-        targets, length = query.targets, ids.shape[1]
+        length = ids.shape[1]
         text = targets.text.positions if targets.text and branch in self.text_branches else None
         image = targets.image.positions if targets.image and branch in self.image_branches else None
-        wanted = self._wanted(model_input, cache, ids, text, image, query.last)
+        wanted = self._wanted(model_input, cache, ids, text, image, targets.last)
         tokens = len(model_input.text_positions), len(model_input.image_positions)
         sizes = []
-        for i, (runs, masked) in enumerate(zip(cache.runs, query.masked, strict=True)):
+        for i, (runs, masked) in enumerate(zip(cache.runs, targets.masked, strict=True)):
             predicted = text.counts[i] if text else 0, image.counts[i] if image else 0
             size = self._size(runs, masked, tokens, predicted, length) if any(predicted) else 0
             if size in (0, length):

@@ -9,11 +9,10 @@ import torch
 
 from ..errors import InputError
 from ..state import MASKED, Prompt, Step, TokenState, Trajectory
-from .cache import StepQuery
 from .policies import DenoisingModel, Policies, corrected_policies
 from .predictor import Predictor
 from .schedule import spread
-from .selection import unchanged
+from .selection import TokenUpdate
 from .settings import SamplerSettings
 from .upstream import upstream_policies
 
@@ -66,22 +65,19 @@ def denoise(
 
 def take_step(predictor: Predictor, policies: Policies, index: int, last: Step) -> Step:
     """The step at position ``index`` of the plan, from the state after ``last``."""
-    plan, guidance, selection = policies.plan, policies.guidance, policies.selection
-    planned, state = plan.steps[index], last.after
-    targets = plan.targets(index, state)
-    outputs = predictor.outputs(state, StepQuery(targets, last))
-    text = unchanged(state.text, last.guess.text, last.text_confidence)
-    if targets.text is not None:
-        logits = partial(guidance.text_logits, outputs)
-        text = selection.text(targets.text.positions, text, logits, targets.text.count, planned)
+    guidance, selection, state = policies.guidance, policies.selection, last.after
+    targets = policies.plan.targets(index, last)
+    outputs = predictor.outputs(state, targets)
+    text = TokenUpdate.none(state.text, last.guess.text, last.text_confidence)
+    if targets.text:
+        text = selection.text(targets.text, text, partial(guidance.text_logits, outputs))
     updated = TokenState(text.after, state.image)
-    codes, grid = state.image.flatten(1), state.image.shape
-    image = unchanged(codes, last.guess.image.flatten(1), last.image_confidence.flatten(1))
-    if targets.image is not None:
+    codes = (state.image, last.guess.image, last.image_confidence)
+    image = TokenUpdate.none(*(tokens.flatten(1) for tokens in codes))
+    if targets.image:
         logits = partial(guidance.image_logits, outputs, updated)
-        image = selection.image(
-            targets.image.positions, image, logits, targets.image.count, planned
-        )
+        image = selection.image(targets.image, image, logits)
+    grid = state.image.shape
     return Step(
         index=index,
         state=state,

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ..state import MASKED, TokenState
-from .positions import MaskedPositions
+from ..state import MASKED, Step
+from .positions import MaskedPositions, masked_counts
 from .schedule import Counts, PlannedStep
 
-_COUNTS = (
-    "text_quota",
-    "text_predicted",
-    "text_masked_after",
-    "image_predicted",
-    "image_masked_after",
-)
+_AFTER = ("text_masked_after", "image_masked_after")
+_COUNTS = ("text_quota", "text_predicted", "image_predicted", *_AFTER)
+_LEFT_ALONE = 2**62
+"""Stands for the tokens still masked after a step that leaves a modality alone."""
 
 
 @dataclass(frozen=True)
@@ -26,33 +24,44 @@ class Targets:
     """What one step has to unmask of one modality.
 
     ``positions``: those to predict. ``count``: (B,) int64 on the device; of text how many to
-    unmask, of the image how many stay masked.
+    unmask, of the image how many stay masked. ``noise``: scale of the noise on confidences.
     """
 
     positions: MaskedPositions
     count: Tensor
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)
 class StepTargets:
     """What one step has to unmask; ``None`` for a modality that it leaves alone.
 
-    ``text_masked``, ``image_masked``: tokens masked before the step, per sample; ``None`` where the
-    plan does not know.
+    ``last``: the step before. ``planned``: masked text and image tokens before the step, per
+    sample, as far as the plan knows them.
     """
 
     text: Targets | None
     image: Targets | None
-    text_masked: Counts | None
-    image_masked: Counts | None
+    last: Step
+    planned: tuple[Counts | None, Counts | None]
+
+    @cached_property
+    def masked(self) -> list[tuple[int, int]]:
+        """Masked text and image tokens of each sample before the step; read back from the device
+        where the plan does not know them."""
+        tokens = self.last.after.text, self.last.after.image
+        text, image = (
+            masked_counts(ids) if counts is None else counts
+            for ids, counts in zip(tokens, self.planned, strict=True)
+        )
+        return list(zip(text, image, strict=True))
 
 
 @dataclass(frozen=True)
 class Plan:
     """All steps of a run, in order.
 
-    ``counts``: what each step counts, as (S, B) int64 on the model's device; 0 where it has
-    ``None``.
+    ``counts``: what they count, by name: (S, B) int64 on the model's device.
     """
 
     steps: tuple[PlannedStep, ...]
@@ -63,8 +72,9 @@ class Plan:
         """``steps`` for ``batch`` samples, with their counts on ``device``."""
         counts = {}
         for name in _COUNTS:
-            rows = [getattr(step, name) or (0,) * batch for step in steps]
-            counts[name] = torch.tensor(rows, dtype=torch.int64).view(-1, batch).to(device)
+            values = [getattr(step, name) or (_LEFT_ALONE,) * batch for step in steps]
+            table = torch.tensor(values, dtype=torch.int64).view(-1, batch)
+            counts[name] = table.to(device)
         return cls(tuple(steps), counts)
 
     def __len__(self) -> int:
@@ -72,58 +82,52 @@ class Plan:
 
     def for_samples(self, samples: slice) -> Plan:
         """The same steps for some samples of the batch."""
-        steps = tuple(step.for_samples(samples) for step in self.steps)
+        steps = (
+            replace(step, **{n: v[samples] for n, v in vars(step).items() if isinstance(v, tuple)})
+            for step in self.steps
+        )
         counts = {name: table[:, samples] for name, table in self.counts.items()}
-        return replace(self, steps=steps, counts=counts)
+        return replace(self, steps=tuple(steps), counts=counts)
 
-    def targets(self, index: int, state: TokenState) -> StepTargets:
-        """What the step at ``index`` has to unmask of ``state``."""
-        step, codes, text, image = self.steps[index], state.image.flatten(1), None, None
-        counts = {name: table[index] for name, table in self.counts.items()}
+    def targets(self, index: int, last: Step) -> StepTargets:
+        """What the step at ``index`` has to unmask after ``last``."""
+        step, text, image = self.steps[index], None, None
         if step.text_quota is not None:
-            positions = MaskedPositions.of(
-                state.text, step.text_predicted, counts["text_predicted"]
-            )
-            text = Targets(positions, counts["text_quota"])
-        if step.image_masked_after is not None and codes.shape[1]:
-            positions = MaskedPositions.of(codes, step.image_predicted, counts["image_predicted"])
-            image = Targets(positions, counts["image_masked_after"])
-        return StepTargets(text, image, step.text_masked_before, step.image_masked_before)
+            text = self._predicted(index, "text", last.after.text, "text_quota")
+        if step.image_masked_after is not None:
+            codes = last.after.image.flatten(1)
+            image = self._predicted(index, "image", codes, "image_masked_after", step.image_noise)
+        return StepTargets(text, image, last, (step.text_masked_before, step.image_masked_before))
+
+    def _predicted(
+        self, index: int, modality: str, tokens: Tensor, count: str, noise: float = 0.0
+    ) -> Targets | None:
+        """``None`` where it is known that there is nothing to predict."""
+        name = f"{modality}_predicted"
+        counts = getattr(self.steps[index], name)
+        if not tokens.shape[1] or (counts is not None and not any(counts)):
+            return None
+        positions = MaskedPositions.of(tokens, counts, self.counts[name][index])
+        return Targets(positions, self.counts[count][index], noise)
 
 
 class AdaptivePlan(Plan):
     """A plan for a selection that may run ahead of it: only samples and modalities that are behind
     are predicted. Which they are is read back from the device once a step."""
 
-    def targets(self, index: int, state: TokenState) -> StepTargets:
-        step, codes, text, image = self.steps[index], state.image.flatten(1), None, None
+    def targets(self, index: int, last: Step) -> StepTargets:
+        step, text, image = self.steps[index], None, None
         if step.text_quota is not None and step.text_masked_before is None:
-            return super().targets(index, state)  # how far the plan is is not known
-        masked = torch.stack([(tokens == MASKED).sum(dim=1) for tokens in (state.text, codes)])
-        text_masked, image_masked = (tuple(counts) for counts in masked.tolist())
-        text_after = self.counts["text_masked_after"][index]
-        image_after = self.counts["image_masked_after"][index]
-        positions = _behind(state.text, text_masked, masked[0], step.text_masked_after, text_after)
-        if positions:
-            text = Targets(positions, (masked[0] - text_after).clamp_min(0))
-        positions = _behind(codes, image_masked, masked[1], step.image_masked_after, image_after)
-        if positions:
-            image = Targets(positions, image_after)
-        return StepTargets(text, image, text_masked, image_masked)
-
-
-def _behind(
-    tokens: Tensor,
-    masked: Counts,
-    masked_on_device: Tensor,
-    planned: Counts | None,
-    planned_on_device: Tensor,
-) -> MaskedPositions | None:
-    """The masked positions of those samples that have more of them than planned, if any."""
-    if planned is None:
-        return None
-    counts = tuple(n if n > keep else 0 for n, keep in zip(masked, planned, strict=True))
-    if not any(counts):
-        return None
-    on_device = torch.where(masked_on_device > planned_on_device, masked_on_device, 0)
-    return MaskedPositions.of(tokens, counts, on_device)
+            return super().targets(index, last)  # whether the run is ahead is not known
+        tokens = last.after.text, last.after.image.flatten(1)
+        masked = torch.stack([(ids == MASKED).sum(dim=1) for ids in tokens])
+        after = torch.stack([self.counts[name][index] for name in _AFTER])
+        behind = torch.where(masked > after, masked, 0)
+        counts, (text_behind, image_behind) = torch.stack((masked, behind)).tolist()
+        if any(text_behind):
+            positions = MaskedPositions.of(tokens[0], text_behind, behind[0])
+            text = Targets(positions, (masked[0] - after[0]).clamp_min(0))
+        if any(image_behind):
+            positions = MaskedPositions.of(tokens[1], image_behind, behind[1])
+            image = Targets(positions, after[1], step.image_noise)
+        return StepTargets(text, image, last, (tuple(counts[0]), tuple(counts[1])))

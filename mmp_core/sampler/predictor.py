@@ -11,7 +11,8 @@ from ..model.graphs import forward_of
 from ..model.transformer import MaskedDiffusionTransformer
 from ..state import MASKED, TokenState
 from ..variants.base import Layout, ModelInput
-from .cache import BranchCache, CachePolicy, StepQuery
+from .cache import BranchCache, CachePolicy
+from .plan import StepTargets
 
 
 class Predictor:
@@ -34,9 +35,9 @@ class Predictor:
             name: BranchCache(branch.ids.shape[0]) for name, branch in branches.items()
         }
 
-    def outputs(self, state: TokenState, query: StepQuery | None = None) -> BranchOutputs:
-        """``query``: all that will be asked of the outputs; without it anything may be."""
-        return BranchOutputs(self, state, query)
+    def outputs(self, state: TokenState, targets: StepTargets | None = None) -> BranchOutputs:
+        """``targets``: all that will be asked of the outputs; without it anything may be."""
+        return BranchOutputs(self, state, targets)
 
     def ids(self, branch: str, state: TokenState) -> Tensor:
         """The model's input (B, L) for ``state`` in ``branch``."""
@@ -47,21 +48,21 @@ class Predictor:
         ids = sequence.ids.index_copy(1, sequence.image_positions, image)
         return ids.index_copy(1, sequence.text_positions, text)
 
-    def hidden(self, branch: str, state: TokenState, query: StepQuery | None) -> Tensor:
+    def hidden(self, branch: str, state: TokenState, targets: StepTargets | None) -> Tensor:
         """Normed hidden states (B, L, d_model)."""
         ids = self.ids(branch, state)
-        if self.cache is None or query is None:
+        if self.cache is None or targets is None:
             return self.forward(ids)
         cache = self.branch_caches[branch]
-        positions = self.cache.positions(branch, self.branches[branch], cache, ids, query)
+        positions = self.cache.positions(branch, self.branches[branch], cache, ids, targets)
         return cache.renew(self.transformer, ids, positions)
 
 
 class BranchOutputs:
     """One state as seen by the model. Each branch is run at most once, when first asked for."""
 
-    def __init__(self, predictor: Predictor, state: TokenState, query: StepQuery | None):
-        self.predictor, self.state, self.query = predictor, state, query
+    def __init__(self, predictor: Predictor, state: TokenState, targets: StepTargets | None):
+        self.predictor, self.state, self.targets = predictor, state, targets
         self._hidden: dict[str, Tensor] = {}
 
     def text_logits(self, branch: str, index: Tensor, choices: slice) -> Tensor:
@@ -82,6 +83,6 @@ class BranchOutputs:
 
     def _hidden_at(self, branch: str, positions: Tensor) -> Tensor:
         if branch not in self._hidden:
-            self._hidden[branch] = self.predictor.hidden(branch, self.state, self.query)
+            self._hidden[branch] = self.predictor.hidden(branch, self.state, self.targets)
         hidden = self._hidden[branch]
         return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -69,16 +69,6 @@ class PlannedStep:
     def image_predicted(self) -> Counts | None:
         """Masked image positions to predict: all, or 0 for a sample of which none is unmasked."""
         return _changing(self.image_masked_before, self.image_masked_after)
-
-    def for_samples(self, samples: slice) -> PlannedStep:
-        """The step for some samples of the batch, without the modality that none of them needs."""
-        values = ((field.name, getattr(self, field.name)) for field in fields(self))
-        step = replace(self, **{n: v[samples] for n, v in values if isinstance(v, tuple)})
-        if step.text_predicted is not None and not any(step.text_predicted):
-            step = replace(step, text_quota=None)
-        if step.image_predicted is not None and not any(step.image_predicted):
-            step = replace(step, image_masked_after=None)
-        return step
 
 
 def corrected_steps(text: Counts, image: Counts, settings: SamplerSettings) -> list[PlannedStep]:

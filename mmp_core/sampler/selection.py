@@ -12,9 +12,9 @@ from torch import Tensor
 from ..model.kernels import ImageLogits, TextLogits
 from ..model.kernels.plain import gumbel
 from ..state import MASKED, TokenState
+from .plan import Targets
 from .positions import Generators, MaskedPositions
 from .remasking import REMASKING
-from .schedule import PlannedStep
 from .settings import SamplerSettings
 
 SURE = 0.9
@@ -39,32 +39,45 @@ class TokenUpdate:
     revealed: Tensor
     after: Tensor
 
+    @classmethod
+    def none(cls, tokens: Tensor, guess: Tensor, confidence: Tensor) -> TokenUpdate:
+        """``tokens`` as they are, with the last guess and confidence where masked."""
+        masked = tokens == MASKED
+        return cls(
+            guess=torch.where(masked, guess, tokens),
+            confidence=torch.where(masked, confidence, 1.0),
+            revealed=torch.zeros_like(masked),
+            after=tokens,
+        )
+
+    def at(
+        self, positions: MaskedPositions, tokens: Tensor, confidence: Tensor, revealed: Tensor
+    ) -> TokenUpdate:
+        """This, replaced at ``positions`` by what was predicted there, (B, n) each."""
+        guess = positions.fill(tokens, self.guess)
+        revealed = positions.fill(revealed, self.revealed)
+        return TokenUpdate(
+            guess=guess,
+            confidence=positions.fill(confidence.float(), self.confidence),
+            revealed=revealed,
+            after=torch.where(revealed, guess, positions.tokens),
+        )
+
 
 class Selection(Protocol[Text, Image]):
     """Turns logits into tokens and chooses those that are unmasked.
 
-    ``Text`` and ``Image``: the logits it takes, which a guidance must give. ``positions``: those to
-    predict. ``before``: no update, with the last guess, which stays at other positions.
-    ``logits``: positions (B, n) to their logits; calling it runs the model, so call it only where
-    needed. ``quota``, ``masked``: (B,) int64 on the model's device; see :class:`.plan.Targets`.
+    ``Text`` and ``Image``: the logits it takes, which the guidance must give. ``before``: no
+    update, with the last guess, which stays at positions that are not predicted. ``logits``:
+    positions (B, n) to their logits; calling it runs the model, so call it only where needed.
     """
 
     def text(
-        self,
-        positions: MaskedPositions,
-        before: TokenUpdate,
-        logits: Callable[[Tensor], Text],
-        quota: Tensor,
-        step: PlannedStep,
+        self, targets: Targets, before: TokenUpdate, logits: Callable[[Tensor], Text]
     ) -> TokenUpdate: ...
 
     def image(
-        self,
-        positions: MaskedPositions,
-        before: TokenUpdate,
-        logits: Callable[[Tensor], Image],
-        masked: Tensor,
-        step: PlannedStep,
+        self, targets: Targets, before: TokenUpdate, logits: Callable[[Tensor], Image]
     ) -> TokenUpdate: ...
 
     def finish(self, state: TokenState, guess: TokenState) -> TokenState:
@@ -85,36 +98,28 @@ class CorrectedSelection:
         self.settings, self.generators, self.sure = settings, generators, sure
 
     def text(
-        self,
-        positions: MaskedPositions,
-        before: TokenUpdate,
-        logits: Callable[[Tensor], TextLogits],
-        quota: Tensor,
-        step: PlannedStep,
+        self, targets: Targets, before: TokenUpdate, logits: Callable[[Tensor], TextLogits]
     ) -> TokenUpdate:
-        predicted, temperature = logits(positions.index), self.settings.text_temperature
+        positions, temperature = targets.positions, self.settings.text_temperature
+        predicted = logits(positions.index)
         noise = positions.exponential(self.generators, predicted.choices) if temperature else None
         tokens, log_odds = predicted.choose(temperature, noise)
         ranking = REMASKING[self.settings.remasking](positions, log_odds, self.generators)
-        revealed = positions.highest(ranking, quota)
+        revealed = positions.highest(ranking, targets.count)
         return self._update(positions, before, tokens, log_odds.sigmoid(), revealed)
 
     def image(
-        self,
-        positions: MaskedPositions,
-        before: TokenUpdate,
-        logits: Callable[[Tensor], ImageLogits],
-        masked: Tensor,
-        step: PlannedStep,
+        self, targets: Targets, before: TokenUpdate, logits: Callable[[Tensor], ImageLogits]
     ) -> TokenUpdate:
-        predicted, random = logits(positions.index), self.settings.image_temperature
+        positions, random = targets.positions, self.settings.image_temperature
+        predicted = logits(positions.index)
         noise = positions.exponential(self.generators, predicted.choices) if random else None
         tokens, log_p = predicted.choose(noise)
         ranking = log_p
-        if step.image_noise:
+        if targets.noise:
             draws = positions.exponential(self.generators, 1)[..., 0]
-            ranking = log_p + step.image_noise * gumbel(draws)
-        revealed = positions.highest(ranking, positions.valid.sum(dim=1) - masked)
+            ranking = log_p + targets.noise * gumbel(draws)
+        revealed = positions.highest(ranking, positions.valid.sum(dim=1) - targets.count)
         return self._update(positions, before, tokens, log_p.exp(), revealed)
 
     def finish(self, state: TokenState, guess: TokenState) -> TokenState:
@@ -130,33 +135,4 @@ class CorrectedSelection:
     ) -> TokenUpdate:
         if self.sure is not None:
             revealed = revealed | (positions.valid & (probability >= self.sure))
-        return update_at(positions, before, tokens, probability, revealed)
-
-
-def update_at(
-    positions: MaskedPositions,
-    before: TokenUpdate,
-    tokens: Tensor,
-    confidence: Tensor,
-    revealed: Tensor,
-) -> TokenUpdate:
-    """``before``, replaced at ``positions`` by what was predicted there, (B, n) each."""
-    guess = positions.fill(tokens, before.guess)
-    revealed = positions.fill(revealed, before.revealed)
-    return TokenUpdate(
-        guess=guess,
-        confidence=positions.fill(confidence.float(), before.confidence),
-        revealed=revealed,
-        after=torch.where(revealed, guess, positions.tokens),
-    )
-
-
-def unchanged(tokens: Tensor, guess: Tensor, confidence: Tensor) -> TokenUpdate:
-    """No update: ``tokens`` as they are, with the last guess and confidence where masked."""
-    masked = tokens == MASKED
-    return TokenUpdate(
-        guess=torch.where(masked, guess, tokens),
-        confidence=torch.where(masked, confidence, 1.0),
-        revealed=torch.zeros_like(masked),
-        after=tokens,
-    )
+        return before.at(positions, tokens, probability, revealed)

@@ -29,12 +29,12 @@ from ..state import MASKED, Prompt, TokenState
 from ..variants.base import Layout, ModelInput
 from ..variants.mmada_parallel_a import VariantA
 from .guidance import CONDITIONAL
-from .plan import Plan
+from .plan import Plan, Targets
 from .policies import DenoisingModel, Policies
 from .positions import Generators, MaskedPositions, masked_counts, seeded_generators
 from .predictor import BranchOutputs
 from .schedule import Counts, PlannedStep
-from .selection import TokenUpdate, update_at
+from .selection import TokenUpdate
 from .settings import SamplerSettings
 
 Fill = Callable[..., Tensor]
@@ -199,13 +199,9 @@ class UpstreamSelection:
         self.vocabulary, self.dtype = vocabulary, dtype
 
     def text(
-        self,
-        positions: MaskedPositions,
-        before: TokenUpdate,
-        logits: Callable[[Tensor], Tensor],
-        quota: Tensor,
-        step: PlannedStep,
+        self, targets: Targets, before: TokenUpdate, logits: Callable[[Tensor], Tensor]
     ) -> TokenUpdate:
+        positions = targets.positions
         noise = self.text_noise(positions) if self.settings.text_temperature else None
         random = self.text_ranks(positions) if self.settings.remasking == "random" else None
         if not positions.index.shape[1]:
@@ -215,17 +211,13 @@ class UpstreamSelection:
         odds = log_odds(scores.float(), best)
         ranking, confidence = (odds, odds.sigmoid()) if random is None else (random, random)
         tokens = torch.where(best == self.layout.mask_id, MASKED, best)
-        return update_at(positions, before, tokens, confidence, positions.highest(ranking, quota))
+        return before.at(positions, tokens, confidence, positions.highest(ranking, targets.count))
 
     def image(
-        self,
-        positions: MaskedPositions,
-        before: TokenUpdate,
-        logits: Callable[[Tensor], Tensor],
-        masked: Tensor,
-        step: PlannedStep,
+        self, targets: Targets, before: TokenUpdate, logits: Callable[[Tensor], Tensor]
     ) -> TokenUpdate:
-        tokens, undecided = positions.tokens, positions.tokens == MASKED
+        positions, tokens = targets.positions, targets.positions.tokens
+        undecided = tokens == MASKED
         known = torch.finfo(self.dtype).max
         selected = torch.full_like(tokens, known, dtype=self.dtype)
         race, sampled = self.image_race(positions), tokens
@@ -234,8 +226,9 @@ class UpstreamSelection:
             best = (probabilities if race is None else probabilities / race).argmax(dim=-1)
             sampled = positions.fill(best, tokens)
             selected = positions.fill(probabilities.gather(-1, best[..., None])[..., 0], selected)
-        keep = undecided.sum(dim=1).sub(1).minimum(masked).clamp(1).clamp(max=tokens.shape[1] - 1)
-        masking = self.masking(selected, keep[:, None], step.image_noise)
+        keep = undecided.sum(dim=1).sub(1).minimum(targets.count)
+        keep = keep.clamp(1).clamp(max=tokens.shape[1] - 1)
+        masking = self.masking(selected, keep[:, None], targets.noise)
         return TokenUpdate(
             guess=sampled,
             confidence=torch.where(undecided, selected.float(), 1.0),
