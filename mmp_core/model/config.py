@@ -4,7 +4,7 @@ layers."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from ..errors import CheckpointError
@@ -70,16 +70,8 @@ class ModelConfig:
                     f"config.json has {name}={config[name]!r}; this model supports "
                     f"{' or '.join(repr(a) for a in allowed)}."
                 )
-        required = (
-            "d_model",
-            "n_layers",
-            "n_heads",
-            "mlp_hidden_size",
-            "rope_theta",
-            "rms_norm_eps",
-            "mask_token_id",
-            "eos_token_id",
-        )
+        required = [field.name for field in fields(cls) if field.default is MISSING]
+        required = [name for name in required if name not in ("n_kv_heads", "embedding_size")]
         missing = [name for name in required if config.get(name) is None]
         if missing:
             raise CheckpointError(

@@ -42,19 +42,13 @@ class ImageLogits:
 
     def choose(self, exponential: Tensor | None) -> tuple[Tensor, Tensor]:
         """See :func:`.plain.choose_image`."""
-        if self._fit_the_kernel():
-            from .image import choose_image
+        if available(self.logits[0].device):
+            from .image import MOST_BRANCHES, MOST_CODES, choose_image
 
-            with torch.cuda.device_of(self.logits[0]):
-                return choose_image(self.logits, self.scales, exponential)
+            if len(self.logits) <= MOST_BRANCHES and self.choices <= MOST_CODES:
+                with torch.cuda.device_of(self.logits[0]):
+                    return choose_image(self.logits, self.scales, exponential)
         return plain.choose_image(self.guided(), exponential)
-
-    def _fit_the_kernel(self) -> bool:
-        if not available(self.logits[0].device):
-            return False
-        from .image import MOST_BRANCHES, MOST_CODES
-
-        return len(self.logits) <= MOST_BRANCHES and self.choices <= MOST_CODES
 
 
 @dataclass(frozen=True)
@@ -81,24 +75,21 @@ class TextLogits:
 
     def choose(self, temperature: float, exponential: Tensor | None) -> tuple[Tensor, Tensor]:
         """The id at each position and its log-odds; see :func:`.plain.choose_text`."""
-        if not self._fit_the_kernel():
-            words, log_odds = plain.choose_text(self.guided(), temperature, exponential)
-            return words + self.words.start, log_odds
-        from .text import choose_text
-
-        scale, first = self.transformer.logit_scale, self.hidden[0]
-        with torch.cuda.device_of(first), self.transformer.head(first, self.words) as head:
-            words, log_odds = choose_text(
-                self.hidden, self.scales, head, scale, temperature, exponential
-            )
+        words, log_odds = self._choose(temperature, exponential)
         return words + self.words.start, log_odds
 
-    def _fit_the_kernel(self) -> bool:
-        if not available(self.hidden[0].device):
-            return False
-        from .text import DTYPES, MOST_BRANCHES
+    def _choose(self, temperature: float, exponential: Tensor | None) -> tuple[Tensor, Tensor]:
+        first, model = self.hidden[0], self.transformer
+        if available(first.device):
+            from .text import DTYPES, MOST_BRANCHES, choose_text
 
-        return len(self.hidden) <= MOST_BRANCHES and self.hidden[0].dtype in DTYPES
+            if len(self.hidden) <= MOST_BRANCHES and first.dtype in DTYPES:
+                with torch.cuda.device_of(first), model.head(first, self.words) as head:
+                    scale = model.logit_scale
+                    return choose_text(
+                        self.hidden, self.scales, head, scale, temperature, exponential
+                    )
+        return plain.choose_text(self.guided(), temperature, exponential)
 
 
 def available(device: torch.device) -> bool:

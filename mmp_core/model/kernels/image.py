@@ -29,21 +29,11 @@ def choose_image(
     weights = [*scales, *[0.0] * (MOST_BRANCHES - 1 - len(scales))]
     noise = parts[0] if exponential is None else exponential.contiguous()
     block = triton.next_power_of_2(codes)
+    branch = {"BRANCHES": len(logits), "NOISY": exponential is not None, "BLOCK": block}
+    options = {"num_warps": max(1, min(16, block // 1024)), "enable_fp_fusion": False}
+    launch: Any = _image_kernel[(chosen.numel(),)]
     if chosen.numel():
-        launch: Any = _image_kernel[(chosen.numel(),)]
-        launch(
-            *parts,
-            *weights,
-            noise,
-            chosen,
-            log_p,
-            codes,
-            BRANCHES=len(logits),
-            NOISY=exponential is not None,
-            BLOCK=block,
-            num_warps=max(1, min(16, block // 1024)),
-            enable_fp_fusion=False,
-        )
+        launch(*parts, *weights, noise, chosen, log_p, codes, **branch, **options)
     return chosen, log_p
 
 

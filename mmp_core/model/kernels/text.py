@@ -57,52 +57,21 @@ def choose_text(
     if not rows:
         return chosen, log_odds
     tile = tile or tile_for(_shared_memory(device), rows > 64, guided)
-    tiles = triton.cdiv(words, tile.words)
+    tiles, row_tiles = triton.cdiv(words, tile.words), triton.cdiv(rows, tile.rows)
     noisy, scores, rest = torch.empty(3, rows, tiles, dtype=torch.float32, device=device)
     index = torch.empty(rows, tiles, dtype=torch.int32, device=device)
-    row_tiles = triton.cdiv(rows, tile.rows)
+    noise = parts[0] if exponential is None else exponential.contiguous()
+    inputs, outputs = (parts[0], parts[-1], head, noise), (noisy, index, scores, rest)
+    sizes = (rows, words, features, head.stride(0), tiles, row_tiles)
+    factors = (scales[0] if guided else 0.0, logit_scale or 1.0, float(temperature))
+    branch = {"GUIDED": guided, "SCALED": logit_scale is not None, "NOISY": exponential is not None}
+    block = {"ROWS": tile.rows, "WORDS": tile.words, "DEPTH": tile.depth, "UPCAST": _INTERPRETED}
+    options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": False}
     launch: Any = _text_kernel[(row_tiles * tiles,)]
-    launch(
-        parts[0],
-        parts[-1],
-        head,
-        parts[0] if exponential is None else exponential.contiguous(),
-        noisy,
-        index,
-        scores,
-        rest,
-        rows,
-        words,
-        features,
-        head.stride(0),
-        tiles,
-        row_tiles,
-        scales[0] if guided else 0.0,
-        logit_scale or 1.0,
-        float(temperature),
-        GUIDED=guided,
-        SCALED=logit_scale is not None,
-        NOISY=exponential is not None,
-        UPCAST=_INTERPRETED,
-        ROWS=tile.rows,
-        WORDS=tile.words,
-        DEPTH=tile.depth,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-        enable_fp_fusion=False,
-    )
+    launch(*inputs, *outputs, *sizes, *factors, **branch, **block, **options)
+    width = triton.next_power_of_2(tiles)
     launch = _best_tile_kernel[(rows,)]
-    launch(
-        noisy,
-        index,
-        scores,
-        rest,
-        chosen,
-        log_odds,
-        tiles,
-        BLOCK=triton.next_power_of_2(tiles),
-        enable_fp_fusion=False,
-    )
+    launch(*outputs, chosen, log_odds, tiles, BLOCK=width, enable_fp_fusion=False)
     return chosen, log_odds
 
 
