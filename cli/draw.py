@@ -25,9 +25,9 @@ from ..mmp_core import (
     encode_instruction,
 )
 from ..mmp_core.batching import denoise_in_batches
-from ..mmp_core.files import replacing
+from ..mmp_core.files import readable_size, replacing
 from ..mmp_core.image.pictures import load_image
-from ..mmp_core.memory import denoising_estimate, module_bytes, readable
+from ..mmp_core.memory import denoising_estimate, module_bytes
 from .model import check_settings, load_model, memory_explained, note, settings_of
 
 _LONGEST_NAME = 48
@@ -75,7 +75,7 @@ def answer(
     )
     estimate = denoising_estimate(model, prompt, settings, record=0).total(prompt.batch)
     weights = module_bytes(model.transformer)
-    note(args, f"needs about {readable(estimate)} beside {readable(weights)} of weights")
+    note(args, f"needs about {readable_size(estimate)} beside {readable_size(weights)} of weights")
     with tqdm(desc="denoising", unit="step", disable=args.quiet) as bar:
 
         def advance(index: int, total: int, step: object) -> None:

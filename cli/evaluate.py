@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..demo import evaluate as judge
-from ..training.rewards.clip import DEMO_CLIP, ClipScorer
+from ..training.rewards.clip import ClipScorer, clip_folder
 from .model import check_settings, load_model, memory_explained, settings_of
 
 
@@ -25,16 +25,12 @@ def evaluate(args: argparse.Namespace) -> None:
                 cases=args.cases,
                 seed=args.seed,
                 repeats=args.repeats,
-                clip=None if args.clip is None else _scorer(args.clip, str(model.device)),
+                clip=args.clip and ClipScorer(clip_folder(args.clip), device=model.device),
                 settings=settings_of(args, model, args.seed),
                 batch=args.batch,
                 progress=lambda done, total: bar.update(),
             )
     print(json.dumps(measured) if args.json else table(measured))
-
-
-def _scorer(folder: str, device: str) -> ClipScorer:
-    return ClipScorer(DEMO_CLIP if folder == "demo" else folder, device=device)
 
 
 def table(measured: Mapping[str, Any]) -> str:

@@ -9,55 +9,53 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
 
-from ..demo.items import world_dataset
-from ..demo.reward import CheckerReward
 from ..mmp_core import InputError, Model
 from ..mmp_core.checkpoint.load import open_checkpoint
 from ..mmp_core.files import readable_size
 from ..mmp_core.memory import free_bytes
 from ..mmp_core.model.config import LAYER_SETS
+from ..mmp_core.options import options_of
 from ..training.cases import Case, Reward
 from ..training.data.dataset import EditDataset, open_dataset, tokenised
+from ..training.data.registry import GENERATED
 from ..training.loop.memory import finetune_bytes, pararl_bytes, trained_parameters
 from ..training.loop.run import PolicyRun
 from ..training.loop.settings import RunSettings
 from ..training.pararl.run import ParaRLRun
-from ..training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
-from ..training.rewards.registry import MAKERS, reward_named
+from ..training.pararl.settings import ParaRLSettings
+from ..training.rewards.clip import ClipScorer, clip_folder
+from ..training.rewards.registry import weighted_reward
 from ..training.sft.run import FinetuneRun
 from ..training.sft.settings import SFTSettings
 from ..training.weights.adapter_files import base_metadata, save_adapter
 from ..training.weights.policies import FullWeights, LoRA, Policy
+from ..training.weights.settings import AdapterSettings
 from ..training.weights.sharded import ShardedWeights
 from ..training.weights.whole_files import check_source, save_whole
 from .model import load_model, memory_explained, note, pick_device
-from .training_options import chosen_pararl, chosen_rollouts, chosen_stepping
+from .options import given
+from .training_options import chosen, chosen_rollouts
 
-_TOY_CASES = 1000
+_GENERATED_CASES = 1000
 _MICRO_BATCHES = (64, 32, 16, 8, 4, 2, 1)
 _SHARE = 0.9
 """Of a GPU's free memory, that may be counted on."""
 
 
 def pararl(args: argparse.Namespace) -> None:
-    settings = ParaRLSettings(
-        **chosen_stepping(args),
-        **chosen_pararl(args),
-        sampler=replace(ROLLOUT_SAMPLER, **chosen_rollouts(args)),
-    )
+    settings = ParaRLSettings(**chosen(args, ParaRLSettings), sampler=chosen_rollouts(args))
     _check_places(args)
-    if not args.reward and args.data != "demo":
+    if not args.reward and args.data not in GENERATED:
         raise InputError("--reward: say what to train for, such as clip:FOLDER.")
     dataset = _dataset(args)
     accelerator = _launched(args)
-    reward = _reward(args)
+    reward = _reward(args, dataset)
     with memory_explained():
         model = load_model(args)
         cases = _cases(args, dataset, model, accelerator, need_target=False)
@@ -75,8 +73,7 @@ def pararl(args: argparse.Namespace) -> None:
 
 
 def sft(args: argparse.Namespace) -> None:
-    given = {} if args.batch_size is None else {"batch_size": args.batch_size}
-    settings = SFTSettings(**{"steps": 200, **chosen_stepping(args)}, **given)
+    settings = SFTSettings(**chosen(args, SFTSettings))
     _check_places(args)
     dataset = _dataset(args)
     accelerator = _launched(args)
@@ -138,9 +135,9 @@ def _launched(args: argparse.Namespace) -> Any:
 
 
 def _dataset(args: argparse.Namespace) -> EditDataset:
-    if args.data == "demo":
-        return world_dataset(args.cases or _TOY_CASES)
-    return open_dataset(args.data, bad_items=args.bad_items, limit=args.cases)
+    if args.data in GENERATED:
+        return GENERATED[args.data].make(args.cases or _GENERATED_CASES)
+    return open_dataset(args.data, bad_items=args.bad_items or "skip", limit=args.cases)
 
 
 def _cases(
@@ -178,20 +175,13 @@ def _tokenised(
     return cases
 
 
-def _reward(args: argparse.Namespace) -> Reward:
-    return reward_named(
-        args.reward or ["checker"],
-        pick_device(args.device),
-        {**MAKERS, "checker": partial(_checker, args.data)},
+def _reward(args: argparse.Namespace, dataset: EditDataset) -> Reward:
+    device = pick_device(args.device)
+    return weighted_reward(
+        args.reward or [GENERATED[args.data].reward],
+        lambda place: ClipScorer(clip_folder(place), device=device),
+        dataset,
     )
-
-
-def _checker(data: str, place: str, device: str) -> CheckerReward:
-    if data != "demo":
-        raise InputError(
-            "--reward checker judges the toy world (--data demo) alone: choose clip:FOLDER."
-        )
-    return CheckerReward()
 
 
 def _fitted(
@@ -208,7 +198,8 @@ def _fitted(
     free = free_bytes(model.device)
     if args.full or args.micro_batch or free == math.inf:
         return settings
-    trained = trained_parameters(model, LAYER_SETS[args.layers], args.rank)
+    adapter = _adapter(args)
+    trained = trained_parameters(model, LAYER_SETS[adapter.layers], adapter.rank)
     for at_once in _MICRO_BATCHES:
         needed = bytes_of(model, cases, settings, trained, at_once)
         if needed < _SHARE * free:
@@ -225,12 +216,15 @@ def _policy(args: argparse.Namespace, model: Model, accelerator: Any) -> Policy:
     if args.full and accelerator:
         return ShardedWeights(model.transformer, accelerator.device)
     if args.full:
-        if args.dtype == "auto":
+        if args.dtype in (None, "auto"):
             model.transformer.float()
         return FullWeights(model.transformer)
-    return LoRA(
-        model.transformer, rank=args.rank, layers=LAYER_SETS[args.layers], seed=args.seed or 0
-    )
+    adapter, seed = _adapter(args), args.seed or 0
+    return LoRA(model.transformer, rank=adapter.rank, layers=LAYER_SETS[adapter.layers], seed=seed)
+
+
+def _adapter(args: argparse.Namespace) -> AdapterSettings:
+    return AdapterSettings(**given(args, options_of(AdapterSettings)))
 
 
 def _train(args: argparse.Namespace, model: Model, run: PolicyRun, shown: Sequence[str]) -> None:

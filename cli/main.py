@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
+from ..demo.register import register as register_toy_world
 from . import options, training_options
 
 PROGRAM = "mmada-parallel"
@@ -74,6 +75,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
+    register_toy_world()
     parser = _Parser(
         prog=PROGRAM,
         description=_DESCRIPTION,

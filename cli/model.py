@@ -13,12 +13,9 @@ import torch
 
 from ..mmp_core import InputError, Model, SamplerSettings, load_checkpoint
 from ..mmp_core.checkpoint.adapters import build_adapter, doubt_about, read_adapter
-from ..mmp_core.memory import OutOfMemory
+from ..mmp_core.memory import OutOfMemory, computes_in_float32
 from ..mmp_core.options import options_of
 from .options import given
-
-_SMALL = 10**9
-"""Parameters below which a CPU computes in float32: faster, and it fits."""
 
 
 def pick_device(name: str) -> str:
@@ -38,14 +35,15 @@ def pick_device(name: str) -> str:
 def load_model(args: argparse.Namespace) -> Model:
     device = pick_device(args.device)
     note(args, f"loading {args.model} on {device}")
+    auto = args.dtype in (None, "auto")
     model = load_checkpoint(
         args.model,
         device=device,
-        dtype=None if args.dtype == "auto" else getattr(torch, args.dtype),
+        dtype=None if auto else getattr(torch, args.dtype),
         image_tokenizer_path=args.image_tokenizer,
     )
     parameters = sum(weight.numel() for weight in model.transformer.parameters())
-    if args.dtype == "auto" and device == "cpu" and parameters < _SMALL:
+    if auto and device == "cpu" and computes_in_float32(parameters):
         model.transformer.float()
     for file, strength in args.lora:
         _add_lora(args, model, file, strength)

@@ -157,7 +157,6 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
-        default="auto",
         help="precision of the transformer (default auto: as stored; on a CPU float32 for small "
         "models)",
     )

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .files import readable_size
 from .memory import (
     MemoryEstimate,
     OutOfMemory,
@@ -17,7 +18,6 @@ from .memory import (
     free_bytes,
     is_out_of_memory,
     module_bytes,
-    readable,
 )
 from .sampler.loop import PRESETS, Callback, denoise
 from .sampler.policies import DenoisingModel
@@ -157,8 +157,8 @@ def _explained(
     samples: int,
 ) -> str:
     free, (height, width) = free_bytes(model.device), prompt.initial.grid
-    needed = readable(estimate.total(samples))
-    left = "" if math.isinf(free) else f", and {readable(free)} are free"
+    needed = readable_size(estimate.total(samples))
+    left = "" if math.isinf(free) else f", and {readable_size(free)} are free"
     advice = ["a smaller picture", "a shorter text"]
     if samples > 1:
         advice.insert(0, "a smaller batch")
@@ -168,6 +168,6 @@ def _explained(
     return (
         f"Memory ran out: {samples} sample(s) of {width}x{height} image tokens and "
         f"{prompt.initial.text.shape[1]} text tokens need about {needed} "
-        f"beside the weights ({readable(module_bytes(model.transformer))}){left}. "
+        f"beside the weights ({readable_size(module_bytes(model.transformer))}){left}. "
         f"Use {', '.join(advice[:-1])}, or {advice[-1]}."
     )

@@ -26,6 +26,6 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def readable_size(bytes: int) -> str:
-    """``bytes`` as told to people: "8.5 GB"."""
-    return f"{bytes / 1e9:.1f} GB" if bytes >= 1e9 else f"{bytes / 1e6:.1f} MB"
+def readable_size(size: float) -> str:
+    """``size`` in bytes as people read it: "8.5 GB", "12.0 MB"."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -28,7 +28,7 @@ PICTURE_BYTES_PER_PIXEL = 3072
 channels of float32 where it is widest."""
 _STEP_BYTES_PER_TOKEN = 8 + 8 + 1 + 4
 """A recorded step: the state after it, its guess, what it unmasked, confidences."""
-_GB = 10**9
+_SMALL = 10**9
 
 
 class OutOfMemory(InputError, torch.OutOfMemoryError):
@@ -268,6 +268,7 @@ def _kept_per_token(config: ModelConfig, itemsize: int) -> int:
     return 4 * 2 * config.d_model + itemsize * (7 * config.d_model + 4 * config.mlp_hidden_size)
 
 
-def readable(size: float) -> str:
-    """``size`` in bytes as "1.5 GB" or "20.0 MB"."""
-    return f"{size / _GB:.1f} GB" if size >= _GB / 10 else f"{size / 10**6:.1f} MB"
+def computes_in_float32(parameters: int) -> bool:
+    """Whether a CPU computes a model of so many parameters in float32, however it is stored:
+    faster, and a small one fits."""
+    return parameters < _SMALL

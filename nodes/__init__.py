@@ -9,6 +9,7 @@ if tuple(map(int, _comfyui.split(".")[:2])) < (0, 16):
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..demo.register import register as register_toy_world
 from .dataset import LoadEditDataset
 from .decode import DecodeImage, DecodeText
 from .demo_scene import DemoScene
@@ -23,6 +24,8 @@ from .token_files import LoadTokens, SaveTokens
 from .trajectory import TrajectorySheet, TrajectoryStep
 
 __all__ = ["MMaDAParallelExtension"]
+
+register_toy_world()
 
 
 class MMaDAParallelExtension(ComfyExtension):

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..demo.items import world_dataset
 from ..training.data.dataset import EditDataset, open_dataset
 from ..training.data.items import Item
 from ..views.examples import Example, dataset_sheet
@@ -15,7 +14,7 @@ from .host import dataset_folders
 from .types import CATEGORY, Dataset
 
 _SHOWN = 8
-_DEMO_ITEMS = 256
+_GENERATED_ITEMS = 256
 _BAD_ITEMS = {"skip": "skip", "stop": "fail"}
 
 
@@ -33,27 +32,27 @@ class LoadEditDataset(io.ComfyNode):
                 io.Combo.Input(
                     "dataset",
                     options=dataset_folders.dataset_names(),
-                    default=dataset_folders.DEMO,
+                    default="demo (toy world)",
                     tooltip="Put a folder of cat.png and cat.txt (the instruction) into ComfyUI's "
                     "input folder, for SFT also cat.think.txt (the reasoning) and cat.target.png "
-                    "(the wanted picture), then press R. A cat.txt alone is to be generated. "
-                    ".jsonl manifests and saved Hugging Face datasets are offered, too.",
+                    "(the wanted picture), then press R. A cat.txt without cat.png asks for a new "
+                    "picture. .jsonl manifests and saved Hugging Face datasets are listed, too.",
                 ),
                 io.Combo.Input(
                     "bad_items",
                     options=list(_BAD_ITEMS),
                     default="skip",
-                    tooltip="What becomes of items that cannot be used, such as a damaged picture "
-                    "or an empty instruction. skip: they are left out and listed in the report. "
-                    "stop: an error names them.",
+                    tooltip="What to do with items that cannot be used, such as a damaged picture "
+                    "or an empty instruction. skip: leave them out and list them in the report. "
+                    "stop: end with an error that names them.",
                 ),
                 io.Int.Input(
                     "limit",
                     default=0,
                     min=0,
                     max=1_000_000,
-                    tooltip="Use only so many items, the first. 0: all, and of the toy world, "
-                    f"which has no end, {_DEMO_ITEMS}.",
+                    tooltip="Use only the first so many items. 0: all; of the toy world, which is "
+                    f"endless, {_GENERATED_ITEMS}.",
                 ),
             ],
             outputs=[
@@ -106,8 +105,8 @@ def _shown(item: Item) -> Example:
 def _opened(
     name: str, bad_items: str, limit: int, callback: Callable[[int, int], None]
 ) -> EditDataset:
-    if name == dataset_folders.DEMO:
-        return world_dataset(limit or _DEMO_ITEMS)
+    if name in (generated := dataset_folders.generated()):
+        return generated[name].make(limit or _GENERATED_ITEMS)
     return open_dataset(
         dataset_folders.dataset_path(name),
         bad_items=_BAD_ITEMS[bad_items],

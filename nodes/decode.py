@@ -83,8 +83,7 @@ class DecodeImage(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: HostedModel, tokens: TokenState, fill: str) -> io.NodeOutput:
-        height, width = tokens.grid
-        model.prepare_images(height * width * model.model.downsample**2)
+        model.prepare_decoding(tokens.grid)
         pictures = []
         for index in range(tokens.batch):
             stop_if_interrupted()

@@ -225,8 +225,9 @@ class SetTokens(io.ComfyNode):
 
 def _codes_of(model: HostedModel, image: torch.Tensor, start: TokenState) -> torch.Tensor:
     """(B, H, W) of one picture, or of one for each result."""
-    model.prepare_images(4 * model.model.default_image_size**2)
-    codes = torch.cat([encode_image(model.model, to_picture(pixels)).cpu() for pixels in image])
+    pictures = [to_picture(pixels) for pixels in image]
+    model.prepare_encoding(picture.size for picture in pictures)
+    codes = torch.cat([encode_image(model.model, picture).cpu() for picture in pictures])
     if codes.shape[1:] != start.grid or codes.shape[0] not in (1, start.batch):
         (height, width), unit = start.grid, model.model.downsample
         raise InputError(

@@ -95,7 +95,7 @@ class EncodeInstruction(io.ComfyNode):
             )
         pictures = [None] if image is None else [to_picture(pixels) for pixels in image]
         if image is not None:
-            model.prepare_images(4 * model.model.default_image_size**2)
+            model.prepare_encoding(picture.size for picture in pictures if picture)
         prompts = [
             encode_instruction(
                 model.model,

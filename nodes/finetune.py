@@ -7,16 +7,14 @@ from pathlib import Path
 from comfy_api.latest import io
 from PIL import Image
 
-from ..demo.reward import CheckerReward
-from ..demo.world import Task
-from ..mmp_core import InputError, Model
+from ..mmp_core import Model
 from ..training.cases import Case, Pair, Reward
 from ..training.data.dataset import EditDataset
 from ..training.loop.memory import finetune_bytes, pararl_bytes
 from ..training.loop.run import PolicyRun
 from ..training.pararl.run import ParaRLRun
 from ..training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
-from ..training.rewards.registry import ClipReward
+from ..training.rewards.registry import chosen, widget_values
 from ..training.samples import answers
 from ..training.sft.run import FinetuneRun
 from ..training.sft.settings import SFTSettings
@@ -35,8 +33,6 @@ from .training_widgets import (
 )
 from .types import CATEGORY
 
-_CHECKER = "checker (toy world)"
-_CLIP = "clip: "
 _SHOWN = 4
 
 
@@ -55,8 +51,8 @@ class ParaRLFinetune(io.ComfyNode):
                 *model_and_dataset(),
                 io.Combo.Input(
                     "reward",
-                    options=[_CHECKER, *(f"{_CLIP}{name}" for name in folders.clip_names())],
-                    default=_CHECKER,
+                    options=widget_values(folders.clip_names()),
+                    default="checker (toy world)",
                     tooltip="What is paid for. clip: how well text and picture agree by a CLIP; "
                     "put those in open_clip's format, each in a folder of its own, into "
                     "models/open_clip/, then press R (needs the Python package open_clip_torch). "
@@ -144,16 +140,12 @@ class ParaRL:
         return self.settings.groups * self.settings.group_size
 
     def check(self, dataset: EditDataset) -> None:
-        if self.reward != _CHECKER:
-            return
-        if strange := [i.name for i in dataset if not isinstance(i.facts, Task)]:
-            raise InputError(
-                f"{strange[0]} of {dataset.place} is no task of the toy world, which alone the "
-                "checker can judge: choose a CLIP as the reward."
-            )
+        kind, _ = chosen(self.reward)
+        kind.check(dataset)
 
     def load(self) -> None:
-        self.judge = self._reward()
+        kind, place = chosen(self.reward)
+        self.judge = kind.make(place, host.load_clip)
 
     def bytes_of(self, model: Model, cases: Sequence[Case], trained: int, at_once: int) -> int:
         return pararl_bytes(model, cases, self.settings, trained, at_once)
@@ -167,12 +159,6 @@ class ParaRL:
         policy: LoRA,
     ) -> PolicyRun:
         return ParaRLRun(model, cases, self.judge, settings, folder, policy=policy)
-
-    def _reward(self) -> Reward:
-        if self.reward == _CHECKER:
-            return CheckerReward()
-        folder = folders.clip_folder(self.reward.removeprefix(_CLIP))
-        return ClipReward(folder, host.clip_device(folder))
 
     def figures(self, metrics: Metrics) -> str:
         lines = [

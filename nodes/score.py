@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 from ..mmp_core import InputError, TokenState, Trajectory, decode_image, decode_text
-from ..training.rewards.clip import ClipScorer, score_trajectory
+from ..training.rewards.clip import score_trajectory
 from ..views.plot import line_plot
 from . import host
 from .encode import to_picture
@@ -67,8 +67,7 @@ class ScoreAlignment(io.ComfyNode):
         _check(whole_pair, model, tokens, trajectory)
         texts = None if text is None else [text]
         pictures = None if image is None else [to_picture(pixels) for pixels in image]
-        folder = folders.clip_folder(clip)
-        scorer = ClipScorer(folder, device=host.clip_device(folder))
+        scorer = host.load_clip(clip)
         progress = host.Progress(cls.hidden.unique_id)
         if trajectory is not None and not whole_pair:
             scores, plot = _over_steps(scorer, model, trajectory, texts, pictures, progress)
@@ -205,7 +204,7 @@ def _check(
 
 
 def _over_steps(
-    scorer: ClipScorer,
+    scorer: host.HostedClip,
     model: host.HostedModel,
     run: Trajectory,
     texts: list[str] | None,
@@ -219,7 +218,7 @@ def _over_steps(
         progress.show(done, total)
 
     if pictures is None:
-        _prepare(model, run.final)
+        model.prepare_decoding(run.final.grid, scorer)
     curves = score_trajectory(
         scorer,
         model.model,
@@ -232,15 +231,10 @@ def _over_steps(
     return curves[-1], line_plot(curves, steps, x_label="step", y_label=_AGREEMENT)
 
 
-def _prepare(model: host.HostedModel, state: TokenState) -> None:
-    height, width = state.grid
-    model.prepare_images(height * width * model.model.downsample**2)
-
-
 def _decoded(
     model: host.HostedModel, tokens: TokenState, progress: host.Progress
 ) -> list[Image.Image]:
-    _prepare(model, tokens)
+    model.prepare_decoding(tokens.grid)
     pictures = []
     for index in range(tokens.batch):
         host.stop_if_interrupted()

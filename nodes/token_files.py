@@ -4,7 +4,7 @@ import json
 
 from comfy_api.latest import io
 
-from ..mmp_core import TokenState
+from ..mmp_core import InputError, TokenState
 from ..mmp_core.checkpoint.tokens import load_tokens, save_tokens
 from . import host
 from .host import folders
@@ -39,7 +39,7 @@ class SaveTokens(io.ComfyNode):
     def execute(
         cls, model: host.HostedModel, tokens: TokenState, filename_prefix: str
     ) -> io.NodeOutput:
-        model.prepare_images(1)
+        model.prepare_decoding(tokens.grid)
         path = folders.free_output_path(filename_prefix, folders.TOKENS_ENDING)
         notes = {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
         written = {name: json.dumps(value) for name, value in notes.items() if value is not None}
@@ -63,11 +63,20 @@ class LoadTokens(io.ComfyNode):
                     "file",
                     options=folders.token_files(),
                     tooltip="Files of Save Tokens in the output folder, and those put into the "
-                    "input folder. Press R to see new ones.",
+                    "input folder, at most one folder deep. Press R to see new ones.",
                 ),
             ],
             outputs=[Tokens.Output(display_name="tokens", tooltip="For Parallel Denoise.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, file: str):
+        """A file in a deeper folder, or newer than the list, may be named, too."""
+        try:
+            folders.token_file(file)
+        except InputError as problem:
+            return str(problem)
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, file: str, **_):
@@ -75,5 +84,5 @@ class LoadTokens(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: host.HostedModel, file: str) -> io.NodeOutput:
-        model.prepare_images(1)
+        model.prepare_decoding((1, 1))
         return io.NodeOutput(load_tokens(folders.token_file(file), model.model))

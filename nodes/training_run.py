@@ -129,8 +129,8 @@ def _cases(
     text_length: int,
     progress: host.Progress,
 ) -> TokenisedDataset:
-    side = hosted.model.default_image_size
-    hosted.prepare_images(side * side)
+    pictures = (picture for item in dataset for picture in (item.image, item.target))
+    hosted.prepare_encoding(picture.size for picture in pictures if picture)
 
     def callback(done: int, total: int) -> None:
         host.stop_if_interrupted()

@@ -133,8 +133,7 @@ class TrajectorySheet(io.ComfyNode):
             raise InputError(
                 f"sample is {sample}; the run has {trajectory.final.batch} result(s), from 0."
             )
-        height, width = trajectory.final.grid
-        model.prepare_images(height * width * model.model.downsample**2)
+        model.prepare_decoding(trajectory.final.grid)
 
         def watched():
             for step in spread_steps(trajectory, steps):

@@ -1,7 +1,8 @@
 """The only place that imports ``comfy.*`` beyond the node API: memory, layers, the page."""
 
+from .clip import HostedClip, load_clip
 from .lora import with_adapter
-from .models import DTYPES, HostBudget, HostedAdapter, HostedModel, clip_device, load
+from .models import DTYPES, HostBudget, HostedAdapter, HostedModel, load
 from .page import Progress, metadata_wanted, save_temporary, stop_if_interrupted, to_intermediate
 from .training import Interrupted, TrainingRoom, trainable
 
@@ -9,12 +10,13 @@ __all__ = [
     "DTYPES",
     "HostBudget",
     "HostedAdapter",
+    "HostedClip",
     "HostedModel",
     "Interrupted",
     "Progress",
     "TrainingRoom",
-    "clip_device",
     "load",
+    "load_clip",
     "metadata_wanted",
     "save_temporary",
     "stop_if_interrupted",

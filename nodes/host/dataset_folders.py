@@ -7,17 +7,22 @@ from pathlib import Path
 import folder_paths
 
 from ...mmp_core import InputError
+from ...training.data.registry import GENERATED, GeneratedDataset
 from ...training.data.sources import files_of, is_saved_dataset
-
-DEMO = "demo (toy world)"
+from .folders import FileState, file_states
 
 _DEPTH = 3
 """Levels of folders below the input folder that are searched."""
 
 
 def dataset_names() -> list[str]:
-    """The toy world; then folders with instructions, manifests and saved datasets."""
-    return [DEMO, *_datasets()]
+    """Generated datasets; then folders with instructions, manifests and saved datasets."""
+    return [*generated(), *_datasets()]
+
+
+def generated() -> dict[str, GeneratedDataset]:
+    """Datasets that are not in any folder."""
+    return {dataset.label: dataset for dataset in GENERATED.values()}
 
 
 def dataset_path(name: str) -> Path:
@@ -31,15 +36,14 @@ def dataset_path(name: str) -> Path:
     return listed[name]
 
 
-def dataset_fingerprint(name: str) -> list[tuple[str, int, int]]:
-    """Name, size and time of every file of the dataset; nothing for the toy world."""
-    if name == DEMO:
+def dataset_fingerprint(name: str) -> list[FileState]:
+    """Of every file of the dataset; nothing for a generated one."""
+    if name in generated():
         return []
     try:
-        files = [(file, file.stat()) for file in files_of(dataset_path(name))]
-    except (InputError, OSError):  # told when the node runs
+        return file_states(files_of(dataset_path(name)))
+    except (InputError, OSError):  # the node says why when it runs
         return []
-    return [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in files]
 
 
 def _datasets() -> dict[str, Path]:

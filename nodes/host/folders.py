@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from stat import S_ISREG
 
 import folder_paths
 
@@ -20,6 +22,9 @@ CLIP_FOLDER = "open_clip"
 NO_ADAPTER = "none"
 """What a widget offers beside the adapters of ``models/loras``."""
 TOKENS_ENDING = ".tokens.safetensors"
+
+FileState = tuple[str, int, int]
+"""Name, size in bytes and time of change in ns of a file: another one means other content."""
 
 _ADAPTER_FOLDER = "loras"
 _DEMO_NAME = "demo"
@@ -124,14 +129,26 @@ def checkpoint_paths(checkpoint: str, image_tokenizer: str) -> tuple[Path, Path 
     return path, _find(image_tokenizer, _image_tokenizers())
 
 
-def fingerprint(checkpoint: str, image_tokenizer: str) -> list[tuple[str, int, int]]:
-    """Name, size and time of every file that loading them may read."""
+def fingerprint(checkpoint: str, image_tokenizer: str) -> list[FileState]:
+    """Of every file that loading them may read."""
     try:
         paths = [path for path in checkpoint_paths(checkpoint, image_tokenizer) if path]
     except CheckpointError:
         return []
-    files = [file for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
-    return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(files)]
+    return file_states(paths)
+
+
+def file_states(paths: Iterable[Path]) -> list[FileState]:
+    """Of the files ``paths`` and those in the folders ``paths``; nothing for what is not there."""
+    states = []
+    for file in (file for path in paths for file in (path, *sorted(path.rglob("*")))):
+        try:
+            stat = file.stat()
+        except OSError:  # a link to nothing, or gone by now
+            continue
+        if S_ISREG(stat.st_mode):
+            states.append((str(file), stat.st_size, stat.st_mtime_ns))
+    return states
 
 
 def adapter_names() -> list[str]:
@@ -151,13 +168,13 @@ def adapter_file(name: str) -> Path:
     return Path(found)
 
 
-def adapter_fingerprint(name: str) -> list[tuple[str, float]]:
-    """Name and time of the file, and of PEFT's settings beside it."""
+def adapter_fingerprint(name: str) -> list[FileState]:
+    """Of the file, and of PEFT's settings beside it."""
     try:
         file = adapter_file(name)
     except InputError:
         return []
-    return [(str(path), _modified(path)) for path in (file, file.with_name(PEFT_CONFIG))]
+    return file_states([file, file.with_name(PEFT_CONFIG)])
 
 
 def free_output_path(prefix: str, ending: str) -> Path:
@@ -169,40 +186,37 @@ def free_output_path(prefix: str, ending: str) -> Path:
 
 
 def token_files() -> list[str]:
-    """Files of tokens in the output folder, newest first, then those in the input folder."""
-    return list(_token_files())
-
-
-def token_file(name: str) -> Path:
-    """Raises ``InputError`` for a name that :func:`token_files` does not list."""
-    listed = _token_files()
-    if name not in listed:
-        raise InputError(
-            f"{name!r} is neither in {folder_paths.get_output_directory()} nor in "
-            f"{folder_paths.get_input_directory()}: save tokens again, or choose another file."
-        )
-    return listed[name]
-
-
-def token_file_fingerprint(name: str) -> list[float]:
-    path = _token_files().get(name)
-    return [] if path is None else [_modified(path)]
-
-
-def _token_files() -> dict[str, Path]:
-    found = {}
+    """Files of tokens in the output folder, newest first, then those in the input folder; those in
+    deeper folders than :func:`free_output_path` makes by default are not searched for."""
+    names = []
     roots = {
         " [output]": folder_paths.get_output_directory(),
         "": folder_paths.get_input_directory(),
     }
     for mark, root in roots.items():
-        files = sorted(Path(root).rglob(f"*{TOKENS_ENDING}"), key=_modified, reverse=True)
-        found |= {f"{file.relative_to(root).as_posix()}{mark}": file for file in files}
-    return found
+        patterns = (f"*{TOKENS_ENDING}", f"*/*{TOKENS_ENDING}")
+        files = [file for pattern in patterns for file in Path(root).glob(pattern)]
+        times = {name: time for name, _, time in file_states(files)}
+        files.sort(key=lambda file: times.get(str(file), 0), reverse=True)
+        names += [f"{file.relative_to(root).as_posix()}{mark}" for file in files]
+    return names
 
 
-def _modified(file: Path) -> float:
+def token_file(name: str) -> Path:
+    """The file of a name as :func:`token_files` gives them, of any depth. Raises ``InputError``."""
+    inside, root = folder_paths.annotated_filepath(name)
+    root = Path(root or folder_paths.get_input_directory()).absolute()
+    file = Path(os.path.normpath(root / inside.strip()))
+    if not (file.is_relative_to(root) and file.name.endswith(TOKENS_ENDING) and file.is_file()):
+        raise InputError(
+            f"{name!r} is neither in {folder_paths.get_output_directory()} nor in "
+            f"{folder_paths.get_input_directory()}: save tokens again, or choose another file."
+        )
+    return file
+
+
+def token_file_fingerprint(name: str) -> list[FileState]:
     try:
-        return file.stat().st_mtime
-    except OSError:  # a link to nothing, or gone by now
-        return 0.0
+        return file_states([token_file(name)])
+    except InputError:
+        return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,16 +18,18 @@ from ...mmp_core import CheckpointError, Model, Prompt
 from ...mmp_core.checkpoint.load import build_model, load_weights, open_checkpoint
 from ...mmp_core.checkpoint.source import Source
 from ...mmp_core.checkpoint.tensors import SafetensorsFiles
-from ...mmp_core.memory import PICTURE_BYTES_PER_PIXEL, MemoryEstimate, readable
+from ...mmp_core.files import readable_size
+from ...mmp_core.image.pictures import Size
+from ...mmp_core.memory import PICTURE_BYTES_PER_PIXEL, MemoryEstimate, computes_in_float32
 from ...mmp_core.model.quantised import formats_of
+from ...mmp_core.pipeline import seen_size
+from .clip import HostedClip
 from .folders import checkpoint_paths
 from .layers import attention, operations
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 _log = logging.getLogger(__name__)
-_SMALL = 10**9
-_CLIP_ACTIVATION_BYTES = 2**30
 
 
 def free_bytes(device: torch.device) -> float:
@@ -36,16 +39,8 @@ def free_bytes(device: torch.device) -> float:
     free = management.get_free_memory(device) - management.extra_reserved_memory()
     if management.is_device_cpu(device):
         return free
-    loaded = management.current_loaded_models
+    loaded = [entry for entry in management.current_loaded_models if entry.model is not None]
     return free + sum(e.model_loaded_memory() for e in loaded if e.device == device)
-
-
-def clip_device(folder: Path) -> torch.device:
-    """ComfyUI's device, with room made for the CLIP in ``folder``, in float32, and its work."""
-    device = comfy.model_management.get_torch_device()
-    stored = max(file.stat().st_size for file in folder.iterdir())
-    comfy.model_management.free_memory(2 * stored + _CLIP_ACTIVATION_BYTES, device)
-    return device
 
 
 @dataclass(frozen=True)
@@ -59,7 +54,7 @@ class HostedAdapter:
 @dataclass(frozen=True)
 class HostedModel:
     """A model whose memory is ComfyUI's to manage. Before each use, make room by
-    :meth:`prepare_images` or :meth:`memory_budget`."""
+    :meth:`prepare_encoding`, :meth:`prepare_decoding` or :meth:`memory_budget`."""
 
     model: Model
     patcher: comfy.model_patcher.ModelPatcher
@@ -79,10 +74,23 @@ class HostedModel:
         """Read by ComfyUI's tracker of the models that a prompt uses."""
         return [*self.transformer_patchers, self.image_patcher]
 
-    def prepare_images(self, pixels: int) -> None:
-        """Load the image tokenizer, for pictures of ``pixels`` pixels."""
+    def prepare_encoding(self, sizes: Iterable[Size]) -> None:
+        """Load the image tokenizer, to encode pictures of these sizes one after the other."""
+        seen = (seen_size(self.model, size) for size in sizes)
+        self._prepare_images(max((width * height for width, height in seen), default=1))
+
+    def prepare_decoding(self, grid: tuple[int, int], clip: HostedClip | None = None) -> None:
+        """Load the image tokenizer, to decode pictures of a grid of codes one after the other, and
+        beside it ``clip``, so that neither makes way for the other."""
+        self._prepare_images(grid[0] * grid[1] * self.model.downsample**2, clip)
+
+    def _prepare_images(self, pixels: int, clip: HostedClip | None = None) -> None:
+        patchers = [self.image_patcher]
+        if clip is not None:
+            clip.prepare()
+            patchers.append(clip.patcher)
         comfy.model_management.load_models_gpu(
-            [self.image_patcher], memory_required=pixels * PICTURE_BYTES_PER_PIXEL
+            patchers, memory_required=pixels * PICTURE_BYTES_PER_PIXEL
         )
 
     def memory_budget(self, prompt: Prompt, *, previews: bool) -> HostBudget:
@@ -129,8 +137,8 @@ class HostBudget:
         _log.info(
             "MMaDA-Parallel: %d sample(s) at once need about %s beside %s of weights.",
             samples,
-            readable(memory),
-            readable(size),
+            readable_size(memory),
+            readable_size(size),
         )
         comfy.model_management.load_models_gpu(self._patchers, memory_required=memory)
 
@@ -181,7 +189,7 @@ def _fitting_dtype(source: Source, device: torch.device) -> torch.dtype:
     stored = source.weights["model.transformer.ln_f.weight"].dtype
     parameters = sum(tensor.numel() for tensor in source.weights.values())
     if comfy.model_management.is_device_cpu(device):
-        return torch.float32 if parameters < _SMALL else stored
+        return torch.float32 if computes_in_float32(parameters) else stored
     return comfy.model_management.unet_dtype(
         device=device,
         model_params=parameters,

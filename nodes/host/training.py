@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...mmp_core import InputError
-from ...mmp_core.memory import readable
+from ...mmp_core.files import readable_size
 from ...mmp_core.model.quantised import FrozenFunction
 from ...mmp_core.model.transformer import MaskedDiffusionTransformer, sdpa_attention
 from .layers import StreamedRMSNorm, weight_of
@@ -129,10 +129,10 @@ class TrainingRoom:
         if bytes_of(chosen) > self.free:
             raise InputError(
                 f"Training on {chosen} sequence(s) at once needs about "
-                f"{readable(bytes_of(chosen))} beside the model's weights "
-                f"({readable(self.weights)}), and {readable(max(0, self.free))} are free on "
-                f"{self.device}: choose a lower micro_batch, rank or text_length, smaller pictures "
-                "or gradient_checkpointing, or close other programs."
+                f"{readable_size(bytes_of(chosen))} beside the model's weights "
+                f"({readable_size(self.weights)}), and {readable_size(max(0, self.free))} are "
+                f"free on {self.device}: choose a lower micro_batch, rank or text_length, smaller "
+                "pictures or gradient_checkpointing, or close other programs."
             )
         return chosen
 
@@ -140,13 +140,13 @@ class TrainingRoom:
         """Load the model so that ``memory`` bytes stay free. What there is to say about it."""
         streamed = max(0.0, memory - self.beside)
         comfy.model_management.load_models_gpu(self.patchers, memory_required=memory)
-        told = f"about {readable(memory)} beside {readable(self.weights)} of weights"
+        told = f"about {readable_size(memory)} beside {readable_size(self.weights)} of weights"
         if comfy.model_management.is_device_cpu(self.device) or not streamed:
             return told
-        return f"{told}, of which {readable(streamed)} are streamed, which takes time"
+        return f"{told}, of which {readable_size(streamed)} are streamed, which takes time"
 
     def in_use(self) -> str:
         """Of the device, by everyone."""
         total = comfy.model_management.get_total_memory(self.device)
         used = total - comfy.model_management.get_free_memory(self.device)
-        return f"{readable(used)} of {readable(total)} memory in use"
+        return f"{readable_size(used)} of {readable_size(total)} memory in use"

@@ -6,6 +6,11 @@ import sys
 
 import pytest
 from mmada_parallel.cli.main import build_parser
+from mmada_parallel.mmp_core.options import options_of
+from mmada_parallel.mmp_core.sampler.settings import SamplerSettings
+from mmada_parallel.training.pararl.settings import ParaRLSettings
+from mmada_parallel.training.sft.settings import SFTSettings
+from mmada_parallel.training.weights.settings import AdapterSettings
 
 
 def commands(parser):
@@ -34,6 +39,32 @@ def test_every_option_says_what_it_does(program):
     ]
     assert bare == []
     assert EVERY[program].description
+
+
+@pytest.mark.parametrize(
+    "command, settings",
+    [
+        ("edit", SamplerSettings),
+        ("evaluate", SamplerSettings),
+        ("train sft", SFTSettings),
+        ("train pararl", ParaRLSettings),
+        ("train pararl", AdapterSettings),
+    ],
+)
+def test_every_setting_is_an_option_that_shows_its_choices_and_default(command, settings):
+    actions = {action.dest: action for action in EVERY[f"mmada-parallel {command}"]._actions}
+    for name, option in options_of(settings).items():
+        action = actions[name]
+        assert action.default is None  # so that a preset may decide
+        assert tuple(action.choices or ()) == option.choices
+        if option.choices:
+            assert f"(default {option.default})" in action.help
+
+
+def test_a_rollouts_defaults_are_its_own():
+    actions = {action.dest: action for action in EVERY["mmada-parallel train pararl"]._actions}
+    assert "(default 32)" in actions["text_steps"].help
+    assert "(default 1)" in actions["text_temperature"].help
 
 
 @pytest.mark.parametrize("program", EVERY)

@@ -8,6 +8,7 @@ import torch
 from mmada_parallel.mmp_core import Prompt, SamplerSettings, TokenState, denoise, load_checkpoint
 from mmada_parallel.mmp_core.checkpoint.convert import convert
 from mmada_parallel.mmp_core.errors import InputError
+from mmada_parallel.mmp_core.files import readable_size
 from mmada_parallel.mmp_core.memory import (
     PICTURE_BYTES_PER_PIXEL,
     MemoryEstimate,
@@ -18,7 +19,6 @@ from mmada_parallel.mmp_core.memory import (
     forward_bytes,
     is_out_of_memory,
     module_bytes,
-    readable,
     stored_bytes,
     training_estimate,
 )
@@ -270,8 +270,8 @@ def test_checkpointing_is_what_lets_a_large_model_be_trained():
         )
         for again in (False, True)
     ]
-    assert [readable(need.activations) for need in found] == ["15.0 GB", "1.4 GB"]
-    assert readable(found[1].parameters) == "0.7 GB"
+    assert [readable_size(need.activations) for need in found] == ["15.0 GB", "1.4 GB"]
+    assert readable_size(found[1].parameters) == "0.7 GB"
 
 
 @pytest.mark.parametrize("kind, row", [(None, "bf16 or fp16"), ("fp8", "fp8 or int8 (converted)")])
@@ -291,10 +291,10 @@ def test_the_help_page_tells_what_is_computed(kind, row):
 
     def need(samples, speed="exact"):
         found = denoising_estimate(known, prompt, SamplerSettings(speed=speed), record=128)
-        return readable(found.total(samples))
+        return readable_size(found.total(samples))
 
-    weights = readable(stored_bytes(RELEASED, torch.bfloat16, kind))
-    assert weights == readable(module_bytes(model))
+    weights = readable_size(stored_bytes(RELEASED, torch.bfloat16, kind))
+    assert weights == readable_size(module_bytes(model))
     page = (Path(__file__).parents[2] / "web" / "docs" / "MMaDAParallelLoader.md").read_text()
     (line,) = (line for line in page.splitlines() if line.startswith(f"| {row} |"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]

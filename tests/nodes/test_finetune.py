@@ -3,6 +3,7 @@
 import gc
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from mmada_parallel.mmp_core import InputError
 from mmada_parallel.mmp_core.checkpoint.adapters import read_adapter
 from mmada_parallel.mmp_core.checkpoint.convert import convert
 from mmada_parallel.training.loop.run import recomputing
+from mmada_parallel.training.rewards.registry import REWARDS
 from mmada_parallel.training.weights.policies import LoRA
 from torch import nn
 
@@ -73,14 +75,20 @@ def shown(host, monkeypatch):
     return seen
 
 
+def give(monkeypatch, reward):
+    """Let the checker be ``reward``."""
+    kind = replace(REWARDS["checker"], make=lambda *_: reward)
+    monkeypatch.setitem(REWARDS, "checker", kind)
+
+
 @pytest.fixture
-def paid(nodes, monkeypatch):
+def paid(monkeypatch, nodes):
     """A reward with spread whatever an untrained model answers."""
 
     def brightness(pairs):
         return [np.asarray(pair.picture).mean() + len(pair.text) for pair in pairs]
 
-    monkeypatch.setattr(nodes.finetune.ParaRL, "_reward", lambda self: brightness)
+    give(monkeypatch, brightness)
 
 
 @pytest.fixture
@@ -256,7 +264,7 @@ def plain(dataset, **gone):
 
 
 def test_the_checker_judges_the_toy_world_only(pararl):
-    with pytest.raises(InputError, match="of pets is no task of the toy world.*choose a CLIP"):
+    with pytest.raises(InputError, match="of pets is not a task of the toy world.*choose a CLIP"):
         pararl(plain(world_dataset(2), facts=None))
 
 
@@ -265,22 +273,15 @@ def test_sft_without_targets_is_told(sft):
         sft(plain(world_dataset(2), target=None))
 
 
-def give(nodes, monkeypatch, value):
-    """Every pair is paid ``value``."""
-    monkeypatch.setattr(
-        nodes.finetune.ParaRL, "_reward", lambda _: lambda pairs: [value] * len(pairs)
-    )
-
-
 def test_no_spread_ends_in_one_sentence(pararl, nodes, monkeypatch, output):
-    give(nodes, monkeypatch, 1.0)
+    give(monkeypatch, lambda pairs: [1.0] * len(pairs))
     with pytest.raises(InputError, match="scored the same in 2 steps.*raise text_temperature"):
         pararl()
     assert (output / "run_00001" / "run.pt").is_file()
 
 
 def test_a_reward_that_is_not_a_number_is_told(pararl, nodes, monkeypatch):
-    give(nodes, monkeypatch, float("nan"))
+    give(monkeypatch, lambda pairs: [float("nan")] * len(pairs))
     with pytest.raises(InputError, match="gave nan for"):
         pararl()
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mmada_parallel.mmp_core import CheckpointError, SamplerSettings, encode_instruction
+from mmada_parallel.mmp_core import CheckpointError, SamplerSettings, encode_instruction, memory
 from mmada_parallel.mmp_core.memory import (
     PICTURE_BYTES_PER_PIXEL,
     MemoryEstimate,
@@ -93,7 +93,7 @@ def test_comfyui_manages_both_parts(host, model):
     assert model.patcher.model is model.model.transformer
     assert model.get_models() == [model.patcher, model.image_patcher]
     assert model.is_dynamic() is False
-    model.prepare_images(128 * 128)
+    model.prepare_decoding((4, 4))
     prepare(model, encode_instruction(model.model, "add a red star"), previews=True)
     loaded = [entry.model for entry in comfy.model_management.current_loaded_models]
     assert model.patcher in loaded and model.image_patcher in loaded
@@ -126,7 +126,7 @@ def test_a_large_model_stays_as_stored_on_a_cpu(host, monkeypatch):
     stored = {"model.transformer.ln_f.weight": torch.ones(1, dtype=torch.bfloat16)}
     source, cpu = SimpleNamespace(weights=stored), torch.device("cpu")
     assert host.models._fitting_dtype(source, cpu) == torch.float32
-    monkeypatch.setattr(host.models, "_SMALL", 1)
+    monkeypatch.setattr(memory, "_SMALL", 1)
     assert host.models._fitting_dtype(source, cpu) == torch.bfloat16
 
 
@@ -186,9 +186,13 @@ def test_a_batch_is_split_before_its_weights_are_streamed(
     import comfy.model_management as management
 
     device, estimate = torch.device("meta"), MemoryEstimate(fixed=1000, working=900, retained=100)
-    other = SimpleNamespace(device=device, model_loaded_memory=lambda: 5000)
-    elsewhere = SimpleNamespace(device=torch.device("cpu"), model_loaded_memory=lambda: 10**12)
-    monkeypatch.setattr(management, "current_loaded_models", [other, elsewhere])
+    loaded = [
+        SimpleNamespace(
+            device=place, model=model.patcher, model_loaded_memory=lambda size=size: size
+        )
+        for place, size in ((device, 5000), (torch.device("cpu"), 10**12))
+    ]
+    monkeypatch.setattr(management, "current_loaded_models", loaded)
     monkeypatch.setattr(management, "extra_reserved_memory", lambda: 300)
     size = model.patcher.model_size()
     free = size + int(estimate.total(spare)) + 300 - 5000 + (0 if spare else -1)
@@ -196,6 +200,38 @@ def test_a_batch_is_split_before_its_weights_are_streamed(
     monkeypatch.setattr(model.patcher, "load_device", device)
     prompt = encode_instruction(model.model, "add a red star")
     assert model.memory_budget(prompt, previews=False).samples(estimate, 8) == expected
+
+
+def test_a_model_that_somebody_leaked_is_not_counted_as_free(host, monkeypatch):
+    """Its patcher is gone, its module is not: ComfyUI warns of it, and cannot unload it."""
+    import comfy.model_management as management
+    import comfy.model_patcher
+
+    leaked, cpu = torch.nn.Linear(4, 4), torch.device("cpu")
+    patcher = comfy.model_patcher.ModelPatcher(leaked, load_device=cpu, offload_device=cpu)
+    management.load_models_gpu([patcher])
+    del patcher
+    assert any(entry.is_dead() for entry in management.current_loaded_models)
+    monkeypatch.setattr(management, "is_device_cpu", lambda device: False)
+    assert host.models.free_bytes(cpu) > 0
+    del leaked
+
+
+def test_encoding_asks_for_the_memory_of_the_picture_as_the_model_sees_it(
+    run_node, model, monkeypatch
+):
+    import comfy.model_management as management
+
+    loading = Loading()
+    monkeypatch.setattr(management, "load_models_gpu", loading)
+    picture = torch.rand(1, 500, 700, 3)
+    given = {"width": 0, "height": 0, "text_length": 0}
+    (prompt,) = run_node(
+        "EncodeInstruction", model=model, image=picture, instruction="make it red", **given
+    )
+    height, width = prompt.image.shape[1:]
+    seen = height * width * model.model.downsample**2
+    assert loading.asked[0] == seen * PICTURE_BYTES_PER_PIXEL
 
 
 def test_on_a_cpu_the_weights_are_there_already(host, model, monkeypatch):

@@ -62,7 +62,7 @@ def with_ours(model, *loras, strengths=None):
     """The same through the core alone."""
     base = hidden(model)
     at_work = [
-        lora.attach(model.model.transformer, strength)
+        lora.attach(model.model.transformer, strength * lora.alpha / lora.rank)
         for lora, strength in zip(loras, strengths or [1.0] * len(loras), strict=True)
     ]
     with torch.inference_mode():
@@ -302,7 +302,8 @@ def test_tokens_are_those_of_the_plain_core(model, apply, edit):
     prepare(adapted, prompt)
     found = denoise(adapted.model, prompt, settings).final
     hidden(model)
-    bypass = adapter_for(model).attach(model.model.transformer)
+    lora = adapter_for(model)
+    bypass = lora.attach(model.model.transformer, lora.alpha / lora.rank)
     expected = denoise(model.model, prompt, settings).final
     bypass.remove()
     assert torch.equal(found.text, expected.text) and torch.equal(found.image, expected.image)

@@ -18,7 +18,7 @@ from mmada_parallel.tests.training.tiny_cases import (
 from mmada_parallel.training.pararl import run as pararl
 from mmada_parallel.training.pararl.rollout import log_probs
 from mmada_parallel.training.pararl.settings import ParaRLSettings
-from mmada_parallel.training.rewards.registry import Weighted
+from mmada_parallel.training.rewards.weighted import Weighted
 
 
 @pytest.fixture(scope="module")

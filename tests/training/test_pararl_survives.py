@@ -22,7 +22,7 @@ from mmada_parallel.tests.training.tiny_cases import (
     state_of,
 )
 from mmada_parallel.training.pararl.run import ParaRLRun
-from mmada_parallel.training.rewards.registry import Weighted
+from mmada_parallel.training.rewards.weighted import Weighted
 from mmada_parallel.training.weights.policies import LoRA
 
 

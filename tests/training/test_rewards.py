@@ -5,18 +5,24 @@ import pytest
 import torch
 from mmada_parallel.demo import world
 from mmada_parallel.demo.dataset import HELD_OUT
+from mmada_parallel.demo.items import world_dataset
+from mmada_parallel.demo.register import register
 from mmada_parallel.demo.render import render
 from mmada_parallel.mmp_core import CheckpointError, InputError
 from mmada_parallel.mmp_core.state import Prompt, TokenState
 from mmada_parallel.training.cases import Case, Pair
-from mmada_parallel.training.rewards.clip import DEMO_CLIP, ClipScorer
+from mmada_parallel.training.data.dataset import EditDataset
+from mmada_parallel.training.data.items import Item
+from mmada_parallel.training.data.registry import GENERATED
+from mmada_parallel.training.rewards import registry
+from mmada_parallel.training.rewards.clip import DEMO_CLIP, ClipReward, ClipScorer, clip_folder
 from mmada_parallel.training.rewards.registry import (
-    MAKERS,
-    ClipReward,
-    Weighted,
-    checked,
-    reward_named,
+    RewardKind,
+    chosen,
+    weighted_reward,
+    widget_values,
 )
+from mmada_parallel.training.rewards.weighted import Weighted, checked
 
 TASKS = [world.task(HELD_OUT + i) for i in range(4)]
 
@@ -33,24 +39,27 @@ def pair(number, text=None, shown=None):
 PAIRS = [pair(i) for i in range(4)]
 
 
+def load_clip(place):
+    return ClipScorer(clip_folder(place))
+
+
 def lengths(pairs):
     return [len(p.text) for p in pairs]
 
 
 def test_clip_rewards_text_against_its_own_picture():
     pairs = [pair(0), pair(0, shown=1), pair(0, text=""), pair(1, text=TASKS[1].sentence * 20)]
-    rewards = ClipReward("demo")(pairs)
+    rewards = ClipReward(load_clip("demo"))(pairs)
     expected = ClipScorer(DEMO_CLIP).score([p.text for p in pairs], [p.picture for p in pairs])
     assert torch.equal(rewards, expected) and rewards.dtype == torch.float32
     assert rewards[2] == 0 and rewards[0] != rewards[1] and rewards[3] != 0
-    assert torch.equal(ClipReward(DEMO_CLIP)(pairs), rewards)
 
 
 def test_a_clip_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="open_clip_config.json is missing"):
-        ClipReward(tmp_path)
+        weighted_reward([f"clip:{tmp_path}"], load_clip, world_dataset(1))
     with pytest.raises(InputError, match="clip:FOLDER, or clip:demo"):
-        ClipReward("")
+        weighted_reward(["clip"], load_clip, world_dataset(1))
 
 
 def test_a_sum_weighs_its_parts_and_tells_their_means():
@@ -121,24 +130,62 @@ def test_sums_need_parts_with_weights():
         Weighted([(lengths, float("nan"))])
 
 
-def test_rewards_are_named_as_on_a_command_line():
-    asked = []
+@pytest.fixture
+def two_rewards(monkeypatch):
+    """A registry of two, and what they were made of."""
+    made = []
 
-    def maker(name):
-        return lambda rest, device: asked.append((name, rest, str(device))) or lengths
+    def kind(name, **details):
+        def make(place, load_clip):
+            made.append((name, place))
+            return lengths
 
-    makers = {"clip": maker("clip"), "checker": maker("checker")}
+        return RewardKind(name, f"{name} (label)", f"what {name} rewards", make, **details)
+
+    kinds = [kind("clip", place="FOLDER"), kind("checker", check=refuse_empty)]
+    monkeypatch.setattr(registry, "REWARDS", {each.name: each for each in kinds})
+    return made
+
+
+def refuse_empty(dataset):
+    if not dataset:
+        raise InputError("there is nothing to judge.")
+
+
+def test_rewards_are_named_as_on_a_command_line(two_rewards):
     specs = ["clip:models/a=b=0.25", "clip:C:\\models=x", "checker=-1e-1", "checker"]
-    total = reward_named(specs, "cuda", makers)
-    assert asked == [
-        ("clip", "models/a=b", "cuda"),
-        ("clip", "C:\\models=x", "cuda"),
-        ("checker", "", "cuda"),
-        ("checker", "", "cuda"),
+    total = weighted_reward(specs, load_clip, world_dataset(1))
+    assert two_rewards == [
+        ("clip", "models/a=b"),
+        ("clip", "C:\\models=x"),
+        ("checker", ""),
+        ("checker", ""),
     ]
     weights = 0.25 + 1.0 - 0.1 + 1.0
     assert torch.allclose(total(PAIRS), weights * torch.tensor(lengths(PAIRS)).float())
-    with pytest.raises(InputError, match="no reward 'beauty': expected checker or clip"):
-        reward_named(["beauty"], makers=makers)
-    assert torch.equal(reward_named(["clip:demo"])(PAIRS), ClipReward("demo")(PAIRS))
-    assert MAKERS.keys() == {"clip"}
+    with pytest.raises(InputError, match="no reward 'beauty': expected checker or clip:FOLDER"):
+        weighted_reward(["beauty"], load_clip, world_dataset(1))
+    with pytest.raises(InputError, match="nothing to judge"):
+        weighted_reward(["checker"], load_clip, world_dataset(0))
+
+
+def test_rewards_are_named_as_in_a_widget(two_rewards):
+    offered = ["checker (label)", "clip (label): demo", "clip (label): a: b"]
+    assert widget_values(["demo", "a: b"]) == offered
+    found = [(kind.name, place) for kind, place in map(chosen, offered)]
+    assert found == [("checker", ""), ("clip", "demo"), ("clip", "a: b")]
+    with pytest.raises(InputError, match="no reward 'clip': choose another"):
+        chosen("clip")
+
+
+def test_the_toy_world_registers_its_reward_and_its_dataset():
+    register()
+    kind, place = chosen("checker (toy world)")
+    demo = GENERATED["demo"]
+    assert (kind.name, place, demo.reward) == ("checker", "", "checker")
+    assert demo.label == "demo (toy world)"
+    kind.check(demo.make(2))
+    with pytest.raises(InputError, match="cat of pets is not a task of the toy world"):
+        kind.check(EditDataset("pets", (Item("cat", "make it blue"),)))
+    clip = weighted_reward(["clip:demo"], load_clip, demo.make(1))
+    assert torch.equal(clip(PAIRS), ClipReward(load_clip("demo"))(PAIRS))

@@ -33,7 +33,7 @@ from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.errors import InputError
 from ..cases import Case, Pair, Reward
 from ..loop.run import Callback, DivergenceError, PolicyRun, Progress
-from ..rewards.registry import Weighted, checked, described, name_of
+from ..rewards.weighted import Weighted, checked, described, name_of
 from .objective import RewardScale, advantages, clipped_objective, kl_estimate, token_weights
 from .rollout import (
     Group,

@@ -22,6 +22,7 @@ from ...mmp_core import (
     decode_text,
 )
 from ...mmp_core.checkpoint.load import DEMO
+from ..cases import Pair
 
 DEMO_CLIP = DEMO / "clip"
 CONFIG = "open_clip_config.json"
@@ -60,7 +61,7 @@ class ClipScorer:
                 f"{folder} cannot be loaded as an open_clip checkpoint ({reason}): put all files "
                 "of the checkpoint there again, tokenizer files included."
             ) from error
-        self._model, self._device, self._width = model.eval(), device, config["embed_dim"]
+        self.model, self.device, self._width = model.train(False), device, config["embed_dim"]
 
     def score(self, texts: Sequence[str], images: Sequence[Image.Image]) -> Tensor:
         """(N,) float32 on the CPU: cosine similarity of each text with the image at its place.
@@ -84,8 +85,8 @@ class ClipScorer:
         places = {part: i for i, part in enumerate(dict.fromkeys(p for own in parts for p in own))}
 
         def encode(batch: Sequence[str]) -> Tensor:
-            tokens = self._tokenizer(list(batch)).to(self._device)
-            return self._model.encode_text(tokens, normalize=True)
+            tokens = self._tokenizer(list(batch)).to(self.device)
+            return self.model.encode_text(tokens, normalize=True)
 
         features = self._encoded(list(places), encode)
         rows = [features[[places[part] for part in own]].sum(0) / max(len(own), 1) for own in parts]
@@ -97,12 +98,16 @@ class ClipScorer:
 
         def encode(batch: Sequence[Image.Image]) -> Tensor:
             pixels = torch.stack([self._preprocess(image.convert("RGB")) for image in batch])
-            return self._model.encode_image(pixels.to(self._device), normalize=True)
+            return self.model.encode_image(pixels.to(self.device), normalize=True)
 
         return self._encoded(images, encode)
 
+    def prepare(self) -> None:
+        """Called before the model computes: a host brings it to ``device`` here."""
+
     @torch.no_grad()
     def _encoded(self, items: Sequence[Any], encode: Callable[[Sequence[Any]], Tensor]) -> Tensor:
+        self.prepare()
         batches = (items[i : i + _BATCH] for i in range(0, len(items), _BATCH))
         features = [encode(batch).float().cpu() for batch in batches]
         return torch.cat([torch.zeros(0, self._width), *features])
@@ -135,6 +140,19 @@ class ClipScorer:
         return len(ids) + _ADDED <= tokenizer.context_length or len(text) == 1
 
 
+class ClipReward:
+    """The reward of a pair: its cosine similarity by a CLIP, −1 … 1. A text longer than the CLIP's
+    context scores the mean of its parts, one without words 0."""
+
+    name = "clip"
+
+    def __init__(self, scorer: ClipScorer):
+        self._scorer = scorer
+
+    def __call__(self, pairs: Sequence[Pair]) -> Tensor:
+        return self._scorer.score([pair.text for pair in pairs], [pair.picture for pair in pairs])
+
+
 def score_trajectory(
     scorer: ClipScorer,
     model: Model,
@@ -164,6 +182,11 @@ def score_trajectory(
             seen, image_features = guess.image, scorer.image_features(_pictures(model, guess))
         rows.append((text_features * image_features).sum(dim=-1))
     return torch.stack(rows)
+
+
+def clip_folder(name: str | Path) -> Path:
+    """The folder of a CLIP; that of the toy world for "demo"."""
+    return DEMO_CLIP if name == "demo" else Path(name)
 
 
 def _pictures(model: Model, state: TokenState) -> list[Image.Image]:

@@ -1,156 +1,117 @@
-"""Rewards, and their weighted sum. Each gives pairs of text and picture (N,) float32 numbers."""
+"""Rewards by name, for nodes and command line alike. Imports nothing heavy."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-
-import torch
-from torch import Tensor
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ...mmp_core.errors import InputError
-from ..cases import Pair, Reward
-from .clip import DEMO_CLIP, ClipScorer
 
-Maker = Callable[[str, torch.device | str], Reward]
-"""Makes a reward of what follows its name and a colon, on a device."""
+if TYPE_CHECKING:
+    from ..cases import Reward
+    from ..data.dataset import EditDataset
+    from .clip import ClipScorer
+    from .weighted import Weighted
+
+ClipLoader = Callable[[str], "ClipScorer"]
+"""Gives the CLIP of a name or folder; the caller knows how its memory is managed."""
 
 
-class ClipReward:
-    """Cosine similarity, −1 … 1, of the CLIP features of text and picture.
+@dataclass(frozen=True)
+class RewardKind:
+    """A reward that can be asked for by name.
 
-    ``folder``: a CLIP in open_clip's format on this machine, or "demo", which knows the toy world
-    only. A text longer than the CLIP's context scores the mean of its parts, one without words 0.
-    Raises what :class:`~.clip_score.ClipScorer` raises.
+    ``name``: on the command line and in saved runs. ``label``: in the node's widget, whose values
+    are saved with workflows. ``help``: what it rewards, to follow the name in a list. ``make``:
+    builds it from what stands after the name and a colon. ``place``: what that is called, such as
+    FOLDER of a CLIP; None if there is nothing. ``check``: raises ``InputError`` for a dataset that
+    it cannot judge.
     """
 
-    name = "clip"
-
-    def __init__(self, folder: str | Path, device: torch.device | str = "cpu"):
-        if not str(folder):
-            raise InputError("The reward clip needs its folder: clip:FOLDER, or clip:demo.")
-        self._scorer = ClipScorer(DEMO_CLIP if folder == "demo" else folder, device=device)
-
-    def __call__(self, pairs: Sequence[Pair]) -> Tensor:
-        return self._scorer.score([pair.text for pair in pairs], [pair.picture for pair in pairs])
-
-
-class Weighted:
-    """The sum of rewards times their weights.
-
-    ``parts``: any callables from pairs to as many finite numbers, each with its weight. What a part
-    gives is checked: ``InputError`` names the reward that fails. A reward is called what its
-    ``name`` says, else by the name of its function or class.
-    """
-
-    name = "weighted"
-
-    def __init__(self, parts: Sequence[tuple[Reward, float]]):
-        if not parts:
-            raise InputError("There is no reward: give at least one.")
-        self._parts: dict[str, tuple[Reward, float]] = {}
-        for reward, weight in parts:
-            if not math.isfinite(weight):
-                raise InputError(f"The weight of {name_of(reward)} is {weight}: give a number.")
-            name, same = name_of(reward), 1
-            while name in self._parts:
-                same += 1
-                name = f"{name_of(reward)} {same}"
-            self._parts[name] = reward, weight
-        self._forget()
-
-    def __call__(self, pairs: Sequence[Pair]) -> Tensor:
-        total = torch.zeros(len(pairs))
-        for name, (reward, weight) in self._parts.items():
-            values = checked(reward, pairs, name)
-            self._sums[name] += float(values.sum())
-            total += weight * values
-        self._count += len(pairs)
-        return total
+    name: str
+    label: str
+    help: str
+    make: Callable[[str, ClipLoader], Reward]
+    place: str | None = None
+    check: Callable[[EditDataset], None] = lambda dataset: None
 
     @property
-    def described(self) -> str:
-        return " + ".join(f"{name}={weight:g}" for name, (_, weight) in self._parts.items())
-
-    def take_means(self) -> dict[str, float]:
-        """Mean of each reward, without its weight, over the pairs since the last call; empty
-        without any."""
-        means = {name: value / self._count for name, value in self._sums.items() if self._count}
-        self._forget()
-        return means
-
-    def _forget(self) -> None:
-        self._sums, self._count = dict.fromkeys(self._parts, 0.0), 0
+    def usage(self) -> str:
+        return f"{self.name}:{self.place}" if self.place else self.name
 
 
-def name_of(reward: Reward) -> str:
-    given = getattr(reward, "name", None) or getattr(reward, "__name__", None)
-    return given if isinstance(given, str) else type(reward).__name__
+def _clip_reward(place: str, load_clip: ClipLoader) -> Reward:
+    from .clip import ClipReward
+
+    if not place:
+        raise InputError("The reward clip needs its folder: clip:FOLDER, or clip:demo.")
+    return ClipReward(load_clip(place))
 
 
-def described(reward: Reward) -> str:
-    """The reward's name, or those of its parts with their weights: ``clip=0.5 + checker=1``."""
-    if isinstance(reward, Weighted):
-        return reward.described
-    return name_of(reward)
+CLIP = RewardKind(
+    "clip",
+    "clip",
+    "how well text and picture agree by the CLIP in FOLDER (open_clip's format; clip:demo knows "
+    "the toy world)",
+    _clip_reward,
+    place="FOLDER",
+)
+REWARDS = {CLIP.name: CLIP}
 
 
-def checked(reward: Reward, pairs: Sequence[Pair], name: str) -> Tensor:
-    """What ``reward`` gives ``pairs``: (N,) float32 on the CPU, without gradient.
-
-    A list of numbers or an array is taken, too. Raises ``InputError`` naming the reward where it
-    fails, gives another number of them, or one is not finite.
-    """
-    try:
-        values = torch.as_tensor(reward(pairs)).detach().to("cpu", torch.float32)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"The reward {name} failed: {type(error).__name__}: {error}") from error
-    if values.shape != (len(pairs),):
-        raise InputError(
-            f"The reward {name} gave values of shape {tuple(values.shape)} for {len(pairs)} pairs: "
-            "it must give one number for each."
-        )
-    if not values.isfinite().all():
-        first = int((~values.isfinite()).nonzero()[0])
-        raise InputError(
-            f"The reward {name} gave {values[first]} for {pairs[first].case.name}: it must give "
-            "finite numbers."
-        )
-    return values
+def register(kind: RewardKind) -> None:
+    REWARDS[kind.name] = kind
 
 
-MAKERS: Mapping[str, Maker] = {"clip": ClipReward}
-"""Rewards that can be asked for by name. Callers that know more give their own mapping."""
+def widget_values(clips: Sequence[str]) -> list[str]:
+    """What a node offers, ``clips`` being the names of the CLIPs that there are."""
+    alone = [kind.label for kind in REWARDS.values() if not kind.place]
+    return [*alone, *(f"{kind.label}: {clip}" for kind in _of_clips() for clip in clips)]
 
 
-def reward_named(
-    specs: Sequence[str], device: torch.device | str = "cpu", makers: Mapping[str, Maker] = MAKERS
-) -> Weighted:
+def chosen(value: str) -> tuple[RewardKind, str]:
+    """The reward that a widget's value names, and its place. Raises ``InputError``."""
+    for kind in REWARDS.values():
+        if not kind.place and value == kind.label:
+            return kind, ""
+    for kind in _of_clips():
+        if value.startswith(f"{kind.label}: "):
+            return kind, value.removeprefix(f"{kind.label}: ")
+    raise InputError(f"There is no reward {value!r}: choose another.")
+
+
+def _of_clips() -> Iterator[RewardKind]:
+    return (kind for kind in REWARDS.values() if kind.place)
+
+
+def weighted_reward(specs: Sequence[str], load_clip: ClipLoader, dataset: EditDataset) -> Weighted:
     """The weighted sum of rewards named as on a command line: ``clip:FOLDER``, ``checker=0.5``.
 
     After the name, a colon and what the reward is made of, if anything; then ``=`` and its weight,
-    1 by default. Raises ``InputError`` for a name that is not among ``makers``.
+    1 by default. Raises ``InputError`` for an unknown name, or a dataset that one cannot judge.
     """
+    from .weighted import Weighted
+
     parts = []
     for spec in specs:
-        named, weight = _weighted(spec)
-        kind, _, rest = named.partition(":")
-        if kind not in makers:
+        named, weight = _split_weight(spec)
+        name, _, place = named.partition(":")
+        if name not in REWARDS:
             raise InputError(
-                f"There is no reward {spec!r}: expected {' or '.join(sorted(makers))}, such as "
-                "clip:FOLDER or clip:demo=0.5."
+                f"There is no reward {spec!r}: expected "
+                f"{' or '.join(sorted(kind.usage for kind in REWARDS.values()))}, such as "
+                "clip:demo=0.5."
             )
-        parts.append((makers[kind](rest, device), weight))
+        REWARDS[name].check(dataset)
+        parts.append((REWARDS[name].make(place, load_clip), weight))
     return Weighted(parts)
 
 
-def _weighted(text: str) -> tuple[str, float]:
-    """``text`` without the weight after its last ``=``, and the weight."""
-    before, mark, number = text.rpartition("=")
+def _split_weight(spec: str) -> tuple[str, float]:
+    """``spec`` without the weight after its last ``=``, and the weight."""
+    named, mark, number = spec.rpartition("=")
     try:
-        return (before, float(number)) if mark else (text, 1.0)
+        return (named, float(number)) if mark else (spec, 1.0)
     except ValueError:  # an = within a folder's name
-        return text, 1.0
+        return spec, 1.0

@@ -1,0 +1,50 @@
+"""CLIPs that score, as ComfyUI's models: loaded and unloaded by it, kept between scores."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import comfy.model_management
+import comfy.model_patcher
+import torch
+
+from ...training.rewards.clip import ClipScorer
+from .folders import FileState, clip_folder, file_states
+
+_ACTIVATION_BYTES = 2**30
+
+
+class HostedClip(ClipScorer):
+    """A CLIP whose memory is ComfyUI's to manage."""
+
+    def __init__(self, folder: Path):
+        offload_device = comfy.model_management.unet_offload_device()
+        with torch.inference_mode(False):  # so that it can score while something is trained
+            super().__init__(folder, device=offload_device)
+        self.device = comfy.model_management.get_torch_device()
+        self.patcher = comfy.model_patcher.ModelPatcher(
+            self.model, load_device=self.device, offload_device=offload_device
+        )
+
+    def prepare(self) -> None:
+        """Load all of it, since its layers cannot be streamed."""
+        loaded = self.patcher.current_loaded_device() == self.device
+        if not loaded or self.patcher.loaded_size() < self.patcher.model_size():
+            comfy.model_management.load_models_gpu(
+                [self.patcher], memory_required=_ACTIVATION_BYTES, force_full_load=True
+            )
+
+
+def load_clip(name: str) -> HostedClip:
+    """The CLIP that a widget names; from memory if it was the last one and its files are the same.
+
+    Raises ``CheckpointError`` or ``InputError`` as :class:`ClipScorer` does.
+    """
+    folder = clip_folder(name)
+    return _loaded(folder, tuple(file_states([folder])))
+
+
+@lru_cache(maxsize=1)
+def _loaded(folder: Path, files: tuple[FileState, ...]) -> HostedClip:
+    return HostedClip(folder)

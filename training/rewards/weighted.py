@@ -1,0 +1,98 @@
+"""The weighted sum of rewards, and the check of what a reward gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...mmp_core.errors import InputError
+from ..cases import Pair, Reward
+
+
+class Weighted:
+    """The sum of rewards times their weights.
+
+    ``parts``: any callables from pairs to as many finite numbers, each with its weight. What a part
+    gives is checked: ``InputError`` names the reward that fails. A reward is called what its
+    ``name`` says, else by the name of its function or class.
+    """
+
+    name = "weighted"
+
+    def __init__(self, parts: Sequence[tuple[Reward, float]]):
+        if not parts:
+            raise InputError("There is no reward: give at least one.")
+        self._parts: dict[str, tuple[Reward, float]] = {}
+        for reward, weight in parts:
+            if not math.isfinite(weight):
+                raise InputError(f"The weight of {name_of(reward)} is {weight}: give a number.")
+            name, same = name_of(reward), 1
+            while name in self._parts:
+                same += 1
+                name = f"{name_of(reward)} {same}"
+            self._parts[name] = reward, weight
+        self._forget()
+
+    def __call__(self, pairs: Sequence[Pair]) -> Tensor:
+        total = torch.zeros(len(pairs))
+        for name, (reward, weight) in self._parts.items():
+            values = checked(reward, pairs, name)
+            self._sums[name] += float(values.sum())
+            total += weight * values
+        self._count += len(pairs)
+        return total
+
+    @property
+    def described(self) -> str:
+        return " + ".join(f"{name}={weight:g}" for name, (_, weight) in self._parts.items())
+
+    def take_means(self) -> dict[str, float]:
+        """Mean of each reward, without its weight, over the pairs since the last call; empty
+        without any."""
+        means = {name: value / self._count for name, value in self._sums.items() if self._count}
+        self._forget()
+        return means
+
+    def _forget(self) -> None:
+        self._sums, self._count = dict.fromkeys(self._parts, 0.0), 0
+
+
+def name_of(reward: Reward) -> str:
+    given = getattr(reward, "name", None) or getattr(reward, "__name__", None)
+    return given if isinstance(given, str) else type(reward).__name__
+
+
+def described(reward: Reward) -> str:
+    """The reward's name, or those of its parts with their weights: ``clip=0.5 + checker=1``."""
+    if isinstance(reward, Weighted):
+        return reward.described
+    return name_of(reward)
+
+
+def checked(reward: Reward, pairs: Sequence[Pair], name: str) -> Tensor:
+    """What ``reward`` gives ``pairs``: (N,) float32 on the CPU, without gradient.
+
+    A list of numbers or an array is taken, too. Raises ``InputError`` naming the reward where it
+    fails, gives another number of them, or one is not finite.
+    """
+    try:
+        values = torch.as_tensor(reward(pairs)).detach().to("cpu", torch.float32)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"The reward {name} failed: {type(error).__name__}: {error}") from error
+    if values.shape != (len(pairs),):
+        raise InputError(
+            f"The reward {name} gave values of shape {tuple(values.shape)} for {len(pairs)} pairs: "
+            "it must give one number for each."
+        )
+    if not values.isfinite().all():
+        first = int((~values.isfinite()).nonzero()[0])
+        raise InputError(
+            f"The reward {name} gave {values[first]} for {pairs[first].case.name}: it must give "
+            "finite numbers."
+        )
+    return values
