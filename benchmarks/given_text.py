@@ -25,23 +25,20 @@ import torch
 from mmada_parallel.demo import world
 from mmada_parallel.demo.checker import apply_sentence, check
 from mmada_parallel.demo.dataset import HELD_OUT
-from mmada_parallel.demo.evaluate import judge
+from mmada_parallel.demo.evaluate import judge, prompt_of, with_picture, with_text
 from mmada_parallel.demo.kinds import EDITS, KINDS
-from mmada_parallel.demo.render import render
 from mmada_parallel.demo.tasks import Task
 from mmada_parallel.mmp_core import (
     MASKED,
     Prompt,
     SamplerSettings,
-    TokenState,
     decode_image,
     decode_text,
     denoise,
-    encode_instruction,
     load_checkpoint,
 )
 from mmada_parallel.mmp_core.checkpoint.load import Model
-from mmada_parallel.mmp_core.editing import fixed_text, reopened
+from mmada_parallel.mmp_core.editing import reopened
 
 
 def pairs(cases: int) -> list[tuple[Task, Task]]:
@@ -59,33 +56,28 @@ def pairs(cases: int) -> list[tuple[Task, Task]]:
     return found
 
 
-def prompt_of(model: Model, task: Task) -> Prompt:
-    return encode_instruction(model, task.instruction, render(task.source))
-
-
 def given(
     model: Model, task: Task, other: Task, settings: SamplerSettings, instructed: bool
 ) -> bool:
-    prompt = prompt_of(model, task)
-    if not instructed:
-        prompt = prompt.without_instruction()
-    text = fixed_text(model, other.sentence, model.default_text_length)
-    start = TokenState(text, prompt.initial.image)
-    final = denoise(model, prompt.starting_from(start), settings, record=0).final
-    assert torch.equal(final.text, text)
+    prompt = _prompt(model, task, instructed)
+    start = with_text(model, prompt, other.sentence)
+    final = denoise(model, start, settings, record=0).final
+    assert torch.equal(final.text, start.initial.text)
     return check(other, decode_image(model, final)[0], other.sentence).picture
 
 
 def explains(model: Model, task: Task, settings: SamplerSettings, instructed: bool) -> bool:
-    prompt = prompt_of(model, task)
-    if not instructed:
-        prompt = prompt.without_instruction()
     codes = torch.tensor([task.after.codes()])
-    start = TokenState(prompt.initial.text, codes)
-    final = denoise(model, prompt.starting_from(start), settings, record=0).final
+    start = with_picture(_prompt(model, task, instructed), codes)
+    final = denoise(model, start, settings, record=0).final
     assert torch.equal(final.image, codes)
-    said = apply_sentence(decode_text(model, final)[0], task.before, task.after.grid)
-    return said == task.after
+    sentence = decode_text(model, final)[0]
+    return apply_sentence(sentence, task.before, task.after.grid) == task.after
+
+
+def _prompt(model: Model, task: Task, instructed: bool) -> Prompt:
+    prompt = prompt_of(model, task)
+    return prompt if instructed else prompt.without_instruction()
 
 
 def own(model: Model, task: Task, settings: SamplerSettings) -> bool:

@@ -14,8 +14,8 @@ import time
 import torch
 from mmada_parallel.demo import world
 from mmada_parallel.demo.dataset import HELD_OUT
-from mmada_parallel.demo.render import render
-from mmada_parallel.mmp_core import SamplerSettings, denoise, encode_instruction, load_checkpoint
+from mmada_parallel.demo.evaluate import prompt_of
+from mmada_parallel.mmp_core import SamplerSettings, denoise, load_checkpoint
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     runs = parser.parse_args().runs
     model = load_checkpoint("demo", dtype=torch.float32)
     task = world.task(HELD_OUT, kinds=("recolour",))
-    prompt = encode_instruction(model, task.instruction, render(task.before))
+    prompt = prompt_of(model, task)
     times: dict[int, list[float]] = {0: [], 128: []}
     for number in range(runs + 1):
         for record, taken in times.items():

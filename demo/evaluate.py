@@ -10,16 +10,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..mmp_core import (
     Prompt,
     SamplerSettings,
+    TokenState,
     decode_image,
     decode_text,
     denoise,
     encode_instruction,
 )
 from ..mmp_core.checkpoint.load import Model
+from ..mmp_core.editing import fixed_text
 from ..training.rewards.clip import ClipScorer
 from .checker import Verdict, check, parse_codes
 from .dataset import HELD_OUT
@@ -52,6 +55,23 @@ def held_out(cases: int) -> list[Task]:
     return [task_numbered(HELD_OUT + i) for i in range(cases)]
 
 
+def prompt_of(model: Model, task: Task, **options: Any) -> Prompt:
+    """``task`` as a prompt; ``options``: of ``encode_instruction``."""
+    before = None if task.before is None else render(task.before)
+    return encode_instruction(model, task.instruction, before, **options)
+
+
+def with_text(model: Model, prompt: Prompt, sentence: str) -> Prompt:
+    """``prompt`` with ``sentence`` as its whole text; the picture is still to be drawn."""
+    text = fixed_text(model, sentence, model.default_text_length)
+    return prompt.starting_from(TokenState(text, prompt.initial.image))
+
+
+def with_picture(prompt: Prompt, codes: Tensor) -> Prompt:
+    """``prompt`` with the picture of ``codes`` (1, h, w); the text is still to be written."""
+    return prompt.starting_from(TokenState(prompt.initial.text, codes))
+
+
 def answer(
     model: Model,
     tasks: Iterable[Task],
@@ -64,9 +84,8 @@ def answer(
     """Denoise and judge ``tasks``, batched by prompt length; task ``i`` uses ``seed + i``."""
     groups = defaultdict(list)
     for number, task in enumerate(tasks):
-        before = None if task.before is None else render(task.before)
-        prompt = encode_instruction(model, task.instruction, before)
-        key = (before is None, prompt.instruction.shape[1], prompt.initial.grid)
+        prompt = prompt_of(model, task)
+        key = (task.before is None, prompt.instruction.shape[1], prompt.initial.grid)
         groups[key].append((number, task, prompt))
     for members in groups.values():
         for start in range(0, len(members), batch):

@@ -20,15 +20,15 @@ from ..mmp_core import (
     decode_image,
     decode_text,
     denoise,
-    encode_instruction,
     load_checkpoint,
 )
 from ..mmp_core.checkpoint.load import Model
-from ..mmp_core.editing import extended, fixed_text, pattern_selected, reopened, text_pieces
+from ..mmp_core.editing import extended, pattern_selected, reopened, text_pieces
 from ..training.rewards.clip import DEMO_CLIP, ClipScorer
 from ..views.sheet import MASK_SIGN, Word, beside, contact_sheet
 from ..views.trajectory import spread_steps, trajectory_frames
 from .dataset import HELD_OUT
+from .evaluate import prompt_of, with_picture, with_text
 from .render import render
 from .scenes import COLOURS
 from .tasks import Task
@@ -74,7 +74,7 @@ def state_panel(model: Model, title: str, state: TokenState) -> Image.Image:
 def run_panels(model: Model, task: Task, moments: tuple[float, ...]) -> list[Image.Image]:
     """The input with its instruction, the half-denoised pairs at ``moments``, and the result."""
     before = None if task.before is None else render(task.before)
-    trajectory = denoise(model, encode_instruction(model, task.instruction, before))
+    trajectory = denoise(model, prompt_of(model, task))
     shown = [trajectory.steps[round(m * (len(trajectory) - 1))].after for m in moments]
 
     first = panel(before, "input" if before else "instruction", f"“{task.instruction}”")
@@ -88,12 +88,8 @@ def result_panel(model: Model, prompt: Prompt, title: str, **settings: Any) -> I
     return panel(decode_image(model, final)[0], title, decode_text(model, final)[0])
 
 
-def edit_prompt(model: Model, task: Task, **more: Any) -> Prompt:
-    return encode_instruction(model, task.instruction, render(task.source), **more)
-
-
 def watch_it_think(model: Model) -> Image.Image:
-    run = denoise(model, edit_prompt(model, held_out_task("recolour", 2)))
+    run = denoise(model, prompt_of(model, held_out_task("recolour", 2)))
     return contact_sheet(trajectory_frames(model, run, spread_steps(run, 4)), 2)
 
 
@@ -106,14 +102,14 @@ def inpaint(model: Model) -> Image.Image:
         [
             panel(before, "input", f"“{task.instruction}”"),
             panel(veiled, "mask", ""),
-            result_panel(model, edit_prompt(model, task, mask=mask), "result"),
+            result_panel(model, prompt_of(model, task, mask=mask), "result"),
         ]
     )
 
 
 def outpaint(model: Model) -> Image.Image:
     task = replace(held_out_task("add", 1), instruction="add a yellow star at row 2 column 5")
-    wider = extended(edit_prompt(model, task), left=0, top=0, right=1, bottom=0)
+    wider = extended(prompt_of(model, task), left=0, top=0, right=1, bottom=0)
     final = denoise(model, wider).final
     picture = decode_image(model, final)[0].resize((_SIDE * 5 // 4, _SIDE))
     result = beside(picture, [Word(w) for w in decode_text(model, final)[0].split()], "result")
@@ -126,25 +122,23 @@ def outpaint(model: Model) -> Image.Image:
 
 def fix_the_plan(model: Model) -> Image.Image:
     task = held_out_task("recolour", 3)
-    prompt = edit_prompt(model, task)
-    own = "the red circle at row 1 column 4 becomes a green star ."
-    text = fixed_text(model, own, model.default_text_length)
-    start = TokenState(text, prompt.initial.image)
+    prompt = prompt_of(model, task)
+    plan = "the red circle at row 1 column 4 becomes a green star ."
+    planned = with_text(model, prompt.without_instruction(), plan)
     return side_by_side(
         [
             panel(render(task.source), "input", f"“{task.instruction}”"),
             result_panel(model, prompt, "its own plan"),
-            result_panel(model, prompt.without_instruction().starting_from(start), "your plan"),
+            result_panel(model, planned, "your plan"),
         ]
     )
 
 
 def explain(model: Model) -> Image.Image:
     task = held_out_task("replace", 7)
-    prompt = edit_prompt(model, task)
+    prompt = prompt_of(model, task)
     after = denoise(model, prompt, record=0).final
-    given = TokenState(prompt.initial.text, after.image)
-    explained = denoise(model, prompt.starting_from(given), record=0).final
+    explained = denoise(model, with_picture(prompt, after.image), record=0).final
     return side_by_side(
         [
             panel(render(task.source), "before", ""),
@@ -156,7 +150,7 @@ def explain(model: Model) -> Image.Image:
 
 def stop_keep_and_redraw(model: Model) -> Image.Image:
     task = held_out_task("recolour", 4)
-    prompt = edit_prompt(model, task)
+    prompt = prompt_of(model, task)
     half = denoise(model, prompt).at(0.9).after
     colours = pattern_selected(text_pieces(model, half)[0], "|".join(COLOURS))
     cells = torch.zeros(1, *half.grid, dtype=torch.bool)
@@ -174,7 +168,7 @@ def stop_keep_and_redraw(model: Model) -> Image.Image:
 
 
 def orders(model: Model) -> Image.Image:
-    prompt = edit_prompt(model, held_out_task("move", 6))
+    prompt = prompt_of(model, held_out_task("move", 6))
     frames = []
     for order in ("parallel", "text_first"):
         run = denoise(model, prompt, SamplerSettings(order=order))
@@ -185,7 +179,7 @@ def orders(model: Model) -> Image.Image:
 def best_of_n(model: Model) -> Image.Image:
     task = held_out_task("count", 8)
     own = SamplerSettings(text_steps=4, image_steps=2, text_temperature=1.0)
-    final = denoise(model, edit_prompt(model, task, batch=4), own, record=0).final
+    final = denoise(model, prompt_of(model, task, batch=4), own, record=0).final
     pictures, texts = decode_image(model, final), decode_text(model, final)
     scores = ClipScorer(DEMO_CLIP).score(texts, pictures)
     best = int(scores.argmax())

@@ -19,7 +19,8 @@ from ..training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
 from ..training.weights.policies import LoRA
 from ..views.examples import answers_sheet
 from ..views.plot import line_plot
-from .figure import ROOT, edit_prompt, held_out_task, panel, side_by_side
+from .evaluate import prompt_of
+from .figure import ROOT, held_out_task, panel, side_by_side
 from .items import world_dataset
 from .reward import CheckerReward
 
@@ -46,7 +47,7 @@ def answered(model: Model, title: str) -> Image.Image:
         text_temperature=_FEW_STEPS.text_temperature,
         joint_guidance=0.0,
     )
-    final = denoise(model, edit_prompt(model, _SCENE, batch=_SHOWN), settings, record=0).final
+    final = denoise(model, prompt_of(model, _SCENE, batch=_SHOWN), settings, record=0).final
     pairs = zip(decode_image(model, final), decode_text(model, final), strict=True)
     return side_by_side([panel(picture, title, text) for picture, text in pairs])
 
