@@ -17,6 +17,8 @@ from .errors import InputError
 from .model.config import ModelConfig
 from .model.formats import FORMATS
 from .model.kernels import available
+from .model.lora import adaptable_layers
+from .model.quantised import WeightOnlyLinear, replace_linears
 from .model.transformer import KeyValueCache, MaskedDiffusionTransformer
 from .sampler.policies import DenoisingModel
 from .sampler.settings import SamplerSettings
@@ -90,16 +92,11 @@ def stored_bytes(
 ) -> int:
     """A transformer's weights: in ``dtype``, the blocks' linear layers ``quantised`` ("fp8" or
     "int8") as ``mmada-parallel convert`` does."""
-    width, kv, mlp = config.d_model, config.n_kv_heads * config.head_dim, config.mlp_hidden_size
-    linear = 2 * width * width + 2 * width * kv + 3 * width * mlp
-    rows = 3 * width + 2 * kv + 2 * mlp
-    tables = config.embedding_size * width * (1 if config.weight_tying else 2)
-    others = tables + width * (2 * config.n_layers + 1)
-    if quantised is None:
-        return (config.n_layers * linear + others) * dtype.itemsize
-    form = FORMATS[quantised]
-    scales = 4 * (rows if form.per_row else 7)
-    return config.n_layers * (linear * form.storage.itemsize + scales) + others * dtype.itemsize
+    model = MaskedDiffusionTransformer(config, dtype=dtype, device="meta")
+    if quantised:
+        formats = dict.fromkeys(adaptable_layers(model), FORMATS[quantised])
+        replace_linears(model, formats, WeightOnlyLinear)
+    return module_bytes(model)
 
 
 def forward_bytes(config: ModelConfig, tokens: int, itemsize: int) -> int:

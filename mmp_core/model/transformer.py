@@ -22,7 +22,7 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(B, heads, n, head_dim) queries and (B, heads, L, head_dim) keys and values to
 (B, n, heads·head_dim); no mask."""
 
-Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+RenewKeysValues = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Keys and values of some positions to those of all, each (B, kv_heads, …, head_dim)."""
 
 
@@ -106,12 +106,12 @@ class KeyValueCache:
             batch, heads, length, head_dim = keys.shape
             if block not in self.blocks:
                 self.blocks[block] = keys.new_empty(2, batch, heads, length + 1, head_dim)
-            for kept, new in zip(self.blocks[block], (keys, values), strict=True):
-                kept[:, :, :-1] = new
+            for cached, new in zip(self.blocks[block], (keys, values), strict=True):
+                cached[:, :, :-1] = new
             return keys, values
         index = positions[:, None, :, None].expand_as(keys)
-        for kept, new in zip(self.blocks[block], (keys, values), strict=True):
-            kept.scatter_(2, index, new)
+        for cached, new in zip(self.blocks[block], (keys, values), strict=True):
+            cached.scatter_(2, index, new)
         keys, values = self.blocks[block][:, :, :, :-1]
         return keys, values
 
@@ -141,18 +141,18 @@ class Block(nn.Module):
         self.up_proj = linear(width, config.mlp_hidden_size)
         self.ff_out = linear(config.mlp_hidden_size, width)
 
-    def forward(self, x: Tensor, rotary: Tensor, remember: Remember | None = None) -> Tensor:
-        """``x``: (B, n, d_model). ``rotary``: see :func:`rotate`. Same shape out.
+    def forward(self, x: Tensor, rotary: Tensor, renew: RenewKeysValues | None = None) -> Tensor:
+        """(B, n, d_model) of ``x`` (B, n, d_model). ``rotary``: see :func:`rotate`.
 
-        ``remember`` gives the keys and values attended to; by default those of ``x`` alone.
+        ``renew`` gives the keys and values attended to; by default those of ``x`` alone.
         """
         h = self.attn_norm(x)
         q = self.q_proj(h).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k = self.k_proj(h).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
         v = self.v_proj(h).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
         q, k = rotate(q, rotary), rotate(k, rotary)
-        if remember is not None:
-            k, v = remember(k, v)
+        if renew is not None:
+            k, v = renew(k, v)
         if self.kv_heads != self.heads:
             k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))
         x = x + self.attn_out(self.attention(q, k, v))
@@ -200,38 +200,22 @@ class MaskedDiffusionTransformer(nn.Module):
 
         ``cache``: filled for later calls. ``positions``: (B, n) int64; only these are computed
         (B, n, d_model), with the cache's keys and values for the others, and renewed in it. ``L``
-        stands for no position (what is computed there means nothing); a sample's others differ.
-        """
-        return self.layers["ln_f"](self.hidden_states(ids, cache=cache, positions=positions)[-1])
-
-    def hidden_states(
-        self,
-        ids: Tensor,
-        *,
-        cache: KeyValueCache | None = None,
-        positions: Tensor | None = None,
-        every_block: bool = False,
-    ) -> list[Tensor]:
-        """Residual stream (B, L, d_model) after the last block, or before each block and after.
-
-        ``cache`` and ``positions``: see :meth:`forward`.
+        stands for no position: what is computed there means nothing.
         """
         config, length = self.config, ids.shape[1]
-        if positions is not None and cache is None:
-            raise ValueError("positions need the cache that holds the others' keys and values.")
         table = rotary_table(length, config.head_dim, config.rope_theta, ids.device)
         if positions is not None:
+            if cache is None:
+                raise ValueError("positions need the cache that holds the others' keys and values.")
             read = positions.clamp_max(length - 1)
             ids, table = ids.gather(1, read), table[:, read].unsqueeze(2)
         x = self.layers["wte"](ids)
         if not config.rope_full_precision:
             table = table.to(x.dtype)
-        states = [x]
-        for index, block in enumerate(cast(nn.ModuleList, self.layers["blocks"])):
-            remember = None if cache is None else partial(cache.renew, positions, index)
-            x = block(x, table, remember)
-            states = [*states, x] if every_block else [x]
-        return states
+        for index, block in enumerate(self.blocks):
+            renew = None if cache is None else partial(cache.renew, positions, index)
+            x = block(x, table, renew)
+        return self.layers["ln_f"](x)
 
     def logits(self, hidden: Tensor, choices: slice = slice(None)) -> Tensor:
         """(…, choices) logits of normed hidden states (…, d_model), in the model's dtype.
@@ -258,6 +242,10 @@ class MaskedDiffusionTransformer(nn.Module):
     def layers(self) -> nn.ModuleDict:
         """Embedding, blocks, last norm and head by the released names."""
         return cast(nn.ModuleDict, self.model["transformer"])
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return cast(nn.ModuleList, self.layers["blocks"])
 
     @property
     def dtype(self) -> torch.dtype:

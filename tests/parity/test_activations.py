@@ -29,15 +29,18 @@ def test_activations(file, recipe_model):
     ids = case["input_ids"].long()[None]
     layers = {name: name.split(".")[1] for name in case if name.startswith("block0.")}
     assert not set(case) - WHOLE - set(layers)
-    outputs = {}
+    outputs, states = {}, []
     hooks = [
         getattr(transformer.layers["blocks"][0], layer).register_forward_hook(
             lambda module, inputs, output, name=name: outputs.update({name: output[0]})
         )
         for name, layer in layers.items()
     ]
+    hooks += [
+        layer.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0]))
+        for layer in (*transformer.layers["blocks"], transformer.layers["ln_f"])
+    ]
     with torch.no_grad():
-        states = transformer.hidden_states(ids, every_block=True)
         final = transformer(ids)
         logits = transformer.logits(final)[0]
         image = slice(layout.image_offset, layout.image_offset + layout.codebook_size)
