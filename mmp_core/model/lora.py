@@ -57,8 +57,9 @@ class LowRank(nn.Module):
 
 def adaptable_layers(
     transformer: MaskedDiffusionTransformer, layers: Collection[str] = BLOCK_LAYERS
-) -> dict[str, nn.Module]:
-    """Linear layers of the blocks by their full names, plain, quantised or a host's own.
+) -> dict[str, Any]:
+    """Linear layers of the blocks by their full names: modules with ``in_features`` and
+    ``out_features``, plain, quantised or a host's own.
 
     ``layers``: last components of the names wanted. The head is not among them, since
     :meth:`MaskedDiffusionTransformer.logits` uses its weight directly. Raises ``InputError``.
