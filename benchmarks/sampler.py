@@ -24,7 +24,7 @@ from mmada_parallel.benchmarks.measure import name_of, synchronise
 from mmada_parallel.benchmarks.shapes import RandomModel
 from mmada_parallel.mmp_core import SamplerSettings, denoise
 from mmada_parallel.mmp_core.state import Prompt
-from mmada_parallel.mmp_core.variants.mmada_parallel_a import VariantA
+from mmada_parallel.mmp_core.variants.mmada_parallel_a import LayoutA
 
 PRESETS = {
     "small": {
@@ -124,7 +124,7 @@ def theirs(reference: SimpleNamespace, model: RandomModel) -> torch.nn.Module:
 def run_reference(
     reference: SimpleNamespace,
     model: torch.nn.Module,
-    layout: VariantA,
+    layout: LayoutA,
     prompt: Prompt,
     settings: SamplerSettings,
 ) -> tuple[list[int], list[int]]:

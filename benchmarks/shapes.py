@@ -13,7 +13,8 @@ import torch
 from mmada_parallel.mmp_core.model.config import ModelConfig
 from mmada_parallel.mmp_core.model.transformer import MaskedDiffusionTransformer
 from mmada_parallel.mmp_core.state import Prompt, TokenState
-from mmada_parallel.mmp_core.variants.mmada_parallel_a import VariantA
+from mmada_parallel.mmp_core.variants.base import Variant
+from mmada_parallel.mmp_core.variants.mmada_parallel_a import LayoutA, MMaDAParallelA
 
 RELEASED = {
     "d_model": 4096,
@@ -48,7 +49,8 @@ class RandomModel:
     """What the sampler needs of a model."""
 
     transformer: MaskedDiffusionTransformer
-    layout: VariantA
+    layout: LayoutA
+    variant: Variant
     device: torch.device
 
     @classmethod
@@ -63,8 +65,9 @@ class RandomModel:
             for weight in transformer.parameters():
                 if weight.ndim > 1:
                     weight.normal_(std=std, generator=generator)
-        layout = VariantA(NoTokenizer(), {"mask_token_id": config.mask_token_id})
-        return cls(transformer.requires_grad_(False).eval(), layout, device)
+        variant = MMaDAParallelA()
+        layout = variant.layout(NoTokenizer(), {"mask_token_id": config.mask_token_id})
+        return cls(transformer.requires_grad_(False).eval(), layout, variant, device)
 
     def prompt(self, grid: int, text: int, batch: int = 1) -> Prompt:
         """An instruction, an input picture of ``grid`` x ``grid`` codes, and an undecided answer of

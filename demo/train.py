@@ -23,7 +23,7 @@ from torch import Tensor
 from ..mmp_core.files import replacing
 from ..mmp_core.model.config import ModelConfig
 from ..mmp_core.model.transformer import MaskedDiffusionTransformer, sdpa_attention
-from ..mmp_core.variants.mmada_parallel_a import VariantA
+from ..mmp_core.variants.mmada_parallel_a import LayoutA
 from ..training.sft.pretrain import SFTRun, SFTSettings, initialise
 from .clip import train_clip
 from .dataset import WorldDataset
@@ -91,7 +91,7 @@ def transformer_run(
     if not (folder / "config.json").exists():
         write_tokenizer(folder)
         (folder / "config.json").write_text(json.dumps(config, indent=1))
-    layout = VariantA(PreTrainedTokenizerFast.from_pretrained(folder), config)
+    layout = LayoutA(PreTrainedTokenizerFast.from_pretrained(folder), config)
     attention = short_attention if device == "cpu" else sdpa_attention
     model = MaskedDiffusionTransformer(ModelConfig.from_dict(config), attention=attention)
     initialise(model, settings.seed)

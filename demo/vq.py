@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..mmp_core.image.tokenizer import AmusedVQ
+from ..mmp_core.image.amused import AmusedVQ
 from .render import PATCH, patches
 from .scenes import BACKGROUNDS, COLOURS, CONTENTS, SHAPES
 from .tokenizer import CODES

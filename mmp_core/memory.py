@@ -23,7 +23,6 @@ from .model.transformer import KeyValueCache, MaskedDiffusionTransformer
 from .sampler.policies import DenoisingModel
 from .sampler.settings import SamplerSettings
 from .state import Prompt
-from .variants.mmada_parallel_a import VariantA
 
 PICTURE_BYTES_PER_PIXEL = 3072
 """What either image tokenizer holds at full width (aMUSEd's, and 128 for MAGVIT-v2): 3 x 256
@@ -156,9 +155,9 @@ def denoising_estimate(
     text_branches, image_branches = _unconditional_branches(settings, words, codes)
     branches = 1 + len(text_branches | image_branches)
     choices, noise = len(model.layout.text_choices), 4
-    if settings.preset == "upstream":  # any id; variant M draws in float64
+    if settings.preset == "upstream":  # any id
         choices = config.embedding_size
-        noise = 4 if isinstance(model.layout, VariantA) else 8
+        noise = model.variant.upstream_noise_bytes
     text_noise = noise if settings.text_temperature else 0
     text = selection_bytes(words, choices, 1 + len(text_branches), text_noise, itemsize)
     if available(model.device) and itemsize < 4 and settings.preset == "corrected":

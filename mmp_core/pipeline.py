@@ -19,18 +19,15 @@ from .errors import InputError
 from .image.pictures import (
     UNIT_RANGE,
     Size,
-    crop_sizes,
-    fit_image,
     load_image,
-    nearest_size,
-    squash_image,
     to_pil,
     to_pixels,
 )
 from .state import MASKED, Prompt, TokenState
 
 GREY = (0.5, 0.5, 0.5)
-_CROP_PATCHES = 16
+NO_PICTURE = (0, 0)
+"""The size of the result where the answer is text alone."""
 _COVERED = 0.1
 
 
@@ -49,7 +46,8 @@ def encode_instruction(
 
     ``size``: (width, height) of the result in pixels, multiples of ``model.downsample``; by
     default that of the input image as the model sees it, else a square of the checkpoint's own
-    size. ``text_length``: tokens of the answer's text, 1 … 4096; by default the checkpoint's own.
+    size; :data:`NO_PICTURE` for text alone, where the family answers so. ``text_length``: tokens of
+    the answer's text, 1 … 4096; by default the checkpoint's own; 0 for an image alone.
     ``batch``: samples of this one prompt, all undecided. ``mask``: of mode "L", white where the
     picture is to be painted anew; elsewhere its image tokens stay as they are, bit for bit.
     ``offset``: see ``images.fit_image``.
@@ -59,7 +57,7 @@ def encode_instruction(
     if batch < 1:
         raise InputError(f"batch is {batch}; expected at least 1.")
     length = model.default_text_length if text_length is None else text_length
-    if not 1 <= length <= 4096:
+    if not 0 <= length <= 4096:
         raise InputError(f"text_length is {length}; expected 1 to 4096 tokens.")
     same_offset = copy.copy(offset)
     codes = None if image is None else encode_image(model, image, offset=offset)
@@ -69,6 +67,7 @@ def encode_instruction(
         grid = codes.shape[1], codes.shape[2]
     else:
         grid = grid_of(model, (model.default_image_size, model.default_image_size))
+    model.variant.check_answer(length, grid)
     initial = TokenState.masked(batch, length, grid)
     if mask is not None:
         initial = replace(initial, image=_outside(model, mask, image, codes, grid, same_offset))
@@ -83,16 +82,15 @@ def encode_image(
     *,
     offset: Literal["center"] | random.Random = "center",
 ) -> Tensor:
-    """Codes (1, h, w) of a picture, after the variant's own preprocessing.
+    """Codes (1, h, w) of a picture, cropped or squashed as its family does.
 
-    Variant A scales and crops to the aspect ratio nearest to the picture's, variant M squashes to a
-    square; both to about the area of the checkpoint's default size.
+    Its size is about the area of the checkpoint's default size, see :func:`seen_size`.
     """
     return encode_seen(model, [_fitted(model, image, offset)])
 
 
 def encode_seen(model: Model, images: Sequence[Image.Image]) -> Tensor:
-    """Codes (N, h, w) of pictures of one size, as :func:`seen_image` gives them."""
+    """Codes (N, h, w) of pictures of one size, as ``model.variant.fit`` gives them."""
     pixel_range = model.image_tokenizer.pixel_range
     pixels = torch.cat([to_pixels(image, pixel_range) for image in images])
     return model.image_tokenizer.encode(pixels.to(model.device))
@@ -100,30 +98,14 @@ def encode_seen(model: Model, images: Sequence[Image.Image]) -> Tensor:
 
 def seen_size(model: Model, size: Size) -> Size:
     """(width, height) that a picture of ``size`` has as the model sees it."""
-    if model.variant == "A":
-        return nearest_size(size, input_sizes(model))
-    return model.default_image_size, model.default_image_size
-
-
-def seen_image(
-    variant: str,
-    image: Image.Image,
-    size: Size,
-    *,
-    offset: Literal["center"] | random.Random = "center",
-) -> Image.Image:
-    """``image`` (RGB) brought to ``size`` as a model of ``variant`` sees it: cropped (A) or
-    squashed (M). Pictures of one shape stay aligned."""
-    if variant == "A":
-        return fit_image(image, [size], offset=offset)
-    return squash_image(image, size)
+    return model.variant.input_size(size, model.default_image_size, model.downsample)
 
 
 def _fitted(
     model: Model, image: Image.Image | str | os.PathLike, offset: Literal["center"] | random.Random
 ) -> Image.Image:
     upright = load_image(image)
-    return seen_image(model.variant, upright, seen_size(model, upright.size), offset=offset)
+    return model.variant.fit(upright, seen_size(model, upright.size), offset=offset)
 
 
 def _outside(
@@ -153,14 +135,6 @@ def _outside(
     return codes.cpu().masked_fill(cells, MASKED)
 
 
-def input_sizes(model: Model) -> list[Size]:
-    """The sizes (width, height) that variant A crops to: about the area of the default size, in
-    patches of which at most 16 make its side (of 32x32 pixels for the released 512x512)."""
-    side, unit = model.default_image_size, model.downsample
-    patch = unit * -(-side // (_CROP_PATCHES * unit))
-    return crop_sizes((side // patch) ** 2, patch)
-
-
 def grid_of(model: Model, size: Size) -> tuple[int, int]:
     """(height, width) in image codes of ``size`` (width, height) in pixels.
 
@@ -168,6 +142,8 @@ def grid_of(model: Model, size: Size) -> tuple[int, int]:
     """
     unit = model.downsample
     nearest = tuple(max(unit, round(side / unit) * unit) for side in size)
+    if tuple(size) == NO_PICTURE:
+        return 0, 0
     if tuple(size) != nearest:
         raise InputError(
             f"The size {size[0]}x{size[1]} is not made of {unit}x{unit} image tokens; the nearest "
@@ -210,6 +186,8 @@ def _decode(model: Model, state: TokenState, fill: tuple[float, float, float]) -
     then painted over.
     """
     tokenizer, codes = model.image_tokenizer, state.image.to(model.device)
+    if not codes[0].numel():
+        return torch.zeros(codes.shape[0], 3, 0, 0, device=model.device)
     undecided = codes == MASKED
     vectors = tokenizer.vectors(codes.clamp_min(0))
     decided = (~undecided)[:, None].to(vectors.dtype)

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..mmp_core import InputError, Prompt, SamplerSettings, TokenState
 from ..mmp_core.batching import denoise_in_batches
 from ..mmp_core.options import options_of
+from ..mmp_core.variants.base import Variant
 from .host import HostedModel, Progress
 from .live import LiveView
 from .types import CATEGORY, Model, Tokens, Trajectory
@@ -151,7 +152,7 @@ def _widgets() -> list[io.Input]:
     ]
 
 
-def settings_of(variant: str, preset: str, seed: int, **choices) -> SamplerSettings:
+def settings_of(variant: Variant, preset: str, seed: int, **choices) -> SamplerSettings:
     """Settings from widget values; those that mean "recommended" are left to the preset."""
     chosen = {n: value for n, value in choices.items() if value != _RECOMMENDED.get(n)}
     if preset == "upstream":

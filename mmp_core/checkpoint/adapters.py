@@ -89,7 +89,7 @@ def base_metadata(model: Model) -> dict[str, str]:
     """What an adapter's file says of the checkpoint it was trained on, quantised or not."""
     gain = model.transformer.layers["ln_f"].weight.detach().bfloat16().float().cpu().contiguous()
     return {
-        "variant": model.variant,
+        "variant": model.variant.id,
         "base_fingerprint": hashlib.sha256(gain.numpy().tobytes()).hexdigest()[:16],
     }
 
@@ -120,7 +120,7 @@ def build_adapter(
     ``dtype``, ``device``: of its weights; default, those of the final norm and of the model's
     inputs. Raises ``InputError`` where it belongs to another variant or does not fit.
     """
-    if (variant := metadata.get("variant", model.variant)) != model.variant:
+    if (variant := metadata.get("variant", model.variant.id)) != model.variant.id:
         raise InputError(
             f"{name} was trained on variant {variant}; this checkpoint is of variant "
             f"{model.variant}: load the checkpoint that it was trained on."

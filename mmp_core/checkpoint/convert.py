@@ -21,7 +21,7 @@ from ..model.formats import FORMATS, Format
 from ..model.quantised import formats_of, marker, quantise
 from .load import build_model, check_complete, open_checkpoint
 from .packed import IMAGE_PREFIX, packed_metadata
-from .source import Source
+from .source import Family, Source
 from .tensors import DTYPES, Outline, SafetensorsFiles
 
 KINDS = (*FORMATS, "none")
@@ -37,6 +37,7 @@ def convert(
     *,
     quantize: str = "none",
     image_tokenizer_path: str | Path | None = None,
+    family: Family = None,
     progress: Callable[[int, int], Any] | None = None,
 ) -> None:
     """Write the checkpoint folder ``source_path`` (or ``demo``) to ``out``, whole or not at all.
@@ -50,7 +51,7 @@ def convert(
     """
     if quantize not in KINDS:
         raise InputError(f"quantize is {quantize!r}; expected {', '.join(KINDS)}.")
-    source = open_checkpoint(source_path, image_tokenizer_path=image_tokenizer_path)
+    source = open_checkpoint(source_path, image_tokenizer_path=image_tokenizer_path, family=family)
     out = Path(out).expanduser()
     _check_out(source, out)
     layers = _quantised_layers(source, FORMATS.get(quantize))

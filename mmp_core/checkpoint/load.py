@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..image.tokenizer import AmusedVQ, ImageTokenizer, MagvitV2
+from ..image.tokenizer import ImageTokenizer
 from ..model.config import ModelConfig
 from ..model.quantised import formats_of, replace_linears
 from ..model.transformer import (
@@ -20,9 +20,9 @@ from ..model.transformer import (
     TorchOperations,
     sdpa_attention,
 )
-from ..variants import LAYOUTS, Layout
+from ..variants.base import Layout, Variant
 from .packed import open_packed
-from .source import Source, open_folder
+from .source import Family, Source, open_folder
 
 DEMO = Path(__file__).parents[2] / "demo" / "checkpoint"
 """The embedded checkpoint, named ``demo``."""
@@ -42,7 +42,7 @@ class Model:
     layout: Layout
     tokenizer: Any
     config: Mapping[str, Any]
-    variant: str
+    variant: Variant
     device: torch.device
     default_image_size: int = field(init=False)
     default_text_length: int = field(init=False)
@@ -64,31 +64,39 @@ def load_checkpoint(
     operations: Any = TorchOperations,
     attention: Attention = sdpa_attention,
     image_tokenizer_path: str | Path | None = None,
+    family: Family = None,
 ) -> Model:
     """Load a checkpoint folder or file, or the embedded one by the name ``demo``.
 
     ``dtype``: of the transformer, where it is not quantised, and of its results; ``None`` keeps
     the stored one. The image tokenizer is always float32, as in the reference.
     ``image_tokenizer_path``: file or folder of the image tokenizer where it is not inside or
-    beside the checkpoint (variant M's MAGVIT-v2).
+    beside the checkpoint (variant M's MAGVIT-v2). ``family``: id or name of the checkpoint's
+    family, where its files cannot tell (see ``variants.registry``).
 
-    Raises ``CheckpointError``: one sentence naming what is missing or wrong, and where it goes.
+    Raises ``CheckpointError``: one sentence naming what is missing or wrong, and where it goes;
+    ``InputError`` for an unknown family.
     """
-    source = open_checkpoint(path, image_tokenizer_path=image_tokenizer_path)
+    source = open_checkpoint(path, image_tokenizer_path=image_tokenizer_path, family=family)
     model = build_model(source, operations=operations, attention=attention, dtype=dtype)
     load_weights(model, source, device)
     model.device = torch.device(device)
     return model
 
 
-def open_checkpoint(path: str | Path, *, image_tokenizer_path: str | Path | None = None) -> Source:
+def open_checkpoint(
+    path: str | Path,
+    *,
+    image_tokenizer_path: str | Path | None = None,
+    family: Family = None,
+) -> Source:
     """Find and check a checkpoint's files without reading weights."""
     place = DEMO if str(path) == "demo" else Path(path).expanduser()
     given = None if image_tokenizer_path is None else Path(image_tokenizer_path).expanduser()
     if place.is_file():
-        return open_packed(place, given)
+        return open_packed(place, given, family)
     if place.is_dir():
-        return open_folder(place, given)
+        return open_folder(place, given, family)
     raise CheckpointError(
         f"No checkpoint at {place}: expected a folder with config.json, model.safetensors (or its "
         "shards and index) and tokenizer files, or a file that `mmada-parallel convert` wrote."
@@ -118,15 +126,14 @@ def build_model(
     )
     if formats := formats_of(source.weights):
         replace_linears(transformer, formats, operations.QuantisedLinear)
-    tokenizer_class = {"A": AmusedVQ, "M": MagvitV2}[source.variant]
-    image_tokenizer = tokenizer_class(
+    image_tokenizer = source.variant.image_tokenizer(
         source.image_config, operations=operations, dtype=torch.float32, device="meta"
     )
-    layout = LAYOUTS[source.variant](source.tokenizer, source.config)
+    layout = source.variant.layout(source.tokenizer, source.config)
     _check_sizes(layout, transformer, image_tokenizer)
     return Model(
-        transformer=transformer.requires_grad_(False).eval(),
-        image_tokenizer=image_tokenizer.requires_grad_(False).eval(),
+        transformer=transformer.requires_grad_(False).train(False),
+        image_tokenizer=image_tokenizer.requires_grad_(False).train(False),
         layout=layout,
         tokenizer=source.tokenizer,
         config=source.config,

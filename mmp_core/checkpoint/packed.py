@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..variants import detect_variant
-from .source import Source, image_tokenizer, read_tokenizer
+from ..variants.registry import variant_of
+from .source import Family, Source, image_tokenizer, read_tokenizer
 from .tensors import SafetensorsFiles
 
 ABOUT = "mmada_parallel"
@@ -39,7 +39,7 @@ def packed_metadata(
     """The header's strings for ``source``, a folder."""
     about = {
         "version": VERSION,
-        "variant": source.variant,
+        "variant": source.variant.id,
         "quantization": quantization,
         "provenance": provenance,
     }
@@ -55,8 +55,9 @@ def packed_metadata(
     return found
 
 
-def open_packed(file: Path, image_tokenizer_path: Path | None) -> Source:
-    """A checkpoint in one file; its own image tokenizer gives way to one named by the user.
+def open_packed(file: Path, image_tokenizer_path: Path | None, family: Family) -> Source:
+    """A checkpoint in one file; its own image tokenizer gives way to one named by the user, and the
+    family in its header to ``family``.
 
     Raises ``CheckpointError``.
     """
@@ -67,11 +68,12 @@ def open_packed(file: Path, image_tokenizer_path: Path | None) -> Source:
             f"{file} was not written by `mmada-parallel convert`; give a file that was, or the "
             "folder that holds config.json and the weights."
         )
-    if _parsed(metadata, ABOUT, file).get("version") != VERSION:
+    about = _parsed(metadata, ABOUT, file)
+    if about.get("version") != VERSION:
         raise CheckpointError(f"{file} is of another version than {VERSION}: update this pack.")
     config = _parsed(metadata, _CONFIG, file)
     weights, image_weights = tensors.split(IMAGE_PREFIX)
-    variant = detect_variant(config, weights)
+    variant = variant_of(config, weights, family or about.get("variant"))
     image_path, image_config = file, _parsed(metadata, _IMAGE_CONFIG, file)
     if image_tokenizer_path is not None:
         image_path, image_config, image_weights = image_tokenizer(

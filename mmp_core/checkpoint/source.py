@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..variants import detect_variant
+from ..variants.base import Variant
+from ..variants.registry import variant_of
 from .tensors import SafetensorsFiles, read_json
 
 _TRANSFORMER_FILES = ("model.safetensors.index.json", "model.safetensors")
@@ -22,7 +23,10 @@ _IMAGE_FILES = (
     "pytorch_model.bin",
     "diffusion_pytorch_model.bin",
 )
-_IMAGE_FOLDERS = {"A": ("vqvae",), "M": ("magvitv2", "vqvae")}
+
+
+Family = str | Variant | None
+"""What the user says a checkpoint is; ``None`` leaves it to the files."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +41,17 @@ class Source:
     config: Mapping[str, Any]
     weights: Mapping[str, Tensor]
     tokenizer: Any
-    variant: str
+    variant: Variant
     image_path: Path
     image_config: Mapping[str, Any]
     image_weights: Mapping[str, Tensor]
 
 
-def open_folder(folder: Path, image_tokenizer_path: Path | None) -> Source:
+def open_folder(folder: Path, image_tokenizer_path: Path | None, family: Family) -> Source:
     """A checkpoint in the released layout. Raises ``CheckpointError``."""
     config = read_json(folder / "config.json")
     weights = _transformer_weights(folder)
-    variant = detect_variant(config, weights)
+    variant = variant_of(config, weights, family)
     image_file, image_config, image_weights = image_tokenizer(folder, variant, image_tokenizer_path)
     return Source(
         path=folder,
@@ -62,7 +66,7 @@ def open_folder(folder: Path, image_tokenizer_path: Path | None) -> Source:
 
 
 def image_tokenizer(
-    folder: Path, variant: str, given: Path | None
+    folder: Path, variant: Variant, given: Path | None
 ) -> tuple[Path, dict[str, Any], Mapping[str, Tensor]]:
     """File, configuration and tensors of the image tokenizer: where the user says, else inside or
     beside ``folder``."""
@@ -98,31 +102,25 @@ def read_tokenizer(folder: Path, name: str | None = None) -> Any:
         ) from None
 
 
-def _image_file(folder: Path, variant: str, given: Path | None) -> Path:
+def _image_file(folder: Path, variant: Variant, given: Path | None) -> Path:
     if given is not None and given.is_file():
         return given
     roots = (folder, folder.parent) if given is None else (given,)
-    places = [root / name for root in roots for name in _IMAGE_FOLDERS[variant]]
+    places = [root / name for root in roots for name in variant.image_folders]
     places += [] if given is None else [given]
     for file in (place / name for place in places for name in _IMAGE_FILES):
         if file.is_file():
             return file
     if given is not None:
         raise CheckpointError(f"No image tokenizer at {given}: expected one of its weight files.")
-    if variant == "A":
-        raise CheckpointError(
-            f"The image tokenizer is missing: put the vqvae folder of MMaDA-Parallel-A into "
-            f"{folder}."
-        )
-    raise CheckpointError(
-        f"The image tokenizer is missing: put the files of showlab/magvitv2 into "
-        f"{folder / 'magvitv2'}."
-    )
+    advice = variant.image_advice.format(folder=folder)
+    raise CheckpointError(f"The image tokenizer is missing: {advice}.")
 
 
-def _image_config(weights: Path, variant: str) -> dict[str, Any]:
+def _image_config(weights: Path, variant: Variant) -> dict[str, Any]:
     file = weights.parent / "config.json"
-    if variant == "M" and (not file.is_file() or (weights.parent / "tokenizer.json").is_file()):
+    is_the_checkpoint_s = (weights.parent / "tokenizer.json").is_file()
+    if not variant.image_config_needed and (is_the_checkpoint_s or not file.is_file()):
         return {}
     return read_json(file)
 
@@ -137,5 +135,5 @@ def _image_weights(file: Path) -> Mapping[str, Tensor]:
             f"{file} cannot be read ({type(error).__name__}); download it again."
         ) from None
     if not isinstance(weights, dict) or not all(isinstance(t, Tensor) for t in weights.values()):
-        raise CheckpointError(f"{file} holds no tensors by name; use the file of showlab/magvitv2.")
+        raise CheckpointError(f"{file} holds no tensors by name; download it again.")
     return weights

@@ -31,7 +31,7 @@ def token_identity(model: Model) -> dict[str, str]:
     with torch.no_grad():
         vectors = model.image_tokenizer.vectors(codes).float().cpu().contiguous()
     return {
-        "variant": model.variant,
+        "variant": model.variant.id,
         "vocabulary": hashlib.sha256(words).hexdigest(),
         "codebook": hashlib.sha256(vectors.numpy().tobytes()).hexdigest(),
     }

@@ -1,15 +1,18 @@
-"""Variant A's image tokenizer: the VQ autoencoder of aMUSEd, as Lumina-DiMOO ships it in `vqvae/`.
+"""The VQ autoencoder of aMUSEd, as MMaDA-Parallel-A and Lumina-DiMOO ship it in ``vqvae/``.
 
-Architecture and parameter names follow diffusers' ``VQModel`` (0.34), so
-`vqvae/diffusion_pytorch_model.safetensors` loads unchanged and strictly.
+Architecture and parameter names follow diffusers' ``VQModel`` (0.34), so that
+``vqvae/diffusion_pytorch_model.safetensors`` loads unchanged and strictly.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from .blocks import (
@@ -21,6 +24,7 @@ from .blocks import (
     check_pixels,
     check_vectors,
 )
+from .tokenizer import ImageTokenizer
 
 DISTANCE_ROWS = 4096
 FIXED = {
@@ -36,7 +40,7 @@ IGNORED = {"force_upcast", "scaling_factor", "sample_size"}
 
 @dataclass(frozen=True)
 class AmusedConfig:
-    """The fields of `vqvae/config.json` that shape the network; defaults are those of diffusers."""
+    """The fields of ``vqvae/config.json`` that shape the network; defaults as in diffusers."""
 
     block_out_channels: tuple[int, ...] = (64,)
     layers_per_block: int = 1
@@ -47,10 +51,10 @@ class AmusedConfig:
     mid_block_add_attention: bool = True
 
     @classmethod
-    def read(cls, config: dict[str, Any]) -> "AmusedConfig":
-        """Reads the parsed `vqvae/config.json`.
+    def read(cls, config: Mapping[str, Any]) -> AmusedConfig:
+        """Read the parsed ```vqvae/config.json```.
 
-        Raises CheckpointError naming the first field that is unknown or has an unsupported value.
+        Raises ``CheckpointError`` naming the first field that is unknown or not supported.
         """
         names = {field.name for field in fields(cls)}
         known_names = names | FIXED.keys() | BLOCK_TYPES.keys() | IGNORED
@@ -119,7 +123,7 @@ class Attention(nn.Module):
         self.to_v = layers.linear(channels, channels)
         self.to_out = nn.ModuleList([layers.linear(channels, channels)])
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         h = self.group_norm(x).flatten(2).transpose(1, 2)
         h = F.scaled_dot_product_attention(
             self.to_q(h)[:, None], self.to_k(h)[:, None], self.to_v(h)[:, None]
@@ -137,7 +141,7 @@ class MidBlock(nn.Module):
         )
         self.attentions = nn.ModuleList([Attention(layers, channels)] if attention else [])
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = self.resnets[0](x)
         for attention in self.attentions:
             x = attention(x)
@@ -154,7 +158,7 @@ class Level(nn.Module):
             for i in range(depth)
         )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         for block in self.resnets:
             x = block(x)
         return x
@@ -165,7 +169,7 @@ class DownLevel(Level):
         super().__init__(layers, inputs, outputs, depth)
         self.downsamplers = nn.ModuleList([] if last else [Downsample(layers, outputs)])
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = super().forward(x)
         return x if not self.downsamplers else self.downsamplers[0](x)
 
@@ -175,7 +179,7 @@ class UpLevel(Level):
         super().__init__(layers, inputs, outputs, depth)
         self.upsamplers = nn.ModuleList([] if last else [Upsample(layers, outputs)])
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = super().forward(x)
         return x if not self.upsamplers else self.upsamplers[0](x)
 
@@ -201,7 +205,7 @@ class Encoder(nn.Module):
         self.conv_norm_out = layers.norm(widths[-1])
         self.conv_out = layers.conv(widths[-1], config.latent_channels)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for level in self.down_blocks:
             x = level(x)
@@ -209,7 +213,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, latent_channels, h, w) to pixels (B, 3, h*f, w*f)."""
+    """(B, latent_channels, h, w) to pixels (B, 3, h·f, w·f)."""
 
     def __init__(self, layers: Layers, config: AmusedConfig):
         super().__init__()
@@ -229,7 +233,7 @@ class Decoder(nn.Module):
         self.conv_norm_out = layers.norm(widths[-1])
         self.conv_out = layers.conv(widths[-1], 3)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = self.mid_block(self.conv_in(x))
         for level in self.up_blocks:
             x = level(x)
@@ -244,66 +248,38 @@ class Codebook(nn.Module):
         self.embedding = layers.embedding(size, width)
 
 
-class AmusedVQ(nn.Module):
-    """Image tokenizer with a learnt codebook; implements ``ImageTokenizer``.
-
-    Args:
-        config: the parsed `vqvae/config.json`.
-        operations: where Linear, Conv2d, GroupNorm and Embedding are taken from.
-        dtype, device: of every parameter. Inputs are cast to the parameters' dtype.
-
-    Raises:
-        CheckpointError: the config has an unknown field or unsupported value; the text names it.
-    """
+class AmusedVQ(ImageTokenizer):
+    """Image tokenizer with a learnt codebook, by the ``config.json`` of diffusers' ``VQModel``."""
 
     pixel_range = (0.0, 1.0)
 
     def __init__(
         self,
-        config: dict[str, Any],
+        config: Mapping[str, Any],
         *,
-        operations: Any = torch.nn,
+        operations: Any = nn,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ):
-        super().__init__()
-        read = AmusedConfig.read(config)
-        layers = Layers(operations, read.norm_num_groups, dtype, device)
-        self.downsample = 2 ** (len(read.block_out_channels) - 1)
-        self.codebook_size = read.num_vq_embeddings
-        self.vector_width = read.vq_embed_dim or read.latent_channels
-        self.encoder = Encoder(layers, read)
-        self.quant_conv = layers.conv(read.latent_channels, self.vector_width, 1)
+        super().__init__(config)
+        sizes = AmusedConfig.read(config)
+        layers = Layers(operations, sizes.norm_num_groups, dtype, device)
+        self.downsample = 2 ** (len(sizes.block_out_channels) - 1)
+        self.codebook_size = sizes.num_vq_embeddings
+        self.vector_width = sizes.vq_embed_dim or sizes.latent_channels
+        self.encoder = Encoder(layers, sizes)
+        self.quant_conv = layers.conv(sizes.latent_channels, self.vector_width, 1)
         self.quantize = Codebook(layers, self.codebook_size, self.vector_width)
-        self.post_quant_conv = layers.conv(self.vector_width, read.latent_channels, 1)
-        self.decoder = Decoder(layers, read)
+        self.post_quant_conv = layers.conv(self.vector_width, sizes.latent_channels, 1)
+        self.decoder = Decoder(layers, sizes)
 
-    @torch.no_grad()
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Codes, int64 (B, H/f, W/f), of pixels, float (B, 3, H, W) in [0, 1].
-
-        Raises InputError for another shape or sides that are no multiples of ``downsample``.
-        """
-        return self.nearest(self.latents(pixels))
-
-    @torch.no_grad()
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Pixels (B, 3, h*f, w*f), clamped to [0, 1], of integer codes (B, h, w).
-
-        Raises InputError for another shape or a code outside [0, codebook_size).
-        """
-        return self.decode_vectors(self.vectors(codes)).clamp(*self.pixel_range)
-
-    def latents(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What is quantised: (B, vector_width, H/f, W/f) of pixels (B, 3, H, W); differentiable."""
+    def latents(self, pixels: Tensor) -> Tensor:
         check_pixels(pixels, self.downsample)
-        pixels = pixels.to(self.encoder.conv_in.weight.dtype)
-        return self.quant_conv(self.encoder(pixels))
+        return self.quant_conv(self.encoder(pixels.to(self.encoder.conv_in.weight.dtype)))
 
     @torch.no_grad()
-    def nearest(self, latents: torch.Tensor) -> torch.Tensor:
-        """Codes, int64 (B, h, w), of the nearest vectors (Euclidean, in float32) to latents
-        (B, vector_width, h, w)."""
+    def nearest(self, latents: Tensor) -> Tensor:
+        """As of any tokenizer: the nearest vectors, Euclidean, in float32."""
         check_vectors(latents, self.vector_width)
         every_code = torch.arange(self.codebook_size, device=latents.device)
         codebook = self.quantize.embedding(every_code).float()
@@ -311,14 +287,11 @@ class AmusedVQ(nn.Module):
         codes = [torch.cdist(part, codebook).argmin(1) for part in cells.split(DISTANCE_ROWS)]
         return torch.cat(codes).view(latents.shape[0], *latents.shape[2:])
 
-    def vectors(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codebook vectors (B, vector_width, h, w) of codes (B, h, w); differentiable in the
-        codebook. Raises InputError as ``decode`` does."""
+    def vectors(self, codes: Tensor) -> Tensor:
+        """As of any tokenizer; differentiable in the codebook."""
         check_codes(codes, self.codebook_size)
         return self.quantize.embedding(codes.long()).permute(0, 3, 1, 2).contiguous()
 
-    def decode_vectors(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Pixels (B, 3, h*f, w*f), not clamped, of vectors (B, vector_width, h, w);
-        differentiable."""
+    def decode_vectors(self, vectors: Tensor) -> Tensor:
         check_vectors(vectors, self.vector_width)
         return self.decoder(self.post_quant_conv(vectors.to(self.post_quant_conv.weight.dtype)))

@@ -1,18 +1,20 @@
-"""What the two convolutional image tokenizers are built from, and the checks they share."""
+"""What the convolutional image tokenizers are built from, and the checks they share."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError
 
 
 @dataclass(frozen=True)
 class Layers:
-    """Makes layers from injected ``operations`` (torch.nn or comfy.ops), all of one dtype and
+    """Make layers from injected ``operations`` (torch.nn or comfy.ops), all of one dtype and
     device, with ``groups`` groups in every norm."""
 
     operations: Any
@@ -66,7 +68,7 @@ class ResidualBlock(nn.Module):
         if self.shortcut:
             self.add_module(shortcut, layers.conv(inputs, outputs, 1))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
         return h + (getattr(self, self.shortcut)(x) if self.shortcut else x)
@@ -79,7 +81,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = layers.conv(channels, channels, stride=2, padding=0)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
@@ -90,28 +92,28 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = layers.conv(channels, channels)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-def check_pixels(pixels: torch.Tensor, downsample: int) -> None:
-    """Raises InputError unless ``pixels`` is a float (B, 3, H, W), H and W multiples of
+def check_pixels(pixels: Tensor, downsample: int) -> None:
+    """Raise ``InputError`` unless ``pixels`` is a float (B, 3, H, W), H and W multiples of
     ``downsample``."""
     if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
         raise InputError(
             f"pixels has shape {tuple(pixels.shape)} and type {pixels.dtype}; expected floats of "
-            "shape (B, 3, H, W). images.to_pixels makes them from a picture."
+            "shape (B, 3, H, W). pictures.to_pixels makes them from a picture."
         )
     height, width = pixels.shape[2:]
     if not height or not width or height % downsample or width % downsample:
         raise InputError(
             f"pixels is {width}x{height}; width and height must be positive multiples of "
-            f"{downsample}. Fit the picture with images.fit_image or images.squash_image first."
+            f"{downsample}. Fit the picture with pictures.fit_image or pictures.squash_image first."
         )
 
 
-def check_codes(codes: torch.Tensor, codebook_size: int) -> None:
-    """Raises InputError unless ``codes`` is an integer (B, h, w) with values in
+def check_codes(codes: Tensor, codebook_size: int) -> None:
+    """Raise ``InputError`` unless ``codes`` is an integer (B, h, w) with values in
     [0, codebook_size)."""
     if codes.ndim != 3 or codes.is_floating_point() or codes.dtype == torch.bool:
         raise InputError(
@@ -128,8 +130,8 @@ def check_codes(codes: torch.Tensor, codebook_size: int) -> None:
         )
 
 
-def check_vectors(vectors: torch.Tensor, width: int) -> None:
-    """Raises InputError unless ``vectors`` is a float (B, width, h, w)."""
+def check_vectors(vectors: Tensor, width: int) -> None:
+    """Raise ``InputError`` unless ``vectors`` is a float (B, width, h, w)."""
     if vectors.ndim != 4 or vectors.shape[1] != width or not vectors.is_floating_point():
         raise InputError(
             f"vectors has shape {tuple(vectors.shape)} and type {vectors.dtype}; expected floats "

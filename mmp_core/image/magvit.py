@@ -1,13 +1,16 @@
-"""Variant M's image tokenizer: MAGVIT-v2 with lookup-free quantisation (`showlab/magvitv2`).
+"""MAGVIT-v2 with lookup-free quantisation (showlab/magvitv2), which MMaDA-Parallel-M uses.
 
 Each of 13 latent channels gives one bit of the code by its sign, the first channel the highest.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from .blocks import (
@@ -19,6 +22,7 @@ from .blocks import (
     check_pixels,
     check_vectors,
 )
+from .tokenizer import ImageTokenizer
 
 BITS = 13
 NORM_GROUPS = 32
@@ -37,7 +41,7 @@ class Attention(nn.Module):
         self.v = layers.conv(channels, channels, 1)
         self.proj_out = layers.conv(channels, channels, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
         q, k, v = (part(h).flatten(2).transpose(1, 2)[:, None] for part in (self.q, self.k, self.v))
         h = F.scaled_dot_product_attention(q, k, v)[:, 0]
@@ -53,7 +57,7 @@ class Middle(nn.Module):
         self.attn_1 = Attention(layers, channels)
         self.block_2 = ResidualBlock(layers, channels, channels, "nin_shortcut")
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
@@ -78,7 +82,7 @@ class Level(nn.Module):
         if step:
             self.add_module(name, step)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         for block in self.block:
             x = block(x)
         return getattr(self, self.step)(x) if self.step else x
@@ -108,7 +112,7 @@ class Encoder(nn.Module):
         self.conv_out = layers.conv(widths[-1], BITS)
         self.quant_conv = layers.conv(BITS, BITS, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
@@ -116,7 +120,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents (B, 13, h, w) to pixels (B, 3, h*16, w*16); levels are stored finest first."""
+    """Latents (B, 13, h, w) to pixels (B, 3, h·16, w·16); levels are stored finest first."""
 
     def __init__(self, layers: Layers, base: int):
         super().__init__()
@@ -139,7 +143,7 @@ class Decoder(nn.Module):
         self.norm_out = layers.norm(widths[0])
         self.conv_out = layers.conv(widths[0], 3)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.conv_in(self.post_quant_conv(x)))
         for level in reversed(self.up):
             x = level(x)
@@ -150,15 +154,15 @@ class SignQuantizer(nn.Module):
     """Codes to vectors of -1 and +1 and back. Holds no tensors; the released file's constant
     tables are checked on loading and dropped."""
 
-    def codes(self, latents: torch.Tensor) -> torch.Tensor:
+    def codes(self, latents: Tensor) -> Tensor:
         return ((latents > 0).long() << self._places(latents.device).view(-1, 1, 1)).sum(1)
 
-    def vectors(self, codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def vectors(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
         bits = (codes.unsqueeze(1) >> self._places(codes.device).view(-1, 1, 1)) & 1
         return (2 * bits - 1).to(dtype)
 
     @staticmethod
-    def _places(device: torch.device | str) -> torch.Tensor:
+    def _places(device: torch.device | str) -> Tensor:
         return torch.arange(BITS - 1, -1, -1, device=device)
 
     def _load_from_state_dict(
@@ -180,17 +184,11 @@ class SignQuantizer(nn.Module):
                 )
 
 
-class MagvitV2(nn.Module):
-    """Image tokenizer with a 13-bit sign code; implements ``ImageTokenizer``.
+class MagvitV2(ImageTokenizer):
+    """Image tokenizer with a 13-bit sign code.
 
-    Args:
-        config: the parsed config.json of the tokenizer, or None. Only `ch` is read: the width of
-            the first level, a multiple of 32; the released file has the default, 128.
-        operations: where Conv2d and GroupNorm are taken from.
-        dtype, device: of every parameter. Inputs are cast to the parameters' dtype.
-
-    Raises:
-        CheckpointError: `ch` is not a positive multiple of 32.
+    Of ``config`` only ``ch`` is read, the width of the first level, a positive multiple of 32; the
+    released file has the default, 128.
     """
 
     pixel_range = (-1.0, 1.0)
@@ -200,58 +198,39 @@ class MagvitV2(nn.Module):
 
     def __init__(
         self,
-        config: dict[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
         *,
-        operations: Any = torch.nn,
+        operations: Any = nn,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ):
-        super().__init__()
+        super().__init__(config or {})
         base = _read_width(config or {})
         layers = Layers(operations, NORM_GROUPS, dtype, device)
         self.encoder = Encoder(layers, base)
         self.decoder = Decoder(layers, base)
         self.quantize = SignQuantizer()
 
-    @torch.no_grad()
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Codes, int64 (B, H/16, W/16), of pixels, float (B, 3, H, W) in [-1, 1].
-
-        Raises InputError for another shape or sides that are no multiples of 16.
-        """
-        return self.nearest(self.latents(pixels))
-
-    @torch.no_grad()
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Pixels (B, 3, h*16, w*16), clamped to [-1, 1], of integer codes (B, h, w).
-
-        Raises InputError for another shape or a code outside [0, 8192).
-        """
-        return self.decode_vectors(self.vectors(codes)).clamp(*self.pixel_range)
-
-    def latents(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What is quantised: (B, 13, H/16, W/16) of pixels (B, 3, H, W); differentiable."""
+    def latents(self, pixels: Tensor) -> Tensor:
         check_pixels(pixels, self.downsample)
         return self.encoder(pixels.to(self.encoder.conv_in.weight.dtype))
 
-    def nearest(self, latents: torch.Tensor) -> torch.Tensor:
-        """Codes, int64 (B, h, w), of latents (B, 13, h, w) by their signs (0 counts as -1)."""
+    def nearest(self, latents: Tensor) -> Tensor:
+        """As of any tokenizer: by the signs of the channels; 0 counts as -1."""
         check_vectors(latents, self.vector_width)
         return self.quantize.codes(latents)
 
-    def vectors(self, codes: torch.Tensor) -> torch.Tensor:
-        """Vectors of -1 and +1, (B, 13, h, w), of codes (B, h, w). Raises InputError as
-        ``decode`` does."""
+    def vectors(self, codes: Tensor) -> Tensor:
+        """As of any tokenizer: -1 and +1."""
         check_codes(codes, self.codebook_size)
         return self.quantize.vectors(codes.long(), self.decoder.conv_in.weight.dtype)
 
-    def decode_vectors(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Pixels (B, 3, h*16, w*16), not clamped, of vectors (B, 13, h, w); differentiable."""
+    def decode_vectors(self, vectors: Tensor) -> Tensor:
         check_vectors(vectors, self.vector_width)
         return self.decoder(vectors.to(self.decoder.conv_in.weight.dtype))
 
 
-def _read_width(config: dict[str, Any]) -> int:
+def _read_width(config: Mapping[str, Any]) -> int:
     width = config.get("ch", 128)
     if not isinstance(width, int) or isinstance(width, bool) or width < 1 or width % NORM_GROUPS:
         raise CheckpointError(

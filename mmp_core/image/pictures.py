@@ -25,6 +25,7 @@ UNIT_RANGE = (0.0, 1.0)
 SIGNED_RANGE = (-1.0, 1.0)
 WHITE = (255, 255, 255, 255)
 LARGEST_RESIZE = 2**26
+_CROP_PATCHES = 16
 
 
 def load_image(source: str | os.PathLike | Image.Image) -> Image.Image:
@@ -119,6 +120,13 @@ def crop_sizes(area: int, patch: int, max_ratio: float = 4.0) -> list[Size]:
         else:
             columns -= 1
     return sizes
+
+
+def sizes_near(side: int, unit: int) -> list[Size]:
+    """:func:`crop_sizes` of about the area of a square of ``side`` pixels, in patches of which at
+    most 16 make its side (of 32x32 pixels for 512). ``unit``: pixels per image code."""
+    patch = unit * -(-side // (_CROP_PATCHES * unit))
+    return crop_sizes((side // patch) ** 2, patch)
 
 
 def fit_image(
@@ -233,6 +241,8 @@ def to_pil(pixels: torch.Tensor, pixel_range: tuple[float, float]) -> list[Image
         unit = (unit + 1) / 2
     levels = unit.nan_to_num(0.0).clamp(0, 1) * 255
     levels = (levels if signed else levels.round()).to(torch.uint8)
+    if not levels.shape[2] or not levels.shape[3]:  # an answer of text alone
+        return [Image.new("RGB", (0, 0)) for _ in levels]
     return [Image.fromarray(array) for array in levels.permute(0, 2, 3, 1).cpu().numpy()]
 
 

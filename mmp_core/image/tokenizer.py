@@ -1,47 +1,71 @@
-"""Pictures as grids of codes: one tokenizer per released variant behind one interface."""
+"""Pictures as grids of codes: what every image tokenizer does."""
 
-from typing import Protocol, runtime_checkable
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-
-from .amused import AmusedVQ
-from .magvit import MagvitV2
-
-__all__ = ["AmusedVQ", "ImageTokenizer", "MagvitV2"]
+from torch import Tensor, nn
 
 
-@runtime_checkable
-class ImageTokenizer(Protocol):
-    """Turns pixels into codes and back. ``f`` below is ``downsample``.
+class ImageTokenizer(nn.Module, ABC):
+    """Turns pixels into codes and back. Below, ``f`` is ``downsample``.
 
-    ``encode`` and ``decode`` serve inference; the four methods after them are their parts, for
-    training a tokenizer and for mixing vectors. Wrong shapes, sides and codes raise InputError.
+    ``downsample``: pixels per code along each side. ``codebook_size``: codes are 0 …
+    codebook_size - 1. ``vector_width``: channels of a code's vector. ``pixel_range``: the values of
+    black and white.
+
+    Pixels, vectors and codes of a wrong shape or range raise ``InputError``. Inputs are cast to the
+    dtype of the parameters.
     """
 
     downsample: int
-    """Pixels per code along each side."""
     codebook_size: int
-    """Codes are 0 … codebook_size - 1."""
     vector_width: int
-    """Channels of a code's vector."""
     pixel_range: tuple[float, float]
-    """The values of black and white."""
 
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Float (B, 3, H, W) in ``pixel_range`` to int64 codes (B, H/f, W/f); no gradient."""
+    @abstractmethod
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        *,
+        operations: Any = nn,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ):
+        """``config``: the parsed ``config.json``. ``operations``: where layers are taken from;
+        ``dtype``, ``device``: of their parameters.
 
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Integer codes (B, h, w) to float (B, 3, h*f, w*f) clamped to ``pixel_range``; no
-        gradient."""
+        Raises ``CheckpointError`` naming what in ``config`` is not supported.
+        """
+        super().__init__()
 
-    def latents(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Float (B, 3, H, W) to what is quantised, (B, vector_width, H/f, W/f)."""
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Codes, int64 (B, H/f, W/f), of pixels, float (B, 3, H, W) in ``pixel_range``."""
+        return self.nearest(self.latents(pixels))
 
-    def nearest(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (B, vector_width, h, w) to int64 codes (B, h, w); no gradient."""
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Pixels, float (B, 3, h·f, w·f) clamped to ``pixel_range``, of integer codes (B, h, w)."""
+        return self.decode_vectors(self.vectors(codes)).clamp(*self.pixel_range)
 
-    def vectors(self, codes: torch.Tensor) -> torch.Tensor:
-        """Integer codes (B, h, w) to their vectors (B, vector_width, h, w)."""
+    @abstractmethod
+    def latents(self, pixels: Tensor) -> Tensor:
+        """What is quantised, (B, vector_width, H/f, W/f), of pixels (B, 3, H, W); differentiable.
+        Sides must be multiples of f."""
 
-    def decode_vectors(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Vectors (B, vector_width, h, w) to float (B, 3, h*f, w*f), not clamped."""
+    @abstractmethod
+    def nearest(self, latents: Tensor) -> Tensor:
+        """Codes, int64 (B, h, w), of latents (B, vector_width, h, w)."""
+
+    @abstractmethod
+    def vectors(self, codes: Tensor) -> Tensor:
+        """Vectors (B, vector_width, h, w) of integer codes (B, h, w)."""
+
+    @abstractmethod
+    def decode_vectors(self, vectors: Tensor) -> Tensor:
+        """Pixels (B, 3, h·f, w·f), not clamped, of vectors (B, vector_width, h, w);
+        differentiable."""

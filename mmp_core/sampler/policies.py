@@ -10,7 +10,7 @@ import torch
 from ..model.kernels import ImageLogits, TextLogits
 from ..model.transformer import MaskedDiffusionTransformer
 from ..state import Prompt
-from ..variants.base import Layout
+from ..variants.base import Layout, Variant
 from .cache import CachePolicy
 from .guidance import CONDITIONAL, CorrectedGuidance, Guidance
 from .plan import AdaptivePlan, Plan
@@ -28,6 +28,7 @@ class DenoisingModel(Protocol):
 
     transformer: MaskedDiffusionTransformer
     layout: Layout
+    variant: Variant
     device: torch.device
 
 

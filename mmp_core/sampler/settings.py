@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..errors import InputError
 from ..options import Option, check, option
 from .remasking import REMASKING
 from .schedule import SCHEDULES
 
-_SCRIPT_DEFAULTS = {
-    # The values of the released commands: variant A's README example, variant M's inference.py.
-    "A": {"text_steps": 128, "image_steps": 64, "image_guidance": 4.0, "joint_guidance": 0.0},
-    "M": {"text_steps": 128, "image_steps": 30, "joint_guidance": 4.0, "reasoning_guidance": 2.5},
-}
+if TYPE_CHECKING:
+    from ..variants.base import Variant
 
 Preset = Literal["corrected", "upstream"]
 Order = Literal["parallel", "text_first", "image_first"]
@@ -139,19 +136,20 @@ class SamplerSettings:
             _SEED.check(seed)
 
     @classmethod
-    def upstream(cls, variant: Literal["A", "M"] = "A", **overrides: Any) -> SamplerSettings:
+    def upstream(cls, variant: str | Variant = "A", **overrides: Any) -> SamplerSettings:
         """The preset that reproduces the reference implementation token for token.
 
-        Its parameters here: ``timesteps`` or ``image_steps`` are ``image_steps``, ``temperature``
-        is ``image_temperature``; in variant A ``cfg_scale`` is ``text_guidance`` and ``cfg_img``
-        ``image_guidance``; in variant M ``image_cfg`` is ``joint_guidance`` and ``text_cfg``
-        ``reasoning_guidance`` (which there pushes the wrong way). The other guidances must be 0.
-        Without a seed the global random number generator is used, as there.
+        ``variant``: a checkpoint family or its name. Its parameters here: ``timesteps`` or
+        ``image_steps`` are ``image_steps``, ``temperature`` is ``image_temperature``; in variant A
+        ``cfg_scale`` is ``text_guidance`` and ``cfg_img`` ``image_guidance``; in variant M
+        ``image_cfg`` is ``joint_guidance`` and ``text_cfg`` ``reasoning_guidance`` (which there
+        pushes the wrong way). The other guidances must be 0. Without a seed the global random
+        number generator is used, as there.
         """
-        if variant not in _SCRIPT_DEFAULTS:
-            raise InputError(f"variant is {variant!r}; expected 'A' or 'M'.")
-        defaults = {"joint_guidance": 0.0, "preset": "upstream", **_SCRIPT_DEFAULTS[variant]}
-        return cls(**{**defaults, **overrides})
+        from ..variants.registry import variant_named  # families import the sampler
+
+        defaults = {"joint_guidance": 0.0, "preset": "upstream"}
+        return cls(**{**defaults, **variant_named(variant).upstream_settings, **overrides})
 
     @property
     def reveals_early(self) -> bool:

@@ -1,65 +1,80 @@
-"""What a layout promises: the only place that knows absolute ids and segment order."""
+"""What a checkpoint family promises: :class:`Variant`, its facts, and :class:`Layout`, its ids.
+
+The files beside this one are the only place that knows absolute ids and segment order, or that
+tells families apart. Knows neither the sampler nor the checkpoint's files.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
+from PIL import Image
 from torch import Tensor
 
+from ..errors import InputError
+from ..image.pictures import Size
+from ..image.tokenizer import ImageTokenizer
 from ..state import MASKED, Prompt, TokenState
 
+if TYPE_CHECKING:
+    from ..sampler.policies import DenoisingModel, Policies
+    from ..sampler.settings import SamplerSettings
+
 UNDECIDED = "░"
-"""Stands for an undecided text token where people read it."""
+"""Stands for a masked text token where people read it."""
+Answer = Literal["text and image", "text", "image"]
+"""What a model answers with."""
 _CONTEXT = 4
 
 
 @dataclass(frozen=True)
 class ModelInput:
-    """The model's input and where its answer lies.
+    """The ids that the model is run on, and where its answer lies in them.
 
-    ``ids``: (B, L) int64. ``image_positions``: (H·W,) int64, raster order.
-    ``text_positions``: (T,) int64. ``answer_start``: index of the first token of the answer; all
-    before it is the prefix that guidance replaces.
+    ``ids``: (B, L) int64. ``image_positions``: (H·W,) int64, raster order; ``text_positions``:
+    (T,) int64. Either may be empty.
     """
 
     ids: Tensor
     image_positions: Tensor
     text_positions: Tensor
-    answer_start: int
 
 
-class Layout(Protocol):
-    """Segment order and ids of one released variant.
+class Layout(ABC):
+    """Segment order and ids of one checkpoint, from its tokenizer and its parsed ``config.json``.
 
     ``image_offset``: id of image code 0; code *c* is ``image_offset + c``.
     ``codebook_size``: number of image codes.
-    ``mask_id``: id of an undecided position; also the end of the ids that text may take:
-    ``text_choices`` is the half-open range of ids a corrected sampler chooses text from.
+    ``mask_id``: id of a masked position; also the end of the ids that text may take:
+    ``text_choices`` is the half-open range of ids that a corrected sampler chooses text from.
     ``end_of_text``: id that follows the answer's last word. ``pads_text``: whether the checkpoint
     was trained on answers filled up with it, so that every answer has the same length.
     """
 
-    image_offset: int
-    codebook_size: int
-    mask_id: int
-    text_choices: range
     end_of_text: int
     pads_text: bool
 
-    def encode(
-        self,
-        instruction: str,
-        image: Tensor | None,
-        initial: TokenState,
-    ) -> Prompt:
+    def __init__(self, tokenizer: Any, config: Mapping[str, Any], image_offset: int):
+        """``image_offset``: where ``config`` says none."""
+        self.tokenizer = tokenizer
+        self.mask_id: int = config["mask_token_id"]
+        self.image_offset: int = config.get("text_vocab_size", image_offset)
+        self.codebook_size: int = config.get("codebook_size", 8192)
+        self.text_choices = range(self.mask_id)
+
+    @abstractmethod
+    def encode(self, instruction: str, image: Tensor | None, initial: TokenState) -> Prompt:
         """Tokenise ``instruction`` around ``image`` codes (B, h, w), or for generation without.
 
         The prompt's batch is ``initial``'s.
         """
-        ...
 
+    @abstractmethod
     def model_input(
         self,
         prompt: Prompt,
@@ -68,33 +83,98 @@ class Layout(Protocol):
         drop_text: bool = False,
         drop_image: bool = False,
     ) -> ModelInput:
-        """Input ids for ``state`` under ``prompt``, or under its unconditional forms.
+        """The model's input for ``state`` under ``prompt``, or under its unconditional forms.
 
         ``drop_text`` replaces the instruction, ``drop_image`` removes the input image.
         """
-        ...
-
-    def parse(self, ids: Tensor) -> tuple[Prompt, TokenState]:
-        """The inverse of :meth:`model_input`: prompt and state of ids (B, L).
-
-        Raises ``InputError`` when the segments are not where the variant puts them.
-        """
-        ...
 
     def decode_text(self, text: Tensor, *, masked: str = "") -> list[str]:
-        """Strings of text tokens (B, T); ``masked`` stands for each undecided position."""
-        ...
+        """Strings of text tokens (B, T); ``masked`` stands for each masked position."""
+        return [decode_ids(self.tokenizer, row.tolist(), masked) for row in text]
+
+    def text_ids(self, text: Tensor) -> Tensor:
+        """Ids of text tokens of any shape."""
+        return torch.where(text == MASKED, self.mask_id, text)
+
+    def image_ids(self, codes: Tensor) -> Tensor:
+        """Ids of image codes of any shape."""
+        return torch.where(codes == MASKED, self.mask_id, codes + self.image_offset)
+
+    def token_id(self, name: str, released: Mapping[str, int]) -> int:
+        """The tokenizer's id of a special token, else the released one."""
+        known = self.tokenizer.convert_tokens_to_ids(name)
+        return released[name] if known in (None, self.tokenizer.unk_token_id) else known
 
 
-def token_finder(tokenizer: Any, fallback: Mapping[str, int]) -> Callable[[str], int]:
-    """Looks a special token's id up in ``tokenizer``, else in the released constants."""
+class Variant(ABC):
+    """A checkpoint family: all that tells it from the others. It has no state.
 
-    def find(name: str) -> int:
-        found = tokenizer.convert_tokens_to_ids(name)
-        known = found is not None and found != tokenizer.unk_token_id
-        return found if known else fallback[name]
+    ``id``: what files store. ``name``: what people read; either, in any case, names the family.
+    ``answers``: what its checkpoints were trained to answer with.
+    ``image_tokenizer``: the class of its image tokenizer, made with the parsed ``config.json`` of
+    one, ``operations``, ``dtype`` and ``device``; ``image_folders``: where that may lie in or
+    beside a checkpoint's folder; ``image_config_needed``: whether it must have a ``config.json``;
+    ``image_advice``: what to do where it is missing, with ``{folder}`` for the checkpoint's.
+    ``upstream_guidance``: the guidances that the authors' sampler knows; ``upstream_settings``: the
+    values of their command.
+    ``upstream_noise_bytes``: bytes of a random number that it draws for text.
+    """
 
-    return find
+    id: ClassVar[str]
+    name: ClassVar[str]
+    answers: ClassVar[frozenset[Answer]] = frozenset({"text and image"})
+    image_tokenizer: ClassVar[type[ImageTokenizer]]
+    image_folders: ClassVar[tuple[str, ...]] = ("vqvae",)
+    image_config_needed: ClassVar[bool] = True
+    image_advice: ClassVar[str]
+    upstream_guidance: ClassVar[tuple[str, ...]] = ()
+    upstream_settings: ClassVar[Mapping[str, Any]] = {}
+    upstream_noise_bytes: ClassVar[int] = 4
+
+    def __str__(self) -> str:
+        return self.id
+
+    @abstractmethod
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        """Whether a parsed ``config.json`` may be of this family."""
+
+    @abstractmethod
+    def layout(self, tokenizer: Any, config: Mapping[str, Any]) -> Layout:
+        """The ids of one checkpoint."""
+
+    @abstractmethod
+    def input_size(self, size: Size, side: int, unit: int) -> Size:
+        """(width, height) that a picture of ``size`` has as the model sees it.
+
+        ``side``: the checkpoint's default size; ``unit``: pixels per image code.
+        """
+
+    @abstractmethod
+    def fit(
+        self,
+        image: Image.Image,
+        size: Size,
+        *,
+        offset: Literal["center"] | random.Random = "center",
+    ) -> Image.Image:
+        """``image`` (RGB) brought to ``size``, an :meth:`input_size`. Pictures of one shape stay
+        aligned. ``offset``: where to crop, see :func:`.pictures.fit_image`."""
+
+    def upstream_policies(
+        self, model: DenoisingModel, prompt: Prompt, settings: SamplerSettings
+    ) -> Policies:
+        """The authors' sampler, token for token. Raises ``InputError`` where there is none."""
+        raise InputError(f"{self.name} has no upstream preset; use the corrected one.")
+
+    def check_answer(self, text_length: int, grid: tuple[int, int]) -> None:
+        """Raise ``InputError`` for an answer that the family does not give: ``text_length`` 0 is an
+        image alone, a ``grid`` of none text alone."""
+        parts = [name for name, size in (("text", text_length), ("image", min(grid))) if size]
+        if " and ".join(parts) not in self.answers:
+            raise InputError(
+                f"{self.name} answers with {' or '.join(sorted(self.answers))}, not with "
+                f"{' and '.join(parts) or 'nothing'}: change text_length or size."
+            )
 
 
 def column(like: Tensor, token: int) -> Tensor:
@@ -103,7 +183,7 @@ def column(like: Tensor, token: int) -> Tensor:
 
 
 def decode_ids(tokenizer: Any, ids: list[int], masked: str) -> str:
-    """Runs of decided ids decoded as one, undecided positions replaced by ``masked``."""
+    """The text of ids, each masked position replaced by ``masked``."""
     if not masked or MASKED not in ids:
         return tokenizer.decode([i for i in ids if i != MASKED], skip_special_tokens=True)
     parts, run = [], []

@@ -1,22 +1,38 @@
-"""Variant A (Amused-VQ, Lumina-DiMOO order)."""
+"""MMaDA-Parallel-A: Amused-VQ, the order of Lumina-DiMOO, and the authors' sampler for it.
+
+Reference: tyfeld/MMaDA-Parallel 5cf8978, ``inference.py``, ``train.py`` and
+``generators/parallel_generator.py``.
+"""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from ..errors import InputError
+from ..image.amused import AmusedVQ
+from ..image.pictures import Size, fit_image, nearest_size, sizes_near
+from ..sampler.guidance import CONDITIONAL
+from ..sampler.policies import DenoisingModel, Policies
+from ..sampler.positions import MaskedPositions, masked_counts
+from ..sampler.predictor import BranchOutputs
+from ..sampler.schedule import Counts
+from ..sampler.settings import SamplerSettings
+from ..sampler.upstream import UpstreamSelection, region_draws, upstream_plan
 from ..state import MASKED, Prompt, TokenState
-from .base import ModelInput, column, decode_ids, token_finder
+from .base import Layout, ModelInput, Variant, column
 
 EDIT = "Generate an image applying the following editing instruction based on the original image."
 GENERATE = "Generate an image according to the text prompt."
-"""System prompts the released weights were trained with (reference: inference.py, train.py)."""
+"""System prompts that the released weights were trained with."""
 
-_FALLBACK_IDS = {
+_RELEASED_IDS = {
     "<|newline|>": 126084,
     "<boi>": 126349,
     "<eoi>": 126350,
@@ -24,35 +40,77 @@ _FALLBACK_IDS = {
     "<answer>": 126354,
     "</answer>": 126355,
 }
-_FALLBACK_IMAGE_OFFSET, _FALLBACK_EOS = 126356, 126081
+_RELEASED_IMAGE_OFFSET, _RELEASED_EOS = 126356, 126081
 
 
-class VariantA:
+class MMaDAParallelA(Variant):
+    id = "A"
+    name = "MMaDA-Parallel-A"
+    image_tokenizer = AmusedVQ
+    image_advice = "put the vqvae folder of MMaDA-Parallel-A into {folder}"
+    upstream_guidance = ("text_guidance", "image_guidance")
+    upstream_settings: ClassVar = {
+        # The README's example.
+        "text_steps": 128,
+        "image_steps": 64,
+        "image_guidance": 4.0,
+        "joint_guidance": 0.0,
+    }
+
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        return "LLaDAForMultiModalGeneration" in (config.get("architectures") or ())
+
+    def layout(self, tokenizer: Any, config: Mapping[str, Any]) -> LayoutA:
+        return LayoutA(tokenizer, config)
+
+    def input_size(self, size: Size, side: int, unit: int) -> Size:
+        return nearest_size(size, sizes_near(side, unit))
+
+    def fit(
+        self,
+        image: Image.Image,
+        size: Size,
+        *,
+        offset: Literal["center"] | random.Random = "center",
+    ) -> Image.Image:
+        return fit_image(image, [size], offset=offset)
+
+    def upstream_policies(
+        self, model: DenoisingModel, prompt: Prompt, settings: SamplerSettings
+    ) -> Policies[Tensor, Tensor]:
+        """The authors' sampler: unconditional prefixes are laid over the start of the conditional
+        input, after the step's text update; what is still masked at the end is filled from the
+        global generator."""
+        quotas = truncated_quotas(masked_counts(prompt.initial.text), settings.text_steps)
+        plan = upstream_plan(quotas, prompt, settings, model.device)
+        return Policies(
+            plan, OverlayGuidance.of(model, prompt, settings), SelectionA(model, prompt, settings)
+        )
+
+
+class LayoutA(Layout):
     """``<system>…</system><user>instruction [boi rows eoi] </user>``, then the answer
     ``<answer> boi rows eoi text </answer>``.
 
     ``rows``: each row of image codes followed by one newline id. The input image stands just
-    before the closing ``</user>`` (reference: inference.py).
+    before the closing ``</user>``.
     """
 
     def __init__(self, tokenizer: Any, config: Mapping[str, Any]):
-        token_id = token_finder(tokenizer, _FALLBACK_IDS)
-        self.tokenizer = tokenizer
-        self.newline, self.boi, self.eoi = map(token_id, ("<|newline|>", "<boi>", "<eoi>"))
-        self.answer, self.answer_end = map(token_id, ("<answer>", "</answer>"))
-        self.mask_id = config["mask_token_id"]
-        self.image_offset = config.get("text_vocab_size", _FALLBACK_IMAGE_OFFSET)
-        self.codebook_size = config.get("codebook_size", 8192)
-        self.text_choices = range(self.mask_id)
-        self.end_of_text = config.get("eos_token_id", _FALLBACK_EOS)
+        super().__init__(tokenizer, config, _RELEASED_IMAGE_OFFSET)
+        self.newline, self.boi, self.eoi, self.answer, self.answer_end = (
+            self.token_id(name, _RELEASED_IDS)
+            for name in ("<|newline|>", "<boi>", "<eoi>", "<answer>", "</answer>")
+        )
+        self.end_of_text = config.get("eos_token_id", _RELEASED_EOS)
         self.pads_text = "default_text_length" in config
         self._unconditional = {s: self._templated(s, "<uncondition>") for s in (EDIT, GENERATE)}
 
     def encode(self, instruction: str, image: Tensor | None, initial: TokenState) -> Prompt:
         system = GENERATE if image is None else EDIT
-        words = self._templated(system, instruction).expand(initial.batch, -1)
-        blank = self._unconditional[system].expand(initial.batch, -1)
-        return Prompt(words, blank, image, initial)
+        conditional = self._templated(system, instruction).expand(initial.batch, -1)
+        unconditional = self._unconditional[system].expand(initial.batch, -1)
+        return Prompt(conditional, unconditional, image, initial)
 
     def _templated(self, system: str, user: str) -> Tensor:
         """(1, L) int64 ids of the instruction in its template."""
@@ -69,23 +127,15 @@ class VariantA:
     ) -> ModelInput:
         prefix = self.prefix(prompt, drop_text=drop_text, drop_image=drop_image)
         height, width = state.grid
-        text = torch.where(state.text == MASKED, self.mask_id, state.text)
-        ids = torch.cat(
-            (
-                prefix,
-                column(prefix, self.answer),
-                self._image_segment(state.image),
-                text,
-                column(prefix, self.answer_end),
-            ),
-            dim=1,
-        )
-        start = prefix.shape[1]
+        image, text = self._image_segment(state.image), self.text_ids(state.text)
+        answer, answer_end = column(prefix, self.answer), column(prefix, self.answer_end)
+        ids = torch.cat((prefix, answer, image, text, answer_end), dim=1)
+        first_code = prefix.shape[1] + 2
         rows = torch.arange(height, device=ids.device)[:, None] * (width + 1)
-        image_positions = (start + 2 + rows + torch.arange(width, device=ids.device)).flatten()
-        text_start = start + 3 + height * (width + 1)
-        text_positions = text_start + torch.arange(text.shape[1], device=ids.device)
-        return ModelInput(ids, image_positions, text_positions, start)
+        image_positions = (first_code + rows + torch.arange(width, device=ids.device)).flatten()
+        first_word = first_code + height * (width + 1) + 1
+        text_positions = first_word + torch.arange(text.shape[1], device=ids.device)
+        return ModelInput(ids, image_positions, text_positions)
 
     def prefix(self, prompt: Prompt, *, drop_text: bool, drop_image: bool) -> Tensor:
         """(B, P) ids before the answer."""
@@ -96,39 +146,113 @@ class VariantA:
 
     def _image_segment(self, codes: Tensor) -> Tensor:
         """boi, each row of (B, H, W) codes followed by a newline, eoi."""
-        ids = torch.where(codes == MASKED, self.mask_id, codes + self.image_offset)
+        ids = self.image_ids(codes)
         newline = ids.new_full((*ids.shape[:2], 1), self.newline)
         rows = torch.cat((ids, newline), dim=2).flatten(1)
         return torch.cat((column(rows, self.boi), rows, column(rows, self.eoi)), dim=1)
 
-    def parse(self, ids: Tensor) -> tuple[Prompt, TokenState]:
-        start = self._answer_start(ids[0])
-        end = start + 2 + int((ids[0, start + 2 :] == self.eoi).nonzero()[0])
-        text = ids[:, end + 1 : -1]
-        state = TokenState(
-            torch.where(text == self.mask_id, MASKED, text),
-            self._codes(ids[:, start + 2 : end]),
+
+def truncated_quotas(masked: Counts, steps: int) -> list[Counts]:
+    """Text tokens per step: the difference of truncated targets."""
+    targets = [[int(n * (1 - step / steps)) for n in masked] for step in range(steps + 1)]
+    return [
+        tuple(max(0, before - after) for before, after in zip(*pair, strict=True))
+        for pair in pairwise(targets)
+    ]
+
+
+class OverlayGuidance:
+    """Unconditional branches are prefixes of ids laid over the start of the conditional input."""
+
+    def __init__(
+        self,
+        conditional: ModelInput,
+        settings: SamplerSettings,
+        text_prefix: Tensor | None,
+        image_prefix: Tensor | None,
+    ):
+        """Prefixes: (B, P); ``None`` lays nothing, as the reference does where none is given."""
+        scales = {"text overlay": settings.text_guidance, "image overlay": settings.image_guidance}
+        prefixes = {"text overlay": text_prefix, "image overlay": image_prefix}
+        self.scales = {name: scale for name, scale in scales.items() if scale}
+        self.active = any(scales[name] > 0 and prefixes[name] is not None for name in scales)
+        self.branches = {CONDITIONAL: conditional}
+        for name, prefix in prefixes.items():
+            self.branches[name] = _overlaid(conditional, prefix)
+
+    @classmethod
+    def of(
+        cls, model: DenoisingModel, prompt: Prompt, settings: SamplerSettings
+    ) -> OverlayGuidance:
+        layout = model.layout
+        assert isinstance(layout, LayoutA)
+        return cls(
+            layout.model_input(prompt, prompt.initial),
+            settings,
+            layout.prefix(prompt, drop_text=True, drop_image=False),
+            layout.prefix(prompt, drop_text=False, drop_image=True),
         )
-        prefix, image = ids[:, :start], None
-        if prefix[0, -2] == self.eoi:
-            first = int((prefix[0] == self.boi).nonzero()[-1])
-            image = self._codes(prefix[:, first + 1 : -2])
-            prefix = torch.cat((prefix[:, :first], prefix[:, -1:]), dim=1)
-        blank = self.encode("", image, state).unconditional
-        return Prompt(prefix, blank.to(ids.device), image, state), state
 
-    def _answer_start(self, ids: Tensor) -> int:
-        """Index of the last ``<answer> boi``: an instruction may hold either token, too."""
-        pairs = (ids[:-1] == self.answer) & (ids[1:] == self.boi)
-        if not pairs.any() or ids[-1] != self.answer_end:
-            raise InputError("Variant A ids must end in <answer> boi rows eoi text </answer>.")
-        return int(pairs.nonzero()[-1])
+    def text_logits(self, outputs: BranchOutputs, index: Tensor) -> Tensor:
+        return outputs.text_logits(CONDITIONAL, index, slice(None))
 
-    def _codes(self, rows: Tensor) -> Tensor:
-        """(B, H, W) codes of rows that each end in a newline."""
-        width = int((rows[0] == self.newline).nonzero()[0])
-        grid = rows.unflatten(1, (-1, width + 1))[:, :, :-1]
-        return torch.where(grid == self.mask_id, MASKED, grid - self.image_offset)
+    def image_logits(self, outputs: BranchOutputs, updated: TokenState, index: Tensor) -> Tensor:
+        conditional = guided = outputs.image_logits(CONDITIONAL, index)
+        later = outputs.predictor.outputs(updated)
+        for name, scale in self.scales.items():
+            other = later.image_logits(name, index) if self.active else 0.0
+            guided = guided + scale * (conditional - other)
+        return guided
 
-    def decode_text(self, text: Tensor, *, masked: str = "") -> list[str]:
-        return [decode_ids(self.tokenizer, row.tolist(), masked) for row in text]
+
+def _overlaid(conditional: ModelInput, prefix: Tensor | None) -> ModelInput:
+    if prefix is None:
+        return conditional
+    ids = torch.cat((prefix, conditional.ids[:, prefix.shape[1] :]), dim=1)
+    return replace(conditional, ids=ids)
+
+
+class SelectionA(UpstreamSelection):
+    """Samples without masked text draw nothing for it."""
+
+    def text_noise(self, positions: MaskedPositions) -> Tensor:
+        shape = (positions.tokens.shape[1], self.vocabulary)
+        return self._text_draws(positions, shape, self.dtype)
+
+    def text_ranks(self, positions: MaskedPositions) -> Tensor:
+        return self._text_draws(positions, (positions.tokens.shape[1],), torch.float32)
+
+    def _text_draws(
+        self, positions: MaskedPositions, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> Tensor:
+        draws = torch.zeros(
+            (*positions.index.shape, *shape[1:]), dtype=dtype, device=positions.index.device
+        )
+        for i, count in enumerate(positions.counts):
+            if count:
+                sample = slice(i, i + 1)
+                draws[sample] = region_draws(
+                    positions.index[sample], shape, dtype, Tensor.uniform_, self.generators[sample]
+                )
+        return draws
+
+    def noisy(self, scores: Tensor, uniform: Tensor) -> Tensor:
+        gumbel = -torch.log(-torch.log(uniform + 1e-10) + 1e-10)
+        return scores + self.settings.text_temperature * gumbel
+
+    def image_race(self, positions: MaskedPositions) -> Tensor | None:
+        return self.race_of_multinomial(positions) if self.settings.image_temperature else None
+
+    def masking(self, selected: Tensor, keep: Tensor, noise: float) -> Tensor:
+        draws = [
+            torch.randn(selected.shape[1:], dtype=self.dtype, device=selected.device, generator=g)
+            for g in self.generators
+        ]
+        ranking = torch.log(selected + 1e-10) + noise * torch.stack(draws)
+        return ranking.sort(dim=1).indices.argsort(dim=1) < keep
+
+    def finish(self, state: TokenState, guess: TokenState) -> TokenState:
+        masked = state.image == MASKED
+        random_codes = torch.randint(0, self.layout.codebook_size, (int(masked.sum()),))
+        image = state.image.masked_scatter(masked, random_codes.to(masked.device))
+        return TokenState(state.text, image)

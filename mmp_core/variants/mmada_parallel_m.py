@@ -1,19 +1,32 @@
-"""Variant M (MAGVIT-v2, MMaDA order)."""
+"""MMaDA-Parallel-M: MAGVIT-v2, the order of MMaDA, and the authors' sampler for it.
+
+Reference: tyfeld/MMaDA-Parallel 5cf8978, ``inference.py`` and ``interleave_generate`` in
+``models/modeling_mmada.py``.
+"""
 
 from __future__ import annotations
 
-import math
+import random
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from ..errors import InputError
-from ..state import MASKED, Prompt, TokenState
-from .base import ModelInput, column, decode_ids, token_finder
+from ..image.magvit import MagvitV2
+from ..image.pictures import Size, squash_image
+from ..sampler.guidance import CONDITIONAL
+from ..sampler.policies import DenoisingModel, Policies
+from ..sampler.positions import MaskedPositions, masked_counts
+from ..sampler.predictor import BranchOutputs
+from ..sampler.schedule import Counts
+from ..sampler.settings import SamplerSettings
+from ..sampler.upstream import UpstreamSelection, region_draws, upstream_plan
+from ..state import Prompt, TokenState
+from .base import Layout, ModelInput, Variant, column
 
-_FALLBACK_IDS = {
+_RELEASED_IDS = {
     "<|soi|>": 126084,
     "<|eoi|>": 126085,
     "<|t2i|>": 126088,
@@ -24,39 +37,87 @@ _NO_IMAGE = 0
 """Id that stands at every image position of an absent input image."""
 
 
-class VariantM:
+class MMaDAParallelM(Variant):
+    id = "M"
+    name = "MMaDA-Parallel-M"
+    image_tokenizer = MagvitV2
+    image_folders = ("magvitv2", "vqvae")
+    image_config_needed = False
+    image_advice = "put the files of showlab/magvitv2 into {folder}/magvitv2"
+    upstream_guidance = ("joint_guidance", "reasoning_guidance")
+    upstream_settings: ClassVar = {
+        # Those of inference.py.
+        "text_steps": 128,
+        "image_steps": 30,
+        "joint_guidance": 4.0,
+        "reasoning_guidance": 2.5,
+    }
+    upstream_noise_bytes = 8
+
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        return (
+            "MMadaModelLM" in (config.get("architectures") or ())
+            or config.get("model_type") == "mmada"
+            or "llm_vocab_size" in config
+            or "num_new_special_tokens" in config
+        )
+
+    def layout(self, tokenizer: Any, config: Mapping[str, Any]) -> LayoutM:
+        return LayoutM(tokenizer, config)
+
+    def input_size(self, size: Size, side: int, unit: int) -> Size:
+        return side, side
+
+    def fit(
+        self,
+        image: Image.Image,
+        size: Size,
+        *,
+        offset: Literal["center"] | random.Random = "center",
+    ) -> Image.Image:
+        return squash_image(image, size)
+
+    def upstream_policies(
+        self, model: DenoisingModel, prompt: Prompt, settings: SamplerSettings
+    ) -> Policies[Tensor, Tensor]:
+        """The authors' sampler: text guidance has the opposite sign; text draws come from the
+        global generator; the codes sampled last are the result."""
+        quotas = even_quotas(masked_counts(prompt.initial.text), settings.text_steps)
+        plan = upstream_plan(quotas, prompt, settings, model.device)
+        guidance = JointGuidance(model.layout, prompt, settings)
+        return Policies(plan, guidance, SelectionM(model, prompt, settings))
+
+
+class LayoutM(Layout):
     """``interleave soi codes eoi bos instruction eos | soi codes eoi bos text``.
 
     Rows have no separators, so ids alone do not tell a grid's shape. Without an input image the
     tag is ``t2i`` and its place holds id 0, as many times as the output has codes. The ``bos``
-    before the text is fixed and not part of the state (reference: inference.py, modeling_mmada.py).
+    before the text is fixed and not part of the state.
     """
 
     def __init__(self, tokenizer: Any, config: Mapping[str, Any]):
-        find = token_finder(tokenizer, _FALLBACK_IDS)
-        self.tokenizer = tokenizer
-        self.soi, self.eoi = find("<|soi|>"), find("<|eoi|>")
-        self.generate_tag, self.edit_tag = find("<|t2i|>"), find("<|interleave|>")
+        super().__init__(tokenizer, config, len(tokenizer))
+        self.soi, self.eoi, self.generate_tag, self.edit_tag = (
+            self.token_id(name, _RELEASED_IDS)
+            for name in ("<|soi|>", "<|eoi|>", "<|t2i|>", "<|interleave|>")
+        )
         self.bos = tokenizer.bos_token_id
         if self.bos is None:
-            self.bos = find("<|startoftext|>")
+            self.bos = self.token_id("<|startoftext|>", _RELEASED_IDS)
         self.eos = tokenizer.eos_token_id
         if self.eos is None:
             self.eos = config["eos_token_id"]
-        self.mask_id = config["mask_token_id"]
-        self.image_offset = config.get("text_vocab_size", len(tokenizer))
-        self.codebook_size = config.get("codebook_size", 8192)
-        self.text_choices = range(self.mask_id)
         self.end_of_text, self.pads_text = self.eos, True
 
     def encode(self, instruction: str, image: Tensor | None, initial: TokenState) -> Prompt:
         words = self.tokenizer(instruction)["input_ids"]
         if words[:1] != [self.bos]:
             words = [self.bos, *words]
-        words = torch.tensor([*words, self.eos]).expand(initial.batch, -1)
-        blank = torch.full_like(words, self.eos)
-        blank[:, 0] = self.bos
-        return Prompt(words, blank, image, initial)
+        conditional = torch.tensor([*words, self.eos]).expand(initial.batch, -1)
+        unconditional = torch.full_like(conditional, self.eos)
+        unconditional[:, 0] = self.bos
+        return Prompt(conditional, unconditional, image, initial)
 
     def model_input(
         self,
@@ -67,73 +128,92 @@ class VariantM:
         drop_image: bool = False,
     ) -> ModelInput:
         prefix = self.prefix(prompt, state, drop_text=drop_text, drop_image=drop_image)
-        codes = state.image.flatten(1)
-        image = torch.where(codes == MASKED, self.mask_id, codes + self.image_offset)
-        text = torch.where(state.text == MASKED, self.mask_id, state.text)
+        image, text = self.image_ids(state.image.flatten(1)), self.text_ids(state.text)
         soi, eoi, bos = (column(text, token) for token in (self.soi, self.eoi, self.bos))
         ids = torch.cat((prefix, soi, image, eoi, bos, text), dim=1)
-        start = prefix.shape[1]
-        image_positions = start + 1 + torch.arange(image.shape[1], device=ids.device)
-        text_start = start + 3 + image.shape[1]
-        text_positions = text_start + torch.arange(text.shape[1], device=ids.device)
-        return ModelInput(ids, image_positions, text_positions, start)
+        first_code = prefix.shape[1] + 1
+        image_positions = first_code + torch.arange(image.shape[1], device=ids.device)
+        first_word = first_code + image.shape[1] + 2
+        text_positions = first_word + torch.arange(text.shape[1], device=ids.device)
+        return ModelInput(ids, image_positions, text_positions)
 
     def prefix(
         self, prompt: Prompt, state: TokenState, *, drop_text: bool, drop_image: bool
     ) -> Tensor:
         """(B, P) ids before the answer."""
         words = prompt.unconditional if drop_text else prompt.instruction
-        tag = self.generate_tag if prompt.image is None else self.edit_tag
-        codes = state.image if prompt.image is None else prompt.image
-        codes = codes.flatten(1)
-        absent = prompt.image is None or drop_image
-        image = torch.full_like(codes, _NO_IMAGE) if absent else codes + self.image_offset
+        if prompt.image is None:
+            tag, image = self.generate_tag, torch.full_like(state.image.flatten(1), _NO_IMAGE)
+        else:
+            tag, image = self.edit_tag, self.image_ids(prompt.image.flatten(1))
+            image = torch.full_like(image, _NO_IMAGE) if drop_image else image
         tag, soi, eoi = (column(words, token) for token in (tag, self.soi, self.eoi))
         return torch.cat((tag, soi, image, eoi, words), dim=1)
 
-    def parse(
-        self,
-        ids: Tensor,
-        *,
-        grid: tuple[int, int] | None = None,
-        input_grid: tuple[int, int] | None = None,
-    ) -> tuple[Prompt, TokenState]:
-        """As in :class:`Layout`. Grids are (height, width); by default the squarest that fit."""
-        first = ids[0]
-        if first[0] not in (self.edit_tag, self.generate_tag) or first[1] != self.soi:
-            raise InputError("Variant M ids must start with the interleave or t2i tag and soi.")
-        input_end = self._next(first, self.eoi, 2, "eoi")
-        start = self._next(first, self.soi, input_end, "second soi")
-        end = self._next(first, self.eoi, start, "second eoi")
-        if first[end + 1 : end + 2] != self.bos:
-            raise InputError("Variant M ids must hold bos between the image and the text.")
-        text = ids[:, end + 2 :]
-        state = TokenState(
-            torch.where(text == self.mask_id, MASKED, text),
-            self._codes(ids[:, start + 1 : end], grid),
+
+def even_quotas(masked: Counts, steps: int) -> list[Counts]:
+    """Text tokens per step: the quotient, and one more in the first steps for the remainder."""
+    return [tuple(n // steps + (step < n % steps) for n in masked) for step in range(steps)]
+
+
+class JointGuidance:
+    """One branch without instruction and input image, for both modalities."""
+
+    def __init__(self, layout: Layout, prompt: Prompt, settings: SamplerSettings):
+        self.text_scale, self.image_scale = settings.reasoning_guidance, settings.joint_guidance
+        self.branches = {
+            CONDITIONAL: layout.model_input(prompt, prompt.initial),
+            "joint": layout.model_input(prompt, prompt.initial, drop_text=True, drop_image=True),
+        }
+
+    def text_logits(self, outputs: BranchOutputs, index: Tensor) -> Tensor:
+        conditional = outputs.text_logits(CONDITIONAL, index, slice(None))
+        if not self.text_scale:
+            return conditional
+        joint = outputs.text_logits("joint", index, slice(None))
+        return conditional + self.text_scale * (joint - conditional)
+
+    def image_logits(self, outputs: BranchOutputs, updated: TokenState, index: Tensor) -> Tensor:
+        conditional = outputs.image_logits(CONDITIONAL, index)
+        if not self.image_scale:
+            return conditional
+        joint = outputs.image_logits("joint", index)
+        return (1 + self.image_scale) * conditional - self.image_scale * joint
+
+
+class SelectionM(UpstreamSelection):
+    """The text region starts with the fixed bos, and draws from the global generator."""
+
+    def text_noise(self, positions: MaskedPositions) -> Tensor:
+        shape = (positions.tokens.shape[1] + 1, self.vocabulary)
+        return self._text_draws(positions, shape, torch.float64)
+
+    def text_ranks(self, positions: MaskedPositions) -> Tensor:
+        return self._text_draws(positions, (positions.tokens.shape[1] + 1,), torch.float32)
+
+    def _text_draws(
+        self, positions: MaskedPositions, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> Tensor:
+        unseeded = [None] * len(positions.counts)
+        return region_draws(positions.index + 1, shape, dtype, Tensor.uniform_, unseeded)
+
+    def noisy(self, scores: Tensor, uniform: Tensor) -> Tensor:
+        return scores.double().exp() / (-uniform.log()) ** self.settings.text_temperature
+
+    def image_race(self, positions: MaskedPositions) -> Tensor:
+        return self.race_of_multinomial(positions)
+
+    def masking(self, selected: Tensor, keep: Tensor, noise: float) -> Tensor:
+        region = torch.arange(selected.shape[1], device=selected.device).expand_as(selected)
+        uniform = region_draws(
+            region, selected.shape[1:], self.dtype, Tensor.uniform_, self.generators
         )
-        words, image = ids[:, input_end + 1 : start], None
-        if not (ids[:, 2:input_end] == _NO_IMAGE).all():
-            image = self._codes(ids[:, 2:input_end], input_grid)
-        blank = torch.full_like(words, self.eos)
-        blank[:, 0] = self.bos
-        return Prompt(words, blank, image, state), state
+        ranking = _log(selected) + noise * -_log(-_log(uniform))
+        return ranking < ranking.sort(dim=1).values.gather(1, keep)
 
-    def _codes(self, ids: Tensor, grid: tuple[int, int] | None) -> Tensor:
-        codes = torch.where(ids == self.mask_id, MASKED, ids - self.image_offset)
-        return codes.unflatten(1, grid or squarest(ids.shape[1]))
-
-    def _next(self, ids: Tensor, token: int, start: int, name: str) -> int:
-        found = (ids[start:] == token).nonzero()
-        if not len(found):
-            raise InputError(f"Variant M ids must hold a {name} from position {start} on.")
-        return start + int(found[0])
-
-    def decode_text(self, text: Tensor, *, masked: str = "") -> list[str]:
-        return [decode_ids(self.tokenizer, row.tolist(), masked) for row in text]
+    def finish(self, state: TokenState, guess: TokenState) -> TokenState:
+        return TokenState(state.text, guess.image)
 
 
-def squarest(count: int) -> tuple[int, int]:
-    """(height, width) of ``count`` cells, as near to a square as can be, never higher than wide."""
-    height = next(h for h in range(math.isqrt(count), 0, -1) if count % h == 0)
-    return height, count // height
+def _log(x: Tensor) -> Tensor:
+    return x.clamp(min=1e-20).log()

@@ -12,6 +12,7 @@ import folder_paths
 from ...mmp_core import CheckpointError, InputError
 from ...mmp_core.checkpoint.adapters import PEFT_CONFIG
 from ...mmp_core.checkpoint.load import DEMO
+from ...mmp_core.variants.registry import image_tokenizer_folders
 from ...training.rewards.clip import CONFIG as CLIP_CONFIG
 from ...training.rewards.clip import DEMO_CLIP
 
@@ -29,7 +30,6 @@ FileState = tuple[str, int, int]
 _ADAPTER_FOLDER = "loras"
 _DEMO_NAME = "demo"
 _BESIDE = "auto"
-_IMAGE_TOKENIZER_FOLDERS = ("magvitv2", "vqvae")
 
 
 def _register_folder(name: str, extensions: set[str]) -> None:
@@ -83,12 +83,12 @@ def _image_tokenizers() -> dict[str, Path]:
     return {
         name: path
         for name, path in _entries().items()
-        if path.suffix in (".safetensors", ".bin") or path.name in _IMAGE_TOKENIZER_FOLDERS
+        if path.suffix in (".safetensors", ".bin") or path.name in image_tokenizer_folders()
     }
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return path.name not in _IMAGE_TOKENIZER_FOLDERS and (path / "config.json").is_file()
+    return path.name not in image_tokenizer_folders() and (path / "config.json").is_file()
 
 
 def _entries() -> dict[str, Path]:

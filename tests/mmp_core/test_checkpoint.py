@@ -28,7 +28,7 @@ def folder(tmp_path):
 def test_loads_the_released_layout(stored):
     variant, folder = stored
     model = load_checkpoint(folder)
-    assert (model.variant, model.device) == (variant, torch.device("cpu"))
+    assert (model.variant.id, model.device) == (variant, torch.device("cpu"))
     assert model.default_image_size == 4 * model.downsample == 4 * tiny.DOWNSAMPLE[variant]
     assert model.default_text_length == 5
     for name, weight in tiny.transformer(variant).state_dict().items():

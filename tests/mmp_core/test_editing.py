@@ -282,12 +282,14 @@ def test_a_mask_is_cropped_as_its_picture_is(demo):
 def test_a_mask_is_cropped_where_its_picture_is_at_random(demo, monkeypatch):
     import random
 
-    from mmada_parallel.mmp_core import pipeline
+    from mmada_parallel.mmp_core.variants import mmada_parallel_a
     from PIL import Image
 
-    seen, fit = [], pipeline.fit_image
+    seen, fit = [], mmada_parallel_a.fit_image
     monkeypatch.setattr(
-        pipeline, "fit_image", lambda *a, offset: seen.append(fit(*a, offset=offset)) or seen[-1]
+        mmada_parallel_a,
+        "fit_image",
+        lambda *a, offset: seen.append(fit(*a, offset=offset)) or seen[-1],
     )
     picture = Image.linear_gradient("L").resize((1000, 100)).convert("RGB")
     for seed in range(3):

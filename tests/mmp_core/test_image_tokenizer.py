@@ -2,7 +2,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmada_parallel.mmp_core.image.tokenizer import AmusedVQ, ImageTokenizer, MagvitV2
+from mmada_parallel.mmp_core.image.amused import AmusedVQ
+from mmada_parallel.mmp_core.image.magvit import MagvitV2
+from mmada_parallel.mmp_core.image.tokenizer import ImageTokenizer
 
 SMALL = dict(
     block_out_channels=[8, 16],

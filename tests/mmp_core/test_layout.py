@@ -4,11 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmada_parallel.mmp_core.errors import CheckpointError, InputError
 from mmada_parallel.mmp_core.state import MASKED, TokenState
-from mmada_parallel.mmp_core.variants import LAYOUTS, detect_variant
 from mmada_parallel.mmp_core.variants import mmada_parallel_a as variant_a
+from mmada_parallel.mmp_core.variants.registry import variant_named, variant_of
 from mmada_parallel.tests.mmp_core import tiny
+from mmada_parallel.tests.mmp_core.parsing import answer_of, parse
 
-LAYOUT = {name: LAYOUTS[name](tiny.tokenizer(name), tiny.config(name)) for name in "AM"}
+LAYOUT = {
+    name: variant_named(name).layout(tiny.tokenizer(name), tiny.config(name)) for name in "AM"
+}
 BACKBONE = ["model.transformer.wte.weight"]
 
 grids = st.tuples(st.integers(1, 5), st.integers(1, 5))
@@ -47,7 +50,7 @@ def test_parse_inverts_sequence(variant, data):
     if variant == "M":
         grids = {"grid": state.grid}
         grids["input_grid"] = None if prompt.image is None else prompt.image.shape[1:]
-    parsed, found = layout.parse(sequence.ids, **grids)
+    parsed, found = parse(layout, variant, sequence.ids, **grids)
     assert torch.equal(found.text, state.text) and torch.equal(found.image, state.image)
     assert torch.equal(parsed.instruction, prompt.instruction)
     assert torch.equal(parsed.unconditional, prompt.unconditional)
@@ -73,8 +76,7 @@ def test_positions_hold_the_state_in_every_branch(variant, drop_text, drop_image
     assert torch.equal(text, torch.where(state.text == MASKED, layout.mask_id, state.text))
     offset = codes + layout.image_offset
     assert torch.equal(image, torch.where(codes == MASKED, layout.mask_id, offset))
-    own, full = sequence.ids[:, sequence.answer_start :], conditional.ids
-    assert torch.equal(own, full[:, conditional.answer_start :])
+    assert torch.equal(answer_of(variant, sequence), answer_of(variant, conditional))
 
 
 def test_variant_a_order():
@@ -115,7 +117,7 @@ def test_variant_a_uses_the_trained_system_prompts():
             return {"input_ids": [1]}
 
     recorder = Recorder()
-    layout = LAYOUTS["A"](recorder, {"mask_token_id": 126336})
+    layout = variant_a.LayoutA(recorder, {"mask_token_id": 126336})
     assert (layout.image_offset, layout.newline, layout.answer_end) == (126356, 126084, 126355)
     initial = TokenState.masked(1, 1, (1, 1))
     layout.encode("x", torch.zeros(1, 1, 1, dtype=torch.int64), initial)
@@ -163,12 +165,6 @@ def test_variant_m_order():
 
 
 @pytest.mark.parametrize("variant", "AM")
-def test_parse_refuses_other_sequences(variant):
-    with pytest.raises(InputError, match=f"Variant {variant}"):
-        LAYOUT[variant].parse(torch.arange(9)[None])
-
-
-@pytest.mark.parametrize("variant", "AM")
 def test_decode_text_marks_undecided(variant):
     layout = LAYOUT[variant]
     red, it = layout.tokenizer.convert_tokens_to_ids(["red", "it"])
@@ -177,12 +173,37 @@ def test_decode_text_marks_undecided(variant):
     assert layout.decode_text(text, masked="?") == ["red ? it"]
 
 
-def test_detect_variant():
-    assert detect_variant({"architectures": ["LLaDAForMultiModalGeneration"]}, BACKBONE) == "A"
-    assert detect_variant({"architectures": ["MMadaModelLM"]}, BACKBONE) == "M"
-    assert detect_variant({"model_type": "mmada"}, BACKBONE) == "M"
-    assert detect_variant({"model_type": "llada", "llm_vocab_size": 126464}, BACKBONE) == "M"
-    with pytest.raises(CheckpointError, match="LlamaForCausalLM"):
-        detect_variant({"architectures": ["LlamaForCausalLM"]}, BACKBONE)
+@pytest.mark.parametrize(
+    "config, variant",
+    [
+        ({"architectures": ["LLaDAForMultiModalGeneration"]}, "A"),
+        ({"architectures": ["MMadaModelLM"]}, "M"),
+        ({"model_type": "mmada"}, "M"),
+        ({"model_type": "llada", "llm_vocab_size": 126464}, "M"),
+    ],
+)
+def test_a_checkpoint_is_of_the_family_that_recognises_it(config, variant):
+    assert variant_of(config, BACKBONE).id == variant
+    assert variant_of(config, BACKBONE, f"mmada-parallel-{variant}").id == variant
+    other = {"A": "M", "M": "A"}[variant]
+    with pytest.raises(CheckpointError, match=f"no checkpoint of MMaDA-Parallel-{other}"):
+        variant_of(config, BACKBONE, other)
     with pytest.raises(CheckpointError, match="wte"):
-        detect_variant({"model_type": "mmada"}, ["lm_head.weight"])
+        variant_of(config, ["lm_head.weight"])
+
+
+def test_unknown_families_and_checkpoints_are_refused():
+    known = r"'B' is no checkpoint family; known are A \(MMaDA-Parallel-A\), M \(MMaDA-Par"
+    with pytest.raises(InputError, match=known):
+        variant_of({"model_type": "mmada"}, BACKBONE, "B")
+    with pytest.raises(CheckpointError, match="LlamaForCausalLM"):
+        variant_of({"architectures": ["LlamaForCausalLM"]}, BACKBONE)
+
+
+@pytest.mark.parametrize("variant", "AM")
+def test_families_refuse_an_answer_that_they_do_not_give(variant):
+    family = variant_named(variant)
+    family.check_answer(1, (1, 1))
+    for length, grid, answer in ((0, (2, 2), "image"), (3, (0, 0), "text"), (0, (0, 0), "nothing")):
+        with pytest.raises(InputError, match=f"answers with text and image, not with {answer}"):
+            family.check_answer(length, grid)

@@ -27,6 +27,7 @@ from mmada_parallel.mmp_core.model.formats import FORMATS
 from mmada_parallel.mmp_core.model.lora import Adapter, LayerShape, adaptable_layers
 from mmada_parallel.mmp_core.model.quantised import WeightOnlyLinear, replace_linears
 from mmada_parallel.mmp_core.model.transformer import MaskedDiffusionTransformer
+from mmada_parallel.mmp_core.variants.registry import variant_named
 from mmada_parallel.tests.live_bytes import most_bytes
 from mmada_parallel.tests.mmp_core import tiny
 from mmada_parallel.tests.training.adapted import quantised
@@ -285,7 +286,9 @@ def test_the_help_page_tells_what_is_computed(kind, row):
     layout = SimpleNamespace(
         model_input=lambda *_: sequence, text_choices=range(126336), codebook_size=8192
     )
-    known = SimpleNamespace(transformer=model, layout=layout, device=torch.device("meta"))
+    known = SimpleNamespace(
+        transformer=model, layout=layout, variant=variant_named("A"), device=torch.device("meta")
+    )
     empty = torch.zeros(1, 0, dtype=torch.int64)
     prompt = Prompt(empty, empty, None, TokenState.masked(1, 256, (32, 32)))
 
@@ -303,7 +306,7 @@ def test_the_help_page_tells_what_is_computed(kind, row):
 
 @torch.no_grad()
 def test_pictures_of_the_released_tokenizers_are_counted_where_they_are_widest():
-    from mmada_parallel.mmp_core.image.tokenizer import AmusedVQ
+    from mmada_parallel.mmp_core.image.amused import AmusedVQ
 
     config = tiny.VQ | {"block_out_channels": [128, 256], "norm_num_groups": 32}
     tokenizer = AmusedVQ(config).requires_grad_(False)

@@ -35,7 +35,7 @@ def test_defaults(model):
     assert prompt.initial.text.shape == (1, 5) and (prompt.initial.text == MASKED).all()
     edit = encode_instruction(model, "make it red", picture(4 * side, 3 * side), batch=2)
     assert edit.batch == 2 and edit.initial.grid == edit.image.shape[1:]
-    assert edit.initial.grid == {"A": (3, 4), "M": (4, 4)}[model.variant]  # fitted; squashed
+    assert edit.initial.grid == {"A": (3, 4), "M": (4, 4)}[model.variant.id]  # fitted; squashed
     assert torch.equal(edit.image[0], edit.image[1])
 
 
@@ -62,7 +62,7 @@ def test_input_errors(model):
 
 
 def test_offset_is_passed_on(model):
-    if model.variant == "M":
+    if model.variant.id == "M":
         pytest.skip("variant M does not crop")
     wide = Image.linear_gradient("L").resize((400, 16)).rotate(90).resize((300, 40)).convert("RGB")
     centre = encode_instruction(model, "x", wide).image

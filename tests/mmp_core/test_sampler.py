@@ -12,7 +12,8 @@ from mmada_parallel.mmp_core.sampler.policies import corrected_policies
 from mmada_parallel.mmp_core.sampler.positions import MaskedPositions
 from mmada_parallel.mmp_core.sampler.predictor import Predictor
 from mmada_parallel.mmp_core.sampler.schedule import corrected_steps
-from mmada_parallel.mmp_core.sampler.upstream import quotas_a, quotas_m
+from mmada_parallel.mmp_core.variants.mmada_parallel_a import truncated_quotas
+from mmada_parallel.mmp_core.variants.mmada_parallel_m import even_quotas
 from mmada_parallel.tests.mmp_core import tiny
 
 MODEL = {variant: tiny.TinyModel(variant) for variant in "AM"}
@@ -318,7 +319,7 @@ def test_upstream_presets():
     assert SamplerSettings.upstream().image_guidance == 4.0
     assert SamplerSettings.upstream("M").joint_guidance == 4.0
     assert SamplerSettings.upstream(image_guidance=1.0, seed=None).seed is None
-    with pytest.raises(InputError, match="variant"):
+    with pytest.raises(InputError, match="'B' is no checkpoint family"):
         SamplerSettings.upstream("B")
     for variant, other in (("A", "M"), ("M", "A")):
         with pytest.raises(InputError, match="must be 0"):
@@ -375,12 +376,12 @@ def test_each_modality_has_its_own_schedule():
 
 
 def test_reference_quotas():
-    assert quotas_a((32,), 3) == [(11,), (11,), (10,)]
-    assert quotas_a((5, 0), 2) == [(3, 0), (2, 0)]
-    assert quotas_m((31,), 4) == [(8,), (8,), (8,), (7,)]
+    assert truncated_quotas((32,), 3) == [(11,), (11,), (10,)]
+    assert truncated_quotas((5, 0), 2) == [(3, 0), (2, 0)]
+    assert even_quotas((31,), 4) == [(8,), (8,), (8,), (7,)]
     for steps in (1, 7, 40):
-        assert sum(q for (q,) in quotas_a((13,), steps)) == 13
-        assert sum(q for (q,) in quotas_m((13,), steps)) == 13
+        assert sum(q for (q,) in truncated_quotas((13,), steps)) == 13
+        assert sum(q for (q,) in even_quotas((13,), steps)) == 13
 
 
 def test_guidance_replaces_the_whole_prompt_on_the_same_state():

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 from mmada_parallel.mmp_core import MASKED, TokenState
-from mmada_parallel.mmp_core.image.tokenizer import AmusedVQ, MagvitV2
+from mmada_parallel.mmp_core.image.amused import AmusedVQ
+from mmada_parallel.mmp_core.image.magvit import MagvitV2
 from mmada_parallel.mmp_core.model.config import ModelConfig
 from mmada_parallel.mmp_core.model.transformer import MaskedDiffusionTransformer
-from mmada_parallel.mmp_core.variants import LAYOUTS
+from mmada_parallel.mmp_core.variants.registry import variant_named
 from safetensors.torch import save_file
 
 WORDS = ("a", "red", "blue", "circle", "square", "make", "it", "left", "of", "the", ".")
@@ -109,8 +110,8 @@ class TinyModel:
     """What the sampler needs of a model; counts the transformer's forwards."""
 
     def __init__(self, variant, dtype=torch.float64):
-        self.variant, self.device = variant, torch.device("cpu")
-        self.layout = LAYOUTS[variant](tokenizer(variant), config(variant))
+        self.variant, self.device = variant_named(variant), torch.device("cpu")
+        self.layout = self.variant.layout(tokenizer(variant), config(variant))
         self.transformer = transformer(variant, dtype)
         self.forwards = 0
         self.transformer.register_forward_hook(self._count)

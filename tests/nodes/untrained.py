@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from mmada_parallel.demo.tokenizer import model_config, write_tokenizer
 from mmada_parallel.demo.vq import vq_config
-from mmada_parallel.mmp_core.image.tokenizer import AmusedVQ
+from mmada_parallel.mmp_core.image.amused import AmusedVQ
 from mmada_parallel.mmp_core.model.config import ModelConfig
 from mmada_parallel.mmp_core.model.transformer import MaskedDiffusionTransformer
 from safetensors.torch import save_file

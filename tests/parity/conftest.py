@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 from mmada_parallel.mmp_core import load_checkpoint
-from mmada_parallel.mmp_core.image.tokenizer import MagvitV2
+from mmada_parallel.mmp_core.image.magvit import MagvitV2
 from mmada_parallel.tests.parity import golden
 from safetensors.torch import save_file
 

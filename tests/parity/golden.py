@@ -189,7 +189,7 @@ def magvit_fill(shapes):
 
 def vq_shapes():
     """{name: shape} of the recipe's Amused-VQ."""
-    from mmada_parallel.mmp_core.image.tokenizer import AmusedVQ
+    from mmada_parallel.mmp_core.image.amused import AmusedVQ
 
     return {k: tuple(v.shape) for k, v in AmusedVQ(VQ_CONFIG, device="meta").state_dict().items()}
 

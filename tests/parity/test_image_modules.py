@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from mmada_parallel.mmp_core.image import pictures as images
-from mmada_parallel.mmp_core.image.tokenizer import AmusedVQ, ImageTokenizer, MagvitV2
+from mmada_parallel.mmp_core.image.amused import AmusedVQ
+from mmada_parallel.mmp_core.image.magvit import MagvitV2
+from mmada_parallel.mmp_core.image.tokenizer import ImageTokenizer
 from mmada_parallel.tests.parity import golden
 from PIL import Image
 from safetensors.torch import load_file

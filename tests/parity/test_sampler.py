@@ -18,8 +18,10 @@ import torch
 from mmada_parallel.mmp_core import MASKED, SamplerSettings, TokenState, denoise
 from mmada_parallel.mmp_core.sampler.loop import take_step
 from mmada_parallel.mmp_core.sampler.predictor import Predictor
-from mmada_parallel.mmp_core.sampler.upstream import OverlayGuidance, upstream_policies
+from mmada_parallel.mmp_core.sampler.upstream import upstream_policies
 from mmada_parallel.mmp_core.state import Step
+from mmada_parallel.mmp_core.variants.mmada_parallel_a import OverlayGuidance
+from mmada_parallel.tests.mmp_core import parsing
 from mmada_parallel.tests.parity import golden
 from mmada_parallel.tests.parity.test_activations import ACCUMULATED
 from safetensors.torch import load_file
@@ -205,7 +207,7 @@ def read(file):
 def parse(case, model):
     """The prompt, checked to give back the reference's sequences."""
     first, call = case.tensors["cond_ids"][:1], case.call
-    prompt, state = model.layout.parse(first)
+    prompt, state = parsing.parse(model.layout, case.variant, first)
     sequence = model.layout.model_input(prompt, state)
     assert torch.equal(sequence.ids, first)
     instruction = model.layout.encode(case.settings["prompt"], prompt.image, state)
@@ -222,7 +224,8 @@ def parse(case, model):
             drops = {"drop_text": False, "drop_image": False} | {dropped: True}
             assert torch.equal(model.layout.prefix(prompt, **drops)[0], case.tensors[name])
     else:
-        assert torch.equal(first[0, : sequence.answer_start], case.tensors["input_ids"])
+        answer = parsing.answer_of("M", sequence)
+        assert torch.equal(first[0, : -answer.shape[1]], case.tensors["input_ids"])
         assert len(sequence.image_positions) == case.content["num_vq_tokens"]
         assert len(sequence.text_positions) + 1 == case.content["max_seq_length"]
         assert model.layout.codebook_size == case.content["codebook_size"]
@@ -377,7 +380,7 @@ def replay(case, model, prompt, policies):
     predictor = Predictor(model.transformer, model.layout, policies.guidance.branches)
     last, steps = Step.before(prompt.initial), []
     for index, ids in enumerate(case.tensors["cond_ids"]):
-        state = model.layout.parse(ids[None])[1]
+        state = parsing.parse(model.layout, case.variant, ids[None])[1]
         with torch.no_grad():
             last = take_step(predictor, policies, index, dataclasses.replace(last, after=state))
         steps.append(last)

@@ -78,9 +78,7 @@ def test_source_and_target_are_cropped_alike(tmp_path, model, target):
     height, width = case.prompt.initial.grid
     assert case.prompt.image.shape == case.target.image.shape == (1, height, width)
     size = width * model.downsample, height * model.downsample
-    source, wanted = (
-        codes_module.seen_image(model.variant, p.read(), size) for p in (item.image, item.target)
-    )
+    source, wanted = (model.variant.fit(p.read(), size) for p in (item.image, item.target))
     boxes = [i.convert("L").point(lambda v: 255 * (v > 127)).getbbox() for i in (source, wanted)]
     assert all(abs(a - b) <= 1 for a, b in zip(*boxes, strict=True))
     if target == (300, 200):
@@ -126,7 +124,7 @@ def test_a_target_without_source_gives_its_shape(tmp_path, model):
     (case,) = tokenised(open_dataset(tmp_path), model, need_target=True)
     assert case.prompt.image is None and case.source is None
     assert case.target.grid == case.prompt.initial.grid
-    assert model.variant == "M" or case.target.grid[1] > case.target.grid[0]
+    assert model.variant.id == "M" or case.target.grid[1] > case.target.grid[0]
     (case,) = tokenised(open_dataset(tmp_path), model)
     assert case.prompt.initial.grid == (4, 4)
 

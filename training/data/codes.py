@@ -19,7 +19,7 @@ from ...mmp_core.checkpoint.tokens import token_identity
 from ...mmp_core.errors import InputError
 from ...mmp_core.files import replacing
 from ...mmp_core.image.pictures import Size
-from ...mmp_core.pipeline import encode_seen, seen_image
+from ...mmp_core.pipeline import encode_seen
 from .items import Picture
 
 FORMAT = "mmada-parallel codes 1"
@@ -118,7 +118,7 @@ def encode_pictures(
                 seen = {}
                 for key in part:
                     try:
-                        seen[key] = seen_image(model.variant, wanted[key][0].read(), size)
+                        seen[key] = model.variant.fit(wanted[key][0].read(), size)
                     except InputError as error:
                         failed[key] = str(error)
                 _encode(model, seen, cache)

@@ -17,9 +17,9 @@ from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.editing import fixed_text
 from ...mmp_core.errors import InputError
 from ...mmp_core.image.pictures import Size
-from ...mmp_core.pipeline import grid_of, seen_image, seen_size
+from ...mmp_core.pipeline import grid_of, seen_size
 from ...mmp_core.state import TokenState
-from ...mmp_core.variants.base import UNDECIDED
+from ...mmp_core.variants.base import UNDECIDED, Variant
 from ..cases import Case
 from .codes import CodeCache, codes_fingerprint, encode_pictures, key_of
 from .items import Draft, Item, Picture
@@ -268,5 +268,5 @@ def _case(
     return Case(item.name, prompt, item.instruction, source, target, item.facts)
 
 
-def _seen(picture: Picture, variant: str, size: Size) -> Image.Image:
-    return seen_image(variant, picture.read(), size)
+def _seen(picture: Picture, variant: Variant, size: Size) -> Image.Image:
+    return variant.fit(picture.read(), size)

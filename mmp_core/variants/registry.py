@@ -1,0 +1,58 @@
+"""The checkpoint families that are known, one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..errors import CheckpointError, InputError
+from .base import Variant
+from .mmada_parallel_a import MMaDAParallelA
+from .mmada_parallel_m import MMaDAParallelM
+
+VARIANTS: list[Variant] = [
+    MMaDAParallelA(),
+    MMaDAParallelM(),
+]
+"""Of several that a checkpoint may be of, the first is taken."""
+
+_BACKBONE = "model.transformer.wte.weight"
+
+
+def variant_named(name: str | Variant) -> Variant:
+    """The family of an id or name, in any case. Raises ``InputError`` for an unknown one."""
+    if isinstance(name, Variant):
+        return name
+    for variant in VARIANTS:
+        if name.lower() in (variant.id.lower(), variant.name.lower()):
+            return variant
+    known = ", ".join(f"{variant.id} ({variant.name})" for variant in VARIANTS)
+    raise InputError(f"{name!r} is no checkpoint family; known are {known}.")
+
+
+def variant_of(
+    config: Mapping[str, Any], names: Iterable[str], family: str | Variant | None = None
+) -> Variant:
+    """The family of a checkpoint, from its parsed ``config.json`` and its tensors' names.
+
+    ``family``: settles what these cannot tell. Raises ``CheckpointError`` for a checkpoint of no
+    known family or of another one, ``InputError`` for an unknown ``family``.
+    """
+    if _BACKBONE not in set(names):
+        raise CheckpointError(
+            f"The checkpoint has no tensor {_BACKBONE}: it is not a LLaDA/MMaDA transformer."
+        )
+    asked = VARIANTS if family is None else [variant_named(family)]
+    for variant in asked:
+        if variant.recognises(config):
+            return variant
+    raise CheckpointError(
+        f"config.json has architectures={config.get('architectures')!r} and "
+        f"model_type={config.get('model_type')!r}, which is no checkpoint of "
+        f"{' or '.join(variant.name for variant in asked)}."
+    )
+
+
+def image_tokenizer_folders() -> set[str]:
+    """Names of the folders that hold an image tokenizer and no checkpoint."""
+    return {name for variant in VARIANTS for name in variant.image_folders}
