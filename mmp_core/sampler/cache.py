@@ -103,7 +103,16 @@ class CachePolicy:
         length = ids.shape[1]
         text = targets.text.positions if targets.text and branch in self.text_branches else None
         image = targets.image.positions if targets.image and branch in self.image_branches else None
-        wanted = self._wanted(model_input, cache, ids, text, image, targets.last)
+        cached = torch.full_like(ids, MASKED) if cache.ids is None else cache.ids[:, :length]
+        wanted = F.pad(ids != cached, (0, 1))
+        if text:
+            places = model_input.text_positions[text.index]
+            wanted.scatter_(1, torch.where(text.valid, places, length), True)
+        if image:
+            places = model_input.image_positions[image.index]
+            chosen = self.least_certain(image, targets.last)
+            wanted.scatter_(1, torch.where(chosen, places, length), True)
+        wanted = wanted[:, :length]
         tokens = len(model_input.text_positions), len(model_input.image_positions)
         sizes = []
         for i, (runs, masked) in enumerate(zip(cache.runs, targets.masked, strict=True)):
@@ -138,28 +147,6 @@ class CachePolicy:
             runs.refreshed_at = masked
             return length
         return changed + predicted[0] + math.ceil(predicted[1] / self.one_in)
-
-    def _wanted(
-        self,
-        model_input: ModelInput,
-        cache: BranchCache,
-        ids: Tensor,
-        text: MaskedPositions | None,
-        image: MaskedPositions | None,
-        last: Step,
-    ) -> Tensor:
-        """(B, L) bool: what changed, what text is predicted, and part of the image that is."""
-        length = ids.shape[1]
-        cached = torch.full_like(ids, MASKED) if cache.ids is None else cache.ids[:, :length]
-        wanted = F.pad(ids != cached, (0, 1))
-        if text:
-            places = model_input.text_positions[text.index]
-            wanted.scatter_(1, torch.where(text.valid, places, length), True)
-        if image:
-            places = model_input.image_positions[image.index]
-            chosen = self.least_certain(image, last)
-            wanted.scatter_(1, torch.where(chosen, places, length), True)
-        return wanted[:, :length]
 
     def least_certain(self, image: MaskedPositions, last: Step) -> Tensor:
         """(B, n) bool: one in ``one_in`` of the positions, by the confidence of the last guess."""

@@ -94,18 +94,19 @@ def _check_tokens(model: DenoisingModel, prompt: Prompt, settings: SamplerSettin
     """Raise ``InputError`` for tokens that the model does not know, or that are no text."""
     layout, ids = model.layout, model.transformer.config.embedding_size
     text, codes = prompt.initial.text, layout.codebook_size
-    tokens = [
+    for name, tokens, low, end in (
         ("image", prompt.initial.image, MASKED, codes),
         ("text", text, MASKED, ids),
         ("instruction", prompt.instruction, 0, ids),
-    ]
-    if prompt.image is not None:
-        tokens.append(("input image", prompt.image, 0, codes))
-    for name, values, low, end in tokens:
-        if values.numel() and not low <= int(values.min()) <= int(values.max()) < end:
+        ("input image", prompt.image, 0, codes),
+    ):
+        if tokens is None or not tokens.numel():
+            continue
+        least, most = int(tokens.min()), int(tokens.max())
+        if not low <= least <= most < end:
             raise InputError(
-                f"The {name} has tokens from {int(values.min())} to {int(values.max())}; this "
-                f"checkpoint knows 0 to {end - 1}: they were made by or for another checkpoint."
+                f"The {name} has tokens from {least} to {most}; this checkpoint knows 0 to "
+                f"{end - 1}: they were made by or for another checkpoint."
             )
     wrong = text == layout.mask_id
     if settings.preset != "upstream":  # whose text may be any id but the mask

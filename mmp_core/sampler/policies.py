@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -48,24 +49,19 @@ def corrected_policies(
     model: DenoisingModel, prompt: Prompt, settings: SamplerSettings
 ) -> Policies[TextLogits, ImageLogits]:
     """The default: see :class:`SamplerSettings`."""
-    seeds = [_some_seed() if s is None else s for s in settings.seeds(prompt.batch)]
-    text, image = prompt.initial.text, prompt.initial.image
-    steps = corrected_steps(masked_counts(text), masked_counts(image), settings)
+    seeds = [
+        int(torch.randint(2**63 - 1, ())) if seed is None else seed
+        for seed in settings.seeds(prompt.batch)
+    ]
+    streams, early = seeded_generators(seeds, model.device), settings.reveals_early
+    masked = masked_counts(prompt.initial.text), masked_counts(prompt.initial.image)
+    plan = (AdaptivePlan if early else Plan).of(
+        corrected_steps(*masked, settings), prompt.batch, model.device
+    )
     guidance = CorrectedGuidance(model.layout, prompt, settings)
-    early = settings.reveals_early
+    selection = CorrectedSelection(settings, streams, SURE if early else math.inf)
     cache = None
     if settings.reuses:
         text_branches = {CONDITIONAL, *guidance.text_scales}
         cache = CachePolicy(text_branches, {CONDITIONAL, *guidance.image_scales})
-    return Policies(
-        (AdaptivePlan if early else Plan).of(steps, prompt.batch, model.device),
-        guidance,
-        CorrectedSelection(
-            settings, seeded_generators(seeds, model.device), SURE if early else None
-        ),
-        cache,
-    )
-
-
-def _some_seed() -> int:
-    return int(torch.randint(2**63 - 1, ()))
+    return Policies(plan, guidance, selection, cache)

@@ -41,12 +41,12 @@ class Predictor:
 
     def ids(self, branch: str, state: TokenState) -> Tensor:
         """The model's input (B, L) for ``state`` in ``branch``."""
-        sequence, mask_id = self.branches[branch], self.layout.mask_id
+        template, mask_id = self.branches[branch], self.layout.mask_id
         codes = state.image.flatten(1)
         image = torch.where(codes == MASKED, mask_id, codes + self.layout.image_offset)
         text = torch.where(state.text == MASKED, mask_id, state.text)
-        ids = sequence.ids.index_copy(1, sequence.image_positions, image)
-        return ids.index_copy(1, sequence.text_positions, text)
+        ids = template.ids.index_copy(1, template.image_positions, image)
+        return ids.index_copy(1, template.text_positions, text)
 
     def hidden(self, branch: str, state: TokenState, targets: StepTargets | None) -> Tensor:
         """Normed hidden states (B, L, d_model)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -88,13 +89,11 @@ class Selection(Protocol[Text, Image]):
 class CorrectedSelection:
     """Gumbel-max tokens, unmasked by confidence, in float32, with one random stream per sample.
 
-    ``sure``: probability (0 … 1) from which on a token is unmasked before its turn; ``None``
-    unmasks none early.
+    ``sure``: probability (0 … 1) from which on a token is unmasked before its turn; by default
+    none is.
     """
 
-    def __init__(
-        self, settings: SamplerSettings, generators: Generators, sure: float | None = None
-    ):
+    def __init__(self, settings: SamplerSettings, generators: Generators, sure: float = math.inf):
         self.settings, self.generators, self.sure = settings, generators, sure
 
     def text(
@@ -105,8 +104,9 @@ class CorrectedSelection:
         noise = positions.exponential(self.generators, predicted.choices) if temperature else None
         tokens, log_odds = predicted.choose(temperature, noise)
         ranking = REMASKING[self.settings.remasking](positions, log_odds, self.generators)
-        revealed = positions.highest(ranking, targets.count)
-        return self._update(positions, before, tokens, log_odds.sigmoid(), revealed)
+        probability = log_odds.sigmoid()
+        revealed = positions.highest(ranking, targets.count) | self._early(positions, probability)
+        return before.at(positions, tokens, probability, revealed)
 
     def image(
         self, targets: Targets, before: TokenUpdate, logits: Callable[[Tensor], ImageLogits]
@@ -119,20 +119,12 @@ class CorrectedSelection:
         if targets.noise:
             draws = positions.exponential(self.generators, 1)[..., 0]
             ranking = log_p + targets.noise * gumbel(draws)
-        revealed = positions.highest(ranking, positions.valid.sum(dim=1) - targets.count)
-        return self._update(positions, before, tokens, log_p.exp(), revealed)
+        probability, count = log_p.exp(), positions.valid.sum(dim=1) - targets.count
+        revealed = positions.highest(ranking, count) | self._early(positions, probability)
+        return before.at(positions, tokens, probability, revealed)
+
+    def _early(self, positions: MaskedPositions, probability: Tensor) -> Tensor:
+        return positions.valid & (probability >= self.sure)
 
     def finish(self, state: TokenState, guess: TokenState) -> TokenState:
         return state
-
-    def _update(
-        self,
-        positions: MaskedPositions,
-        before: TokenUpdate,
-        tokens: Tensor,
-        probability: Tensor,
-        revealed: Tensor,
-    ) -> TokenUpdate:
-        if self.sure is not None:
-            revealed = revealed | (positions.valid & (probability >= self.sure))
-        return before.at(positions, tokens, probability, revealed)
