@@ -6,7 +6,7 @@ adapter, copied or read, so it may be quantised, or be streamed by a host.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
@@ -36,7 +36,7 @@ class CastOperations:
 
 
 class LayerShape(NamedTuple):
-    """Of one adapted layer."""
+    """Sizes of one adapted layer."""
 
     inputs: int
     outputs: int
@@ -108,23 +108,21 @@ class Adapter(nn.Module):
     def attach(
         self, transformer: MaskedDiffusionTransformer, strength: float = 1.0
     ) -> AttachedAdapter:
-        """Add ``strength`` times this to what the layers of ``transformer`` compute, until the
-        result is removed.
+        """Add this to what ``transformer`` computes until the result is removed.
 
         Several adapters may be attached at once; they add up.
         """
-        layers = dict(transformer.named_modules())
-        pairs = [(layers[name], low_rank) for name, low_rank in self.low_ranks.items()]
-        return AttachedAdapter(pairs, strength)
+        return AttachedAdapter(self, transformer, strength)
 
 
 class AttachedAdapter:
-    """An adapter at work on a transformer."""
+    """``strength`` times an adapter, added to what the layers of a transformer compute."""
 
-    def __init__(self, pairs: Iterable[tuple[nn.Module, LowRank]], strength: float):
+    def __init__(self, adapter: Adapter, transformer: MaskedDiffusionTransformer, strength: float):
         self._strength, self._active = strength, True
         self._handles = [
-            layer.register_forward_hook(self._adding(low_rank)) for layer, low_rank in pairs
+            transformer.get_submodule(name).register_forward_hook(self._adding(low_rank))
+            for name, low_rank in adapter.low_ranks.items()
         ]
 
     def _adding(self, low_rank: LowRank):
@@ -151,9 +149,9 @@ class AttachedAdapter:
 
 
 def _place(root: nn.Module, name: str, module: nn.Module) -> None:
-    *path, own = name.split(".")
+    *path, last = name.split(".")
     for part in path:
         if part not in root._modules:
             root.add_module(part, nn.Module())
         root = root.get_submodule(part)
-    root.add_module(own, module)
+    root.add_module(last, module)

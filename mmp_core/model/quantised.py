@@ -20,8 +20,8 @@ from ..errors import CheckpointError
 from .formats import FORMATS, Format
 
 _MARKER = ".comfy_quant"
-TensorMap = Callable[[Tensor], Tensor]
 _RAW = {1: torch.int8, 4: torch.int32}
+TensorMap = Callable[[Tensor], Tensor]
 
 
 def quantise(weight: Tensor, form: Format) -> tuple[Tensor, Tensor]:
@@ -58,13 +58,13 @@ def _as_bfloat16_above(values: Tensor) -> Tensor:
 
 
 def formats_of(weights: Mapping[str, Tensor]) -> dict[str, Format]:
-    """The format of each quantised layer. Raises ``CheckpointError`` for one unknown to us."""
+    """The format of each quantised layer. Raises ``CheckpointError`` for an unknown one."""
     known = {form.name: form for form in FORMATS.values()}
-    found = {}
+    formats = {}
     for layer in (name[: -len(_MARKER)] for name in weights if name.endswith(_MARKER)):
         try:
             name = json.loads(bytes(weights[layer + _MARKER].tolist()))["format"]
-            found[layer] = known[name]
+            formats[layer] = known[name]
         except (ValueError, KeyError, TypeError):
             raise CheckpointError(
                 f"{layer} is quantised in a format that is unknown here; known are "
@@ -72,27 +72,27 @@ def formats_of(weights: Mapping[str, Tensor]) -> dict[str, Format]:
             ) from None
         if f"{layer}.weight_scale" not in weights:
             raise CheckpointError(f"{layer}.weight_scale is missing: the checkpoint is incomplete.")
-    return found
+    return formats
 
 
 def replace_linears(
     module: nn.Module, formats: Mapping[str, Format], make: Callable[..., nn.Module]
 ) -> None:
-    """Put ``make(inputs, outputs, format, device=…)`` in the place of each layer in ``formats``."""
+    """Replace each layer in ``formats`` by ``make(inputs, outputs, format, device=…)``."""
     layers = dict(module.named_modules())
     for name, form in formats.items():
         old = layers.get(name)
         if not isinstance(old, nn.Linear) or old.bias is not None:
             raise CheckpointError(f"{name} is quantised, but this model has no such linear layer.")
-        parent, _, own = name.rpartition(".")
+        parent, _, last = name.rpartition(".")
         new = make(old.in_features, old.out_features, form, device="meta")
-        layers[parent].register_module(own, new)
+        layers[parent].register_module(last, new)
 
 
 class FrozenFunction(torch.autograd.Function):
     """``compute(x)``, whose gradient for ``x`` is ``pull_back`` of that of its result.
 
-    Nothing is kept for the backward but ``pull_back``, which may make or fetch weights again.
+    The backward holds nothing but ``pull_back``, which may make or fetch weights again.
     """
 
     @staticmethod

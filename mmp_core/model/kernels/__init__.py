@@ -120,32 +120,28 @@ def _agree_with_torch(device: torch.device) -> bool:
     from .text import choose_text
 
     generator = torch.Generator().manual_seed(0)
-    shape = (2, 300, 16)
-    head, hidden = torch.randint(-4, 5, shape, generator=generator).to(device, torch.bfloat16)
+    numbers = torch.randint(-4, 5, (2, 300, 16), generator=generator)
+    head, hidden = numbers.to(device, torch.bfloat16)
     many, few = hidden[:70], hidden[:5]
-    noise = torch.ones(len(few), len(head), device=device)
-    noise[torch.arange(len(few)), torch.arange(len(few)) * 60 + 7] = 1e-20
+    noise = torch.ones(5, 300, device=device)
+    noise[range(5), range(7, 300, 60)] = 1e-20
+    tiles = [(few, (), None), (many, (), None), (few, (1.0,), None), (few, (), noise)]
     right = True
     with torch.cuda.device_of(head):
-        for rows, scales, draws in (  # all tiles that a run uses
-            (few, [], None),
-            (many, [], None),
-            (few, [1.0], None),
-            (few, [], noise),
-        ):
+        for rows, scales, draws in tiles:  # all that a run uses
             branches = [rows, rows.flip(0)][: 1 + len(scales)]
             logits = [F.linear(branch, head) for branch in branches]
-            found = choose_text(branches, scales, head, None, 20.0, draws)
-            right &= _same(found, plain.choose_text(plain.guided(logits, scales), 20.0, draws))
+            expected = plain.choose_text(plain.guided(logits, scales), 20.0, draws)
+            right &= _same(choose_text(branches, scales, head, None, 20.0, draws), expected)
             logits = [part / 16 for part in logits]
-            found = choose_image(logits, scales, draws)
-            right &= _same(found, plain.choose_image(plain.guided(logits, scales), draws))
+            expected = plain.choose_image(plain.guided(logits, scales), draws)
+            right &= _same(choose_image(logits, scales, draws), expected)
     return right
 
 
-def _same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> bool:
-    close = torch.allclose(found[1], expected[1], rtol=1e-4, atol=1e-4)
-    return close and torch.equal(found[0], expected[0])
+def _same(ours: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> bool:
+    close = torch.allclose(ours[1], expected[1], rtol=1e-4, atol=1e-4)
+    return close and torch.equal(ours[0], expected[0])
 
 
 def _without(reason: str) -> bool:

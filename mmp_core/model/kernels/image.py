@@ -16,10 +16,10 @@ MOST_BRANCHES, MOST_CODES = 4, 16384
 def choose_image(
     logits: Sequence[Tensor], scales: Sequence[float], exponential: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`.plain.choose_image` of what :func:`.plain.guided` makes of ``logits``, of which
-    there are at most ``MOST_BRANCHES``, (..., C) each, C at most ``MOST_CODES``.
+    """:func:`.plain.choose_image` of what :func:`.plain.guided` makes of ``logits``: at most
+    ``MOST_BRANCHES`` of (..., C) each, C at most ``MOST_CODES``.
 
-    One program per row, which it keeps in registers.
+    One program per row, which stays in registers.
     """
     *shape, codes = logits[0].shape
     chosen = torch.empty(shape, dtype=torch.int64, device=logits[0].device)
@@ -56,22 +56,22 @@ def _image_kernel(
 ):
     row = tl.program_id(0).to(tl.int64)
     code = tl.arange(0, BLOCK)
-    there = code < codes
+    valid = code < codes
     at = row * codes + code
-    own = tl.load(conditional + at, there, 0.0).to(tl.float32)
-    guided = own
+    base = tl.load(conditional + at, valid, 0.0).to(tl.float32)
+    guided = base
     if BRANCHES > 1:
-        guided += first_scale * (own - tl.load(first + at, there, 0.0).to(tl.float32))
+        guided += first_scale * (base - tl.load(first + at, valid, 0.0).to(tl.float32))
     if BRANCHES > 2:
-        guided += second_scale * (own - tl.load(second + at, there, 0.0).to(tl.float32))
+        guided += second_scale * (base - tl.load(second + at, valid, 0.0).to(tl.float32))
     if BRANCHES > 3:
-        guided += third_scale * (own - tl.load(third + at, there, 0.0).to(tl.float32))
-    guided = tl.where(there, guided, -float("inf"))
+        guided += third_scale * (base - tl.load(third + at, valid, 0.0).to(tl.float32))
+    guided = tl.where(valid, guided, -float("inf"))
     largest = tl.max(guided, axis=0)
     scores = guided - largest - tl.log(tl.sum(tl.exp(guided - largest), axis=0))
     noisy = scores
     if NOISY:
-        noisy -= tl.log(tl.maximum(tl.load(exponential + at, there, 1.0), 1e-30))
+        noisy -= tl.log(tl.maximum(tl.load(exponential + at, valid, 1.0), 1e-30))
     best = tl.minimum(tl.argmax(noisy, axis=0), codes - 1)
     tl.store(chosen + row, best.to(tl.int64))
     tl.store(log_p + row, tl.sum(tl.where(code == best, scores, 0.0), axis=0))

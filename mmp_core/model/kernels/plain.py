@@ -51,6 +51,6 @@ def log_odds(logits: Tensor, chosen: Tensor) -> Tensor:
 
     Ranks as the probability does, but keeps apart what rounds to 1, which in float32 p does not.
     """
-    own = logits.gather(-1, chosen[..., None])
+    scores = logits.gather(-1, chosen[..., None])[..., 0]
     others = logits.scatter(-1, chosen[..., None], -torch.inf).logsumexp(dim=-1)
-    return own[..., 0] - others
+    return scores - others

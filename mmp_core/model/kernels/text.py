@@ -22,8 +22,8 @@ _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program computes, and how: ``rows`` x ``words`` logits, ``depth`` features at a
-    time, ``stages`` of which are loaded ahead."""
+    """The work of one program: ``rows`` x ``words`` logits by ``warps`` warps, ``depth`` features
+    at a time, ``stages`` of which are loaded ahead."""
 
     rows: int
     words: int
@@ -41,8 +41,8 @@ def choose_text(
     exponential: Tensor | None,
     tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`.plain.choose_text` of what :func:`.plain.guided` makes of the logits of
-    ``hidden`` (..., d_model), of which there are at most ``MOST_BRANCHES``.
+    """:func:`.plain.choose_text` of what :func:`.plain.guided` makes of the logits of ``hidden``:
+    at most ``MOST_BRANCHES`` of (..., d_model) each.
 
     ``head``: (V, d_model); the logits have its dtype and are multiplied by ``logit_scale``. They
     are never in memory: each program leaves the best of its words and the log-sum-exp of its
@@ -81,7 +81,7 @@ def _shared_memory(device: torch.device) -> int:
 
 
 def tile_for(shared: int, many_rows: bool, guided: bool) -> Tile:
-    """As many stages as fit in ``shared`` bytes of a GPU's shared memory, at most 4."""
+    """A tile with as many stages as fit in ``shared`` bytes of shared memory, at most 4."""
     rows, words, depth = 128 if many_rows and not guided else 64, 128, 64
     accumulated = rows * (1 + guided)
     stage = (accumulated + words) * depth * 2
@@ -120,40 +120,40 @@ def _text_kernel(
     row = program % row_tiles * ROWS + tl.arange(0, ROWS)
     word = tile * WORDS + tl.arange(0, WORDS)
     feature = tl.arange(0, DEPTH)
-    row_there, word_there = (row < rows)[:, None], (word < words)[None, :]
+    row_valid, word_valid = (row < rows)[:, None], (word < words)[None, :]
     hidden_at = row.to(tl.int64)[:, None] * features + feature[None, :]
     head_at = word.to(tl.int64)[None, :] * head_stride + feature[:, None]
-    own = tl.zeros((ROWS, WORDS), tl.float32)
-    dropped = tl.zeros((ROWS, WORDS), tl.float32)
+    conditional = tl.zeros((ROWS, WORDS), tl.float32)
+    unconditional = tl.zeros((ROWS, WORDS), tl.float32)
     for start in range(0, features, DEPTH):
         left = features - start
-        weights = tl.load(head + head_at + start, word_there & (feature < left)[:, None], 0.0)
-        mask = row_there & (feature < left)[None, :]
+        weights = tl.load(head + head_at + start, word_valid & (feature < left)[:, None], 0.0)
+        mask = row_valid & (feature < left)[None, :]
         values = tl.load(hidden + hidden_at + start, mask, 0.0)
-        own = _product(values, weights, own, UPCAST)
+        conditional = _product(values, weights, conditional, UPCAST)
         if GUIDED:
             values = tl.load(other + hidden_at + start, mask, 0.0)
-            dropped = _product(values, weights, dropped, UPCAST)
+            unconditional = _product(values, weights, unconditional, UPCAST)
     dtype = head.dtype.element_ty
-    scores = _as_stored(own, logit_scale, SCALED, dtype)
+    scores = _as_stored(conditional, logit_scale, SCALED, dtype)
     if GUIDED:
-        scores += guidance * (scores - _as_stored(dropped, logit_scale, SCALED, dtype))
-    scores = tl.where(word_there, scores, -float("inf"))
+        scores += guidance * (scores - _as_stored(unconditional, logit_scale, SCALED, dtype))
+    scores = tl.where(word_valid, scores, -float("inf"))
     noisy = scores
     if NOISY:
         noise_at = row.to(tl.int64)[:, None] * words + word[None, :]
-        drawn = tl.load(exponential + noise_at, row_there & word_there, 1.0)
+        drawn = tl.load(exponential + noise_at, row_valid & word_valid, 1.0)
         noisy += temperature * -tl.log(tl.maximum(drawn, 1e-30))
     best = tl.argmax(noisy, axis=1)
     is_best = (tl.arange(0, WORDS))[None, :] == best[:, None]
-    out, there = row.to(tl.int64) * tiles + tile, row < rows
-    tl.store(noisy_out + out, tl.max(noisy, axis=1), there)
-    tl.store(index_out + out, tl.minimum(tile * WORDS + best, words - 1), there)
-    tl.store(score_out + out, tl.sum(tl.where(is_best, scores, 0.0), axis=1), there)
+    out, valid = row.to(tl.int64) * tiles + tile, row < rows
+    tl.store(noisy_out + out, tl.max(noisy, axis=1), valid)
+    tl.store(index_out + out, tl.minimum(tile * WORDS + best, words - 1), valid)
+    tl.store(score_out + out, tl.sum(tl.where(is_best, scores, 0.0), axis=1), valid)
     others = tl.where(is_best, -float("inf"), scores)
     largest = _finite(tl.max(others, axis=1))
     total = tl.sum(tl.exp(others - largest[:, None]), axis=1)
-    tl.store(rest_out + out, largest + tl.log(total), there)
+    tl.store(rest_out + out, largest + tl.log(total), valid)
 
 
 @triton.jit
@@ -181,14 +181,14 @@ def _finite(largest):
 def _best_tile_kernel(noisy, index, scores, rest, chosen, log_odds, tiles, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     tile = tl.arange(0, BLOCK)
-    there, at = tile < tiles, row * tiles + tile
+    valid, at = tile < tiles, row * tiles + tile
     nothing = -float("inf")
-    best = tl.minimum(tl.argmax(tl.load(noisy + at, there, nothing), axis=0), tiles - 1)
-    score = tl.load(scores + at, there, nothing)
-    outside = tl.load(rest + at, there, nothing)
+    best = tl.minimum(tl.argmax(tl.load(noisy + at, valid, nothing), axis=0), tiles - 1)
+    score = tl.load(scores + at, valid, nothing)
+    outside = tl.load(rest + at, valid, nothing)
     others = tl.where(tile == best, nothing, score)
     largest = _finite(tl.maximum(tl.max(others, axis=0), tl.max(outside, axis=0)))
     total = tl.sum(tl.exp(others - largest) + tl.exp(outside - largest), axis=0)
-    own = tl.sum(tl.where(tile == best, score, 0.0), axis=0)
+    best_score = tl.sum(tl.where(tile == best, score, 0.0), axis=0)
     tl.store(chosen + row, tl.load(index + row * tiles + best).to(tl.int64))
-    tl.store(log_odds + row, own - (largest + tl.log(total)))
+    tl.store(log_odds + row, best_score - (largest + tl.log(total)))
