@@ -2,15 +2,14 @@
 
 from collections.abc import Callable
 
-import numpy as np
-import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..training.data.dataset import EditDataset, open_dataset
 from ..training.data.items import Item
 from ..views.examples import Example, dataset_sheet
 from . import host
 from .host import dataset_folders
+from .pictures import shown, to_pixels
 from .types import CATEGORY, Dataset
 
 _SHOWN = 8
@@ -88,16 +87,13 @@ class LoadEditDataset(io.ComfyNode):
         opened = _opened(dataset, bad_items, limit, callback)
         count = min(_SHOWN, len(opened))
         spread = [opened[i * len(opened) // count] for i in range(count)]
-        sheet = np.asarray(dataset_sheet([_shown(item) for item in spread]), dtype=np.float32) / 255
-        pixels, report = torch.from_numpy(sheet)[None], opened.report()
-        shown = {
-            **ui.PreviewImage(pixels, cls=cls).as_dict(),
-            **ui.PreviewText(report).as_dict(),
-        }
-        return io.NodeOutput(opened, host.to_intermediate(pixels), len(opened), report, ui=shown)
+        pixels, report = to_pixels([dataset_sheet(list(map(_example, spread)))]), opened.report()
+        image = host.to_intermediate(pixels)
+        ui = shown(pixels, report, cls)
+        return io.NodeOutput(opened, image, len(opened), report, ui=ui)
 
 
-def _shown(item: Item) -> Example:
+def _example(item: Item) -> Example:
     image, target = (picture and picture.read() for picture in (item.image, item.target))
     return Example(item.name, item.instruction, item.think, image, target)
 

@@ -1,13 +1,12 @@
 """Demo Scene: pictures of the toy world that the demo checkpoint knows."""
 
-import numpy as np
-import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..demo.dataset import HELD_OUT
 from ..demo.kinds import EDITS
 from ..demo.render import render
 from ..demo.world import task
+from .pictures import shown, to_pixels
 from .types import CATEGORY
 
 _ANY = "any"
@@ -52,10 +51,6 @@ class DemoScene(io.ComfyNode):
     @classmethod
     def execute(cls, seed: int, edit: str) -> io.NodeOutput:
         chosen = task(HELD_OUT + seed, kinds=EDITS if edit == _ANY else (edit,))
-        pixels = np.asarray(render(chosen.source), dtype=np.float32) / 255
-        image = torch.from_numpy(pixels)[None]
-        shown = {
-            **ui.PreviewImage(image, cls=cls).as_dict(),
-            **ui.PreviewText(chosen.instruction).as_dict(),
-        }
-        return io.NodeOutput(image, chosen.instruction, ui=shown)
+        image = to_pixels([render(chosen.source)])
+        ui = shown(image, chosen.instruction, cls)
+        return io.NodeOutput(image, chosen.instruction, ui=ui)

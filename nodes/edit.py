@@ -1,5 +1,7 @@
 """Lock / Re-mask, Set Tokens and Extend Canvas: tokens changed between two runs."""
 
+from typing import Literal
+
 import torch
 from comfy_api.latest import io
 
@@ -14,8 +16,8 @@ from ..mmp_core.editing import (
     words_selected,
 )
 from .denoise import started
-from .encode import to_picture
 from .host import HostedModel
+from .pictures import to_picture
 from .types import CATEGORY, Model, Tokens
 from .types import Prompt as PromptType
 
@@ -206,7 +208,7 @@ class SetTokens(io.ComfyNode):
         model: HostedModel,
         prompt: Prompt,
         text: str,
-        rest: str,
+        rest: Literal["auto", "end", "undecided"],
         instruction: str,
         image: torch.Tensor | None = None,
         tokens: TokenState | None = None,

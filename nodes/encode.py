@@ -6,6 +6,7 @@ from PIL import Image
 
 from ..mmp_core import InputError, Prompt, encode_instruction
 from .host import HostedModel
+from .pictures import to_picture
 from .types import CATEGORY, Model
 from .types import Prompt as PromptType
 
@@ -121,9 +122,3 @@ def _masks(mask: torch.Tensor | None, count: int) -> list[Image.Image | None]:
             "each picture."
         )
     return [to_picture(one[..., None]) for one in mask.expand(count, -1, -1)]
-
-
-def to_picture(pixels: torch.Tensor) -> Image.Image:
-    """A picture of (H, W, 1, 3 or 4) floats in 0 … 1."""
-    levels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    return Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels)

@@ -1,341 +1,209 @@
 """ParaRL Finetune and SFT Finetune."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
 
 from comfy_api.latest import io
-from PIL import Image
 
-from ..mmp_core import Model
-from ..training.cases import Case, Pair, Reward
+from ..mmp_core.options import Option, options_of
 from ..training.data.dataset import EditDataset
-from ..training.loop.memory import finetune_bytes, pararl_bytes
-from ..training.loop.run import PolicyRun
-from ..training.pararl.run import ParaRLRun
+from ..training.loop.settings import RunSettings
 from ..training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
-from ..training.rewards.registry import chosen, widget_values
-from ..training.samples import answers
-from ..training.sft.run import FinetuneRun
+from ..training.rewards.registry import widget_values
 from ..training.sft.settings import SFTSettings
-from ..training.weights.policies import LoRA
-from ..views.examples import answers_sheet
-from . import host
-from .host import folders
-from .training_recipe import Metrics
-from .training_run import Begin, train
-from .training_widgets import (
-    advanced_widgets,
-    model_and_dataset,
-    outputs,
-    run_widgets,
-    trainer_widgets,
-)
-from .types import CATEGORY
+from ..training.weights.settings import AdapterSettings
+from .host import HostedModel, folders
+from .training_recipes import SFT, ParaRL
+from .training_run import TrainingInputs, train
+from .types import CATEGORY, Dataset, LoraModel, LossMap, Model
+from .widgets import widget
 
-_SHOWN = 4
+_ROLLOUTS = ("text_steps", "image_steps", "text_temperature", "image_temperature")
 
 
 class ParaRLFinetune(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        options, rollouts = options_of(ParaRLSettings), options_of(ROLLOUT_SAMPLER)
+        reward = io.Combo.Input(
+            "reward",
+            options=widget_values(folders.clip_names()),
+            default="checker (toy world)",
+            tooltip="What raises an answer's score. clip: how well text and picture agree by a "
+            "CLIP; put CLIPs in open_clip's format, each in a folder of its own, into "
+            "models/open_clip/, then press R (needs the Python package open_clip_torch). "
+            "clip: demo and the exact checker know the demo's toy world only.",
+        )
+        return _schema(
             node_id="MMaDAParallelParaRLFinetune",
             display_name="ParaRL Finetune",
-            category=CATEGORY,
             description="Reinforcement learning on your own pictures and instructions: the model "
-            "answers each several times, and learns from those whose text and picture agree best, "
-            "while they are still half-formed.",
+            "answers each several times, and learns from the answers whose text and picture agree "
+            "best, while they are still half-formed.",
             search_aliases=["mmada", "train lora", "rl", "grpo", "reward", "parallel rl"],
             inputs=[
-                *model_and_dataset(),
-                io.Combo.Input(
-                    "reward",
-                    options=widget_values(folders.clip_names()),
-                    default="checker (toy world)",
-                    tooltip="What is paid for. clip: how well text and picture agree by a CLIP; "
-                    "put those in open_clip's format, each in a folder of its own, into "
-                    "models/open_clip/, then press R (needs the Python package open_clip_torch). "
-                    "clip: demo and the exact checker know the demo's toy world only.",
+                *_model_and_dataset(),
+                reward,
+                *_main_widgets(replace(options["groups"], default=2), steps=100),
+                *(widget(options[n]) for n in ("group_size", "scored_steps", "reward_at", "kl")),
+                widget(
+                    rollouts["text_steps"],
+                    help="Steps at which text tokens of an answer are unmasked. An answer takes as "
+                    "long as the larger number of steps.",
                 ),
-                *trainer_widgets("Instructions", 2, 100),
-                *_pararl_widgets(),
-                *run_widgets("pararl", 5),
-                *advanced_widgets(),
-                *_rare_widgets(),
+                widget(rollouts["image_steps"]),
+                widget(
+                    rollouts["text_temperature"],
+                    help="Variety of the answers' texts. Raise it when comparisons end in ties.",
+                    advanced=False,
+                ),
+                *_run_widgets("pararl", preview_every=5),
+                widget(rollouts["image_temperature"], help="Variety of the answers' pictures."),
+                widget(options["inner_epochs"]),
+                widget(options["clip"], name="clip_range"),
+                widget(options["kl_reference"]),
             ],
-            outputs=outputs("The mean reward of each step."),
-            hidden=[io.Hidden.unique_id],
-            is_output_node=True,  # the run folder keeps the adapter even if nothing is connected
+            curve="The mean reward of each step.",
         )
 
     @classmethod
     def execute(
-        cls,
-        model: host.HostedModel,
-        dataset: EditDataset,
-        reward: str,
-        batch_size: int,
-        text_steps: int,
-        image_steps: int,
-        text_temperature: float,
-        image_temperature: float,
-        clip_range: float,
-        **widgets,
+        cls, model: HostedModel, dataset: EditDataset, reward: str, **widgets: Any
     ) -> io.NodeOutput:
-        begin, stepping = _split(widgets)
-        sampler = replace(
-            ROLLOUT_SAMPLER,
-            text_steps=text_steps,
-            image_steps=image_steps,
-            text_temperature=text_temperature,
-            image_temperature=image_temperature,
+        sampler = {name: widgets.pop(name) for name in _ROLLOUTS}
+        inputs, settings = _split(widgets)
+        recipe = ParaRL(
+            ParaRLSettings(
+                groups=settings.pop("batch_size"),
+                clip=settings.pop("clip_range"),
+                sampler=replace(ROLLOUT_SAMPLER, **sampler),
+                **settings,
+            ),
+            reward,
         )
-        settings = ParaRLSettings(groups=batch_size, clip=clip_range, sampler=sampler, **stepping)
-        return train(model, dataset, ParaRL(settings, reward), begin, cls.hidden.unique_id)
+        return train(model, dataset, recipe, inputs, cls.hidden.unique_id)
 
 
 class SFTFinetune(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return _schema(
             node_id="MMaDAParallelSFTFinetune",
             display_name="SFT Finetune",
-            category=CATEGORY,
             description="Supervised finetuning: teaches the reasoning and the wanted picture of "
             "each item of a dataset.",
             search_aliases=["mmada", "train lora", "supervised", "sft"],
             inputs=[
-                *model_and_dataset(),
-                *trainer_widgets("Items", SFTSettings.batch_size, 200),
-                *run_widgets("sft", 25),
-                *advanced_widgets(),
+                *_model_and_dataset(),
+                *_main_widgets(options_of(SFTSettings)["batch_size"], steps=200),
+                *_run_widgets("sft", preview_every=25),
             ],
-            outputs=outputs("The loss of each step."),
-            hidden=[io.Hidden.unique_id],
-            is_output_node=True,
+            curve="The loss of each step.",
         )
 
     @classmethod
-    def execute(
-        cls, model: host.HostedModel, dataset: EditDataset, batch_size: int, **widgets
-    ) -> io.NodeOutput:
-        begin, stepping = _split(widgets)
-        recipe = SFT(SFTSettings(batch_size=batch_size, **stepping))
-        return train(model, dataset, recipe, begin, cls.hidden.unique_id)
+    def execute(cls, model: HostedModel, dataset: EditDataset, **widgets: Any) -> io.NodeOutput:
+        inputs, settings = _split(widgets)
+        return train(model, dataset, SFT(SFTSettings(**settings)), inputs, cls.hidden.unique_id)
 
 
-@dataclass
-class ParaRL:
-    """A ``Recipe``. ``reward``: as its widget says; ``judge``: it, once loaded."""
-
-    settings: ParaRLSettings
-    reward: str
-    judge: Reward | None = None
-    need_target = False
-    curve = ("reward_mean", "mean reward")
-
-    @property
-    def most(self) -> int:
-        return self.settings.groups * self.settings.group_size
-
-    def check(self, dataset: EditDataset) -> None:
-        kind, _ = chosen(self.reward)
-        kind.check(dataset)
-
-    def load(self) -> None:
-        kind, place = chosen(self.reward)
-        self.judge = kind.make(place, host.load_clip)
-
-    def bytes_of(self, model: Model, cases: Sequence[Case], trained: int, at_once: int) -> int:
-        return pararl_bytes(model, cases, self.settings, trained, at_once)
-
-    def run(
-        self,
-        model: Model,
-        cases: Sequence[Case],
-        settings: ParaRLSettings,
-        folder: Path,
-        policy: LoRA,
-    ) -> PolicyRun:
-        return ParaRLRun(model, cases, self.judge, settings, folder, policy=policy)
-
-    def figures(self, metrics: Metrics) -> str:
-        lines = [
-            f"reward {metrics['reward_mean']:.3f} ± {metrics['reward_std']:.3f}",
-            f"KL {metrics['kl']:.4f}, clipped {metrics['clip_fraction']:.1%}, "
-            f"gradient {metrics['grad_norm']:.3g}",
-        ]
-        if skipped := round(metrics["groups_skipped"]):
-            lines.append(f"{skipped} of {self._comparisons} comparisons were ties: nothing learnt")
-        return "\n".join(lines)
-
-    @property
-    def _comparisons(self) -> int:
-        """Of the answers to one instruction with each other, per step."""
-        settings, sampler = self.settings, self.settings.sampler
-        if settings.reward_at == "output":
-            return settings.groups
-        steps = max(sampler.text_steps, sampler.image_steps)
-        return settings.groups * min(settings.scored_steps, steps)
-
-    def picture(self, run: ParaRLRun) -> Image.Image:
-        return _sheet(run.samples(_SHOWN))
+def _split(widgets: dict[str, Any]) -> tuple[TrainingInputs, dict[str, Any]]:
+    """What both nodes have, and what goes into the settings of a run."""
+    inputs = TrainingInputs(**{f.name: widgets.pop(f.name) for f in fields(TrainingInputs)})
+    return inputs, widgets
 
 
-@dataclass(frozen=True)
-class SFT:
-    """A ``Recipe``."""
-
-    settings: SFTSettings
-    need_target = True
-    curve = ("loss", "loss")
-
-    @property
-    def most(self) -> int:
-        return self.settings.batch_size
-
-    def check(self, dataset: EditDataset) -> None:
-        pass  # items without target are told, or skipped, when they are tokenised
-
-    def load(self) -> None:
-        pass
-
-    def bytes_of(self, model: Model, cases: Sequence[Case], trained: int, at_once: int) -> int:
-        return finetune_bytes(model, cases, self.settings, trained, at_once)
-
-    def run(
-        self,
-        model: Model,
-        cases: Sequence[Case],
-        settings: SFTSettings,
-        folder: Path,
-        policy: LoRA,
-    ) -> PolicyRun:
-        return FinetuneRun(model, cases, settings, folder, policy=policy)
-
-    def figures(self, metrics: Metrics) -> str:
-        return (
-            f"loss {metrics['loss']:.3f}: text {metrics['text_loss']:.3f}, picture "
-            f"{metrics['image_loss']:.3f}\ngradient {metrics['grad_norm']:.3g}"
-        )
-
-    def picture(self, run: FinetuneRun) -> Image.Image:
-        pairs = answers(
-            run.model,
-            run.cases[:_SHOWN],
-            seed=run.settings.seed,
-            micro_batch=min(_SHOWN, run.settings.micro_batch),
-            progress=lambda done, total: host.stop_if_interrupted(),
-        )
-        return _sheet(pairs)
+def _schema(curve: str, **details: Any) -> io.Schema:
+    return io.Schema(
+        category=CATEGORY,
+        outputs=[
+            LoraModel.Output(
+                display_name="lora", tooltip="The trained adapter, for Apply LoRA and Save LoRA."
+            ),
+            LossMap.Output(
+                display_name="loss_map", tooltip="The loss of each step, for Plot Loss."
+            ),
+            io.Int.Output(display_name="steps", tooltip="Steps done in all, for Save LoRA."),
+            io.Image.Output(display_name="curve", tooltip=curve),
+        ],
+        hidden=[io.Hidden.unique_id],
+        is_output_node=True,  # the run folder keeps the adapter even if nothing is connected
+        **details,
+    )
 
 
-def _sheet(pairs: list[Pair]) -> Image.Image:
-    return answers_sheet((pair.case.instruction, pair.text, pair.picture) for pair in pairs)
-
-
-def _split(widgets: dict) -> tuple[Begin, dict]:
-    """What all training shares, and what goes into the settings of a run."""
-    names = Begin.__dataclass_fields__
-    begin = Begin(**{name: widgets[name] for name in names})
-    return begin, {name: value for name, value in widgets.items() if name not in names}
-
-
-def _pararl_widgets() -> list[io.Input]:
+def _model_and_dataset() -> list[Any]:
     return [
-        io.Int.Input(
-            "group_size",
-            default=ParaRLSettings.group_size,
-            min=2,
-            max=256,
-            tooltip="Answers to each instruction, which are compared with each other.",
+        Model.Input(
+            "model",
+            tooltip="What to train on, quantised or not: its own weights stay as they are. With "
+            "Apply LoRA before it, the new adapter is trained on top of that one.",
         ),
-        io.Int.Input(
-            "scored_steps",
-            default=ParaRLSettings.scored_steps,
-            min=1,
-            max=256,
-            tooltip="Denoising steps, drawn at random, at which each answer is scored and learnt "
-            "from.",
+        Dataset.Input("dataset", tooltip="From Load Edit Dataset."),
+    ]
+
+
+def _main_widgets(batch: Option, steps: int) -> list[Any]:
+    """In the order of ComfyUI's own trainer."""
+    options, micro_batch = options_of(RunSettings), options_of(RunSettings)["micro_batch"]
+    return [
+        widget(batch, name="batch_size"),
+        widget(
+            micro_batch,
+            default=0,
+            low=0,
+            help=f"{micro_batch.help} 0: as many as there is memory for.",
         ),
+        widget(options["steps"], default=steps),
+        widget(options["learning_rate"]),
+        widget(options_of(AdapterSettings)["rank"]),
+        widget(options["seed"], control=io.ControlAfterGenerate.fixed),
+        widget(options["gradient_checkpointing"]),
         io.Combo.Input(
-            "reward_at",
-            options=["trajectory", "output"],
-            default=ParaRLSettings.reward_at,
-            tooltip="trajectory: text and picture are scored half-formed, at the scored steps. "
-            "output: only the finished pair is scored, for comparison.",
-        ),
-        io.Float.Input(
-            "kl",
-            default=ParaRLSettings.kl,
-            min=0.0,
-            max=10.0,
-            step=0.0001,
-            tooltip="How strongly the model is held to what it was. Too low: it may learn to "
-            "please the reward alone.",
-        ),
-        io.Int.Input(
-            "text_steps",
-            default=ROLLOUT_SAMPLER.text_steps,
-            min=1,
-            max=4096,
-            tooltip="Steps that decide the text of an answer. Time goes with the larger of the "
-            "two.",
-        ),
-        io.Int.Input(
-            "image_steps",
-            default=ROLLOUT_SAMPLER.image_steps,
-            min=1,
-            max=4096,
-            tooltip="Steps that decide the picture of an answer, among the same steps.",
-        ),
-        io.Float.Input(
-            "text_temperature",
-            default=ROLLOUT_SAMPLER.text_temperature,
-            min=0.0,
-            max=10.0,
-            step=0.05,
-            tooltip="Variety of the answers' texts. Raise it when comparisons are ties.",
+            "existing_lora",
+            options=folders.adapter_names(),
+            default=folders.NO_ADAPTER,
+            tooltip="An adapter in models/loras to train further; rank and layers are then those "
+            "of the file. none: a new one.",
         ),
     ]
 
 
-def _rare_widgets() -> list[io.Input]:
+def _run_widgets(name: str, preview_every: int) -> list[Any]:
+    options = options_of(RunSettings)
     return [
-        io.Float.Input(
-            "image_temperature",
-            default=ROLLOUT_SAMPLER.image_temperature,
-            min=0.0,
-            max=10.0,
-            step=0.05,
-            advanced=True,
-            tooltip="Variety of the answers' pictures.",
+        io.String.Input(
+            "run_name",
+            default=name,
+            tooltip="The run is kept in output/mmada_parallel/training/, in a folder of this name "
+            "and a number.",
+        ),
+        io.Boolean.Input(
+            "resume",
+            default=False,
+            tooltip="Go on with the newest run of this name, after an interruption or with more "
+            "steps. If there is none, or if this is off, a new run begins.",
         ),
         io.Int.Input(
-            "inner_epochs",
-            default=ParaRLSettings.inner_epochs,
-            min=1,
-            max=64,
-            advanced=True,
-            tooltip="Updates from the same answers.",
+            "preview_every",
+            default=preview_every,
+            min=0,
+            max=10_000,
+            tooltip="Show samples on the node every so many steps. 0: none.",
         ),
-        io.Float.Input(
-            "clip_range",
-            default=ParaRLSettings.clip,
-            min=0.01,
-            max=10.0,
-            step=0.01,
+        widget(options_of(AdapterSettings)["layers"]),
+        widget(options["schedule"]),
+        widget(options["warmup_steps"]),
+        widget(options["checkpoint_every"], default=10),
+        io.Int.Input(
+            "text_length",
+            default=0,
+            min=0,
+            max=4096,
             advanced=True,
-            tooltip="How far one step may change a token's probability, as a share, before it "
-            "stops counting.",
-        ),
-        io.Combo.Input(
-            "kl_reference",
-            options=["base", "old"],
-            default=ParaRLSettings.kl_reference,
-            advanced=True,
-            tooltip="What kl holds to: the model without the trained adapter, or as it was before "
-            "the step.",
+            tooltip="Tokens that the text may have. 0: the checkpoint's own number. Fewer: faster, "
+            "and less memory.",
         ),
     ]

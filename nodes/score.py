@@ -1,20 +1,22 @@
 """Score Alignment and Pick Sample: how well text and picture agree, and the best of a batch."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
-import numpy as np
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from PIL import Image
 
 from ..mmp_core import InputError, TokenState, Trajectory, decode_image, decode_text
 from ..training.rewards.clip import score_trajectory
 from ..views.plot import line_plot
 from . import host
-from .encode import to_picture
 from .host import folders
+from .pictures import shown, to_picture, to_pixels
 from .types import CATEGORY, Model, Tokens
 from .types import Trajectory as TrajectoryType
+
+T = TypeVar("T")
 
 _LAST_SAMPLE = 4095
 _AGREEMENT = "agreement of text and image (CLIP)"
@@ -63,20 +65,17 @@ class ScoreAlignment(io.ComfyNode):
         text: str | None = None,
         image: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        whole_pair = text is not None and image is not None
-        _check(whole_pair, model, tokens, trajectory)
         texts = None if text is None else [text]
         pictures = None if image is None else [to_picture(pixels) for pixels in image]
-        scorer = host.load_clip(clip)
-        progress = host.Progress(cls.hidden.unique_id)
-        if trajectory is not None and not whole_pair:
-            scores, plot = _over_steps(scorer, model, trajectory, texts, pictures, progress)
+        made = _to_score(texts is not None and pictures is not None, model, tokens, trajectory)
+        scorer, progress = host.load_clip(clip), host.Progress(cls.hidden.unique_id)
+        if made and isinstance(made.result, Trajectory):
+            scores, plot = _over_steps(scorer, made.model, made.result, texts, pictures, progress)
         else:
-            if texts is None:
-                texts = decode_text(model.model, tokens)
-            if pictures is None:
-                pictures = _decoded(model, tokens, progress)
-            scores = scorer.score(*_paired(texts, pictures))
+            if made and isinstance(made.result, TokenState):
+                texts = texts or decode_text(made.model.model, made.result)
+                pictures = pictures or _decoded(made.model, made.result, progress)
+            scores = _scores(scorer, texts or [], pictures or [])
             plot = line_plot(
                 scores[:, None],
                 range(len(scores)),
@@ -84,17 +83,13 @@ class ScoreAlignment(io.ComfyNode):
                 y_label=_AGREEMENT,
                 joined=False,
             )
-        pixels = torch.from_numpy(np.asarray(plot, dtype=np.float32) / 255)[None]
-        best = int(scores.argmax())
+        pixels, best = to_pixels([plot]), int(scores.argmax())
         return io.NodeOutput(
             float(scores[best]),
             float(scores.mean()),
             best,
             host.to_intermediate(pixels),
-            ui={
-                **ui.PreviewImage(pixels, cls=cls).as_dict(),
-                **ui.PreviewText(_told(scores, best)).as_dict(),
-            },
+            ui=shown(pixels, _summary(scores, best), cls),
         )
 
 
@@ -131,7 +126,7 @@ class PickSample(io.ComfyNode):
         return io.NodeOutput(tokens[index : index + 1])
 
 
-def _told(scores: torch.Tensor, best: int) -> str:
+def _summary(scores: torch.Tensor, best: int) -> str:
     if len(scores) == 1:
         return f"{scores[0]:.3f}"
     return f"best: sample {best}, {scores[best]:.3f}; mean {scores.mean():.3f}"
@@ -176,23 +171,32 @@ def _inputs() -> list[io.Input]:
     ]
 
 
-def _check(
+@dataclass(frozen=True)
+class _Made:
+    """What a model made, to be scored."""
+
+    model: host.HostedModel
+    result: TokenState | Trajectory
+
+
+def _to_score(
     whole_pair: bool,
     model: host.HostedModel | None,
     tokens: TokenState | None,
     trajectory: Trajectory | None,
-) -> None:
-    """Raises ``InputError`` where it is not clear what to score."""
+) -> _Made | None:
+    """None for a text and an image. Raises ``InputError`` where it is not clear what to score."""
     if tokens is not None and trajectory is not None:
         raise InputError("Both tokens and a trajectory are connected: disconnect one of them.")
+    result = tokens if trajectory is None else trajectory
+    if whole_pair and result is not None:
+        raise InputError(
+            "Text and image are a pair of their own: disconnect the tokens or the trajectory, "
+            "or one of the two."
+        )
     if whole_pair:
-        if tokens is not None or trajectory is not None:
-            raise InputError(
-                "Text and image are a pair of their own: disconnect the tokens or the trajectory, "
-                "or one of the two."
-            )
-        return
-    if tokens is None and trajectory is None:
+        return None
+    if result is None:
         raise InputError(
             "There is nothing to score: connect tokens or a trajectory, or both a text and an "
             "image."
@@ -201,6 +205,7 @@ def _check(
         raise InputError(
             "Tokens and trajectories are scored with the model that made them: connect it."
         )
+    return _Made(model, result)
 
 
 def _over_steps(
@@ -223,8 +228,8 @@ def _over_steps(
         scorer,
         model.model,
         run,
-        texts=_spread(texts, run.final.batch, "texts"),
-        images=_spread(pictures, run.final.batch, "images"),
+        texts=texts and _spread(texts, run.final.batch, "texts"),
+        images=pictures and _spread(pictures, run.final.batch, "images"),
         callback=callback,
     )
     steps = [*(step.index + 1 for step in run.steps), run.total_steps]
@@ -243,19 +248,15 @@ def _decoded(
     return pictures
 
 
-def _paired(
-    texts: list[str], pictures: list[Image.Image]
-) -> tuple[Sequence[str], Sequence[Image.Image]]:
-    """As many of each: where one is single, it goes with all of the other."""
+def _scores(scorer: host.HostedClip, texts: list[str], pictures: list[Image.Image]) -> torch.Tensor:
+    """Where there is one text or picture, it goes with all of the others."""
     count = max(len(texts), len(pictures))
-    return _spread(texts, count, "texts"), _spread(pictures, count, "images")
+    return scorer.score(_spread(texts, count, "texts"), _spread(pictures, count, "images"))
 
 
-def _spread(values: list | None, count: int, name: str) -> list | None:
-    if values is None or len(values) == count:
-        return values
-    if len(values) != 1:
+def _spread(values: list[T], count: int, name: str) -> list[T]:
+    if len(values) not in (1, count):
         raise InputError(
             f"There are {len(values)} {name} for {count} samples: give one for all, or one each."
         )
-    return values * count
+    return values if len(values) == count else values * count

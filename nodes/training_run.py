@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import torch
 from comfy_api.latest import io
@@ -12,16 +12,19 @@ from comfy_api.latest import io
 from ..mmp_core import InputError, Model
 from ..mmp_core.checkpoint.adapters import doubt_about, read_adapter
 from ..mmp_core.model.config import LAYER_SETS
-from ..training.data.dataset import EditDataset, TokenisedDataset, tokenised
+from ..training.cases import Case
+from ..training.data.dataset import EditDataset, tokenised
 from ..training.loop.memory import trained_parameters
 from ..training.loop.run import PolicyRun
 from ..training.weights.adapter_files import adapter_tensors, base_metadata, save_adapter
 from ..training.weights.policies import LoRA
+from ..views.plot import line_plot
 from . import host
-from .host import Interrupted, TrainingRoom, folders, trainable
+from .host import folders
 from .host.training_folders import run_folder, runs_folder
-from .training_recipe import Recipe
-from .training_view import TrainingView, curve
+from .pictures import to_pixels
+from .training_recipes import Recipe
+from .training_view import TrainingView
 
 _ADAPTER = "adapter.safetensors"
 _MOST_SEQUENCES = 64
@@ -29,8 +32,8 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Begin:
-    """What is trained, and where it is kept: the widgets that both nodes have.
+class TrainingInputs:
+    """The widgets that both nodes have beside those of a run's settings.
 
     ``rank``, ``layers``: of the adapter, unless it continues the file ``existing_lora``.
     ``micro_batch``: 0 for as many as fit. ``text_length``: 0 for the checkpoint's own.
@@ -47,88 +50,94 @@ class Begin:
 
 
 def train(
-    hosted: host.HostedModel, dataset: EditDataset, recipe: Recipe, begin: Begin, node_id: str
-) -> io.NodeOutput:
-    """Train as ``recipe`` says. Raises ``InputError``, what the run was so far being kept."""
-    recipe.check(dataset)
-    folder = run_folder(begin.run_name, begin.resume)
-    existing = _existing(hosted.model, begin.existing_lora)
-    with trainable(hosted):
-        return _trained(hosted, dataset, recipe, begin, folder, existing, host.Progress(node_id))
-
-
-def _trained(
     hosted: host.HostedModel,
     dataset: EditDataset,
-    recipe: Recipe,
-    begin: Begin,
-    folder: Path,
-    existing: Existing | None,
-    progress: host.Progress,
+    recipe: Recipe[Any, Any],
+    inputs: TrainingInputs,
+    node_id: str,
 ) -> io.NodeOutput:
-    layers = existing.layers if existing else LAYER_SETS[begin.layers]
-    rank = existing.rank if existing else begin.rank
-    recipe.load()
-    cases = _cases(hosted, dataset, recipe, begin.text_length, progress)
-    room, trained = TrainingRoom(hosted), trained_parameters(hosted.model, layers, rank)
+    """Train as ``recipe`` says. After an ``InputError`` the run is kept as far as it came."""
+    progress = host.Progress(node_id)
+    folder = run_folder(inputs.run_name, inputs.resume)
+    existing = _existing(hosted.model, inputs.existing_lora)
+    rank, layers = inputs.rank, LAYER_SETS[inputs.layers]
+    if existing:
+        rank, layers = _rank_and_layers(existing)
+    with host.trainable(hosted):
+        clips = recipe.load(dataset)
+        cases = _cases(hosted, dataset, recipe, inputs.text_length, progress)
+        memory = host.TrainingMemory(hosted, clips)
+        trained = trained_parameters(hosted.model, layers, rank)
 
-    def bytes_of(at_once: int) -> int:
-        return recipe.bytes_of(hosted.model, cases, trained, at_once)
+        def bytes_of(at_once: int) -> int:
+            return recipe.bytes_of(hosted.model, cases, trained, at_once)
 
-    at_once = room.sequences(bytes_of, min(recipe.most, _MOST_SEQUENCES), begin.micro_batch)
-    told = room.prepare(bytes_of(at_once))
-    _log.info("MMaDA-Parallel: training needs %s; %d sequence(s) at once.", told, at_once)
-    settings = replace(recipe.settings, micro_batch=at_once)
-    with LoRA(
-        hosted.model.transformer, rank=rank, layers=layers, seed=settings.seed, device=room.device
-    ) as policy:
-        if existing:
-            existing.put_into(policy)
-        run = recipe.run(hosted.model, cases, settings, folder, policy)
-        if begin.resume:
-            run.resume()
-        view = TrainingView(progress, run, recipe, begin.preview_every, room.in_use)
-        return _outputs(hosted, run, recipe, view, dataset.place)
+        at_once = memory.sequences(bytes_of, min(recipe.most, _MOST_SEQUENCES), inputs.micro_batch)
+        needed = memory.prepare(bytes_of(at_once))
+        _log.info("MMaDA-Parallel: training needs %s; %d sequence(s) at once.", needed, at_once)
+        settings = replace(recipe.settings, micro_batch=at_once)
+        with LoRA(
+            hosted.model.transformer,
+            rank=rank,
+            layers=layers,
+            seed=settings.seed,
+            device=memory.device,
+        ) as policy:
+            if existing:
+                _continue(policy, existing, inputs.existing_lora)
+            run = recipe.run(hosted.model, cases, settings, folder, policy)
+            if inputs.resume:
+                run.resume()
+            view = TrainingView(progress, run, recipe, inputs.preview_every, memory.in_use)
+            return _outputs(hosted, run, policy, recipe, view, dataset.place)
 
 
 def _outputs(
-    hosted: host.HostedModel, run: PolicyRun, recipe: Recipe, view: TrainingView, place: str
+    hosted: host.HostedModel,
+    run: PolicyRun,
+    policy: LoRA,
+    recipe: Recipe[Any, Any],
+    view: TrainingView,
+    place: str,
 ) -> io.NodeOutput:
     about = {"dataset": place, **base_metadata(hosted.model)}
     adapter = run.folder.path / _ADAPTER
     try:
         run.train(view.callback, view.progress)
-    except Interrupted:
+    except host.Interrupted:
         if run.step:
-            save_adapter(adapter, run.policy, {**run.metadata(), **about})
-        view.last(f"Interrupted. {run.folder.last_good} Turn on resume to go on from there.")
+            save_adapter(adapter, policy, {**run.metadata(), **about})
+        view.show(f"Interrupted. {run.folder.last_good} Turn on resume to go on from there.")
         _log.info("MMaDA-Parallel: training was interrupted. %s", run.folder.last_good)
         raise
     try:
-        save_adapter(adapter, run.policy, {**run.metadata(), **about})
+        save_adapter(adapter, policy, {**run.metadata(), **about})
     except OSError as error:
         raise InputError(
             f"{adapter} cannot be written ({error.strerror or error}): make room there, turn on "
             "resume, and queue again."
         ) from None
-    view.last(f"Done. The adapter is kept in {adapter}.")
+    view.show(f"Done. The adapter is kept in {adapter}.")
     lines = run.folder.lines()
-    pixels = curve(lines, *recipe.curve)
+    metric, label = recipe.curve
+    values = torch.tensor([[line[metric]] for line in lines])
+    steps = [int(line["step"]) for line in lines]
+    curve = line_plot(values, steps, x_label="step", y_label=label)
     return io.NodeOutput(
-        adapter_tensors(run.policy),
+        adapter_tensors(policy),
         {"loss": [line["loss"] for line in lines]},
         run.step,
-        host.to_intermediate(pixels),
+        host.to_intermediate(to_pixels([curve])),
     )
 
 
 def _cases(
     hosted: host.HostedModel,
     dataset: EditDataset,
-    recipe: Recipe,
+    recipe: Recipe[Any, Any],
     text_length: int,
     progress: host.Progress,
-) -> TokenisedDataset:
+) -> tuple[Case, ...]:
     pictures = (picture for item in dataset for picture in (item.image, item.target))
     hosted.prepare_encoding(picture.size for picture in pictures if picture)
 
@@ -148,38 +157,29 @@ def _cases(
     )
     for name, reason in cases.skipped:
         _log.warning("MMaDA-Parallel: skipped %s: %s", name, reason)
-    return cases
+    return cases.cases
 
 
-@dataclass(frozen=True)
-class Existing:
-    """An adapter of a file, to train on."""
-
-    name: str
-    state: dict[str, torch.Tensor]
-
-    @property
-    def rank(self) -> int:
-        return max(t.shape[0] for name, t in self.state.items() if ".lora_A." in name)
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return tuple(sorted({name.split(".")[-3] for name in self.state}))
-
-    def put_into(self, policy: LoRA) -> None:
-        own = policy.state_dict()
-        if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in self.state.items()}:
-            raise InputError(
-                f"{self.name} cannot be trained on: expected an adapter of this model with one "
-                "rank and the same layers in every block."
-            )
-        policy.load_state_dict(self.state)
-
-
-def _existing(model: Model, name: str) -> Existing | None:
+def _existing(model: Model, name: str) -> dict[str, torch.Tensor]:
+    """The tensors of the adapter file that a widget names; none for none."""
     if name == folders.NO_ADAPTER:
-        return None
+        return {}
     state, metadata = read_adapter(folders.adapter_file(name))
     if doubt := doubt_about(model, metadata, name):
         _log.warning(doubt)
-    return Existing(name, state)
+    return state
+
+
+def _rank_and_layers(state: dict[str, torch.Tensor]) -> tuple[int, tuple[str, ...]]:
+    rank = max(tensor.shape[0] for name, tensor in state.items() if ".lora_A." in name)
+    return rank, tuple(sorted({name.split(".")[-3] for name in state}))
+
+
+def _continue(policy: LoRA, state: dict[str, torch.Tensor], name: str) -> None:
+    shapes = {key: tensor.shape for key, tensor in policy.state_dict().items()}
+    if shapes != {key: tensor.shape for key, tensor in state.items()}:
+        raise InputError(
+            f"{name} cannot be trained on: expected an adapter of this model with one rank and "
+            "the same layers in every block."
+        )
+    policy.load_state_dict(state)

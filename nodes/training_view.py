@@ -1,20 +1,19 @@
-"""What a training node shows while it runs: figures, samples, and afterwards the curve."""
+"""What a training node shows while it runs: figures, samples and memory."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-
-import numpy as np
-import torch
+from collections.abc import Callable
+from typing import Any
 
 from ..training.loop.run import PolicyRun
-from ..views.plot import line_plot
+from ..views.examples import answers_sheet
 from .host import Progress, stop_if_interrupted
-from .training_recipe import Metrics, Recipe
+from .training_recipes import Metrics, Recipe
 
 _RECENT = 10
 """Steps over which the time per step is averaged."""
+_SAMPLES = 4
 
 
 class TrainingView:
@@ -27,7 +26,7 @@ class TrainingView:
         self,
         page: Progress,
         run: PolicyRun,
-        recipe: Recipe,
+        recipe: Recipe[Any, Any],
         preview_every: int,
         memory: Callable[[], str],
     ):
@@ -40,8 +39,7 @@ class TrainingView:
         stop_if_interrupted()
         if self.page.text_due:
             share = f", {100 * done // total} %" if total else ""
-            now = f"step {self.run.step + 1} of {self.run.settings.steps}: {phase}{share}"
-            self.page.show_text("\n".join(filter(None, (now, self._lines))))
+            self.show(f"step {self.run.step + 1} of {self.run.settings.steps}: {phase}{share}")
 
     def callback(self, step: int, metrics: Metrics) -> None:
         total = self.run.settings.steps
@@ -56,14 +54,18 @@ class TrainingView:
                 self.memory(),
             )
         )
-        self.page.show_text(self._lines)
+        self.show()
         due = self.preview_every and (step % self.preview_every == 0 or step == total)
-        self.page.show(step, total, self.recipe.picture(self.run) if due else None)
+        self.page.show(step, total, self._samples() if due else None)
         stop_if_interrupted()
 
-    def last(self, told: str) -> None:
-        """``told`` above the last figures, once nothing is trained any more."""
-        self.page.show_text("\n".join(filter(None, (told, self._lines))))
+    def show(self, line: str = "") -> None:
+        """``line`` above the latest figures."""
+        self.page.show_text("\n".join(filter(None, (line, self._lines))))
+
+    def _samples(self) -> Any:
+        pairs = self.recipe.samples(self.run, _SAMPLES)
+        return answers_sheet((pair.case.instruction, pair.text, pair.picture) for pair in pairs)
 
 
 def duration(seconds: float) -> str:
@@ -72,10 +74,3 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02} min"
     return f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
-
-
-def curve(lines: Sequence[Metrics], name: str, label: str) -> torch.Tensor:
-    """(1, H, W, 3) float 0 … 1: a plot of ``name`` over the steps of ``lines``."""
-    values = torch.tensor([[line[name]] for line in lines])
-    plot = line_plot(values, [int(line["step"]) for line in lines], x_label="step", y_label=label)
-    return torch.from_numpy(np.asarray(plot, dtype=np.float32) / 255)[None]

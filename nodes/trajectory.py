@@ -1,13 +1,12 @@
 """Trajectory Step and Trajectory Sheet: what a run went through."""
 
-import numpy as np
-import torch
 from comfy_api.latest import io
 
 from ..mmp_core import InputError
 from ..views.sheet import contact_sheet
 from ..views.trajectory import spread_steps, trajectory_frames
 from .host import HostedModel, stop_if_interrupted
+from .pictures import to_pixels
 from .types import CATEGORY, Model, Tokens, Trajectory
 
 
@@ -144,14 +143,9 @@ class TrajectorySheet(io.ComfyNode):
             model.model, trajectory, watched(), sample=sample, side=side, heat=confidence
         )
         sheet = contact_sheet(frames, columns)
-        return io.NodeOutput(_pixels([sheet]), _pixels(frames))
+        return io.NodeOutput(to_pixels([sheet]), to_pixels(frames))
 
 
 def _check_recorded(trajectory) -> None:
     if trajectory.total_steps and not len(trajectory):
         raise InputError("The run recorded no steps: set record_steps of Parallel Denoise above 0.")
-
-
-def _pixels(pictures) -> torch.Tensor:
-    """(N, H, W, 3) float 0 … 1."""
-    return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).float() / 255

@@ -12,9 +12,14 @@ from ..mmp_core.options import Option
 MOST_SEED = 2**64 - 1
 
 
-def widget(declared: Option, *, display_name: str | None = None, **changes: Any) -> Any:
-    """The input of a node that shows an option; ``changes``: fields of the option that are
-    another on this node."""
+def widget(
+    declared: Option, *, display_name: str | None = None, control: Any = None, **changes: Any
+) -> Any:
+    """The input of a node that shows an option.
+
+    ``control``: ComfyUI's ``control_after_generate``, of a seed. ``changes``: fields of the option
+    that are another on this node.
+    """
     option = replace(declared, **changes)
     shown: dict[str, Any] = {
         "default": option.default,
@@ -26,5 +31,8 @@ def widget(declared: Option, *, display_name: str | None = None, **changes: Any)
         return io.Combo.Input(option.name, options=list(option.choices), **shown)
     if option.kind is bool:
         return io.Boolean.Input(option.name, **shown)
-    numbers = io.Int if option.kind is int else io.Float
-    return numbers.Input(option.name, min=option.low, max=option.high, step=option.step, **shown)
+    shown |= {"max": option.high, "step": option.step}
+    low = option.low if option.above is None else option.step
+    if option.kind is float:
+        return io.Float.Input(option.name, min=low, **shown)
+    return io.Int.Input(option.name, min=low, control_after_generate=control, **shown)

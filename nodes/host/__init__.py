@@ -4,7 +4,7 @@ from .clip import HostedClip, load_clip
 from .lora import with_adapter
 from .models import DTYPES, HostBudget, HostedAdapter, HostedModel, load
 from .page import Progress, metadata_wanted, save_temporary, stop_if_interrupted, to_intermediate
-from .training import Interrupted, TrainingRoom, trainable
+from .training import Interrupted, TrainingMemory, trainable
 
 __all__ = [
     "DTYPES",
@@ -14,7 +14,7 @@ __all__ = [
     "HostedModel",
     "Interrupted",
     "Progress",
-    "TrainingRoom",
+    "TrainingMemory",
     "load",
     "load_clip",
     "metadata_wanted",

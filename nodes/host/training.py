@@ -7,7 +7,7 @@ frozen layers keep none of theirs: the backward asks for them again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -20,6 +20,7 @@ from ...mmp_core import InputError
 from ...mmp_core.files import readable_size
 from ...mmp_core.model.quantised import FrozenFunction
 from ...mmp_core.model.transformer import MaskedDiffusionTransformer, sdpa_attention
+from .clip import HostedClip
 from .layers import StreamedRMSNorm, weight_of
 from .models import HostedModel, free_bytes
 
@@ -96,57 +97,60 @@ def _logits(transformer: MaskedDiffusionTransformer) -> Callable[..., Tensor]:
     return logits
 
 
-class TrainingRoom:
-    """The memory of a hosted model's device, for training."""
+class TrainingMemory:
+    """The memory of a hosted model's device, for training. ``clips``: what scores beside it."""
 
-    def __init__(self, hosted: HostedModel):
-        self.device = hosted.patcher.load_device
+    def __init__(self, hosted: HostedModel, clips: Sequence[HostedClip] = ()):
+        self.device, self.clips = hosted.patcher.load_device, clips
         self.patchers = [*hosted.transformer_patchers, hosted.image_patcher]
+        self.patchers += [clip.patcher for clip in clips]
         self.weights = sum(patcher.model_size() for patcher in self.patchers)
 
     @property
     def free(self) -> float:
-        """What there is for training and weights; on a CPU for training alone."""
+        """Bytes for training and weights; on a CPU, where the weights lie anyway, for training."""
         return free_bytes(self.device)
 
     @property
     def beside(self) -> float:
-        """What is free once all weights are on the device."""
+        """Bytes that are free once all weights are on the device."""
         on_cpu = comfy.model_management.is_device_cpu(self.device)
         return self.free if on_cpu else self.free - self.weights
 
-    def sequences(self, bytes_of: Callable[[int], int], most: int, asked: int) -> int:
-        """How many sequences to train on at once: ``asked``, or, if that is 0, as many of ``most``,
-        halved until they fit beside the weights; where not even one does, in half of the memory,
-        through which the weights are then streamed.
+    def sequences(self, bytes_of: Callable[[int], int], most: int, wanted: int) -> int:
+        """How many sequences to train on at once: ``wanted``, or, if that is 0, ``most``, halved
+        until they fit beside the weights. Where not even one fits, half of the memory is for them,
+        and the weights are streamed through the other half.
 
         ``bytes_of``: what so many need. Raises ``InputError`` where they do not fit at all.
         """
-        room = self.beside if self.beside >= bytes_of(asked or 1) else self.free / 2
-        chosen = asked or most
-        while not asked and chosen > 1 and bytes_of(chosen) > room:
-            chosen //= 2
-        if bytes_of(chosen) > self.free:
+        room = self.beside if self.beside >= bytes_of(wanted or 1) else self.free / 2
+        count = wanted or most
+        while not wanted and count > 1 and bytes_of(count) > room:
+            count //= 2
+        if bytes_of(count) > self.free:
             raise InputError(
-                f"Training on {chosen} sequence(s) at once needs about "
-                f"{readable_size(bytes_of(chosen))} beside the model's weights "
+                f"Training on {count} sequence(s) at once needs about "
+                f"{readable_size(bytes_of(count))} beside the model's weights "
                 f"({readable_size(self.weights)}), and {readable_size(max(0, self.free))} are "
                 f"free on {self.device}: choose a lower micro_batch, rank or text_length, smaller "
                 "pictures or gradient_checkpointing, or close other programs."
             )
-        return chosen
+        return count
 
-    def prepare(self, memory: int) -> str:
-        """Load the model so that ``memory`` bytes stay free. What there is to say about it."""
-        streamed = max(0.0, memory - self.beside)
-        comfy.model_management.load_models_gpu(self.patchers, memory_required=memory)
-        told = f"about {readable_size(memory)} beside {readable_size(self.weights)} of weights"
+    def prepare(self, needed: int) -> str:
+        """Load the weights so that ``needed`` bytes stay free. A sentence about it, for the log."""
+        streamed = max(0.0, needed - self.beside)
+        for clip in self.clips:
+            clip.prepare()
+        comfy.model_management.load_models_gpu(self.patchers, memory_required=needed)
+        about = f"about {readable_size(needed)} beside {readable_size(self.weights)} of weights"
         if comfy.model_management.is_device_cpu(self.device) or not streamed:
-            return told
-        return f"{told}, of which {readable_size(streamed)} are streamed, which takes time"
+            return about
+        return f"{about}, of which {readable_size(streamed)} are streamed, which takes time"
 
     def in_use(self) -> str:
-        """Of the device, by everyone."""
+        """Memory of the device in use, by every program."""
         total = comfy.model_management.get_total_memory(self.device)
         used = total - comfy.model_management.get_free_memory(self.device)
         return f"{readable_size(used)} of {readable_size(total)} memory in use"

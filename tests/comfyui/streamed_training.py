@@ -29,7 +29,7 @@ def observe(nodes, situation, name, wanted):
 
     situation.capacity = ROOM
     hosted = nodes.host.load(name, "fp32", "auto")
-    room = nodes.host.TrainingRoom(hosted)
+    room = nodes.host.TrainingMemory(hosted)
     need = room.weights // 2
     if wanted == "some":
         situation.capacity = room.weights

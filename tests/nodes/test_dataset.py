@@ -23,7 +23,7 @@ def input_folder(nodes, tmp_path):
 
 @pytest.fixture
 def load(run_node, nodes, monkeypatch):
-    monkeypatch.setattr(nodes.dataset.ui.ImageSaveHelper, "save_images", lambda *a, **k: [])
+    monkeypatch.setattr(nodes.pictures.ui.ImageSaveHelper, "save_images", lambda *a, **k: [])
 
     def load_dataset(dataset, bad_items="skip", limit=0):
         return run_node("LoadEditDataset", dataset=dataset, bad_items=bad_items, limit=limit)

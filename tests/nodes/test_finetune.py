@@ -289,7 +289,7 @@ def test_a_reward_that_is_not_a_number_is_told(pararl, nodes, monkeypatch):
 def test_too_little_memory_is_told_with_numbers_before_the_model_is_loaded(
     pararl, nodes, monkeypatch, output
 ):
-    room = nodes.training_run.TrainingRoom
+    room = nodes.host.TrainingMemory
     loads = []
     monkeypatch.setattr(room, "free", 3e6)
     monkeypatch.setattr(room, "prepare", lambda *args: loads.append(1))
@@ -299,7 +299,7 @@ def test_too_little_memory_is_told_with_numbers_before_the_model_is_loaded(
 
 
 def test_what_fits_is_chosen(nodes, model, monkeypatch):
-    room = nodes.training_run.TrainingRoom(model)
+    room = nodes.host.TrainingMemory(model)
     monkeypatch.setattr(type(room), "free", 100)
     assert room.sequences(lambda n: 10 * n, 64, 0) == 8
     assert room.sequences(lambda n: 10 * n, 4, 0) == 4
@@ -335,7 +335,7 @@ def close(found, wanted):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_are_those_of_plain_autograd(nodes, model, checkpointing):
-    found = gradients(model, nodes.training_run.trainable, checkpointing)
+    found = gradients(model, nodes.host.trainable, checkpointing)
     assert close(found, plain_gradients(model))
 
 
@@ -364,7 +364,7 @@ def test_streamed_weights_are_asked_for_again_in_the_backward(nodes, model, requ
     request.getfixturevalue("overwritten")
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         plain_gradients(model)
-    assert close(gradients(model, nodes.training_run.trainable, False), wanted)
+    assert close(gradients(model, nodes.host.trainable, False), wanted)
 
 
 @pytest.mark.parametrize("form", ["fp8", "int8"])
@@ -377,7 +377,7 @@ def test_gradients_through_quantised_weights(nodes, host, model_folder, form):
     convert(model_folder / "untrained", file, quantize=form)
     quantised = host.load(file.name, "fp32", "auto")
     file.unlink()
-    found = gradients(quantised, nodes.training_run.trainable, True)
+    found = gradients(quantised, nodes.host.trainable, True)
     assert close(found, plain_gradients(quantised))
 
 
@@ -389,7 +389,7 @@ def test_weights_that_were_moved_while_a_node_ran_can_be_trained_on(nodes, host)
             if isinstance(getattr(layer, "weight", None), nn.Parameter):
                 layer.weight = nn.Parameter(layer.weight.clone(), requires_grad=False)
     assert all(p.is_inference() for p in moved.model.transformer.parameters())
-    assert close(gradients(moved, nodes.training_run.trainable, True), wanted)
+    assert close(gradients(moved, nodes.host.trainable, True), wanted)
 
 
 def test_without_open_clip_that_is_told_before_anything_is_loaded(

@@ -48,7 +48,7 @@ def test_recommended_values_are_the_presets_own(nodes):
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_pictures_survive_the_way_into_the_node(nodes, channels):
     levels = torch.arange(6 * channels).view(2, 3, channels) / 255
-    picture = nodes.encode.to_picture(levels)
+    picture = nodes.pictures.to_picture(levels)
     assert picture.size == (3, 2) and picture.mode == {1: "L", 3: "RGB", 4: "RGBA"}[channels]
     read = torch.from_numpy(np.array(picture)).view(2, 3, channels)
     assert torch.equal(read, (levels * 255).round().to(torch.uint8))
@@ -265,9 +265,9 @@ def test_decoded_results_and_what_is_undecided(classes, model, encoded, denoised
 
 def test_the_demo_scene_is_the_same_for_the_same_seed(classes, monkeypatch):
     scene = classes["MMaDAParallelDemoScene"]
-    import mmada_parallel.nodes.demo_scene as module
+    from comfy_api.latest import ui
 
-    monkeypatch.setattr(module.ui.ImageSaveHelper, "save_images", lambda *a, **k: [])
+    monkeypatch.setattr(ui.ImageSaveHelper, "save_images", lambda *a, **k: [])
     image, instruction = run(scene, seed=3, edit="remove").result
     again, _ = run(scene, seed=3, edit="remove").result
     assert image.shape == (1, 128, 128, 3) and torch.equal(image, again)

@@ -1,5 +1,8 @@
 """Score Alignment and Pick Sample: what decides, what is scored against what, best of N."""
 
+import os
+import shutil
+
 import pytest
 import torch
 from mmada_parallel.demo import world
@@ -50,7 +53,7 @@ def trajectory(demo):
 
 @pytest.fixture
 def score(nodes, monkeypatch):
-    monkeypatch.setattr(nodes.score.ui.ImageSaveHelper, "save_images", lambda *a, **k: [])
+    monkeypatch.setattr(nodes.pictures.ui.ImageSaveHelper, "save_images", lambda *a, **k: [])
 
     def score_node(**inputs):
         node = nodes.score.ScoreAlignment.PREPARE_CLASS_CLONE(None)
@@ -70,6 +73,50 @@ def check(result, expected):
     assert score == pytest.approx(expected.max().item(), abs=1e-5)
     assert mean == pytest.approx(expected.mean().item(), abs=1e-5)
     assert plot.shape == (1, 400, 640, 3) and 0 <= plot.min() < plot.max() == 1
+
+
+def test_a_clip_is_comfyuis_to_manage_and_kept_between_scores(host, score, demo, tokens):
+    import comfy.model_management as management
+
+    clip = host.load_clip("demo")
+    management.unload_all_models()
+    score(model=demo, tokens=tokens)
+    assert clip.patcher in [entry.model for entry in management.current_loaded_models]
+    assert host.load_clip("demo") is clip
+    assert not any(weight.is_inference() for weight in clip.model.parameters())
+
+
+def test_a_clip_whose_files_changed_is_read_again(host, folders, tmp_path, monkeypatch):
+    folder = tmp_path / "clip"
+    shutil.copytree(DEMO_CLIP, folder)
+    monkeypatch.setattr(folders, "_clips", lambda: {"mine": folder})
+    clip = host.load_clip("mine")
+    assert host.load_clip("mine") is clip
+    os.utime(folder / "open_clip_config.json", (0, 0))
+    assert host.load_clip("mine") is not clip
+
+
+def test_a_clip_stays_while_pictures_are_decoded_and_a_model_is_trained(host, demo, monkeypatch):
+    """ComfyUI unloads what a later call does not name."""
+    import comfy.model_management as management
+
+    asked, load = [], management.load_models_gpu
+    clip = host.load_clip("demo")
+    clip.prepare()
+
+    def recorded(patchers, **options):
+        asked.append(set(patchers))
+        load(patchers, **options)
+
+    monkeypatch.setattr(management, "load_models_gpu", recorded)
+    clip.prepare()
+    assert asked == []
+    demo.prepare_decoding((4, 4), clip)
+    host.TrainingMemory(demo, [clip]).prepare(1)
+    assert asked == [
+        {demo.image_patcher, clip.patcher},
+        {demo.patcher, demo.image_patcher, clip.patcher},
+    ]
 
 
 def test_tokens_are_scored_by_their_own_text_and_picture(score, scorer, demo, tokens):
