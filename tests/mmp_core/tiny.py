@@ -54,30 +54,42 @@ DOWNSAMPLE = {"A": 4, "M": 16}
 
 
 def tokenizer(variant):
+    return tokenizer_of(SPECIAL[variant])
+
+
+def tokenizer_of(special):
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    names = ("<|unk|>", *WORDS, *SPECIAL[variant])
+    names = ("<|unk|>", *WORDS, *special)
     vocabulary = {name: i for i, name in enumerate(names)}
     built = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unk|>"))
     built.pre_tokenizer = pre_tokenizers.Whitespace()
-    built.add_special_tokens([AddedToken(t, special=True) for t in SPECIAL[variant]])
+    built.add_special_tokens([AddedToken(t, special=True) for t in special])
     return PreTrainedTokenizerFast(
         tokenizer_object=built,
         unk_token="<|unk|>",
-        bos_token="<|startoftext|>",
+        bos_token="<|startoftext|>" if "<|startoftext|>" in special else None,
         eos_token="<|endoftext|>",
     )
 
 
 def config(variant):
     tokens = tokenizer(variant)
-    rows = len(tokens) + CODES[variant]
     own = {
         "A": {"architectures": ["LLaDAForMultiModalGeneration"], "text_vocab_size": len(tokens)},
         "M": {"architectures": ["MMadaModelLM"], "llm_vocab_size": len(tokens)},
     }
-    return own[variant] | {
+    sizes = {
+        "default_image_size": 4 * DOWNSAMPLE[variant],
+        "default_text_length": 5,
+    }
+    return own[variant] | config_of(tokens, CODES[variant]) | sizes
+
+
+def config_of(tokens, codes):
+    rows = len(tokens) + codes
+    return {
         "d_model": 16,
         "n_layers": 2,
         "n_heads": 2,
@@ -87,17 +99,19 @@ def config(variant):
         "rms_norm_eps": 1e-5,
         "embedding_size": rows,
         "vocab_size": rows,
-        "codebook_size": CODES[variant],
+        "codebook_size": codes,
         "eos_token_id": tokens.eos_token_id,
         "mask_token_id": tokens.convert_tokens_to_ids("<|mdm_mask|>"),
-        "default_image_size": 4 * DOWNSAMPLE[variant],
-        "default_text_length": 5,
     }
 
 
 def transformer(variant, dtype=torch.float32):
+    return transformer_of(config(variant), dtype)
+
+
+def transformer_of(config, dtype=torch.float32):
     """Random weights, of a size that leaves tokens neither all alike nor certain."""
-    model = MaskedDiffusionTransformer(ModelConfig.from_dict(config(variant)), dtype=dtype)
+    model = MaskedDiffusionTransformer(ModelConfig.from_dict(config), dtype=dtype)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, weight in model.named_parameters():
