@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from ..model.graphs import forward_of
 from ..model.transformer import MaskedDiffusionTransformer
-from ..state import MASKED, TokenState
+from ..state import TokenState
 from ..variants.base import Layout, ModelInput
 from .cache import BranchCache, CachePolicy
 from .plan import StepTargets
@@ -41,12 +40,10 @@ class Predictor:
 
     def ids(self, branch: str, state: TokenState) -> Tensor:
         """The model's input (B, L) for ``state`` in ``branch``."""
-        template, mask_id = self.branches[branch], self.layout.mask_id
-        codes = state.image.flatten(1)
-        image = torch.where(codes == MASKED, mask_id, codes + self.layout.image_offset)
-        text = torch.where(state.text == MASKED, mask_id, state.text)
+        template, layout = self.branches[branch], self.layout
+        image = layout.image_ids(state.image.flatten(1))
         ids = template.ids.index_copy(1, template.image_positions, image)
-        return ids.index_copy(1, template.text_positions, text)
+        return ids.index_copy(1, template.text_positions, layout.text_ids(state.text))
 
     def hidden(self, branch: str, state: TokenState, targets: StepTargets | None) -> Tensor:
         """Normed hidden states (B, L, d_model)."""

@@ -79,7 +79,7 @@ class UpstreamSelection(ABC):
         self.layout, self.settings = model.layout, settings
         self.generators: Generators = seeded_generators(settings.seeds(prompt.batch), model.device)
         self.vocabulary = model.transformer.config.embedding_size
-        self.dtype: torch.dtype = model.transformer.layers["wte"].weight.dtype
+        self.dtype = model.transformer.dtype
 
     @abstractmethod
     def text_noise(self, positions: MaskedPositions) -> Tensor:
