@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..mmp_core.model.formats import FORMATS
 from ..mmp_core.options import Option, options_of, plain
 from ..mmp_core.sampler.settings import SamplerSettings
 
@@ -125,7 +126,7 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--quantize",
-        choices=("fp8", "int8", "none"),
+        choices=(*FORMATS, "none"),
         default="none",
         help="how the linear layers of the blocks are stored: fp8 or int8 in one byte per weight, "
         "none as they are (default none)",

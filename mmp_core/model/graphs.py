@@ -88,17 +88,15 @@ class GraphedForward:
     def __call__(self, ids: Tensor) -> Tensor:
         shape = ids.shape
         busy = block_flop(self.transformer, ids.numel()) >= BUSY
-        if shape not in self._warm or busy or torch.is_grad_enabled():
-            self._warm.add(shape)
-            return self.transformer(ids)
-        if shape not in self._graphs:
-            self._graphs[shape] = self._captured(ids.clone())
-        graph = self._graphs[shape]
-        if graph is None:
-            return self.transformer(ids)
-        static, replay = graph
-        static.copy_(ids)
-        return replay().clone()
+        if shape in self._warm and not busy and not torch.is_grad_enabled():
+            if shape not in self._graphs:
+                self._graphs[shape] = self._captured(ids.clone())
+            if graph := self._graphs[shape]:
+                static, replay = graph
+                static.copy_(ids)
+                return replay().clone()
+        self._warm.add(shape)
+        return self.transformer(ids)
 
     def _captured(self, static: Tensor) -> tuple[Tensor, Run] | None:
         try:
