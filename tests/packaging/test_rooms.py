@@ -57,3 +57,16 @@ def test_one_place_touches_comfyui():
 def test_the_host_room_is_a_leaf_of_the_nodes():
     names = [(str(file), name) for file, name in imports("nodes/host")]
     assert [x for x in names if x[1].startswith("nodes.") and "nodes.host." not in x[1]] == []
+
+
+def test_the_toy_world_registers_itself():
+    """Only what is about the toy world itself knows more of it than its registration."""
+    about_it = {"nodes/demo_scene.py", "cli/evaluate.py", "cli/train.py"}
+    importing = [
+        (file.as_posix(), name)
+        for room in ("nodes", "cli")
+        for file, name in imports(room)
+        if name.startswith("demo.") and file.as_posix() not in about_it
+    ]
+    registration = "demo.register.register"
+    assert sorted(importing) == [("cli/main.py", registration), ("nodes/__init__.py", registration)]
