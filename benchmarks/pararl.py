@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from mmada_parallel.benchmarks import open_tasks
 from mmada_parallel.demo import evaluate, world
 from mmada_parallel.demo.cases import cases_of
 from mmada_parallel.demo.dataset import HELD_OUT
@@ -61,9 +62,9 @@ ARMS = {
 }
 ROLLOUTS = SamplerSettings(text_steps=8, image_steps=8, text_temperature=1.0, joint_guidance=0.0)
 CONDITIONS = {
-    "as trained": (world.open_task, ROLLOUTS),
-    "text first": (world.open_task, replace(ROLLOUTS, order="text_first")),
-    "defaults": (world.open_task, SamplerSettings()),
+    "as trained": (open_tasks.task, ROLLOUTS),
+    "text first": (open_tasks.task, replace(ROLLOUTS, order="text_first")),
+    "defaults": (open_tasks.task, SamplerSettings()),
     "ordinary tasks": (world.task, ROLLOUTS),
 }
 WIDELY = ("start", "output", "3 steps")
@@ -107,7 +108,7 @@ def main() -> None:
 def tune(work: Work) -> str:
     """SFT of all weights, two open tasks to an ordinary one: the start of all arms."""
     model = load_checkpoint(DEMO, dtype=torch.float32)
-    tasks = [(world.open_task if i % 3 else world.task)(i) for i in range(3 * TASKS)]
+    tasks = [(open_tasks.task if i % 3 else world.task)(i) for i in range(3 * TASKS)]
     settings = SFTSettings(
         steps=work.tuning,
         learning_rate=5e-4,
@@ -165,7 +166,7 @@ def settings_of(arm: Arm, steps: int, seed: int) -> ParaRLSettings:
 
 def train(work: Work, arm: str, seed: int) -> str:
     model = load(work.folder)
-    cases = cases_of(model, map(world.open_task, range(TASKS)))
+    cases = cases_of(model, map(open_tasks.task, range(TASKS)))
     policy = LoRA(model.transformer, rank=RANK, seed=seed)
     settings = settings_of(ARMS[arm], work.steps, seed)
     folder = run_folder(work.folder, arm, seed)
@@ -207,7 +208,7 @@ def variety(model: Model, seed: int) -> float:
     """Different sentences, right or not, among the answers to one open task, as a share of its
     answers or of its right results, whichever are fewer: the mean over tasks."""
     count, repeats = VARIETY
-    tasks = [world.open_task(HELD_OUT + number) for number in range(count)]
+    tasks = [open_tasks.task(HELD_OUT + number) for number in range(count)]
     said = [set() for _ in tasks]
     for repeat in range(repeats):
         own = seed * 10**6 + (repeat + 1) * 10**5

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmada_parallel.benchmarks import pararl
+from mmada_parallel.benchmarks import open_tasks, pararl
 from mmada_parallel.benchmarks.pararl import ARMS, CONDITIONS, SEEDS, judged_file, run_folder
-from mmada_parallel.demo import world
 from mmada_parallel.demo.cases import cases_of
 from mmada_parallel.demo.dataset import HELD_OUT
 from mmada_parallel.training.samples import answers
@@ -178,7 +177,7 @@ def samples(folder: Path, arm: str = "3 steps", count: int = 12) -> Image.Image:
         model = pararl.load(folder)
         if trained:
             pararl.put_on(model, folder, arm, SEEDS[0])
-        tasks = [world.open_task(HELD_OUT + number) for number in range(count)]
+        tasks = [open_tasks.task(HELD_OUT + number) for number in range(count)]
         cases = cases_of(model, tasks)
         pairs = answers(model, cases, sampler=pararl.ROLLOUTS, micro_batch=count)
         shown = [(pair.case.instruction, pair.text, pair.picture) for pair in pairs]

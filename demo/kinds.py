@@ -33,7 +33,7 @@ from .scenes import (
     place,
     reasoned,
 )
-from .tasks import Kind, OpenKind, Result, Task
+from .tasks import Kind, Task
 
 STEPS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 MOST_DESCRIBED = 3
@@ -45,7 +45,7 @@ _A = rf"an? {_ITEM}"
 _ITEM_AT = rf"the {_ITEM} at {_PLACE}"
 
 
-class Recolour(OpenKind):
+class Recolour(Kind):
     name = "recolour"
     form = rf"{_ITEM_AT} becomes ({'|'.join(COLOURS)})"
     words = "make paint becomes"
@@ -58,14 +58,6 @@ class Recolour(OpenKind):
         sentence = f"{reason}{object_at(cell, item)} becomes {new}"
         return self.task(scene, instruction, sentence, scene.with_cells({cell: (item[0], new)}))
 
-    def open(self, rng: random.Random, scene: Scene) -> tuple[str, list[Result]]:
-        cell, item, name = pick(rng, scene)
-        return f"paint {name}", [
-            (f"{object_at(cell, item)} becomes {new}", scene.with_cells({cell: (item[0], new)}))
-            for new in COLOURS
-            if new != item[1]
-        ]
-
     def apply(self, scene: Scene, *groups: str) -> Scene | None:
         *item_at, new = groups
         return _replaced(scene, item_at, (item_at[1], new))
@@ -76,7 +68,7 @@ class Recolour(OpenKind):
                 yield from reasoned(f"{object_at(cell, old)} becomes", new[1])
 
 
-class Replace(OpenKind):
+class Replace(Kind):
     name = "replace"
     form = rf"{_ITEM_AT} becomes {_A}"
     words = "replace with turn into becomes"
@@ -88,14 +80,6 @@ class Replace(OpenKind):
         sentence = f"{object_at(cell, item)} becomes {a(new)}"
         return self.task(scene, instruction, sentence, scene.with_cells({cell: new}))
 
-    def open(self, rng: random.Random, scene: Scene) -> tuple[str, list[Result]]:
-        cell, item, name = pick(rng, scene)
-        shape = rng.choice([s for s in SHAPES if s != item[0]])
-        return f"turn {name} into a {shape}", [
-            (f"{object_at(cell, item)} becomes {a(new)}", scene.with_cells({cell: new}))
-            for new in ((shape, colour) for colour in COLOURS)
-        ]
-
     def apply(self, scene: Scene, *groups: str) -> Scene | None:
         *item_at, colour, shape = groups
         return _replaced(scene, item_at, (shape, colour))
@@ -106,7 +90,7 @@ class Replace(OpenKind):
                 yield f"{object_at(cell, old)} becomes {a(new)} ."
 
 
-class Move(OpenKind):
+class Move(Kind):
     name = "move"
     form = rf"{_ITEM_AT} moves to {_PLACE}"
     words = "move one step up down left right to moves"
@@ -129,16 +113,6 @@ class Move(OpenKind):
         after = scene.with_cells({cell: None, target: item})
         return self.task(scene, f"move {name} {where}", sentence, after)
 
-    def open(self, rng: random.Random, scene: Scene) -> tuple[str, list[Result]]:
-        cell, item, name = pick(rng, scene)
-        return f"move {name}", [
-            (
-                f"{object_at(cell, item)} moves to {place(target)}",
-                scene.with_cells({cell: None, target: item}),
-            )
-            for target in scene.empty_cells()
-        ]
-
     def apply(self, scene: Scene, *groups: str) -> Scene | None:
         *item_at, row, column = groups
         colour, shape = item_at[:2]
@@ -154,7 +128,7 @@ class Move(OpenKind):
                     yield f"{object_at(start, item)} moves to {place(end)} ."
 
 
-class Add(OpenKind):
+class Add(Kind):
     name = "add"
     form = rf"{_A} appears at {_PLACE}"
     words = "add draw appears"
@@ -166,13 +140,6 @@ class Add(OpenKind):
         instruction = f"{rng.choice(['add', 'draw'])} {a(item)} {where}"
         return self.task(scene, instruction, sentence, scene.with_cells({target: item}))
 
-    def open(self, rng: random.Random, scene: Scene) -> tuple[str, list[Result]]:
-        item = (rng.choice(SHAPES), rng.choice(COLOURS))
-        return f"add {a(item)}", [
-            (f"{a(item)} appears at {place(cell)}", scene.with_cells({cell: item}))
-            for cell in scene.empty_cells()
-        ]
-
     def apply(self, scene: Scene, *groups: str) -> Scene | None:
         colour, shape, row, column = groups
         return _placed(scene, row, column, (shape, colour))
@@ -183,7 +150,7 @@ class Add(OpenKind):
                 yield f"{a(new)} appears at {place(cell)} ."
 
 
-class Remove(OpenKind):
+class Remove(Kind):
     name = "remove"
     form = rf"{_ITEM_AT} goes away"
     words = "remove delete goes away"
@@ -193,12 +160,6 @@ class Remove(OpenKind):
         sentence = f"{object_at(cell, item)} goes away"
         instruction = f"{rng.choice(['remove', 'delete'])} {name}"
         return self.task(scene, instruction, sentence, scene.with_cells({cell: None}))
-
-    def open(self, rng: random.Random, scene: Scene) -> tuple[str, list[Result]]:
-        return f"{rng.choice(['remove', 'delete'])} an object", [
-            (f"{object_at(cell, item)} goes away", scene.with_cells({cell: None}))
-            for cell, item in scene.objects().items()
-        ]
 
     def apply(self, scene: Scene, *groups: str) -> Scene | None:
         return _replaced(scene, groups, None)
@@ -263,7 +224,7 @@ class Background(Kind):
             yield from reasoned("the background becomes", after.background)
 
 
-class Generate(OpenKind):
+class Generate(Kind):
     """A picture from words alone: one or two objects on a background."""
 
     name = "generate"
@@ -285,14 +246,6 @@ class Generate(OpenKind):
         instruction = f"draw {' and '.join(words)} on {empty.background}"
         after = empty.with_cells(objects)
         return self.task(scene, instruction, description(after, objects), after)
-
-    def open(self, rng: random.Random, scene: Scene) -> tuple[str, list[Result]]:
-        empty = Scene.empty(rng.choice(BACKGROUNDS), scene.grid)
-        item = (rng.choice(SHAPES), rng.choice(COLOURS))
-        return f"draw {a(item)} on {empty.background}", [
-            (description(empty, {cell: item}), empty.with_cells({cell: item}))
-            for cell in empty.all_cells()
-        ]
 
     def apply(self, scene: Scene, *groups: str) -> Scene | None:
         described, background = groups

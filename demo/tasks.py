@@ -9,9 +9,6 @@ from typing import ClassVar
 
 from .scenes import Scene
 
-Result = tuple[str, Scene]
-"""A sentence and the scene that it leads to."""
-
 
 @dataclass(frozen=True)
 class Task:
@@ -61,11 +58,3 @@ class Kind:
 
     def task(self, scene: Scene, instruction: str, sentence: str, after: Scene) -> Task:
         return Task(self.name, instruction, scene if self.edits else None, f"{sentence} .", after)
-
-
-class OpenKind(Kind):
-    """A kind whose instruction may leave something open: where, which one, or what colour."""
-
-    def open(self, rng: random.Random, scene: Scene) -> tuple[str, list[Result]]:
-        """An instruction with several right results, and all of them."""
-        raise NotImplementedError

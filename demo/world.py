@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 
 from .kinds import KINDS
 from .scenes import (
@@ -21,7 +20,7 @@ from .scenes import (
     Grid,
     random_scene,
 )
-from .tasks import OpenKind, Task
+from .tasks import Task
 
 GRIDS: tuple[Grid, ...] = ((4, 4), (3, 4), (4, 3), (3, 3), (4, 5), (5, 4))
 """Grids the demo is trained on: the first half of the time (4, 4), else any of the others."""
@@ -32,22 +31,6 @@ def task(seed: int, *, grid: Grid = (4, 4), kinds: Sequence[str] | None = None) 
     rng = random.Random(seed)
     kind = KINDS[rng.choice(kinds or tuple(KINDS))]
     return kind.make(rng, random_scene(rng, grid))
-
-
-def open_task(seed: int, *, grid: Grid = (4, 4)) -> Task:
-    """The open task numbered ``seed``: several results are right, and equally likely as target.
-
-    Text and picture are sampled at the same time, so that each can be right without the other
-    saying the same: what ParaRL is for.
-    """
-    rng = random.Random(f"open {seed}")
-    kind = rng.choice([kind for kind in KINDS.values() if isinstance(kind, OpenKind)])
-    scene = random_scene(rng, grid)
-    instruction, results = kind.open(rng, scene)
-    right = sorted(results, key=lambda result: f"{result[0]} .")
-    sentence, after = rng.choice(right)
-    others = tuple(other for _, other in right if other != after)
-    return replace(kind.task(scene, instruction, sentence, after), others=others)
 
 
 def words() -> list[str]:

@@ -1,6 +1,6 @@
 """Pictures of real runs for the README and the workflows' thumbnails.
 
-``python -m mmada_parallel.demo.figure`` writes ``docs/edit.png`` and ``workflows/*.jpg``.
+``python -m mmada_parallel.benchmarks.figures`` writes ``docs/edit.png`` and ``workflows/*.jpg``.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
-
-from ..mmp_core import (
+from mmada_parallel.demo.dataset import HELD_OUT
+from mmada_parallel.demo.evaluate import prompt_of, with_picture, with_text
+from mmada_parallel.demo.render import render
+from mmada_parallel.demo.scenes import COLOURS
+from mmada_parallel.demo.tasks import Task
+from mmada_parallel.demo.world import task as task_numbered
+from mmada_parallel.mmp_core import (
     Prompt,
     SamplerSettings,
     TokenState,
@@ -22,17 +26,12 @@ from ..mmp_core import (
     denoise,
     load_checkpoint,
 )
-from ..mmp_core.checkpoint.load import Model
-from ..mmp_core.editing import extended, pattern_selected, reopened, text_pieces
-from ..training.rewards.clip import DEMO_CLIP, ClipScorer
-from ..views.sheet import MASK_SIGN, Word, beside, contact_sheet
-from ..views.trajectory import spread_steps, trajectory_frames
-from .dataset import HELD_OUT
-from .evaluate import prompt_of, with_picture, with_text
-from .render import render
-from .scenes import COLOURS
-from .tasks import Task
-from .world import task as task_numbered
+from mmada_parallel.mmp_core.checkpoint.load import Model
+from mmada_parallel.mmp_core.editing import extended, pattern_selected, reopened, text_pieces
+from mmada_parallel.training.rewards.clip import DEMO_CLIP, ClipScorer
+from mmada_parallel.views.sheet import MASK_SIGN, Word, beside, contact_sheet
+from mmada_parallel.views.trajectory import spread_steps, trajectory_frames
+from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).parents[1]
 _SIDE, _MARGIN, _TEXT = 224, 16, 76

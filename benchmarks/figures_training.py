@@ -1,6 +1,6 @@
 """Thumbnails of the workflows that train, from the run that they ship.
 
-``python -m mmada_parallel.demo.figure_training`` writes two of ``workflows/*.jpg``.
+``python -m mmada_parallel.benchmarks.figures_training`` writes two of ``workflows/*.jpg``.
 """
 
 from __future__ import annotations
@@ -9,20 +9,25 @@ import tempfile
 from dataclasses import replace
 
 import torch
+from mmada_parallel.benchmarks.figures import ROOT, held_out_task, panel, side_by_side
+from mmada_parallel.demo.evaluate import prompt_of
+from mmada_parallel.demo.items import world_dataset
+from mmada_parallel.demo.reward import CheckerReward
+from mmada_parallel.mmp_core import (
+    SamplerSettings,
+    decode_image,
+    decode_text,
+    denoise,
+    load_checkpoint,
+)
+from mmada_parallel.mmp_core.checkpoint.load import Model
+from mmada_parallel.training.data.dataset import tokenised
+from mmada_parallel.training.pararl.run import ParaRLRun
+from mmada_parallel.training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
+from mmada_parallel.training.weights.policies import LoRA
+from mmada_parallel.views.examples import answers_sheet
+from mmada_parallel.views.plot import line_plot
 from PIL import Image
-
-from ..mmp_core import SamplerSettings, decode_image, decode_text, denoise, load_checkpoint
-from ..mmp_core.checkpoint.load import Model
-from ..training.data.dataset import tokenised
-from ..training.pararl.run import ParaRLRun
-from ..training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
-from ..training.weights.policies import LoRA
-from ..views.examples import answers_sheet
-from ..views.plot import line_plot
-from .evaluate import prompt_of
-from .figure import ROOT, held_out_task, panel, side_by_side
-from .items import world_dataset
-from .reward import CheckerReward
 
 _FEW_STEPS = replace(ROLLOUT_SAMPLER, text_steps=2, image_steps=2, text_temperature=2.5)
 _SETTINGS = ParaRLSettings(
