@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 MASKED = -1
-"""Value of an undecided position in a :class:`TokenState`."""
-
-
-def _map_tensors(value: Any, fn) -> Any:
-    """``value`` (a dataclass) with ``fn`` applied to each tensor, nested dataclasses included."""
-    changes = {}
-    for field in fields(value):
-        item = getattr(value, field.name)
-        if isinstance(item, Tensor):
-            changes[field.name] = fn(item)
-        elif hasattr(item, "__dataclass_fields__"):
-            changes[field.name] = _map_tensors(item, fn)
-    return replace(value, **changes)
+"""Value of a masked position in a :class:`TokenState`."""
 
 
 @dataclass(frozen=True)
-class TokenState:
+class _Tensors:
+    """Tensors, or dataclasses of such, with the batch as first dimension."""
+
+    def _map(self, fn: Callable[[Tensor], Tensor]) -> Self:
+        """Apply ``fn`` to each tensor."""
+        changes = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                changes[field.name] = fn(value)
+            elif isinstance(value, _Tensors):
+                changes[field.name] = value._map(fn)
+        return replace(self, **changes)
+
+    def to(self, device: torch.device | str) -> Self:
+        return self._map(lambda tensor: tensor.to(device))
+
+    def repeat(self, n: int) -> Self:
+        """Each sample ``n`` times: batch ``B`` becomes ``n·B`` (sample-major)."""
+        return self._map(lambda tensor: tensor.repeat_interleave(n, dim=0))
+
+    def __getitem__(self, samples: slice) -> Self:
+        return self._map(lambda tensor: tensor[samples])
+
+
+@dataclass(frozen=True)
+class TokenState(_Tensors):
     """A half-denoised pair of text and image. Variant-free and immutable.
 
-    ``text``: (B, T) int64, text ids in the checkpoint's vocabulary, ``MASKED`` where undecided.
-    ``image``: (B, H, W) int64, codebook indices, ``MASKED`` where undecided.
+    ``text``: (B, T) int64, text ids in the checkpoint's vocabulary, ``MASKED`` where masked.
+    ``image``: (B, H, W) int64, codebook indices, ``MASKED`` where masked.
 
     Raises ``ValueError`` on wrong ranks, dtypes or unequal batch sizes.
     """
@@ -56,7 +73,7 @@ class TokenState:
 
     @classmethod
     def masked(cls, batch: int, text_length: int, grid: tuple[int, int]) -> TokenState:
-        """The fully undecided state. ``grid``: (height, width) in image tokens."""
+        """The fully masked state. ``grid``: (height, width) in image tokens."""
         return cls(
             torch.full((batch, text_length), MASKED, dtype=torch.int64),
             torch.full((batch, *grid), MASKED, dtype=torch.int64),
@@ -71,19 +88,9 @@ class TokenState:
         """(height, width) of the image in tokens."""
         return self.image.shape[1], self.image.shape[2]
 
-    def to(self, device: torch.device | str) -> TokenState:
-        return _map_tensors(self, lambda t: t.to(device))
-
-    def repeat(self, n: int) -> TokenState:
-        """Each sample ``n`` times: batch ``B`` becomes ``n·B`` (sample-major)."""
-        return _map_tensors(self, lambda t: t.repeat_interleave(n, dim=0))
-
-    def __getitem__(self, index: slice) -> TokenState:
-        return _map_tensors(self, lambda t: t[index])
-
 
 @dataclass(frozen=True)
-class Prompt:
+class Prompt(_Tensors):
     """Everything the model is conditioned on.
 
     ``instruction``: (B, L) int64, ids of the whole templated instruction.
@@ -108,34 +115,19 @@ class Prompt:
     def batch(self) -> int:
         return self.initial.batch
 
-    def to(self, device: torch.device | str) -> Prompt:
-        return _map_tensors(self, lambda t: t.to(device))
-
-    def repeat(self, n: int) -> Prompt:
-        """Each sample ``n`` times: batch ``B`` becomes ``n·B`` (sample-major)."""
-        return _map_tensors(self, lambda t: t.repeat_interleave(n, dim=0))
-
-    def __getitem__(self, index: slice) -> Prompt:
-        return _map_tensors(self, lambda t: t[index])
-
     @classmethod
     def stack(cls, prompts: Sequence[Prompt]) -> Prompt:
         """Prompts of equal shapes as one batch. Raises ``ValueError`` when shapes differ."""
-
-        def joined(parts: list[Tensor | None]) -> Tensor | None:
-            if any((p is None) != (parts[0] is None) for p in parts):
-                raise ValueError("Prompts with and without an input image cannot be stacked.")
-            if parts[0] is not None and len({p.shape[1:] for p in parts}) != 1:
-                raise ValueError(f"Prompts of shapes {[tuple(p.shape) for p in parts]} differ.")
-            return None if parts[0] is None else torch.cat(parts)
-
+        images = [p.image for p in prompts if p.image is not None]
+        if len(images) not in (0, len(prompts)):
+            raise ValueError("Prompts with and without an input image cannot be stacked.")
         return cls(
-            joined([p.instruction for p in prompts]),
-            joined([p.unconditional for p in prompts]),
-            joined([p.image for p in prompts]),
+            _stacked([p.instruction for p in prompts]),
+            _stacked([p.unconditional for p in prompts]),
+            _stacked(images) if images else None,
             TokenState(
-                joined([p.initial.text for p in prompts]),
-                joined([p.initial.image for p in prompts]),
+                _stacked([p.initial.text for p in prompts]),
+                _stacked([p.initial.image for p in prompts]),
             ),
         )
 
@@ -144,21 +136,26 @@ class Prompt:
         return replace(self, initial=initial)
 
     def without_instruction(self) -> Prompt:
-        """As the branch that guidance calls unconditional, but with the input image."""
+        """The unconditional branch of guidance, but with the input image."""
         return replace(self, instruction=self.unconditional)
 
 
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    if len({tensor.shape[1:] for tensor in tensors}) != 1:
+        raise ValueError(f"Prompts of shapes {[tuple(t.shape) for t in tensors]} differ.")
+    return torch.cat(tensors)
+
+
 @dataclass(frozen=True)
-class Step:
+class Step(_Tensors):
     """One denoising step. Its tensors are shared with its neighbours, not copied.
 
-    ``index``: position in the run, 0-based. ``state`` and ``after``: what was decided before and
-    after the step.
-    ``guess``: a token everywhere: the model's latest guess, decided positions kept. ``MASKED``
-    where the model has not yet been asked.
-    ``text_revealed`` (B, T) and ``image_revealed`` (B, H, W) bool: decided at this step.
+    ``index``: position in the run, 0-based. ``state``, ``after``: the tokens before and after it.
+    ``guess``: a token everywhere: the model's latest guess where masked. ``MASKED`` where the model
+    has not yet been asked.
+    ``text_revealed`` (B, T) and ``image_revealed`` (B, H, W) bool: unmasked at this step.
     ``text_confidence`` (B, T) and ``image_confidence`` (B, H, W) float32: probability of the guess
-    at undecided positions, 1 at decided ones.
+    where masked, 1 elsewhere.
     """
 
     index: int
@@ -172,7 +169,7 @@ class Step:
 
     @classmethod
     def before(cls, state: TokenState) -> Step:
-        """What stands before the first step: nothing guessed, nothing revealed."""
+        """What stands before the first step: nothing guessed, nothing unmasked."""
         text, image = state.text != MASKED, state.image != MASKED
         nothing = torch.zeros_like(text), torch.zeros_like(image)
         return cls(-1, state, state, state, *nothing, text.float(), image.float())
@@ -224,6 +221,5 @@ class Trajectory:
                 moved[id(tensor)] = tensor.to(device)
             return moved[id(tensor)]
 
-        steps = tuple(_map_tensors(step, move) for step in self.steps)
-        initial, final = (_map_tensors(state, move) for state in (self.initial, self.final))
-        return Trajectory(steps, initial, final, self.total_steps)
+        steps = tuple(step._map(move) for step in self.steps)
+        return Trajectory(steps, self.initial._map(move), self.final._map(move), self.total_steps)

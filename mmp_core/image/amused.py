@@ -6,7 +6,7 @@ Architecture and parameter names follow diffusers' ``VQModel`` (0.34), so that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,6 +18,8 @@ from ..errors import CheckpointError
 from .blocks import (
     Downsample,
     Layers,
+    Level,
+    LevelNames,
     ResidualBlock,
     Upsample,
     check_codes,
@@ -26,6 +28,7 @@ from .blocks import (
 )
 from .tokenizer import ImageTokenizer
 
+NAMES = LevelNames("resnets", "conv_shortcut")
 DISTANCE_ROWS = 4096
 FIXED = {
     "act_fn": "silu",
@@ -42,7 +45,7 @@ IGNORED = {"force_upcast", "scaling_factor", "sample_size"}
 class AmusedConfig:
     """The fields of ``vqvae/config.json`` that shape the network; defaults as in diffusers."""
 
-    block_out_channels: tuple[int, ...] = (64,)
+    block_out_channels: Sequence[int] = (64,)
     layers_per_block: int = 1
     latent_channels: int = 3
     norm_num_groups: int = 32
@@ -52,52 +55,45 @@ class AmusedConfig:
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> AmusedConfig:
-        """Read the parsed ```vqvae/config.json```.
+        """Read the parsed ``vqvae/config.json``.
 
         Raises ``CheckpointError`` naming the first field that is unknown or not supported.
         """
-        names = {field.name for field in fields(cls)}
-        known_names = names | FIXED.keys() | BLOCK_TYPES.keys() | IGNORED
+        own = {field.name for field in fields(cls)}
+        known = own | FIXED.keys() | BLOCK_TYPES.keys() | IGNORED
         for name, value in config.items():
-            if name in FIXED and value != FIXED[name]:
+            if value != FIXED.get(name, value):
                 raise _refusal(name, value, repr(FIXED[name]))
-            if not (name.startswith("_") or name in known_names):
+            if not name.startswith("_") and name not in known:
                 raise CheckpointError(
                     f"vqvae config: unknown field {name!r}; this tokenizer would "
                     "ignore it. Use an Amused-VQ checkpoint."
                 )
-        read = cls(
-            **{
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in config.items()
-                if name in names
-            }
-        )
-        read._check()
+        sizes = cls(**{name: value for name, value in config.items() if name in own})
+        sizes._check()
         for name, kind in BLOCK_TYPES.items():
-            expected = [kind] * len(read.block_out_channels)
+            expected = [kind] * len(sizes.block_out_channels)
             if config.get(name, expected) not in (expected, tuple(expected)):
                 raise _refusal(name, config[name], repr(expected))
-        return read
+        return sizes
 
     def _check(self) -> None:
+        widths = self.block_out_channels
+        if not isinstance(widths, list | tuple) or not widths:
+            raise _refusal("block_out_channels", widths, "a list of positive whole numbers")
+        numbers = [("block_out_channels", width) for width in widths]
         for name in ("layers_per_block", "latent_channels", "norm_num_groups", "num_vq_embeddings"):
-            _check_positive(name, getattr(self, name))
+            numbers.append((name, getattr(self, name)))
         if self.vq_embed_dim is not None:
-            _check_positive("vq_embed_dim", self.vq_embed_dim)
+            numbers.append(("vq_embed_dim", self.vq_embed_dim))
+        for name, value in numbers:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise _refusal(name, value, "a positive whole number")
+        if any(width % self.norm_num_groups for width in widths):
+            groups = f"multiples of norm_num_groups {self.norm_num_groups}"
+            raise _refusal("block_out_channels", list(widths), groups)
         if not isinstance(self.mid_block_add_attention, bool):
             raise _refusal("mid_block_add_attention", self.mid_block_add_attention, "true or false")
-        widths = self.block_out_channels
-        if not isinstance(widths, tuple) or not widths:
-            raise _refusal("block_out_channels", widths, "a list of positive whole numbers")
-        for width in widths:
-            _check_positive("block_out_channels", width)
-            if width % self.norm_num_groups:
-                raise _refusal(
-                    "block_out_channels",
-                    list(widths),
-                    f"multiples of norm_num_groups {self.norm_num_groups}",
-                )
 
 
 def _refusal(name: str, value: Any, expected: str) -> CheckpointError:
@@ -105,11 +101,6 @@ def _refusal(name: str, value: Any, expected: str) -> CheckpointError:
         f"vqvae config: {name} is {value!r}; only {expected} is supported. "
         "Use an Amused-VQ checkpoint."
     )
-
-
-def _check_positive(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise _refusal(name, value, "a positive whole number")
 
 
 class Attention(nn.Module):
@@ -137,7 +128,7 @@ class MidBlock(nn.Module):
     def __init__(self, layers: Layers, channels: int, attention: bool):
         super().__init__()
         self.resnets = nn.ModuleList(
-            ResidualBlock(layers, channels, channels, "conv_shortcut") for _ in range(2)
+            ResidualBlock(layers, channels, channels, NAMES.shortcut) for _ in range(2)
         )
         self.attentions = nn.ModuleList([Attention(layers, channels)] if attention else [])
 
@@ -148,56 +139,22 @@ class MidBlock(nn.Module):
         return self.resnets[1](x)
 
 
-class Level(nn.Module):
-    """The residual blocks at one resolution and, except at the last, the step to the next."""
-
-    def __init__(self, layers: Layers, inputs: int, outputs: int, depth: int):
-        super().__init__()
-        self.resnets = nn.ModuleList(
-            ResidualBlock(layers, inputs if i == 0 else outputs, outputs, "conv_shortcut")
-            for i in range(depth)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.resnets:
-            x = block(x)
-        return x
-
-
-class DownLevel(Level):
-    def __init__(self, layers: Layers, inputs: int, outputs: int, depth: int, last: bool):
-        super().__init__(layers, inputs, outputs, depth)
-        self.downsamplers = nn.ModuleList([] if last else [Downsample(layers, outputs)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = super().forward(x)
-        return x if not self.downsamplers else self.downsamplers[0](x)
-
-
-class UpLevel(Level):
-    def __init__(self, layers: Layers, inputs: int, outputs: int, depth: int, last: bool):
-        super().__init__(layers, inputs, outputs, depth)
-        self.upsamplers = nn.ModuleList([] if last else [Upsample(layers, outputs)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = super().forward(x)
-        return x if not self.upsamplers else self.upsamplers[0](x)
-
-
 class Encoder(nn.Module):
     """Pixels (B, 3, H, W) to (B, latent_channels, H/f, W/f)."""
 
     def __init__(self, layers: Layers, config: AmusedConfig):
         super().__init__()
         widths = config.block_out_channels
+        last = len(widths) - 1
         self.conv_in = layers.conv(3, widths[0])
         self.down_blocks = nn.ModuleList(
-            DownLevel(
+            Level(
                 layers,
                 widths[max(i - 1, 0)],
                 width,
                 config.layers_per_block,
-                last=i == len(widths) - 1,
+                NAMES,
+                downsamplers=nn.ModuleList([Downsample(layers, width)] if i < last else []),
             )
             for i, width in enumerate(widths)
         )
@@ -218,15 +175,17 @@ class Decoder(nn.Module):
     def __init__(self, layers: Layers, config: AmusedConfig):
         super().__init__()
         widths = config.block_out_channels[::-1]
+        last = len(widths) - 1
         self.conv_in = layers.conv(config.latent_channels, widths[0])
         self.mid_block = MidBlock(layers, widths[0], config.mid_block_add_attention)
         self.up_blocks = nn.ModuleList(
-            UpLevel(
+            Level(
                 layers,
                 widths[max(i - 1, 0)],
                 width,
                 config.layers_per_block + 1,
-                last=i == len(widths) - 1,
+                NAMES,
+                upsamplers=nn.ModuleList([Upsample(layers, width)] if i < last else []),
             )
             for i, width in enumerate(widths)
         )
@@ -275,7 +234,7 @@ class AmusedVQ(ImageTokenizer):
 
     def latents(self, pixels: Tensor) -> Tensor:
         check_pixels(pixels, self.downsample)
-        return self.quant_conv(self.encoder(pixels.to(self.encoder.conv_in.weight.dtype)))
+        return self.quant_conv(self.encoder(pixels.to(self.dtype)))
 
     @torch.no_grad()
     def nearest(self, latents: Tensor) -> Tensor:
@@ -294,4 +253,4 @@ class AmusedVQ(ImageTokenizer):
 
     def decode_vectors(self, vectors: Tensor) -> Tensor:
         check_vectors(vectors, self.vector_width)
-        return self.decoder(self.post_quant_conv(vectors.to(self.post_quant_conv.weight.dtype)))
+        return self.decoder(self.post_quant_conv(vectors.to(self.dtype)))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -64,14 +65,47 @@ class ResidualBlock(nn.Module):
         self.conv1 = layers.conv(inputs, outputs)
         self.norm2 = layers.norm(outputs)
         self.conv2 = layers.conv(outputs, outputs)
-        self.shortcut = shortcut if inputs != outputs else None
-        if self.shortcut:
-            self.add_module(shortcut, layers.conv(inputs, outputs, 1))
+        self.shortcut = shortcut
+        self.add_module(shortcut, layers.conv(inputs, outputs, 1) if inputs != outputs else None)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
-        return h + (getattr(self, self.shortcut)(x) if self.shortcut else x)
+        skip = getattr(self, self.shortcut)
+        return h + (x if skip is None else skip(x))
+
+
+class LevelNames(NamedTuple):
+    """What a checkpoint calls a level's blocks, and the skip's convolution in them."""
+
+    blocks: str
+    shortcut: str
+
+
+class Level(nn.Module):
+    """The ``depth`` residual blocks at one resolution, then ``steps`` to the next, by name."""
+
+    def __init__(
+        self,
+        layers: Layers,
+        inputs: int,
+        outputs: int,
+        depth: int,
+        names: LevelNames,
+        **steps: nn.Module | None,
+    ):
+        super().__init__()
+        widths = [inputs, *[outputs] * depth]
+        blocks = (ResidualBlock(layers, *pair, names.shortcut) for pair in pairwise(widths))
+        self.add_module(names.blocks, nn.ModuleList(blocks))
+        for name, step in steps.items():
+            self.add_module(name, step)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.children():
+            for layer in part if isinstance(part, nn.ModuleList) else (part,):
+                x = layer(x)
+        return x
 
 
 class Downsample(nn.Module):

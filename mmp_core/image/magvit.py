@@ -16,6 +16,8 @@ from ..errors import CheckpointError
 from .blocks import (
     Downsample,
     Layers,
+    Level,
+    LevelNames,
     ResidualBlock,
     Upsample,
     check_codes,
@@ -24,6 +26,7 @@ from .blocks import (
 )
 from .tokenizer import ImageTokenizer
 
+NAMES = LevelNames("block", "nin_shortcut")
 BITS = 13
 NORM_GROUPS = 32
 ENCODER_WIDTHS, ENCODER_DEPTHS = (1, 2, 2, 4, 4), (4, 3, 4, 3, 4)
@@ -53,39 +56,12 @@ class Middle(nn.Module):
 
     def __init__(self, layers: Layers, channels: int):
         super().__init__()
-        self.block_1 = ResidualBlock(layers, channels, channels, "nin_shortcut")
+        self.block_1 = ResidualBlock(layers, channels, channels, NAMES.shortcut)
         self.attn_1 = Attention(layers, channels)
-        self.block_2 = ResidualBlock(layers, channels, channels, "nin_shortcut")
+        self.block_2 = ResidualBlock(layers, channels, channels, NAMES.shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))
-
-
-class Level(nn.Module):
-    """The residual blocks at one resolution, then ``step`` to the next, kept under ``name``."""
-
-    def __init__(
-        self,
-        layers: Layers,
-        inputs: int,
-        outputs: int,
-        depth: int,
-        name: str,
-        step: nn.Module | None,
-    ):
-        super().__init__()
-        self.block = nn.ModuleList(
-            ResidualBlock(layers, inputs if i == 0 else outputs, outputs, "nin_shortcut")
-            for i in range(depth)
-        )
-        self.step = name if step else None
-        if step:
-            self.add_module(name, step)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.block:
-            x = block(x)
-        return getattr(self, self.step)(x) if self.step else x
 
 
 class Encoder(nn.Module):
@@ -102,8 +78,8 @@ class Encoder(nn.Module):
                 widths[max(i - 1, 0)],
                 width,
                 ENCODER_DEPTHS[i],
-                "downsample",
-                Downsample(layers, width) if i < last else None,
+                NAMES,
+                downsample=Downsample(layers, width) if i < last else None,
             )
             for i, width in enumerate(widths)
         )
@@ -135,8 +111,8 @@ class Decoder(nn.Module):
                 widths[min(i + 1, last)],
                 width,
                 DECODER_DEPTHS[i],
-                "upsample",
-                Upsample(layers, width) if i else None,
+                NAMES,
+                upsample=Upsample(layers, width) if i else None,
             )
             for i, width in enumerate(widths)
         )
@@ -213,7 +189,7 @@ class MagvitV2(ImageTokenizer):
 
     def latents(self, pixels: Tensor) -> Tensor:
         check_pixels(pixels, self.downsample)
-        return self.encoder(pixels.to(self.encoder.conv_in.weight.dtype))
+        return self.encoder(pixels.to(self.dtype))
 
     def nearest(self, latents: Tensor) -> Tensor:
         """As of any tokenizer: by the signs of the channels; 0 counts as -1."""
@@ -223,11 +199,11 @@ class MagvitV2(ImageTokenizer):
     def vectors(self, codes: Tensor) -> Tensor:
         """As of any tokenizer: -1 and +1."""
         check_codes(codes, self.codebook_size)
-        return self.quantize.vectors(codes.long(), self.decoder.conv_in.weight.dtype)
+        return self.quantize.vectors(codes.long(), self.dtype)
 
     def decode_vectors(self, vectors: Tensor) -> Tensor:
         check_vectors(vectors, self.vector_width)
-        return self.decoder(vectors.to(self.decoder.conv_in.weight.dtype))
+        return self.decoder(vectors.to(self.dtype))
 
 
 def _read_width(config: Mapping[str, Any]) -> int:

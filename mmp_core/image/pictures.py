@@ -1,9 +1,10 @@
 """Pixels in and out: any picture to what an image tokenizer reads, and back to a picture.
 
-Variant A crops to the best-matching size of about 512x512 pixels (`fit_image`), variant M squashes
-to a square (`squash_image`); both as in the released MMaDA-Parallel code, which crops at random
-where ours crops the centre.
+Families crop to the best-matching size (:func:`fit_image`) or squash (:func:`squash_image`), both
+as in the released MMaDA-Parallel code, which crops at random where ours crops the centre.
 """
+
+from __future__ import annotations
 
 import math
 import os
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageCms, ImageOps
+from torch import Tensor
 
 from ..errors import InputError
 
@@ -32,10 +34,10 @@ def load_image(source: str | os.PathLike | Image.Image) -> Image.Image:
     """The picture as upright 8-bit RGB.
 
     Transparency is laid on white, EXIF rotation applied, 16-bit, 32-bit and float greyscale scaled
-    to 8 bit (see ``_eight_bit``). Of an animated file the first frame is taken, of a PIL image the
-    current one; the PIL image is not changed.
+    to 8 bit. Of an animated file the first frame is taken, of a PIL image the current one; the PIL
+    image is not changed.
 
-    Raises InputError (a ValueError) naming the file: missing, damaged or not a picture.
+    Raises ``InputError`` naming the file: missing, damaged or not a picture.
     """
     if isinstance(source, Image.Image):
         return _convert(source, "the image given")
@@ -59,16 +61,13 @@ def _convert(image: Image.Image, name: str) -> Image.Image:
     if not image.width or not image.height:
         raise InputError(f"{name} is {image.width}x{image.height}; expected at least one pixel.")
     try:
-        upright = ImageOps.exif_transpose(image)
+        upright = ImageOps.exif_transpose(image) or image
         if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
             return _eight_bit(upright)
         if upright.mode == "LAB":
-            return ImageCms.profileToProfile(
-                upright,
-                ImageCms.createProfile("LAB"),
-                ImageCms.createProfile("sRGB"),
-                outputMode="RGB",
-            )
+            profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+            converted = ImageCms.profileToProfile(upright, *profiles, outputMode="RGB")
+            return converted or upright.convert("RGB")
         if upright.mode == "La":
             upright = upright.convert("LA")
         if upright.has_transparency_data:
@@ -100,11 +99,10 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def crop_sizes(area: int, patch: int, max_ratio: float = 4.0) -> list[Size]:
-    """Every (width, height), widest first, of whole patches of ``patch`` x ``patch`` pixels that
-    fills a budget of ``area`` patches, with sides at most ``max_ratio`` apart. Variant A:
-    ``crop_sizes(256, 32)``.
+    """List every (width, height), widest first, of whole patches of ``patch`` x ``patch`` pixels
+    that fills a budget of ``area`` patches, with sides at most ``max_ratio`` apart.
 
-    Raises InputError for an area or patch below 1 or a ratio below 1.
+    Raises ``InputError`` for an area or patch below 1 or a ratio below 1.
     """
     if area < 1 or patch < 1 or max_ratio < 1.0:
         raise InputError(
@@ -135,15 +133,13 @@ def fit_image(
     *,
     offset: Literal["center"] | random.Random = "center",
 ) -> Image.Image:
-    """``image`` scaled to cover, and cropped to, the one of ``sizes`` nearest to its aspect ratio.
+    """Scale ``image`` to cover, and crop it to, the one of ``sizes`` nearest to its aspect ratio.
 
-    Args:
-        image: RGB, from ``load_image``.
-        sizes: (width, height) to choose from, from ``crop_sizes``.
-        offset: where to crop: "center", or a generator, which draws the place exactly as the
-            released code draws from Python's global generator in the same state.
+    ``image``: RGB. ``sizes``: (width, height) each. ``offset``: where to crop: "center", or a
+    generator, which draws the place exactly as the released code draws from Python's global
+    generator in the same state.
 
-    Raises InputError where the image is not RGB, no sizes are given, or the offset is unknown.
+    Raises ``InputError`` where the image is not RGB, no sizes are given, or the offset is unknown.
     """
     _check_rgb(image)
     if not sizes:
@@ -164,7 +160,7 @@ def fit_image(
 
 def nearest_size(image: Size, sizes: Sequence[Size]) -> Size:
     """The one of ``sizes`` (at least one) nearest to the aspect ratio of ``image``."""
-    return max((_coverage(image, size), tuple(size)) for size in sizes)[1]
+    return max((_coverage(image, size), (size[0], size[1])) for size in sizes)[1]
 
 
 def _coverage(image: Size, crop: Size) -> float:
@@ -196,10 +192,10 @@ def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def squash_image(image: Image.Image, size: int | Size) -> Image.Image:
-    """``image`` (RGB) resized, bicubic, to ``size``: (width, height), or one number for a square.
-    Nothing is cropped, so the aspect ratio changes. Variant M: ``squash_image(image, 512)``.
+    """Resize ``image`` (RGB), bicubic, to ``size``: (width, height), or one number for a square.
+    Nothing is cropped, so the aspect ratio changes.
 
-    Raises InputError where the image is not RGB or the size is not positive.
+    Raises ``InputError`` where the image is not RGB or the size is not positive.
     """
     _check_rgb(image)
     width, height = (size, size) if isinstance(size, int) else size
@@ -210,10 +206,10 @@ def squash_image(image: Image.Image, size: int | Size) -> Image.Image:
 
 def to_pixels(
     image: Image.Image, pixel_range: tuple[float, float], dtype: torch.dtype = torch.float32
-) -> torch.Tensor:
+) -> Tensor:
     """Pixels (1, 3, H, W) of an RGB image, black and white at the ends of ``pixel_range``.
 
-    Raises InputError where the image is not RGB or the range is not [0, 1] or [-1, 1].
+    Raises ``InputError`` where the image is not RGB or the range is not [0, 1] or [-1, 1].
     """
     _check_rgb(image)
     signed = _is_signed(pixel_range)
@@ -222,13 +218,13 @@ def to_pixels(
     return (unit * 2 - 1 if signed else unit).to(dtype)
 
 
-def to_pil(pixels: torch.Tensor, pixel_range: tuple[float, float]) -> list[Image.Image]:
+def to_pil(pixels: Tensor, pixel_range: tuple[float, float]) -> list[Image.Image]:
     """RGB images of pixels (B, 3, H, W) on any device; values beyond ``pixel_range`` are clipped.
 
-    As in the released code, [0, 1] (variant A) is rounded to the nearest of 256 levels and
-    [-1, 1] (variant M) rounded down.
+    As in the released code, values in [0, 1] are rounded to the nearest of 256 levels, those in
+    [-1, 1] down.
 
-    Raises InputError for another shape or a range that is not [0, 1] or [-1, 1].
+    Raises ``InputError`` for another shape or a range that is not [0, 1] or [-1, 1].
     """
     signed = _is_signed(pixel_range)
     if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
@@ -254,14 +250,14 @@ def painting_mask(
     mode: Literal["inpainting", "outpainting"],
     h_ratio: float,
     w_ratio: float,
-) -> torch.Tensor:
+) -> Tensor:
     """Which codes are to be painted: bool (grid_h, grid_w) for a picture of ``height`` x ``width``
     pixels.
 
     A centred rectangle takes the given shares of height and width; a code is True where more than
     half of its area lies inside it ("inpainting") or outside it ("outpainting").
 
-    Raises InputError for an unknown mode, a ratio outside [0, 1] or a side below 1.
+    Raises ``InputError`` for an unknown mode, a ratio outside [0, 1] or a side below 1.
     """
     if mode not in ("inpainting", "outpainting"):
         raise InputError(f"mode is {mode!r}; expected 'inpainting' or 'outpainting'.")

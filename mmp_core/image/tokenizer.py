@@ -42,6 +42,11 @@ class ImageTokenizer(nn.Module, ABC):
         """
         super().__init__()
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the parameters."""
+        return next(self.parameters()).dtype
+
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """Codes, int64 (B, H/f, W/f), of pixels, float (B, 3, H, W) in ``pixel_range``."""
