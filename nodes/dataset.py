@@ -63,9 +63,12 @@ class LoadEditDataset(io.ComfyNode):
                     tooltip=f"{_SHOWN} items, evenly spread: picture, target, instruction and, "
                     "fainter, reasoning.",
                 ),
-                io.Int.Output(display_name="count", tooltip="Items that can be used."),
+                io.Int.Output(
+                    display_name="count", tooltip="The number of items that can be used."
+                ),
                 io.String.Output(
-                    display_name="report", tooltip="What there is, and what was skipped and why."
+                    display_name="report",
+                    tooltip="What the dataset holds, and what was skipped and why.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],

@@ -22,18 +22,18 @@ class DecodeText(io.ComfyNode):
             node_id="MMaDAParallelDecodeText",
             display_name="Decode Text",
             category=CATEGORY,
-            description="The text of tokens: what the model reasoned while it drew.",
+            description="Reads the text out of tokens: what the model reasoned while it drew.",
             search_aliases=["mmada", "reasoning", "thinking"],
             inputs=[
                 Model.Input("model", tooltip="The checkpoint that the tokens were made with."),
                 Tokens.Input(
-                    "tokens", tooltip="From Parallel Denoise, or of any step of its trajectory."
+                    "tokens", tooltip="From Parallel Denoise, or from any step of its trajectory."
                 ),
             ],
             outputs=[
                 io.String.Output(
                     display_name="text",
-                    tooltip=f"The text; {UNDECIDED} stands for an undecided token. Those of a "
+                    tooltip=f"The text; {UNDECIDED} stands for a masked token. The texts of a "
                     "batch are separated by empty lines.",
                 )
             ],
@@ -53,19 +53,19 @@ class DecodeImage(io.ComfyNode):
             node_id="MMaDAParallelDecodeImage",
             display_name="Decode Image",
             category=CATEGORY,
-            description="The picture of tokens.",
+            description="Draws the picture that tokens stand for.",
             search_aliases=["mmada", "vae decode"],
             inputs=[
                 Model.Input("model", tooltip="The checkpoint that the tokens were made with."),
                 Tokens.Input(
-                    "tokens", tooltip="From Parallel Denoise, or of any step of its trajectory."
+                    "tokens", tooltip="From Parallel Denoise, or from any step of its trajectory."
                 ),
                 io.Combo.Input(
                     "fill",
                     options=list(FILLS),
                     default="grey",
                     advanced=True,
-                    tooltip="What undecided parts of a half-denoised picture are painted with.",
+                    tooltip="The colour of the parts that are still masked.",
                 ),
             ],
             outputs=[
@@ -75,8 +75,8 @@ class DecodeImage(io.ComfyNode):
                 ),
                 io.Mask.Output(
                     display_name="undecided",
-                    tooltip="The parts of the picture that are not decided yet; empty when it is "
-                    "done.",
+                    tooltip="The parts of the picture that are still masked; empty when it is "
+                    "finished.",
                 ),
             ],
         )

@@ -20,7 +20,7 @@ class DemoScene(io.ComfyNode):
             display_name="Demo Scene",
             category=CATEGORY,
             description="A picture of the toy world that the demo checkpoint knows, and an "
-            "instruction that fits it. Never seen in training.",
+            "instruction that fits it. Neither was seen in training.",
             search_aliases=["mmada", "toy world", "example"],
             inputs=[
                 io.Int.Input(
@@ -42,7 +42,7 @@ class DemoScene(io.ComfyNode):
                 io.Image.Output(display_name="image", tooltip="The scene, 128x128 pixels."),
                 io.String.Output(
                     display_name="instruction",
-                    tooltip="An instruction that the scene has exactly one right answer to.",
+                    tooltip="An instruction that has exactly one right answer for this scene.",
                 ),
             ],
             is_output_node=True,  # so that the scene is shown again when it comes from the cache

@@ -33,7 +33,7 @@ class ParallelDenoise(io.ComfyNode):
             node_id="MMaDAParallelDenoise",
             display_name="Parallel Denoise",
             category=CATEGORY,
-            description="Decides the text and the picture together, a few tokens per step, each "
+            description="Unmasks the text and the picture together, a few tokens per step, each "
             "seeing the other. Shows both while they form.",
             search_aliases=["mmada", "sampler", "thinking"],
             inputs=[
@@ -42,19 +42,20 @@ class ParallelDenoise(io.ComfyNode):
                 Tokens.Input(
                     "tokens",
                     optional=True,
-                    tooltip="Where to start from. Decided tokens stay as they are, undecided ones "
-                    "are denoised. Leave open to start from nothing.",
+                    tooltip="Where to start from. Masked tokens are denoised, all others stay as "
+                    "they are. Leave unconnected to start with everything masked.",
                 ),
                 *_widgets(),
             ],
             outputs=[
                 Tokens.Output(
                     display_name="tokens",
-                    tooltip="The decided text and picture, for Decode Text and Decode Image.",
+                    tooltip="The finished text and picture, for Decode Text and Decode Image.",
                 ),
                 Trajectory.Output(
                     display_name="trajectory",
-                    tooltip="Every step of the run: what was decided, when, and how surely.",
+                    tooltip="The recorded steps of the run: which tokens were unmasked when, and "
+                    "with what confidence.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -124,8 +125,9 @@ def _widgets() -> list[io.Input]:
             default=1,
             min=1,
             max=64,
-            tooltip="Results to make of each prompt, with seeds counting up: all at once where "
-            "memory allows, else in smaller batches. That does not change them.",
+            tooltip="How many results to make of each prompt, with seeds counting up. They are "
+            "made all at once if memory allows, else in smaller batches, which does not change "
+            "them.",
         ),
         *(recommended(f"{name}_guidance", off) for name in ("text", "image", "reasoning")),
         *map(setting, ("text_temperature", "image_temperature", "remasking", "preset")),
@@ -135,8 +137,8 @@ def _widgets() -> list[io.Input]:
             min=0,
             max=4096,
             advanced=True,
-            tooltip="Show the picture while it forms every so many steps, at most twice a second. "
-            "0: no pictures, only text and progress.",
+            tooltip="Steps between two previews of the picture, of which there are at most two a "
+            "second. 0: no pictures, only text and progress.",
         ),
         setting("order"),
         io.Int.Input(
@@ -145,8 +147,8 @@ def _widgets() -> list[io.Input]:
             min=0,
             max=4096,
             advanced=True,
-            tooltip="At most so many steps are kept in the trajectory, evenly spread: about 30 KB "
-            "each for a picture of 512x512 pixels and 256 words. 0: none.",
+            tooltip="The most steps that the trajectory keeps, evenly spread: about 30 KB each "
+            "for a picture of 512x512 pixels and 256 words. 0: none.",
         ),
         setting("speed"),
     ]

@@ -32,8 +32,8 @@ class Remask(io.ComfyNode):
             node_id="MMaDAParallelRemask",
             display_name="Lock / Re-mask",
             category=CATEGORY,
-            description="Keeps what is good of text and picture and reopens the rest, for Parallel "
-            "Denoise to denoise again. What is kept never changes.",
+            description="Keeps the parts of text and picture that are good and masks the rest "
+            "again, for Parallel Denoise to fill. What is kept does not change.",
             search_aliases=["mmada", "lock tokens", "inpaint", "keep"],
             inputs=[
                 Model.Input("model", tooltip="The checkpoint that the tokens were made with."),
@@ -42,27 +42,28 @@ class Remask(io.ComfyNode):
                     "picture",
                     options=list(_PATCHES),
                     default="reopen masked",
-                    tooltip="Which image tokens stay as they are, and which are denoised again. "
-                    "Without a mask nothing is masked.",
+                    tooltip="Which image tokens to keep, and which to denoise again (reopen). "
+                    "masked: those under the mask; without a mask there are none.",
                 ),
                 io.Combo.Input(
                     "text",
                     options=list(_WORDS),
                     default="keep all",
-                    tooltip="Which words stay as they are, and which are denoised again. Selected "
-                    "are those that words or pattern name.",
+                    tooltip="Which words to keep, and which to denoise again (reopen). selected: "
+                    "those that words or pattern name.",
                 ),
                 io.String.Input(
                     "words",
                     default="",
-                    tooltip="Words by number, from 1: 2-4, 7, or 5- for all from the fifth on, the "
-                    "end of the text included, so that it may grow.",
+                    tooltip="Selects words by their number, from 1: 2-4, 7 selects four words. 5- "
+                    "selects the fifth and everything after it, the end of the text included, so "
+                    "that the text may grow.",
                 ),
                 io.String.Input(
                     "pattern",
                     default="",
-                    tooltip="Words by regular expression: every word that shares a letter with a "
-                    "match. Example: red|blue",
+                    tooltip="Selects words by a regular expression: every word that shares a "
+                    "letter with a match. Example: red|blue",
                 ),
                 io.Float.Input(
                     "coverage",
@@ -71,13 +72,14 @@ class Remask(io.ComfyNode):
                     max=0.99,
                     step=0.05,
                     advanced=True,
-                    tooltip="A patch counts as masked when more than this share of it is. 0: when "
-                    "the mask touches it.",
+                    tooltip="An image token is masked when the mask covers more than this share "
+                    "of it. 0: as soon as the mask touches it.",
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Selects parts of the picture; any size, laid over the whole picture.",
+                    tooltip="Selects parts of the picture. It may have any size: it is stretched "
+                    "over the whole picture.",
                 ),
             ],
             outputs=[
@@ -153,8 +155,8 @@ class SetTokens(io.ComfyNode):
             node_id="MMaDAParallelSetTokens",
             display_name="Set Tokens",
             category=CATEGORY,
-            description="Fixes the text, the picture, or parts of them, for Parallel Denoise to "
-            "denoise the rest: your own plan drawn, or a finished picture explained.",
+            description="Sets the text, the picture, or parts of them, for Parallel Denoise to "
+            "fill in the rest: it draws your own plan, or explains a finished picture.",
             search_aliases=["mmada", "given text", "given image", "explain"],
             inputs=[
                 Model.Input("model", tooltip="From Load MMaDA-Parallel."),
@@ -163,41 +165,43 @@ class SetTokens(io.ComfyNode):
                     "text",
                     multiline=True,
                     default="",
-                    tooltip=f"Your own text. Each {UNDECIDED} in it is one token that the model "
-                    "decides. Empty: the text is left as it is.",
+                    tooltip=f"Your own text. Each {UNDECIDED} in it is one masked token, for the "
+                    "model to fill. Empty: the text is left as it is.",
                 ),
                 io.Combo.Input(
                     "rest",
                     options=["auto", "end", "undecided"],
                     default="auto",
                     advanced=True,
-                    tooltip="What follows your text. end: nothing more is said. undecided: the "
-                    "model may go on. auto: end, in the form that the checkpoint was trained on.",
+                    tooltip="What follows your text. end: nothing. undecided: masked tokens, so "
+                    "that the model may go on. auto: end, in the form that the checkpoint was "
+                    "trained on.",
                 ),
                 io.Combo.Input(
                     "instruction",
                     options=["auto", "keep", "leave out"],
                     default="auto",
                     advanced=True,
-                    tooltip="Whether the model still sees the instruction of the prompt. Where it "
-                    "asks for something else than your text, the picture ignores your text. "
-                    "auto: left out where you give a whole text, without gaps.",
+                    tooltip="Whether the model still sees the instruction of the prompt. If that "
+                    "asks for something other than your text says, the picture ignores your text. "
+                    "auto: leave it out if your text is complete, without gaps.",
                 ),
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="The finished picture, of the size of the result.",
+                    tooltip="The finished picture, in the size of the result.",
                 ),
                 Tokens.Input(
                     "tokens",
                     optional=True,
-                    tooltip="What to change. Open: the start that Encode Instruction gives.",
+                    tooltip="What to change. Leave unconnected to start from the prompt, where "
+                    "all is masked that is not kept.",
                 ),
             ],
             outputs=[
                 PromptType.Output(
                     display_name="prompt",
-                    tooltip="For Parallel Denoise, which starts from what was fixed.",
+                    tooltip="For Parallel Denoise, which starts from what is set here.",
                 )
             ],
         )
@@ -257,8 +261,8 @@ class ExtendCanvas(io.ComfyNode):
             node_id="MMaDAParallelExtendCanvas",
             display_name="Extend Canvas",
             category=CATEGORY,
-            description="Outpainting: the input picture stays, bit for bit, and Parallel Denoise "
-            "draws what lies beyond its sides.",
+            description="Outpainting: the image tokens of the input picture stay, and Parallel "
+            "Denoise draws what lies beyond its sides.",
             search_aliases=["mmada", "outpaint", "pad"],
             inputs=[
                 Model.Input("model", tooltip="From Load MMaDA-Parallel."),

@@ -26,9 +26,10 @@ class EncodeInstruction(io.ComfyNode):
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="The picture to edit. It is cropped to the nearest aspect ratio that "
-                    "the checkpoint knows. A batch gives one result for each of its pictures. "
-                    "Leave open to generate a picture from the instruction alone.",
+                    tooltip="The picture to edit. Variant A crops it to the nearest aspect ratio "
+                    "that it knows, variant M squeezes it into a square. A batch gives one result "
+                    "for each of its pictures. Leave unconnected to make a new picture from the "
+                    "instruction alone.",
                 ),
                 io.String.Input(
                     "instruction",
@@ -43,8 +44,9 @@ class EncodeInstruction(io.ComfyNode):
                     min=0,
                     max=4096,
                     step=16,
-                    tooltip="Width of the result in pixels. 0: as the input picture is seen by "
-                    "the model, or the checkpoint's own size. Set both sides or none.",
+                    tooltip="Width of the result in pixels. 0: the size at which the model sees "
+                    "the input picture, or without one the checkpoint's own size. Set both sides "
+                    "or none.",
                 ),
                 io.Int.Input(
                     "height",
@@ -66,15 +68,16 @@ class EncodeInstruction(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Inpainting: only what is masked is drawn anew; the rest of the "
-                    "picture stays as it is, bit for bit in its tokens.",
+                    tooltip="Inpainting: only the masked part is drawn anew. All other image "
+                    "tokens stay the same; pixels can still change a little, since the whole "
+                    "picture is decoded again. The mask is cropped as the picture is.",
                 ),
             ],
             outputs=[
                 PromptType.Output(
                     display_name="prompt",
-                    tooltip="Instruction, input picture and the empty answer, for Parallel "
-                    "Denoise.",
+                    tooltip="The instruction, the input picture and the masked answer, for "
+                    "Parallel Denoise.",
                 )
             ],
         )

@@ -65,7 +65,7 @@ class ParaRLFinetune(io.ComfyNode):
                 widget(options["clip"], name="clip_range"),
                 widget(options["kl_reference"]),
             ],
-            curve="The mean reward of each step.",
+            curve="The mean reward at each step.",
         )
 
     @classmethod
@@ -100,7 +100,7 @@ class SFTFinetune(io.ComfyNode):
                 *_main_widgets(options_of(SFTSettings)["batch_size"], steps=200),
                 *_run_widgets("sft", preview_every=25),
             ],
-            curve="The loss of each step.",
+            curve="The loss at each step.",
         )
 
     @classmethod
@@ -123,9 +123,11 @@ def _schema(curve: str, **details: Any) -> io.Schema:
                 display_name="lora", tooltip="The trained adapter, for Apply LoRA and Save LoRA."
             ),
             LossMap.Output(
-                display_name="loss_map", tooltip="The loss of each step, for Plot Loss."
+                display_name="loss_map", tooltip="The loss at each step, for Plot Loss."
             ),
-            io.Int.Output(display_name="steps", tooltip="Steps done in all, for Save LoRA."),
+            io.Int.Output(
+                display_name="steps", tooltip="The number of steps done in all, for Save LoRA."
+            ),
             io.Image.Output(display_name="curve", tooltip=curve),
         ],
         hidden=[io.Hidden.unique_id],
@@ -191,7 +193,7 @@ def _run_widgets(name: str, preview_every: int) -> list[Any]:
             default=preview_every,
             min=0,
             max=10_000,
-            tooltip="Show samples on the node every so many steps. 0: none.",
+            tooltip="Steps between two sets of samples on the node. 0: none.",
         ),
         widget(options_of(AdapterSettings)["layers"]),
         widget(options["schedule"]),
@@ -203,7 +205,7 @@ def _run_widgets(name: str, preview_every: int) -> list[Any]:
             min=0,
             max=4096,
             advanced=True,
-            tooltip="Tokens that the text may have. 0: the checkpoint's own number. Fewer: faster, "
-            "and less memory.",
+            tooltip="How many tokens the text may have. 0: the checkpoint's own number. Fewer: "
+            "faster, and less memory.",
         ),
     ]

@@ -22,20 +22,19 @@ class LoadModel(io.ComfyNode):
                     "checkpoint",
                     options=folders.checkpoint_names(),
                     default="demo",
-                    tooltip="demo is small, comes with the pack and edits its toy scenes. Put the "
-                    "released checkpoints (MMaDA-Parallel-A or -M from Hugging Face, the whole "
-                    "folder), or files that `mmada-parallel convert` made of them, into "
-                    "models/mmada_parallel/, then press R. Memory of the released 8B ones, "
-                    "computed: 16.2 GB of weights in bf16, 9.2 GB converted to fp8 or int8, and "
-                    "0.4 to 0.8 GB for one edit of 512x512. With less, weights are streamed.",
+                    tooltip="demo is small, comes with the pack and edits its own toy scenes. Put "
+                    "the released checkpoints (the whole folder of MMaDA-Parallel-A or -M from "
+                    "Hugging Face), or files that `mmada-parallel convert` made of them, into "
+                    "models/mmada_parallel/, then press R. The help page of this node says how "
+                    "much memory they need.",
                 ),
                 io.Combo.Input(
                     "dtype",
                     options=["auto", *host.DTYPES],
                     default="auto",
                     advanced=True,
-                    tooltip="Precision of the transformer. auto: bf16 on a GPU that can; on a CPU "
-                    "fp32 for small models, else as stored.",
+                    tooltip="Precision of the transformer. auto: bf16 on a GPU that supports it; "
+                    "on a CPU fp32 for small models, and as stored for large ones.",
                 ),
                 io.Combo.Input(
                     "image_tokenizer",
@@ -43,9 +42,8 @@ class LoadModel(io.ComfyNode):
                     default="auto",
                     advanced=True,
                     tooltip="Turns pictures into tokens and back. auto: the vqvae (A) or magvitv2 "
-                    "(M) folder inside or beside the checkpoint. Variant M is distributed without "
-                    "it: put showlab/magvitv2 from Hugging Face into "
-                    "models/mmada_parallel/magvitv2/.",
+                    "(M) folder inside or beside the checkpoint. Variant M comes without one: put "
+                    "showlab/magvitv2 from Hugging Face into models/mmada_parallel/magvitv2/.",
                 ),
             ],
             outputs=[

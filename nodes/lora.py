@@ -30,9 +30,9 @@ class ApplyLoRA(io.ComfyNode):
                     "lora",
                     options=folders.adapter_names(),
                     default=folders.NO_ADAPTER,
-                    tooltip="An adapter in models/loras, as a training node, Save LoRA or PEFT "
-                    "wrote it (.safetensors). Press R after you put one there. none: the model as "
-                    "it is. What is connected to lora_model is used instead.",
+                    tooltip="An adapter in models/loras, written by a training node, Save LoRA or "
+                    "PEFT (.safetensors). Press R after you put one there. none: the model as it "
+                    "is. An adapter connected to lora_model is used instead.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -40,8 +40,8 @@ class ApplyLoRA(io.ComfyNode):
                     min=-10.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="How much of the adapter is added. 0: none, 1: as it was trained; "
-                    "negative values go the other way.",
+                    tooltip="How much of the adapter is added. 0: nothing. 1: as it was trained. "
+                    "Negative values push the other way.",
                 ),
                 LoraModel.Input(
                     "lora_model",

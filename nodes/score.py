@@ -29,8 +29,8 @@ class ScoreAlignment(io.ComfyNode):
             node_id="MMaDAParallelScoreAlignment",
             display_name="Score Alignment",
             category=CATEGORY,
-            description="How well text and picture agree, by CLIP: of a pair, of each result of a "
-            "batch, or of a run step by step.",
+            description="Measures by CLIP how well text and picture agree: of a pair, of each "
+            "result of a batch, or of a run step by step.",
             search_aliases=["mmada", "clip score", "best of n", "reward"],
             inputs=_inputs(),
             outputs=[
@@ -47,8 +47,8 @@ class ScoreAlignment(io.ComfyNode):
                 ),
                 io.Image.Output(
                     display_name="plot",
-                    tooltip="Agreement over the steps of a trajectory, a line per sample; else a "
-                    "point per sample.",
+                    tooltip="Agreement over the steps of a trajectory, one line per sample; "
+                    "without a trajectory one point per sample.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -100,8 +100,8 @@ class PickSample(io.ComfyNode):
             node_id="MMaDAParallelPickSample",
             display_name="Pick Sample",
             category=CATEGORY,
-            description="One sample of a batch of tokens. With the number of the best from Score "
-            "Alignment: best of N.",
+            description="Takes one sample out of a batch of tokens. With the number of the best "
+            "sample from Score Alignment: best of N.",
             search_aliases=["mmada", "best of n", "from batch"],
             inputs=[
                 Tokens.Input("tokens", tooltip="A batch, from Parallel Denoise."),
@@ -141,13 +141,15 @@ def _inputs() -> list[io.Input]:
             "for text and image.",
         ),
         Tokens.Input(
-            "tokens", optional=True, tooltip="From Parallel Denoise: scores each sample's result."
+            "tokens",
+            optional=True,
+            tooltip="From Parallel Denoise. The result of each sample is scored.",
         ),
         TrajectoryType.Input(
             "trajectory",
             optional=True,
-            tooltip="From Parallel Denoise, instead of tokens: scores its result, and plots the "
-            "agreement at every recorded step.",
+            tooltip="From Parallel Denoise, instead of tokens. The result is scored, and the plot "
+            "shows the agreement at every recorded step.",
         ),
         io.String.Input(
             "text",
@@ -164,9 +166,9 @@ def _inputs() -> list[io.Input]:
             "clip",
             options=folders.clip_names(),
             default="demo",
-            tooltip="demo knows the toy scenes only, and is weak. Put other CLIPs in open_clip's "
-            "format, each in a folder of its own, into models/open_clip/, then press R. Needs the "
-            "Python package open_clip_torch.",
+            tooltip="The CLIP that measures. demo knows only the toy scenes, and is weak. Put "
+            "others in open_clip's format, each in a folder of its own, into models/open_clip/, "
+            "then press R. Needs the Python package open_clip_torch.",
         ),
     ]
 

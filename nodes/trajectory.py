@@ -17,8 +17,8 @@ class TrajectoryStep(io.ComfyNode):
             node_id="MMaDAParallelTrajectoryStep",
             display_name="Trajectory Step",
             category=CATEGORY,
-            description="Picks one moment of a run, half denoised: to show it, to change it, or to "
-            "denoise on from it with other settings.",
+            description="Picks one step of a run, half denoised: to show it, to change it, or to "
+            "go on from it with other settings.",
             search_aliases=["mmada", "resume", "intermediate"],
             inputs=[
                 Trajectory.Input("trajectory", tooltip="From Parallel Denoise."),
@@ -42,13 +42,16 @@ class TrajectoryStep(io.ComfyNode):
             ],
             outputs=[
                 Tokens.Output(
-                    display_name="tokens", tooltip="What was decided at that moment, and no more."
+                    display_name="tokens",
+                    tooltip="The text and picture at that step; what was still masked is masked.",
                 ),
                 Tokens.Output(
                     display_name="guess",
-                    tooltip="The same with the model's guess where it was not yet decided.",
+                    tooltip="The same with the model's guess in place of what was still masked.",
                 ),
-                io.Int.Output(display_name="step", tooltip="Steps of the run done by then."),
+                io.Int.Output(
+                    display_name="step", tooltip="How many steps of the run were done by then."
+                ),
             ],
         )
 
@@ -81,14 +84,14 @@ class TrajectorySheet(io.ComfyNode):
                     default=8,
                     min=1,
                     max=4096,
-                    tooltip="Steps to show, evenly spread over those that were recorded.",
+                    tooltip="How many steps to show, evenly spread over those that were recorded.",
                 ),
                 io.Int.Input("columns", default=2, min=1, max=64, tooltip="Columns of the sheet."),
                 io.Boolean.Input(
                     "confidence",
                     default=False,
                     tooltip="Lay a map of the model's confidence over each picture, from violet "
-                    "(unsure) to yellow (sure), instead of veiling what is undecided.",
+                    "(unsure) to yellow (sure), instead of a veil over what is still masked.",
                 ),
                 io.Int.Input(
                     "side",

@@ -58,7 +58,7 @@ class SamplerSettings:
         30, "Steps at which image tokens are unmasked, among the same steps.", **_STEPS
     )
     text_temperature: float = option(
-        0.0, "Variety of the text. 0: always the likeliest word.", **_TEMPERATURE
+        0.0, "Variety of the text. 0: always the likeliest words.", **_TEMPERATURE
     )
     image_temperature: float = option(
         1.0,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmada_parallel.mmp_core import MASKED, InputError, TokenState, denoise, encode_instruction
+from mmada_parallel.tests.nodes.help_tables import PAGES, filled
 from PIL import Image
 
 ADVICE = {
@@ -33,6 +34,21 @@ def test_every_input_is_read_and_every_socket_explained(classes):
             assert socket.tooltip and (socket.id in accepted or takes_more)
         assert all(socket.tooltip and socket.display_name for socket in schema.outputs)
         assert schema.description and schema.category == "MMaDA-Parallel"
+
+
+def test_the_tables_of_the_help_pages_are_those_of_the_schemas(classes):
+    for node_id, node in classes.items():
+        page = (PAGES / f"{node_id}.md").read_text(encoding="utf-8")
+        assert page == filled(page, node.define_schema()), (
+            f"{node_id}.md differs from its node: python -m mmada_parallel.tests.nodes.help_tables"
+        )
+
+
+def test_a_help_page_that_differs_is_found(classes):
+    schema = classes["MMaDAParallelRemask"].define_schema()
+    page = (PAGES / "MMaDAParallelRemask.md").read_text(encoding="utf-8")
+    assert filled(page.replace("0 to 0.99", "0 to 1"), schema) == page
+    assert filled(page.replace("red\\|blue", "green"), schema) == page
 
 
 def test_recommended_values_are_the_presets_own(nodes):
