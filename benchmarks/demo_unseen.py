@@ -11,7 +11,7 @@ from itertools import count, islice
 
 import torch
 from mmada_parallel.demo import world
-from mmada_parallel.demo.dataset import HELD_OUT, WorldDataset
+from mmada_parallel.demo.dataset import HELD_OUT, WorldCases
 from mmada_parallel.demo.evaluate import judge
 from mmada_parallel.mmp_core import load_checkpoint
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=500)
     cases = parser.parse_args().cases
     seen = {
-        WorldDataset.task(i, same_grid).instruction
+        WorldCases.task(i, same_grid).instruction
         for examples, same_grid in TRAINED_ON
         for i in range(examples)
     }

@@ -27,17 +27,16 @@ from typing import Any, Literal, NamedTuple
 import torch
 from mmada_parallel.benchmarks import open_tasks
 from mmada_parallel.demo import evaluate, world
-from mmada_parallel.demo.cases import cases_of
-from mmada_parallel.demo.dataset import HELD_OUT
+from mmada_parallel.demo.dataset import HELD_OUT, cases_of
 from mmada_parallel.demo.reward import CheckerReward
 from mmada_parallel.mmp_core import Model, SamplerSettings, load_checkpoint
 from mmada_parallel.mmp_core.checkpoint.load import DEMO
 from mmada_parallel.mmp_core.files import replacing
-from mmada_parallel.training.loop.run import PolicyRun
+from mmada_parallel.training.loop.run import TrainingRun
 from mmada_parallel.training.pararl.run import ParaRLRun
 from mmada_parallel.training.pararl.settings import ParaRLSettings
 from mmada_parallel.training.rewards.clip import DEMO_CLIP, ClipScorer
-from mmada_parallel.training.sft.run import FinetuneRun
+from mmada_parallel.training.sft.run import SFTRun
 from mmada_parallel.training.sft.settings import SFTSettings
 from mmada_parallel.training.weights.policies import FullWeights, LoRA
 from torch import Tensor
@@ -118,11 +117,11 @@ def tune(work: Work) -> str:
         gradient_checkpointing=False,
     )
     policy = FullWeights(model.transformer)
-    run = FinetuneRun(model, cases_of(model, tasks), settings, work.folder / "start", policy=policy)
+    run = SFTRun(model, cases_of(model, tasks), settings, work.folder / "start", policy=policy)
     return run_to_end(run)
 
 
-def run_to_end(run: PolicyRun) -> str:
+def run_to_end(run: TrainingRun) -> str:
     run.resume()
     began, first = time.perf_counter(), run.step
     run.train()

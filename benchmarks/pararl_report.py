@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from mmada_parallel.benchmarks import open_tasks, pararl
 from mmada_parallel.benchmarks.pararl import ARMS, CONDITIONS, SEEDS, judged_file, run_folder
-from mmada_parallel.demo.cases import cases_of
-from mmada_parallel.demo.dataset import HELD_OUT
+from mmada_parallel.demo.dataset import HELD_OUT, cases_of
 from mmada_parallel.training.samples import answers
 from mmada_parallel.views.examples import answers_sheet
 from PIL import Image

@@ -35,7 +35,7 @@ example:
 """
 _TRAIN = """\
 Finetune a checkpoint on your own pictures: by rewards (pararl), or on targets (sft). Under
-`accelerate launch` or `torchrun`, with `-m mmada_parallel.cli train …`, several processes share the
+`accelerate launch`, with `-m mmada_parallel.cli train …`, several processes share the
 work."""
 _PARARL = """\
 Train an adapter by rewards for text and picture that agree, along the denoising trajectory
@@ -143,7 +143,7 @@ def _draw(args: argparse.Namespace) -> None:
 
 
 def _pararl(args: argparse.Namespace) -> None:
-    from .finetune import pararl
+    from .train import pararl
 
     pararl(args)
 

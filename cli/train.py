@@ -1,105 +1,336 @@
-"""``train sft``: the toy world's transformer from nothing, or any checkpoint on a dataset."""
+"""``train``: by rewards, on targets, or the toy world's model from nothing."""
 
 from __future__ import annotations
 
 import argparse
+import math
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
-from ..demo.train import recipe_for, transformer_run, write_checkpoint
-from ..mmp_core import InputError
-from ..mmp_core.checkpoint.load import DEMO
-from .model import memory_explained, pick_device
+from ..demo.train import recipe_for, transformer_run, write_result
+from ..mmp_core import InputError, Model
+from ..mmp_core.checkpoint.load import DEMO, open_checkpoint
+from ..mmp_core.files import readable_size
+from ..mmp_core.memory import free_bytes
+from ..mmp_core.model.config import LAYER_SETS
+from ..mmp_core.options import options_of
+from ..training.cases import Case, Reward
+from ..training.data.dataset import EditDataset, open_dataset, tokenised
+from ..training.data.registry import GENERATED
+from ..training.loop.memory import pararl_bytes, sft_bytes, trained_parameters
+from ..training.loop.ranks import AcceleratedRanks, Ranks, launched_ranks
+from ..training.loop.run import TrainingRun
+from ..training.loop.settings import RunSettings
+from ..training.pararl.run import ParaRLRun
+from ..training.pararl.settings import ParaRLSettings
+from ..training.rewards.clip import ClipScorer, clip_folder
+from ..training.rewards.registry import weighted_reward
+from ..training.sft.run import SFTRun
+from ..training.sft.settings import SFTSettings
+from ..training.weights.adapter_files import base_metadata, save_adapter
+from ..training.weights.checkpoint_files import check_source, save_whole
+from ..training.weights.policies import FullWeights, LoRA, Policy
+from ..training.weights.settings import AdapterSettings
+from ..training.weights.sharded import ShardedWeights
+from .model import load_model, memory_explained, note, pick_device
+from .options import given
+from .training_options import chosen, chosen_rollouts
 
-_FOLDER = Path("build/sft")
+Save = Callable[[Mapping[str, Tensor]], Path]
+"""Writes trained weights; where they are."""
+
+_GENERATED_CASES = 1000
+_MICRO_BATCHES = (64, 32, 16, 8, 4, 2, 1)
+_SHARE = 0.9
+"""Of a GPU's free memory, that may be counted on."""
+_FROM_NOTHING_FOLDER, _FROM_NOTHING_STEPS = Path("build/sft"), 3000
 _ONLY_WITH_DATA = (
     "output",
     "cases",
+    "bad_items",
     "text_length",
-    "image_tokenizer",
     "run_folder",
     "full",
+    "rank",
+    "layers",
     "lora",
-    "schedule",
-    "warmup_steps",
-    "weight_decay",
-    "clip_norm",
-    "micro_batch",
-    "checkpoint_every",
+    "image_tokenizer",
+    "dtype",
 )
 
 
+def pararl(args: argparse.Namespace) -> None:
+    settings = ParaRLSettings(**chosen(args, ParaRLSettings), sampler=chosen_rollouts(args))
+    _check_places(args)
+    if not args.reward and args.data not in GENERATED:
+        raise InputError("--reward: say what to train for, such as clip:FOLDER.")
+    dataset = _dataset(args)
+    reward = _reward(args, dataset)
+    with memory_explained():
+        parts = _prepared(args, dataset, settings, pararl_bytes, need_target=False)
+        run = ParaRLRun(reward=reward, **parts)
+        _train(args, run, ("reward_mean", "kl"), partial(_save, args, run))
+
+
 def sft(args: argparse.Namespace) -> None:
-    if args.data is not None:
-        finetune(args)
-    else:
-        from_nothing(args)
-
-
-def finetune(args: argparse.Namespace) -> None:
-    for option, given in (("--folder", args.folder), ("--decay-steps", args.decay_steps)):
-        if given:
-            raise InputError(
-                f"{option} is for training from nothing, without --data; with it there are "
-                "--run-folder and --schedule."
-            )
+    if args.data is None:
+        _sft_from_nothing(args)
+        return
+    if args.folder:
+        raise InputError(
+            "--folder is for training from nothing, without --data; with it there is --run-folder."
+        )
     if args.output is None:
         raise InputError("--data needs --output FILE.safetensors: where the adapter goes.")
-    from .finetune import sft
-
-    sft(args)
-
-
-def from_nothing(args: argparse.Namespace) -> None:
-    given = [name for name in _ONLY_WITH_DATA if getattr(args, name)]
-    if given or args.model != "demo":
-        option = (given or ["model"])[0].replace("_", "-")
-        raise InputError(f"--{option} needs --data: without it the toy world's model is trained.")
-    folder = args.folder or _FOLDER
-    _check_folder(folder, args.resume)
-    steps = args.steps or 3000
-    device = pick_device(args.device)
-    recipe = recipe_for(device)
-    settings = replace(
-        recipe,
-        steps=steps,
-        batch_size=args.batch_size or recipe.batch_size,
-        learning_rate=args.learning_rate or 8e-4,
-        decay_steps=args.decay_steps or max(1, steps // 3),
-        seed=args.seed or 0,
-    )
+    settings = SFTSettings(**chosen(args, SFTSettings))
+    _check_places(args)
+    dataset = _dataset(args)
     with memory_explained():
-        run = transformer_run(folder, settings, device)
-        with tqdm(
-            total=steps, initial=run.step, desc="training", unit="step", disable=args.quiet
-        ) as bar:
-
-            def show(step: int, metrics: dict[str, float]) -> None:
-                bar.set_postfix(text=metrics["text_loss"], image=metrics["image_loss"])
-                bar.update(step - bar.n)
-
-            run.train(show)
-    out = folder / "checkpoint"
-    write_checkpoint(DEMO, run, out)
-    print(f"{out}  ({run.step} steps)")
+        run = SFTRun(**_prepared(args, dataset, settings, sft_bytes, need_target=True))
+        _train(args, run, ("text_loss", "image_loss"), partial(_save, args, run))
 
 
-def _check_folder(folder: Path, resume: bool) -> None:
-    begun = (folder / "run.pt").exists()
-    if begun and not resume:
-        raise InputError(
-            f"{folder} holds a run: --resume continues it, --folder starts another elsewhere."
-        )
-    if resume and not begun:
-        raise InputError(f"{folder} holds no run to resume.")
+def _sft_from_nothing(args: argparse.Namespace) -> None:
+    names = [name for name in _ONLY_WITH_DATA if getattr(args, name)]
+    if names or args.model != "demo":
+        option = (names or ["model"])[0].replace("_", "-")
+        raise InputError(f"--{option} needs --data: without it the toy world's model is trained.")
     if not (DEMO / "vqvae").is_dir():
         raise InputError(
             f"{DEMO} has no vqvae folder: the demo's image tokenizer, which this run shares, is "
             "missing; install the package again."
         )
+    device, folder = pick_device(args.device), args.folder or _FROM_NOTHING_FOLDER
+    options = {"steps": _FROM_NOTHING_STEPS} | chosen(args, SFTSettings)
+    falls = options.get("schedule") != "constant"
+    decay = {"decay_steps": max(1, options["steps"] // 3) if falls else 0}
+    settings = replace(recipe_for(device), **(decay | options))
+    _check_run_folder(args, folder, "--folder")
+    with memory_explained():
+        run = transformer_run(folder, settings, device, DEMO, ranks=_ranks(args))
+        out = folder / "checkpoint"
+        _train(args, run, ("text_loss", "image_loss"), partial(write_result, run, DEMO, out))
+
+
+def _check_places(args: argparse.Namespace) -> None:
+    """Refuse, before anything is loaded, what cannot be written or resumed."""
+    if args.output.suffix != ".safetensors":
+        raise InputError(f"{args.output}: end the name in .safetensors.")
+    if args.output.is_dir():
+        raise InputError(f"{args.output} is a folder; give the name of a file in it.")
+    if args.full:
+        check_source(open_checkpoint(args.model, image_tokenizer_path=args.image_tokenizer))
+    _check_run_folder(args, _folder(args), "--run-folder")
+    _make(args.output.parent)
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    return args.run_folder or args.output.with_name(f"{args.output.stem}-run")
+
+
+def _check_run_folder(args: argparse.Namespace, folder: Path, option: str) -> None:
+    begun = (folder / "run.pt").exists()
+    if begun and not args.resume:
+        raise InputError(
+            f"{folder} holds a run: --resume continues it, {option} keeps another elsewhere."
+        )
+    if args.resume and not begun:
+        raise InputError(f"{folder} holds no run to resume.")
+    _make(folder)
+
+
+def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be made ({error.strerror or error}).") from None
+
+
+def _dataset(args: argparse.Namespace) -> EditDataset:
+    if args.data in GENERATED:
+        return GENERATED[args.data].make(args.cases or _GENERATED_CASES)
+    return open_dataset(args.data, bad_items=args.bad_items or "skip", limit=args.cases)
+
+
+def _reward(args: argparse.Namespace, dataset: EditDataset) -> Reward:
+    device = pick_device(args.device)
+    return weighted_reward(
+        args.reward or [GENERATED[args.data].reward],
+        lambda place: ClipScorer(clip_folder(place), device=device),
+        dataset,
+    )
+
+
+def _prepared(
+    args: argparse.Namespace,
+    dataset: EditDataset,
+    settings: RunSettings,
+    bytes_of: Callable[..., int],
+    *,
+    need_target: bool,
+) -> dict[str, Any]:
+    """What every run is made of."""
+    ranks = _ranks(args)
+    model = load_model(args)
+    with ranks.first_one_first():  # the others then find the first one's cache
+        cases = _tokenised(args, dataset, model, need_target)
+    return {
+        "model": model,
+        "cases": cases,
+        "settings": _fitted(args, model, cases, settings, bytes_of),
+        "folder": _folder(args),
+        "policy": _policy(args, model, ranks),
+        "ranks": ranks,
+    }
+
+
+def _ranks(args: argparse.Namespace) -> Ranks:
+    ranks = launched_ranks(pick_device(args.device))
+    args.quiet = args.quiet or not ranks.first
+    return ranks
+
+
+def _tokenised(
+    args: argparse.Namespace, dataset: EditDataset, model: Model, need_target: bool
+) -> Sequence[Case]:
+    with tqdm(desc="tokenising", unit="picture", delay=1, disable=args.quiet) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        cases = tokenised(
+            dataset,
+            model,
+            cache=_folder(args) / "codes.safetensors",
+            need_target=need_target,
+            text_length=args.text_length,
+            callback=advance,
+        )
+    for name, reason in cases.skipped:
+        note(args, f"skipped {name}: {reason}")
+    note(args, " ".join(filter(None, (f"{len(cases)} cases of {dataset.place}.", cases.note))))
+    return cases
+
+
+def _fitted(
+    args: argparse.Namespace,
+    model: Model,
+    cases: Sequence[Case],
+    settings: RunSettings,
+    bytes_of: Callable[..., int],
+) -> RunSettings:
+    """``settings`` with as large a micro-batch as a GPU has room for, unless it was given.
+
+    Raises ``InputError`` where not even one sequence fits.
+    """
+    free, needed = free_bytes(model.device), 0
+    if args.full or args.micro_batch or free == math.inf:
+        return settings
+    adapter = _adapter(args)
+    trained = trained_parameters(model, LAYER_SETS[adapter.layers], adapter.rank)
+    for at_once in _MICRO_BATCHES:
+        needed = bytes_of(model, cases, settings, trained, at_once)
+        if needed < _SHARE * free:
+            note(args, f"{at_once} sequences at a time, which need {readable_size(needed)}")
+            return replace(settings, micro_batch=at_once)
+    raise InputError(
+        f"Training needs {readable_size(needed)} beside the model; the GPU has "
+        f"{readable_size(int(free))} free: quantise the checkpoint with convert --quantize, or use "
+        "a smaller --rank or --text-length."
+    )
+
+
+def _policy(args: argparse.Namespace, model: Model, ranks: Ranks) -> Policy:
+    if args.full and isinstance(ranks, AcceleratedRanks):
+        return ShardedWeights(model.transformer, ranks.accelerator.device)
+    if args.full:
+        if args.dtype in (None, "auto"):
+            model.transformer.float()
+        return FullWeights(model.transformer)
+    adapter, seed = _adapter(args), args.seed or 0
+    return LoRA(model.transformer, rank=adapter.rank, layers=LAYER_SETS[adapter.layers], seed=seed)
+
+
+def _adapter(args: argparse.Namespace) -> AdapterSettings:
+    return AdapterSettings(**given(args, options_of(AdapterSettings)))
+
+
+def _train(args: argparse.Namespace, run: TrainingRun, shown: Sequence[str], save: Save) -> None:
+    """Train to the end; ``save`` what was trained, at Ctrl-C, too. ``shown``: metrics to tell."""
+    if args.resume:
+        run.resume()
+        note(args, f"resuming after step {run.step}")
+    with tqdm(
+        total=run.settings.steps,
+        initial=run.step,
+        desc="training",
+        unit="step",
+        disable=args.quiet,
+    ) as bar:
+
+        def show(step: int, metrics: dict[str, float]) -> None:
+            bar.set_postfix({name: f"{metrics[name]:.4g}" for name in shown})
+            bar.update(step - bar.n)
+
+        def tell(phase: str, done: int, total: int) -> None:
+            bar.set_description(f"{phase} {100 * done // total} %")
+
+        with _terminated_as_interrupted():
+            try:
+                run.train(show, tell)
+            except KeyboardInterrupt:
+                bar.close()
+                note(args, f"{run.folder.last_good} --resume continues it.")
+                if run.step and run.folder.saved_step == run.step and not run.policy.sharded:
+                    _finish(run, save)
+                raise
+    _finish(run, save)
+    run.ranks.close()
+
+
+def _finish(run: TrainingRun, save: Save) -> None:
+    with run.averaged():
+        weights = run.policy.state_dict()
+        if run.ranks.first:
+            print(f"{save(weights)}  ({run.step} steps)")
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """A cluster's SIGTERM stops the run as Ctrl-C does."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _save(args: argparse.Namespace, run: TrainingRun, weights: Mapping[str, Tensor]) -> Path:
+    about = {**run.metadata(), "dataset": Path(args.data).name}
+    if args.lora:
+        about["loras"] = ", ".join(f"{file.name}:{strength:g}" for file, strength in args.lora)
+    try:
+        if isinstance(run.policy, LoRA):
+            save_adapter(args.output, run.policy, {**about, **base_metadata(run.model)})
+        else:
+            source = open_checkpoint(args.model, image_tokenizer_path=args.image_tokenizer)
+            save_whole(args.output, weights, source, about)
+    except OSError as error:
+        raise InputError(
+            f"{args.output} cannot be written ({error.strerror or error}): --resume with another "
+            f"--output and --run-folder {_folder(args)}."
+        ) from None
+    return args.output

@@ -1,16 +1,20 @@
-"""Training examples of the toy world, by index: reproducible on every machine, without end."""
+"""Tasks of the toy world as cases to train on, in the codes of its own image tokenizer."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ..mmp_core.checkpoint.load import Model
 from ..mmp_core.state import TokenState
 from ..mmp_core.variants.base import Layout
-from ..training.sft.loss import Example
+from ..training.cases import Case, EndlessCases
 from . import world
+from .render import render
 from .tokenizer import TEXT_LENGTH
 
 HELD_OUT = 10**9
@@ -19,21 +23,50 @@ CHANGED_WEIGHT = 4.0
 """Loss weight of image tokens that the edit changes. The paper's is 1; most tokens are copies."""
 
 
-class WorldDataset:
-    """``dataset[i]``: example ``i``. ``same_grid``: so many in a row share a grid and can be
-    trained on together."""
+class WorldCases(EndlessCases):
+    """Case ``i`` is task ``i``: reproducible on every machine.
+
+    ``same_grid``: so many in a row share a grid and can be trained on together.
+    """
 
     def __init__(self, layout: Layout, same_grid: int = 128):
         self.layout, self.same_grid = layout, same_grid
+        self.fingerprint = f"toy world, {same_grid} tasks of a grid"
 
-    def __getitem__(self, index: int) -> Example:
-        return to_example(self.task(index, self.same_grid), self.layout)
+    def __getitem__(self, number: int) -> Case:
+        return to_case(number, self.task(number, self.same_grid), self.layout, CHANGED_WEIGHT)
 
     @staticmethod
-    def task(index: int, same_grid: int = 128) -> world.Task:
-        chooser = random.Random(f"grid {index // same_grid}")
+    def task(number: int, same_grid: int = 128) -> world.Task:
+        chooser = random.Random(f"grid {number // same_grid}")
         grid = world.GRIDS[0] if chooser.random() < 0.5 else chooser.choice(world.GRIDS[1:])
-        return world.task(index, grid=grid)
+        return world.task(number, grid=grid)
+
+
+def cases_of(model: Model, tasks: Iterable[world.Task]) -> list[Case]:
+    """``tasks`` with their targets. ``facts`` is the task itself."""
+    return [to_case(number, task, model.layout) for number, task in enumerate(tasks)]
+
+
+def to_case(number: int, task: world.Task, layout: Layout, changed_weight: float = 1.0) -> Case:
+    """``changed_weight``: loss weight of image tokens that the edit changes."""
+    after = torch.tensor([task.after.codes()])
+    before = None if task.before is None else torch.tensor([task.before.codes()])
+    target = TokenState(text_ids(layout, task.sentence), after)
+    weight = None
+    if changed_weight != 1:
+        changed = torch.zeros_like(after, dtype=torch.bool) if before is None else after != before
+        weight = torch.where(changed, changed_weight, 1.0)
+    blank = TokenState.masked(1, target.text.shape[1], target.grid)
+    return Case(
+        f"task {number} ({task.kind})",
+        layout.encode(task.instruction, before, blank),
+        task.instruction,
+        None if task.before is None else partial(render, task.before),
+        target,
+        task,
+        weight,
+    )
 
 
 def text_ids(layout: Layout, sentence: str, length: int = TEXT_LENGTH) -> Tensor:
@@ -43,13 +76,3 @@ def text_ids(layout: Layout, sentence: str, length: int = TEXT_LENGTH) -> Tensor
         raise ValueError(f"Sentence of {len(ids)} tokens exceeds {length}: {sentence!r}")
     padding = [layout.tokenizer.eos_token_id] * (length - len(ids))
     return torch.tensor([ids + padding])
-
-
-def to_example(task: world.Task, layout: Layout) -> Example:
-    after = torch.tensor([task.after.codes()])
-    before = None if task.before is None else torch.tensor([task.before.codes()])
-    target = TokenState(text_ids(layout, task.sentence), after)
-    weight = torch.ones(after.shape)
-    if before is not None:
-        weight = torch.where(after != before, CHANGED_WEIGHT, weight)
-    return Example(layout.encode(task.instruction, before, target), target, weight)

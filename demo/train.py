@@ -1,9 +1,9 @@
 """Train the demo checkpoint from nothing: ``python -m mmada_parallel.demo.train``.
 
-Stages, each skipped when its result is there: tokenizer and configuration, image tokenizer, CLIP,
-transformer (the long one, resumable at any step), and the checkpoint folder in the released layout.
-``torchrun --nproc-per-node 2 -m mmada_parallel.demo.train`` spreads the transformer over processes.
-The defaults are the device's own: thousands of examples per step on a GPU, 128 on a CPU.
+Stages, each skipped when its result is there: image tokenizer, CLIP, transformer (the long one, an
+SFT run that resumes at any step), and the checkpoint folder in the released layout.
+``accelerate launch -m mmada_parallel.demo.train`` spreads the transformer over processes. The
+defaults are the device's own: thousands of examples per step on a GPU, 128 on a CPU.
 """
 
 from __future__ import annotations
@@ -12,60 +12,67 @@ import argparse
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..mmp_core.checkpoint.load import load_checkpoint
 from ..mmp_core.files import replacing
 from ..mmp_core.model.config import ModelConfig
 from ..mmp_core.model.transformer import MaskedDiffusionTransformer, sdpa_attention
-from ..mmp_core.variants.mmada_parallel_a import LayoutA
-from ..training.sft.pretrain import SFTRun, SFTSettings, initialise
+from ..training.loop.ranks import Ranks, launched_ranks
+from ..training.sft.run import SFTRun
+from ..training.sft.settings import SFTSettings
+from ..training.weights.initial import initialise
+from ..training.weights.policies import FullWeights
 from .clip import train_clip
-from .dataset import WorldDataset
+from .dataset import WorldCases
 from .tokenizer import model_config, write_tokenizer
 from .vq import train_vq
 
 SIZES = {"d_model": 256, "n_layers": 6, "n_heads": 4, "mlp_hidden_size": 512}
-RECIPES = {
-    "cpu": SFTSettings(
-        steps=3000,
-        decay_steps=1000,
-        batch_size=128,
-        learning_rate=8e-4,
-        muon=True,
-        drop_text=0.03,
-        drop_image=0.03,
-        drop_both=0.04,
-    ),
-    "cuda": SFTSettings(
-        steps=4000,
-        decay_steps=3400,
-        batch_size=2048,
-        window=16,
-        micro_batch=2048,
-        learning_rate=8e-4,
-        warmup_steps=50,
-        ema=0.995,
-        bf16=False,
-        muon=True,
-        drop_text=0.03,
-        drop_image=0.02,
-        drop_both=0.06,
-    ),
-}
+CPU_RECIPE = SFTSettings(
+    steps=3000,
+    batch_size=128,
+    micro_batch=256,
+    learning_rate=8e-4,
+    schedule="linear",
+    decay_steps=1000,
+    warmup_steps=100,
+    optimizer="muon",
+    weight_decay=0.01,
+    ema=0.999,
+    gradient_checkpointing=False,
+    checkpoint_every=200,
+    bf16=True,
+    drop_text=0.03,
+    drop_image=0.03,
+    drop_both=0.04,
+)
+CUDA_RECIPE = replace(
+    CPU_RECIPE,
+    steps=4000,
+    batch_size=2048,
+    micro_batch=2048,
+    window=16,
+    decay_steps=3400,
+    warmup_steps=50,
+    ema=0.995,
+    bf16=False,
+    drop_image=0.02,
+    drop_both=0.06,
+)
 """So small a model is bound by the number of launches on a GPU: few large batches of one shape, and
 no autocast, whose casts about double the copies (float32 in TF32 instead)."""
 ENCODER_STEPS, DECODER_STEPS, CLIP_STEPS = 1500, 4000, 7000
 
 
 def recipe_for(device: str) -> SFTSettings:
-    """``RECIPES``, that of a CPU for any device that is not CUDA."""
-    return RECIPES.get(device, RECIPES["cpu"])
+    return CUDA_RECIPE if device == "cuda" else CPU_RECIPE
 
 
 def short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -77,53 +84,77 @@ def short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def transformer_run(
-    folder: Path, settings: SFTSettings, device: str, start: Path | None = None
+    folder: Path,
+    settings: SFTSettings,
+    device: str,
+    parts: Path,
+    *,
+    start: Path | None = None,
+    ranks: Ranks | None = None,
 ) -> SFTRun:
-    """The SFT run in ``folder``, resumed if it has begun; writes configuration and tokenizer.
+    """The SFT run in ``folder``.
 
-    ``start``: a checkpoint whose weights a new run begins with.
+    ``parts``: where image tokenizer and CLIP are. ``start``: a checkpoint whose weights a new run
+    begins with, random ones if ``None``.
     """
-    from safetensors.torch import load_model
-    from transformers import PreTrainedTokenizerFast
-
-    folder.mkdir(parents=True, exist_ok=True)
-    config = model_config(**SIZES)
-    if not (folder / "config.json").exists():
-        write_tokenizer(folder)
-        (folder / "config.json").write_text(json.dumps(config, indent=1))
-    layout = LayoutA(PreTrainedTokenizerFast.from_pretrained(folder), config)
-    attention = short_attention if device == "cpu" else sdpa_attention
-    model = MaskedDiffusionTransformer(ModelConfig.from_dict(config), attention=attention)
-    initialise(model, settings.seed)
-    if start is not None:
-        load_model(model, start / "model.safetensors")
-    model.to(device)
-    dataset = WorldDataset(layout, same_grid=settings.window * settings.batch_size)
-    run = SFTRun(model, layout, dataset, settings, folder)
-    if run.resume():
-        print(f"resuming at step {run.step}", flush=True)
-    return run
+    ranks, begun = ranks or Ranks(), folder / "start"
+    if start is None and ranks.first and not (begun / "model.safetensors").exists():
+        model = MaskedDiffusionTransformer(ModelConfig.from_dict(model_config(**SIZES)))
+        initialise(model, settings.seed)
+        write_checkpoint(begun, parts, model.state_dict())
+    with ranks.first_one_first():
+        model = load_checkpoint(
+            start or begun,
+            device=device,
+            dtype=torch.float32,
+            attention=short_attention if device == "cpu" else sdpa_attention,
+        )
+    cases = WorldCases(model.layout, same_grid=settings.window * settings.batch_size)
+    policy = FullWeights(model.transformer)
+    return SFTRun(model, cases, settings, folder, policy=policy, ranks=ranks)
 
 
-def write_checkpoint(folder: Path, run: SFTRun, out: Path) -> None:
-    """Collect the parts under ``folder`` into ``out`` in the released layout, weights in bf16."""
-    from safetensors.torch import load_file, save_file
+def write_result(run: SFTRun, parts: Path, out: Path, weights: Mapping[str, Tensor]) -> Path:
+    """Write the trained ``weights`` to the folder ``out``, in bf16."""
+    halved = {name: weight.bfloat16().cpu() for name, weight in weights.items()}
+    write_checkpoint(out, parts, halved, {"sft_steps": str(run.step)})
+    return out
 
+
+def write_checkpoint(
+    out: Path,
+    parts: Path,
+    weights: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """A checkpoint of ``weights`` in the released layout, with what the folder ``parts`` holds of
+    image tokenizer and CLIP (in bf16)."""
     out.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.bfloat16().cpu() for name, tensor in run.average.items()}
-    with replacing(out / "model.safetensors") as path:
-        save_file(weights, path, metadata={"format": "pt", "sft_steps": str(run.step)})
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(run.folder / name, out / name)
-    for part in ("vqvae", "clip"):
-        (out / part).mkdir(exist_ok=True)
-        for file in sorted((folder / part).iterdir()):
-            if file.suffix == ".safetensors":
-                small = {name: tensor.bfloat16() for name, tensor in load_file(file).items()}
-                with replacing(out / part / file.name) as path:
-                    save_file(small, path, metadata={"format": "pt"})
-            else:
-                shutil.copyfile(file, out / part / file.name)
+    write_tokenizer(out)
+    (out / "config.json").write_text(json.dumps(model_config(**SIZES), indent=1))
+    for file in (f for part in ("vqvae", "clip") for f in sorted((parts / part).glob("*"))):
+        copy = out / file.parent.name / file.name
+        copy.parent.mkdir(exist_ok=True)
+        if file.suffix == ".safetensors":
+            _save(copy, {name: tensor.bfloat16() for name, tensor in load_file(file).items()})
+        else:
+            shutil.copyfile(file, copy)
+    _save(out / "model.safetensors", weights, metadata)
+
+
+def _save(
+    file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    with replacing(file) as path:
+        save_file(dict(tensors), path, metadata={"format": "pt", **(metadata or {})})
+
+
+def _train_parts(folder: Path, device: str, clip_steps: int, workers: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "vqvae").exists():
+        train_vq(folder, encoder_steps=ENCODER_STEPS, decoder_steps=DECODER_STEPS, device=device)
+    if not (folder / "clip" / "open_clip_model.safetensors").exists():
+        train_clip(folder / "clip", steps=clip_steps, device=device, workers=workers)
 
 
 def main() -> None:
@@ -140,33 +171,23 @@ def main() -> None:
     parser.add_argument("--clip-steps", type=int, default=CLIP_STEPS)
     args = parser.parse_args()
     torch.set_float32_matmul_precision("high")
-    recipe = replace(recipe_for(args.device), workers=args.workers)
-    chosen = {name: getattr(args, name) for name in ("steps", "decay_steps", "batch_size")}
-    settings = replace(recipe, **{name: value for name, value in chosen.items() if value})
-    if "WORLD_SIZE" in os.environ:
-        backend = "gloo" if args.device == "cpu" else "nccl"
-        if args.device == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group(backend, timeout=timedelta(hours=12))
-    run = transformer_run(args.folder / "sft", settings, args.device, args.start)
-    if run.rank == 0:
-        if not (args.folder / "vqvae").exists():
-            train_vq(
-                args.folder,
-                encoder_steps=ENCODER_STEPS,
-                decoder_steps=DECODER_STEPS,
-                device=args.device,
-            )
-        if not (args.folder / "clip" / "open_clip_model.safetensors").exists():
-            train_clip(
-                args.folder / "clip",
-                steps=args.clip_steps,
-                device=args.device,
-                workers=args.workers,
-            )
-    run.train(lambda step, line: print(json.dumps(line), flush=True))
-    if run.rank == 0:
-        write_checkpoint(args.folder, run, args.out)
+    names = ("steps", "decay_steps", "batch_size")
+    chosen = {name: getattr(args, name) for name in names if getattr(args, name)}
+    settings = replace(recipe_for(args.device), workers=args.workers, **chosen)
+    ranks = launched_ranks(args.device)
+    with ranks.first_one_first():
+        if ranks.first:
+            _train_parts(args.folder, args.device, args.clip_steps, args.workers)
+    run = transformer_run(
+        args.folder / "sft", settings, args.device, args.folder, start=args.start, ranks=ranks
+    )
+    if run.resume():
+        print(f"resuming after step {run.step}", flush=True)
+    run.train(lambda step, line: ranks.first and print(json.dumps(line), flush=True))
+    with run.averaged():
+        if ranks.first:
+            write_result(run, args.folder, args.out, run.policy.state_dict())
+    ranks.close()
 
 
 if __name__ == "__main__":

@@ -10,21 +10,21 @@ from typing import ClassVar, Generic, TypeVar
 from ..mmp_core import Model
 from ..training.cases import Case, Pair, Reward
 from ..training.data.dataset import EditDataset
-from ..training.loop.memory import finetune_bytes, pararl_bytes
-from ..training.loop.run import PolicyRun
+from ..training.loop.memory import pararl_bytes, sft_bytes
+from ..training.loop.run import TrainingRun
 from ..training.loop.settings import RunSettings
 from ..training.pararl.run import ParaRLRun
 from ..training.pararl.settings import ParaRLSettings
 from ..training.rewards.registry import chosen
 from ..training.samples import answers
-from ..training.sft.run import FinetuneRun
+from ..training.sft.run import SFTRun
 from ..training.sft.settings import SFTSettings
 from ..training.weights.policies import LoRA
 from . import host
 
 Metrics = dict[str, float]
 Settings = TypeVar("Settings", bound=RunSettings)
-Run = TypeVar("Run", bound=PolicyRun)
+Run = TypeVar("Run", bound=TrainingRun)
 
 
 class Recipe(ABC, Generic[Settings, Run]):
@@ -134,7 +134,7 @@ class ParaRL(Recipe[ParaRLSettings, ParaRLRun]):
         return run.samples(count)
 
 
-class SFT(Recipe[SFTSettings, FinetuneRun]):
+class SFT(Recipe[SFTSettings, SFTRun]):
     need_target = True
     curve = ("loss", "loss")
 
@@ -143,12 +143,12 @@ class SFT(Recipe[SFTSettings, FinetuneRun]):
         return self.settings.batch_size
 
     def bytes_of(self, model: Model, cases: Sequence[Case], trained: int, at_once: int) -> int:
-        return finetune_bytes(model, cases, self.settings, trained, at_once)
+        return sft_bytes(model, cases, self.settings, trained, at_once)
 
     def run(
         self, model: Model, cases: Sequence[Case], settings: SFTSettings, folder: Path, policy: LoRA
-    ) -> FinetuneRun:
-        return FinetuneRun(model, cases, settings, folder, policy=policy)
+    ) -> SFTRun:
+        return SFTRun(model, cases, settings, folder, policy=policy)
 
     def figures(self, metrics: Metrics) -> str:
         return (
@@ -156,10 +156,10 @@ class SFT(Recipe[SFTSettings, FinetuneRun]):
             f"{metrics['image_loss']:.3g}\ngradient {metrics['grad_norm']:.3g}"
         )
 
-    def samples(self, run: FinetuneRun, count: int) -> list[Pair]:
+    def samples(self, run: SFTRun, count: int) -> list[Pair]:
         return answers(
             run.model,
-            run.cases[:count],
+            run.first_cases(count),
             seed=run.settings.seed,
             micro_batch=min(count, run.settings.micro_batch),
             progress=lambda done, total: host.stop_if_interrupted(),

@@ -15,7 +15,7 @@ from ..mmp_core.model.config import LAYER_SETS
 from ..training.cases import Case
 from ..training.data.dataset import EditDataset, tokenised
 from ..training.loop.memory import trained_parameters
-from ..training.loop.run import PolicyRun
+from ..training.loop.run import TrainingRun
 from ..training.weights.adapter_files import adapter_tensors, base_metadata, save_adapter
 from ..training.weights.policies import LoRA
 from ..views.plot import line_plot
@@ -82,9 +82,8 @@ def train(
             layers=layers,
             seed=settings.seed,
             device=memory.device,
+            start=existing or None,
         ) as policy:
-            if existing:
-                _continue(policy, existing, inputs.existing_lora)
             run = recipe.run(hosted.model, cases, settings, folder, policy)
             if inputs.resume:
                 run.resume()
@@ -94,7 +93,7 @@ def train(
 
 def _outputs(
     hosted: host.HostedModel,
-    run: PolicyRun,
+    run: TrainingRun,
     policy: LoRA,
     recipe: Recipe[Any, Any],
     view: TrainingView,
@@ -173,13 +172,3 @@ def _existing(model: Model, name: str) -> dict[str, torch.Tensor]:
 def _rank_and_layers(state: dict[str, torch.Tensor]) -> tuple[int, tuple[str, ...]]:
     rank = max(tensor.shape[0] for name, tensor in state.items() if ".lora_A." in name)
     return rank, tuple(sorted({name.split(".")[-3] for name in state}))
-
-
-def _continue(policy: LoRA, state: dict[str, torch.Tensor], name: str) -> None:
-    shapes = {key: tensor.shape for key, tensor in policy.state_dict().items()}
-    if shapes != {key: tensor.shape for key, tensor in state.items()}:
-        raise InputError(
-            f"{name} cannot be trained on: expected an adapter of this model with one rank and "
-            "the same layers in every block."
-        )
-    policy.load_state_dict(state)

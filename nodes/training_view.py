@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from ..training.loop.run import PolicyRun
+from ..training.loop.run import TrainingRun
 from ..views.examples import answers_sheet
 from .host import Progress, stop_if_interrupted
 from .training_recipes import Metrics, Recipe
@@ -17,7 +17,7 @@ _SAMPLES = 4
 
 
 class TrainingView:
-    """``callback`` and ``progress`` for ``PolicyRun.train``; stops when interrupted.
+    """``callback`` and ``progress`` for ``TrainingRun.train``; stops when interrupted.
 
     ``preview_every``: steps between samples, 0 for none. ``memory``: gives a line about it.
     """
@@ -25,7 +25,7 @@ class TrainingView:
     def __init__(
         self,
         page: Progress,
-        run: PolicyRun,
+        run: TrainingRun,
         recipe: Recipe[Any, Any],
         preview_every: int,
         memory: Callable[[], str],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,10 @@ class Case:
 
     ``name``: how messages call it. ``prompt``: batch 1, its initial state all masked.
     ``instruction``: the same in words. ``source()``: the picture to edit as the model sees it, read
-    anew at each call; ``None`` to generate without one. ``target``: the fully decided answer (batch
-    1), which only SFT needs.
-    ``facts``: whatever else a reward needs, such as the toy world's task.
+    anew at each call; ``None`` to generate without one. ``target``: the answer without masks (batch
+    1), which only SFT needs. ``facts``: whatever else a reward needs, such as the toy world's task.
+    ``image_weight``: (1, H, W) float, what the loss of each image token of the target counts;
+    ``None`` for 1 everywhere (the paper's loss).
     """
 
     name: str
@@ -29,15 +31,31 @@ class Case:
     source: Callable[[], Image.Image] | None
     target: TokenState | None = None
     facts: Any = None
+    image_weight: Tensor | None = None
+
+
+class EndlessCases(ABC):
+    """Cases that are made by their number, from 0 up without end, each trained on once.
+
+    ``fingerprint``: differs where the same number gives another case.
+    """
+
+    fingerprint: str
+
+    @abstractmethod
+    def __getitem__(self, number: int, /) -> Case: ...
+
+
+Cases = Sequence[Case] | EndlessCases
 
 
 @dataclass(frozen=True)
 class Pair:
     """Text and picture of one rollout at one denoising step.
 
-    ``text``: what is decided, undecided tokens dropped; ``marked``: the same with ``░`` for each
-    undecided token. ``picture``: the model's likeliest where undecided. ``progress``: share of the
-    run's steps that are done, 0 … 1; 1 is the final pair.
+    ``text``: what is unmasked, masked tokens left out; ``marked``: the same with ``░`` for each
+    masked token. ``picture``: the model's likeliest where masked. ``progress``: share of the run's
+    steps that are done, 0 … 1; 1 is the final pair.
     """
 
     case: Case

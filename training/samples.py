@@ -9,7 +9,8 @@ from typing import Any
 from ..mmp_core.checkpoint.load import Model
 from ..mmp_core.sampler.settings import SamplerSettings
 from .cases import Case, Pair
-from .pararl.rollout import Group, alike, final_pairs, roll_out
+from .pararl.pairs import final_pairs
+from .pararl.rollout import Group, group_by_shape, roll_out
 
 SAMPLER = SamplerSettings(text_steps=32, image_steps=16, joint_guidance=0.0)
 
@@ -29,8 +30,8 @@ def answers(
     ``progress(done, total)`` may raise to interrupt.
     """
     groups = [Group.of(number, case, 1, f"{seed} look") for number, case in enumerate(cases)]
-    found: list[Pair] = []
-    for members in alike(groups):
+    pairs: list[Pair] = []
+    for members in group_by_shape(groups):
         rollouts = roll_out(
             model,
             members,
@@ -39,5 +40,5 @@ def answers(
             micro_batch=micro_batch,
             progress=progress,
         )
-        found += final_pairs(model, rollouts, micro_batch=micro_batch)
-    return found
+        pairs += final_pairs(model, rollouts, micro_batch=micro_batch)
+    return pairs

@@ -116,10 +116,11 @@ class Adapter(nn.Module):
 
 
 class AttachedAdapter:
-    """``strength`` times an adapter, added to what the layers of a transformer compute."""
+    """``strength`` times an adapter, added to what the layers of a transformer compute while it is
+    ``active``."""
 
     def __init__(self, adapter: Adapter, transformer: MaskedDiffusionTransformer, strength: float):
-        self._strength, self._active = strength, True
+        self._strength, self.active = strength, True
         self._handles = [
             transformer.get_submodule(name).register_forward_hook(self._adding(low_rank))
             for name, low_rank in adapter.low_ranks.items()
@@ -127,7 +128,7 @@ class AttachedAdapter:
 
     def _adding(self, low_rank: LowRank):
         def add(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-            if not self._active:
+            if not self.active:
                 return output
             return torch.add(output, low_rank(inputs[0]), alpha=self._strength)
 
@@ -136,11 +137,11 @@ class AttachedAdapter:
     @contextmanager
     def suspended(self) -> Iterator[None]:
         """Inside, the transformer computes as without this adapter."""
-        before, self._active = self._active, False
+        before, self.active = self.active, False
         try:
             yield
         finally:
-            self._active = before
+            self.active = before
 
     def remove(self) -> None:
         for handle in self._handles:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from mmada_parallel.cli import finetune
+from mmada_parallel.cli import train as command
 from mmada_parallel.demo.render import render
 from mmada_parallel.demo.world import task
 from mmada_parallel.mmp_core import load_checkpoint
@@ -122,11 +122,13 @@ def test_all_weights_become_a_checkpoint(run, checkpoint, tmp_path):
     assert code == 2 and "folder it was made from" in err
 
 
-@pytest.mark.parametrize("option", ["--folder", "--decay-steps"])
-def test_options_of_the_other_training_are_refused(run, checkpoint, option, tmp_path):
+@pytest.mark.parametrize(
+    "option, named", [("--folder", "--folder"), ("--decay-steps", "decay_steps")]
+)
+def test_options_of_the_other_training_are_refused(run, checkpoint, option, named, tmp_path):
     common = ("--model", checkpoint, "--data", "demo", "--output", tmp_path / "a.safetensors")
     code, out, err = run("train", "sft", *common, "--quiet", option, 7)
-    assert (code, out, len(err.splitlines())) == (2, "", 1) and option in err
+    assert (code, out, len(err.splitlines())) == (2, "", 1) and named in err
 
 
 def test_training_goes_on_only_when_asked_to(pararl):
@@ -198,19 +200,37 @@ def test_a_gpu_gets_as_large_a_micro_batch_as_it_has_room_for(
     few = [option for option in FEW if option not in ("--micro-batch", 8)]
     output = ("--model", checkpoint, "--output", tmp_path / "toy.safetensors")
     train = ("train", "pararl", *output, *few, *QUICK, *CLIP)
-    monkeypatch.setattr(finetune, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(command, "free_bytes", lambda device: 1000)
     code, out, err = run(*train, "--quiet")
     assert (code, out, len(err.splitlines())) == (2, "", 1) and "0.0 MB free" in err
-    monkeypatch.setattr(finetune, "free_bytes", lambda device: 10**12)
+    monkeypatch.setattr(command, "free_bytes", lambda device: 10**12)
     code, _, err = run(*train)
     assert code == 0 and "64 sequences at a time" in err
     _, about = read_adapter(tmp_path / "toy.safetensors")
     assert json.loads(about["settings"])["micro_batch"] == 64
 
 
-def test_sft_from_nothing_takes_no_options_of_a_finetuning(run, tmp_path):
-    code, _, err = run("train", "sft", "--output", tmp_path / "a.safetensors")
-    assert code == 2 and "--output needs --data" in err
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--output", "a.safetensors"),
+        ("--rank", 4),
+        ("--layers", "mlp"),
+        ("--dtype", "float32"),
+        ("--bad-items", "fail"),
+        ("--cases", 4),
+        ("--full",),
+        ("--model", "toy.safetensors"),
+    ],
+)
+def test_sft_from_nothing_takes_no_options_of_a_finetuning(option, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("train", "sft", "--steps", 1, *option)
+    assert code == 2 and f"{option[0]} needs --data" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_sft_on_data_needs_an_output(run):
     code, _, err = run("train", "sft", "--data", "demo")
     assert code == 2 and "needs --output" in err
 

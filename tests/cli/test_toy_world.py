@@ -3,9 +3,10 @@
 import json
 
 import pytest
+import torch
 from mmada_parallel.cli import train
 from mmada_parallel.demo import train as demo_train
-from mmada_parallel.training.sft.pretrain import SFTRun
+from mmada_parallel.training.sft.run import SFTRun
 
 FAST = ("--text-steps", 1, "--image-steps", 1, "--joint-guidance", 0)
 
@@ -74,8 +75,21 @@ def test_training_goes_on_only_when_asked_to(sft):
     assert code == 0 and out.splitlines()[-1].endswith("(2 steps)")
 
 
+def test_options_of_every_run_are_honoured(sft, tmp_path):
+    options = {"warmup_steps": 3, "micro_batch": 1, "schedule": "constant", "drop_both": 0.5}
+    given = [word for name, value in options.items() for word in (_option(name), value)]
+    assert sft("--steps", 1, *given, "--gradient-checkpointing")[0] == 0
+    settings = torch.load(tmp_path / "run" / "run.pt", weights_only=True)["settings"]
+    assert {name: settings[name] for name in options} == options
+    assert settings["gradient_checkpointing"] and settings["decay_steps"] == 0
+
+
+def _option(name):
+    return "--" + name.replace("_", "-")
+
+
 def test_ctrl_c_keeps_the_run(sft, tmp_path, monkeypatch):
-    def interrupt(run, batch):
+    def interrupt(run, progress):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(SFTRun, "advance", interrupt)

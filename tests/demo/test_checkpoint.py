@@ -6,7 +6,7 @@ from mmada_parallel.demo.evaluate import answer, evaluate, held_out, tokenizer_p
 from mmada_parallel.demo.train import transformer_run
 from mmada_parallel.mmp_core import SamplerSettings, load_checkpoint
 from mmada_parallel.mmp_core.checkpoint.load import DEMO
-from mmada_parallel.training.sft.pretrain import SFTSettings
+from mmada_parallel.training.sft.settings import SFTSettings
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +20,12 @@ def test_is_small_enough_to_ship():
 
 
 def test_training_can_go_on_from_it(demo, tmp_path):
-    run = transformer_run(tmp_path, SFTSettings(steps=1), "cpu", start=DEMO)
+    run = transformer_run(tmp_path, SFTSettings(steps=1, ema=0.9), "cpu", DEMO, start=DEMO)
     wanted = dict(demo.transformer.named_parameters())
-    for name, parameter in run.model.named_parameters():
+    for name, parameter in run.parameters.items():
         assert torch.equal(parameter, wanted[name])
-        assert torch.equal(run.average[name], wanted[name])
+    with run.averaged():
+        assert torch.equal(run.parameters[name], wanted[name])
 
 
 def test_pictures_survive_the_image_tokenizer(demo):

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from mmada_parallel.demo.cases import world_cases
+from mmada_parallel.demo import world
+from mmada_parallel.demo.dataset import cases_of
 from mmada_parallel.demo.items import world_dataset
 from mmada_parallel.mmp_core import load_checkpoint
 from mmada_parallel.training.data.dataset import tokenised
@@ -14,7 +15,7 @@ def demo():
 
 
 def test_its_items_become_the_cases_of_the_world(demo):
-    cases = world_cases(demo, 24, first=40)
+    cases = cases_of(demo, [world.task(i) for i in range(40, 64)])
     found = tokenised(world_dataset(24, first=40), demo, need_target=True)
     assert len(found) == 24 and found.skipped == ()
     for own, other in zip(found, cases, strict=True):

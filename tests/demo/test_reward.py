@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 from mmada_parallel.demo import world
-from mmada_parallel.demo.cases import world_cases
+from mmada_parallel.demo.dataset import cases_of
 from mmada_parallel.demo.render import render
 from mmada_parallel.demo.reward import CheckerReward, sentences
 from mmada_parallel.mmp_core import InputError, load_checkpoint
@@ -77,7 +77,7 @@ def test_a_case_of_another_world_is_named():
 
 def test_cases_hold_an_undecided_start_and_the_right_answer():
     model = load_checkpoint("demo", dtype=torch.float32)
-    case = world_cases(model, 1, first=3)[0]
+    case = cases_of(model, [world.task(3)])[0]
     assert case.facts == world.task(3)
     assert bool((case.prompt.initial.text == -1).all() and (case.prompt.initial.image == -1).all())
     assert case.target.image[0].tolist() == case.facts.after.codes()

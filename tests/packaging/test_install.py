@@ -51,7 +51,7 @@ def test_the_wheel_works_without_the_repository(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path)
     alone = {**os.environ, "PYTHONPATH": str(tmp_path)}
     code = (
-        "import mmada_parallel.mmp_core as core, mmada_parallel.training.sft.pretrain; "
+        "import mmada_parallel.mmp_core as core, mmada_parallel.training.sft.run; "
         "from mmada_parallel.cli import main; print(core.__file__); main(['--help'])"
     )
     done = python("-c", code, env=alone, cwd=tmp_path)

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import torch
 from mmada_parallel.mmp_core import load_checkpoint
-from mmada_parallel.tests.training.test_finetune import SETTINGS as TARGETS
-from mmada_parallel.tests.training.test_finetune import with_targets
+from mmada_parallel.tests.training.test_sft_run import SETTINGS as TARGETS
+from mmada_parallel.tests.training.test_sft_run import with_targets
 from mmada_parallel.tests.training.tiny_cases import QUICK, brightness, cases
-from mmada_parallel.training.loop.ranks import Ranks
+from mmada_parallel.training.loop.ranks import AcceleratedRanks
 from mmada_parallel.training.pararl.run import ParaRLRun
-from mmada_parallel.training.sft.run import FinetuneRun
+from mmada_parallel.training.sft.run import SFTRun
 from mmada_parallel.training.weights.policies import FullWeights, LoRA
 from mmada_parallel.training.weights.sharded import ShardedWeights, whole_optimizer
 
@@ -26,11 +26,11 @@ class Recording(ParaRLRun):
         super().__init__(*arguments, **options)
         self.kept = {}
 
-    def _pieces(self, rolled, found):
-        for rollouts, (advantage, _) in zip(rolled, found, strict=True):
+    def _batches(self, rolled, advantages):
+        for rollouts, (advantage, _) in zip(rolled, advantages, strict=True):
             for group, values in zip(rollouts.groups, advantage, strict=True):
                 self.kept[f"{self.step} {group.number}"] = values
-        return super()._pieces(rolled, found)
+        return super()._batches(rolled, advantages)
 
 
 def some_spread(pairs):
@@ -39,25 +39,25 @@ def some_spread(pairs):
     return brightness(pairs) * told
 
 
-def run_of(checkpoint, method, policy, folder, accelerator):
+def run_of(checkpoint, method, policy, folder, ranks):
     model = load_checkpoint(checkpoint, dtype=torch.float32)
     if policy == "lora":
         own = LoRA(model.transformer, rank=2, seed=3)
-    elif accelerator is None:
+    elif ranks is None:
         own = FullWeights(model.transformer)
     else:
         own = ShardedWeights(model.transformer, torch.device("cpu"))
-    common = {"policy": own, "accelerator": accelerator}
+    common = {"policy": own, "ranks": ranks}
     if method == "sft":
-        return FinetuneRun(model, with_targets(model), SFT, folder, **common)
+        return SFTRun(model, with_targets(model), SFT, folder, **common)
     return Recording(model, cases(model, 5), some_spread, PARARL, folder, **common)
 
 
-def work(checkpoint, method, policy, folder, accelerator=None):
+def work(checkpoint, method, policy, folder, ranks=None):
     """Train, resume what was saved; what was found."""
-    run, lines = run_of(checkpoint, method, policy, folder, accelerator), []
+    run, lines = run_of(checkpoint, method, policy, folder, ranks), []
     run.train(lambda _, line: lines.append(line))
-    again = run_of(checkpoint, method, policy, folder, accelerator)
+    again = run_of(checkpoint, method, policy, folder, ranks)
     assert again.resume()
     parameters = run.parameters.values()
     return {
@@ -65,7 +65,7 @@ def work(checkpoint, method, policy, folder, accelerator=None):
         "advantages": getattr(run, "kept", {}),
         "policy": dict(run.policy.state_dict()),
         "resumed": dict(again.policy.state_dict()),
-        "resumed optimizer": whole_optimizer(again.optimizer)["state"],
+        "resumed optimizer": whole_optimizer(again.optimizers[0])["state"],
         "held": sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in parameters),
     }
 
@@ -78,12 +78,10 @@ def one_of_two(rank, port, checkpoint, folder):
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     os.environ |= {name: str(value) for name, value in (address | own).items()}
-    accelerator = Accelerator(cpu=True)
+    ranks = AcceleratedRanks(Accelerator(cpu=True))
     found = {
-        f"{method} {policy}": work(
-            checkpoint, method, policy, folder / f"{method} {policy}", accelerator
-        )
+        f"{method} {policy}": work(checkpoint, method, policy, folder / f"{method} {policy}", ranks)
         for method, policy in JOBS
     }
     torch.save(found, folder / f"{rank}.pt")
-    Ranks(accelerator).close()
+    ranks.close()

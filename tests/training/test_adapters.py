@@ -40,13 +40,13 @@ def test_what_is_added_is_the_low_rank_product(model):
     inputs = {}
     layer = model.layers["blocks"][1].q_proj
     handle = layer.register_forward_hook(lambda _, x, y: inputs.update(x=x[0], y=y))
-    lora = stirred(LoRA(model, rank=4, alpha=2, strength=3.0, layers=["q_proj"]))
+    lora = stirred(LoRA(model, rank=4, alpha=2, layers=["q_proj"]))
     found = []
     layer.register_forward_hook(lambda _, x, y: found.append(y))
     model(IDS)
     handle.remove()
     a, b = (lora.state_dict()[f"model.transformer.blocks.1.q_proj.lora_{m}.weight"] for m in "AB")
-    expected = inputs["y"] + 3.0 * 0.5 * (inputs["x"] @ a.T @ b.T)
+    expected = inputs["y"] + 0.5 * (inputs["x"] @ a.T @ b.T)
     assert torch.allclose(found[0], expected, atol=1e-6)
 
 
@@ -63,6 +63,33 @@ def test_only_the_adapter_trains_and_the_reference_stays_exact(base):
     assert all(p.dtype == torch.float32 for p in lora.parameters())
     lora.detach()
     assert torch.equal(base(IDS), before)
+
+
+def test_the_reference_of_an_adapter_trained_further_has_it_as_it_was(base):
+    """Else the KL term would pull the adapter that is trained further out of the model."""
+    first = stirred(LoRA(base, rank=4, alpha=4))
+    start, expected = {n: w.clone() for n, w in first.state_dict().items()}, base(IDS)
+    first.detach()
+    bare = base(IDS)
+    lora = LoRA(base, rank=4, start=start)
+    assert lora.start and torch.equal(base(IDS), expected)
+    stirred(lora, seed=5)
+    changed = base(IDS)
+    with lora.reference():
+        assert torch.equal(base(IDS), expected)
+        with lora.reference():
+            assert torch.equal(base(IDS), expected)
+        assert torch.equal(base(IDS), expected)
+    assert torch.equal(base(IDS), changed)
+    assert lora.state_dict().keys() == start.keys()
+    assert not any(torch.equal(start[n], w) for n, w in lora.state_dict().items() if "lora_B" in n)
+    lora.detach()
+    assert torch.equal(base(IDS), bare)
+
+
+def test_an_adapter_that_does_not_fit_is_not_trained_further(model):
+    with LoRA(model, rank=2) as other, pytest.raises(InputError, match="does not fit"):
+        LoRA(model, rank=3, start=other.state_dict())
 
 
 def test_the_reference_comes_back_after_an_error_and_when_nested(model):

@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from mmada_parallel.mmp_core import InputError
 from mmada_parallel.tests.mmp_core.tiny import write_checkpoint
 from mmada_parallel.tests.training.ranks_worker import JOBS, PARARL, one_of_two, run_of, work
+from mmada_parallel.training.loop.ranks import Ranks
 
 pytest.importorskip("accelerate")
 
@@ -62,7 +63,7 @@ def test_two_processes_do_what_one_does(method, policy, together, checkpoint, fo
     assert state["step"] == 2
     for found in (first, second):
         assert_same(found["resumed"], state["policy"])
-        assert_same(found["resumed optimizer"], state["optimizer"]["state"])
+        assert_same(found["resumed optimizer"], state["optimizers"][0]["state"])
     if policy == "full":
         assert first["held"] + second["held"] == alone["held"]
         assert abs(first["held"] - second["held"]) < 0.02 * alone["held"]
@@ -92,8 +93,8 @@ def test_processes_had_unequal_work(together):
 
 
 def test_more_processes_than_groups_are_refused(checkpoint, tmp_path):
-    class Many:
-        process_index, num_processes = 0, PARARL.groups + 1
+    class Many(Ranks):
+        count = PARARL.groups + 1
 
     with pytest.raises(InputError, match="4 groups for 5 processes"):
         run_of(checkpoint, "pararl", "lora", tmp_path, Many())

@@ -3,15 +3,16 @@
 from dataclasses import replace
 
 import pytest
-from mmada_parallel.demo.cases import world_cases
+from mmada_parallel.demo import world
+from mmada_parallel.demo.dataset import cases_of
 from mmada_parallel.mmp_core import SamplerSettings, load_checkpoint
 from mmada_parallel.tests.live_bytes import most_bytes
 from mmada_parallel.tests.nodes.untrained import write_untrained
 from mmada_parallel.tests.training.tiny_cases import brightness
-from mmada_parallel.training.loop.memory import finetune_bytes, pararl_bytes, trained_parameters
+from mmada_parallel.training.loop.memory import pararl_bytes, sft_bytes, trained_parameters
 from mmada_parallel.training.pararl.run import ParaRLRun
 from mmada_parallel.training.pararl.settings import ParaRLSettings
-from mmada_parallel.training.sft.run import FinetuneRun
+from mmada_parallel.training.sft.run import SFTRun
 from mmada_parallel.training.sft.settings import SFTSettings
 from mmada_parallel.training.weights.policies import LoRA
 
@@ -29,7 +30,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cases(model):
-    return world_cases(model, 4)
+    return cases_of(model, [world.task(i) for i in range(4)])
 
 
 def parts(lora):
@@ -46,9 +47,9 @@ def test_parameters_are_counted_of_the_chosen_layers(model):
 def test_sft_holds_what_is_estimated(model, cases, tmp_path, again):
     settings = replace(SFT, gradient_checkpointing=again)
     with LoRA(model.transformer, rank=4) as lora:
-        run = FinetuneRun(model, cases, settings, tmp_path, policy=lora)
+        run = SFTRun(model, cases, settings, tmp_path, policy=lora)
         counted = 4 * parts(lora) + most_bytes(run.train)
-        estimate = finetune_bytes(model, cases, settings, parts(lora), 4)
+        estimate = sft_bytes(model, cases, settings, parts(lora), 4)
     assert counted / 1.1 <= estimate <= 4 * counted  # which has all masked at the worst
 
 
@@ -72,4 +73,4 @@ def test_the_estimate_follows_what_can_be_lowered(model, cases):
 
 def test_the_longest_prompt_decides(model, cases):
     short = [case for case in cases if case.source is None] or cases[:1]
-    assert finetune_bytes(model, short, SFT, 0, 4) <= finetune_bytes(model, cases, SFT, 0, 4)
+    assert sft_bytes(model, short, SFT, 0, 4) <= sft_bytes(model, cases, SFT, 0, 4)

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 from mmada_parallel.mmp_core import InputError, SamplerSettings
+from mmada_parallel.tests.training.adapted import stirred
 from mmada_parallel.tests.training.tiny_cases import (
     QUICK,
     SAMPLER,
@@ -15,10 +16,13 @@ from mmada_parallel.tests.training.tiny_cases import (
     state_of,
     tiny_model,
 )
+from mmada_parallel.training.loop.ranks import Ranks
 from mmada_parallel.training.pararl import run as pararl
-from mmada_parallel.training.pararl.rollout import log_probs
+from mmada_parallel.training.pararl.log_probs import log_probs
+from mmada_parallel.training.pararl.run import ParaRLRun
 from mmada_parallel.training.pararl.settings import ParaRLSettings
 from mmada_parallel.training.rewards.weighted import Weighted
+from mmada_parallel.training.weights.policies import LoRA
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +88,9 @@ def test_a_bandit_finds_the_arm_that_pays(modality, tmp_path):
     run.train(lambda _, line: seen.append(line))
     assert seen[0]["reward_mean"] < 0.6
     assert min(line["reward_mean"] for line in seen[-5:]) >= 0.9
-    moments = run._latest[0].moments
+    steps = run._latest[0].steps
     assert reward(run.samples(1))[0] == 1
-    assert float(log_probs(model, moments, 1.0)[0].detach().exp().mean()) > 0.9
+    assert float(log_probs(model, steps, 1.0)[0].detach().exp().mean()) > 0.9
 
 
 def test_only_what_was_revealed_in_the_better_rollouts_becomes_likelier(model, tmp_path):
@@ -99,8 +103,8 @@ def test_only_what_was_revealed_in_the_better_rollouts_becomes_likelier(model, t
     def gain():
         total = 0.0
         for r, (advantage, _) in zip(rolled, found, strict=True):
-            values, owner = log_probs(model, r.moments, 1.0)
-            weights = pararl.token_weights(owner, len(r.moments))
+            values, owner = log_probs(model, r.steps, 1.0)
+            weights = pararl.token_weights(owner, len(r.steps))
             total += float((values * weights * advantage.flatten()[owner]).sum().detach())
         return total
 
@@ -176,6 +180,55 @@ def test_a_run_that_has_learnt_all_goes_on_to_its_end(model, tmp_path):
     run = new_run(model, tmp_path, replace(QUICK, steps=12), reward=at_first)
     run.train()
     assert run.step == 12
+
+
+def test_a_resumed_run_that_has_learnt_before_goes_on_to_its_end(model, tmp_path):
+    settings, learning = replace(QUICK, steps=14), True
+
+    def reward(pairs):
+        return brightness(pairs) if learning else torch.ones(len(pairs))
+
+    def stop(step, _):
+        raise KeyboardInterrupt
+
+    first = new_run(model, tmp_path, settings, reward=reward)
+    with pytest.raises(KeyboardInterrupt):
+        first.train(stop)
+    first.policy.detach()
+    learning = False
+    resumed = new_run(model, tmp_path, settings, reward=reward)
+    assert resumed.resume() and resumed.step == 1
+    resumed.train()
+    assert resumed.step == 14
+
+
+def test_kl_of_an_adapter_trained_further_is_to_its_start(model, tmp_path):
+    """Before anything is trained the policy is the reference, so that the divergence is 0."""
+    with stirred(LoRA(model.transformer, rank=2)) as lora:
+        start = {name: value.clone() for name, value in lora.state_dict().items()}
+    policy = LoRA(model.transformer, rank=2, start=start)
+    run = ParaRLRun(model, cases(model), brightness, QUICK, tmp_path, policy=policy)
+    assert run.advance()["kl"] == pytest.approx(0, abs=1e-9)
+    assert run.advance()["kl"] > 1e-6
+    run.save()
+    policy.detach()
+    with pytest.raises(InputError, match="another adapter to train further"):
+        new_run(model, tmp_path).resume()
+
+
+def test_parts_of_a_weighted_reward_are_means_over_all_processes(model, tmp_path):
+    """One process has judged one pair, the other two."""
+
+    class Two(Ranks):
+        count = 2
+
+        def sum(self, values):
+            return [mine + other for mine, other in zip(values, (1.0, 2.0), strict=True)]
+
+    reward = Weighted([(lambda pairs: [0.0] * len(pairs), 1.0)])
+    run = new_run(model, tmp_path, replace(QUICK, groups=2), reward=reward, ranks=Two())
+    reward([None])
+    assert list(run._reward_parts().values()) == [pytest.approx(1 / 3)]
 
 
 @pytest.mark.parametrize("changed", [{"micro_batch": 1}, {"gradient_checkpointing": True}])

@@ -125,14 +125,14 @@ def test_interrupted_run_is_saved_and_goes_on_the_same(where, start, tmp_path):
 
 def test_an_update_cut_in_two_is_not_saved(start):
     run = start(settings=replace(QUICK, checkpoint_every=2, inner_epochs=2))
-    update = run.optimizer.step
+    update = run.optimizers[0].step
 
     def cut():
         update()
         if run.step == 3:
             raise KeyboardInterrupt
 
-    run.optimizer.step = cut
+    run.optimizers[0].step = cut
     with pytest.raises(KeyboardInterrupt):
         run.train()
     resumed = start(settings=replace(QUICK, checkpoint_every=2, inner_epochs=2))

@@ -70,17 +70,18 @@ def test_a_sum_weighs_its_parts_and_tells_their_means():
     expected = torch.tensor([0.5 * len(p.text) - 2.0 for p in PAIRS])
     assert torch.allclose(total(PAIRS[:1]), expected[:1])
     assert torch.allclose(total(PAIRS[1:]), expected[1:])
-    means = total.take_means()
-    assert means == {"lengths": pytest.approx(sum(lengths(PAIRS)) / 4), "progress": 1.0}
-    assert total.take_means() == {} and total([]).shape == (0,) and total.take_means() == {}
+    assert total.take_sums() == ({"lengths": sum(lengths(PAIRS)), "progress": 4.0}, 4)
+    nothing = ({"lengths": 0.0, "progress": 0.0}, 0)
+    assert total.take_sums() == nothing
+    assert total([]).shape == (0,) and total.take_sums() == nothing
 
 
 def test_equal_names_are_numbered_and_sums_nest():
     inner = Weighted([(lengths, 1.0), (lengths, 2.0)])
     outer = Weighted([(inner, 2.0)])
     assert torch.equal(outer(PAIRS), 6.0 * torch.tensor(lengths(PAIRS)).float())
-    assert inner.take_means().keys() == {"lengths", "lengths 2"}
-    assert outer.take_means().keys() == {"weighted"}
+    assert inner.take_sums()[0].keys() == {"lengths", "lengths 2"}
+    assert outer.take_sums()[0].keys() == {"weighted"}
 
 
 def test_a_reward_of_the_users_own_may_give_any_numbers():

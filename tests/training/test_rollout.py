@@ -5,16 +5,9 @@ import torch
 from mmada_parallel.mmp_core import MASKED, TokenState, decode_image, denoise
 from mmada_parallel.mmp_core.state import Prompt
 from mmada_parallel.tests.training.tiny_cases import SAMPLER, cases, tiny_model
-from mmada_parallel.training.pararl.rollout import (
-    Group,
-    alike,
-    final_pairs,
-    image_choices,
-    log_probs,
-    roll_out,
-    sample_pairs,
-    trajectory_pairs,
-)
+from mmada_parallel.training.pararl.log_probs import image_choices, log_probs
+from mmada_parallel.training.pararl.pairs import final_pairs, sample_pairs, trajectory_pairs
+from mmada_parallel.training.pararl.rollout import Group, group_by_shape, roll_out
 
 
 @pytest.fixture(scope="module", params=["A", "M"])
@@ -25,7 +18,7 @@ def model(request, tmp_path_factory):
 def groups_of(model, count=3, size=4):
     """Those of edits, which have equal shapes."""
     found = [Group.of(n, c, size, "seed 0") for n, c in enumerate(cases(model, 2 * count))]
-    return alike(found)[0]
+    return group_by_shape(found)[0]
 
 
 def rolled(model, *, micro_batch=100, drawn=2, **changes):
@@ -35,7 +28,7 @@ def rolled(model, *, micro_batch=100, drawn=2, **changes):
 
 def test_groups_of_equal_shapes_are_put_together(model):
     found = [Group.of(n, c, 2, "seed") for n, c in enumerate(cases(model, 5))]
-    assert [[g.number for g in part] for part in alike(found)] == [[0, 2, 4], [1, 3]]
+    assert [[g.number for g in part] for part in group_by_shape(found)] == [[0, 2, 4], [1, 3]]
 
 
 def test_seeds_differ_between_rollouts_groups_and_steps(model):
@@ -53,7 +46,7 @@ def test_drawn_steps_are_spread_evenly(model):
     assert counts.tolist() == pytest.approx([0.1] * 10, abs=0.015)
 
 
-def test_moments_are_those_of_the_recorded_trajectory(model):
+def test_scored_steps_are_those_of_the_recorded_trajectory(model):
     found = rolled(model)
     assert found.shape == (3, 2, 4)
     for place, group in enumerate(found.groups):
@@ -64,16 +57,16 @@ def test_moments_are_those_of_the_recorded_trajectory(model):
         assert torch.equal(final.text, whole.final.text)
         for slot, index in enumerate(steps):
             first = (place * 2 + slot) * 4
-            moments, step = found.moments[first : first + 4], whole.steps[index]
-            assert moments.index.tolist() == [index] * 4
-            assert torch.equal(moments.prompt.instruction, prompt.instruction)
+            steps, step = found.steps[first : first + 4], whole.steps[index]
+            assert steps.index.tolist() == [index] * 4
+            assert torch.equal(steps.prompt.instruction, prompt.instruction)
             for own, wanted in (
-                (moments.state.text, step.state.text),
-                (moments.state.image, step.state.image),
-                (moments.after.text, step.after.text),
-                (moments.after.image, step.after.image),
-                (moments.text_revealed, step.text_revealed),
-                (moments.image_revealed, step.image_revealed),
+                (steps.state.text, step.state.text),
+                (steps.state.image, step.state.image),
+                (steps.after.text, step.after.text),
+                (steps.after.image, step.after.image),
+                (steps.text_revealed, step.text_revealed),
+                (steps.image_revealed, step.image_revealed),
             ):
                 assert torch.equal(own, wanted)
 
@@ -83,21 +76,21 @@ def test_micro_batch_does_not_matter(model, micro_batch):
     one, other = rolled(model), rolled(model, micro_batch=micro_batch)
     assert torch.equal(one.final.text, other.final.text)
     assert torch.equal(one.final.image, other.final.image)
-    assert torch.equal(one.moments.index, other.moments.index)
-    assert torch.equal(one.moments.after.image, other.moments.after.image)
-    assert torch.equal(one.moments.prompt.image, other.moments.prompt.image)
+    assert torch.equal(one.steps.index, other.steps.index)
+    assert torch.equal(one.steps.after.image, other.steps.after.image)
+    assert torch.equal(one.steps.prompt.image, other.steps.prompt.image)
 
 
 def test_every_moment_reveals_something(model):
-    moments = rolled(model, drawn=100, text_steps=40, image_steps=3).moments
-    revealed = moments.text_revealed.sum(1) + moments.image_revealed.flatten(1).sum(1)
+    steps = rolled(model, drawn=100, text_steps=40, image_steps=3).steps
+    revealed = steps.text_revealed.sum(1) + steps.image_revealed.flatten(1).sum(1)
     assert (revealed > 0).all()
 
 
 def test_log_probs_are_those_of_the_models_own_distribution(model):
     """Each token alone, by a forward of its own over the whole vocabulary."""
-    moments = rolled(model, text_steps=2).moments
-    found, owner = log_probs(model, moments, 0.7)
+    steps = rolled(model, text_steps=2).steps
+    found, owner = log_probs(model, steps, 0.7)
     layout, wanted = model.layout, []
     words = torch.arange(layout.text_choices.start, layout.text_choices.stop)
     codes = layout.image_offset + torch.arange(layout.codebook_size)
@@ -105,8 +98,8 @@ def test_log_probs_are_those_of_the_models_own_distribution(model):
         ("text_revealed", "text", "text_positions", words, 0.7, 0),
         ("image_revealed", "image", "image_positions", codes, 1.0, layout.image_offset),
     ):
-        for row in range(len(moments)):
-            one = moments[row : row + 1]
+        for row in range(len(steps)):
+            one = steps[row : row + 1]
             sequence = layout.model_input(one.prompt, one.state)
             logits = model.transformer.logits(model.transformer(sequence.ids))[0]
             for place in getattr(one, revealed).flatten().nonzero()[:, 0].tolist():
@@ -122,10 +115,10 @@ def test_choices_are_as_probable_as_the_likelihood_says(model):
     case = cases(model, 1, text=1, grid=(1, 1))[0]
     groups = [Group.of(0, case, 3000, "many")]
     one_step = replace(SAMPLER, text_steps=1, image_steps=1, text_temperature=1.5)
-    moments = roll_out(model, groups, one_step, drawn=1, micro_batch=3000).moments
-    found, _ = log_probs(model, moments, 1.5)
+    steps = roll_out(model, groups, one_step, drawn=1, micro_batch=3000).steps
+    found, _ = log_probs(model, steps, 1.5)
     for tokens, values in zip(
-        (moments.after.text[:, 0], moments.after.image[:, 0, 0]), found.exp().chunk(2), strict=True
+        (steps.after.text[:, 0], steps.after.image[:, 0, 0]), found.exp().chunk(2), strict=True
     ):
         often = tokens.mode().values
         share = (tokens == often).float().mean()
@@ -135,15 +128,15 @@ def test_choices_are_as_probable_as_the_likelihood_says(model):
 def test_pairs_show_what_is_decided_and_the_guessed_picture(model):
     found = rolled(model)
     pairs = trajectory_pairs(model, found, micro_batch=7)
-    assert len(pairs) == len(found.moments) == 24
+    assert len(pairs) == len(found.steps) == 24
     assert [p.case for p in pairs] == [g.case for g in found.groups for _ in range(8)]
-    decided = (found.moments.after.text != MASKED).sum(1).tolist()
+    decided = (found.steps.after.text != MASKED).sum(1).tolist()
     assert [len(p.marked.split()) - p.marked.count("░") for p in pairs] == [
         len(p.text.split()) for p in pairs
     ]
     assert [4 - p.marked.count("░") for p in pairs] == decided
     total = found.total_steps
-    assert [p.progress for p in pairs] == [(i + 1) / total for i in found.moments.index.tolist()]
+    assert [p.progress for p in pairs] == [(i + 1) / total for i in found.steps.index.tolist()]
     last = final_pairs(model, found, micro_batch=5)
     assert len(last) == 12 and {p.progress for p in last} == {1.0}
     samples = sample_pairs(model, found, 2)
@@ -153,13 +146,13 @@ def test_pairs_show_what_is_decided_and_the_guessed_picture(model):
 
 def test_undecided_codes_are_shown_as_the_model_sees_them_given_the_step(model):
     found = rolled(model, text_steps=4, image_steps=1, drawn=4)
-    moments = found.moments
-    open_ = moments.after.image == MASKED
+    steps = found.steps
+    open_ = steps.after.image == MASKED
     assert open_.any() and not open_.all()
-    sequence = model.layout.model_input(moments.prompt, moments.after)
+    sequence = model.layout.model_input(steps.prompt, steps.after)
     hidden = model.transformer(sequence.ids)[:, sequence.image_positions]
     likeliest = model.transformer.logits(hidden, image_choices(model)).argmax(-1)
-    wanted = torch.where(open_, likeliest.view_as(moments.after.image), moments.after.image)
-    pictures = decode_image(model, TokenState(moments.after.text, wanted))
+    wanted = torch.where(open_, likeliest.view_as(steps.after.image), steps.after.image)
+    pictures = decode_image(model, TokenState(steps.after.text, wanted))
     pairs = trajectory_pairs(model, found, micro_batch=50)
     assert [p.picture.tobytes() for p in pairs] == [p.tobytes() for p in pictures]

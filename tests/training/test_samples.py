@@ -1,7 +1,8 @@
 """Samples of a model in training: the same for the same seed."""
 
 import pytest
-from mmada_parallel.demo.cases import world_cases
+from mmada_parallel.demo import world
+from mmada_parallel.demo.dataset import cases_of
 from mmada_parallel.mmp_core import load_checkpoint
 from mmada_parallel.tests.nodes.untrained import write_untrained
 from mmada_parallel.training.samples import answers
@@ -13,7 +14,7 @@ def model(tmp_path_factory):
 
 
 def test_each_case_is_answered_once(model):
-    cases = world_cases(model, 5)
+    cases = cases_of(model, [world.task(i) for i in range(5)])
     seen = []
     pairs = answers(model, cases, progress=lambda done, total: seen.append(done / total))
     assert sorted(p.case.name for p in pairs) == sorted(c.name for c in cases)
@@ -28,4 +29,4 @@ def test_interruption_stops_between_steps(model):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        answers(model, world_cases(model, 1), progress=stop)
+        answers(model, cases_of(model, [world.task(0)]), progress=stop)

@@ -1,16 +1,21 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from mmada_parallel.mmp_core.state import Prompt
+from mmada_parallel.training.sft.batches import MicroBatch, masked, stack
 from mmada_parallel.training.sft.loss import (
     Condition,
-    draw_conditions,
+    draw_condition,
     draw_mask,
-    group,
-    sft_losses,
+    masked_losses,
 )
+from mmada_parallel.training.sft.settings import SFTSettings
+
+WHOLE = SFTSettings(drop_text=0, drop_image=0, drop_both=0)
 
 
 class Uniform(torch.nn.Module):
@@ -38,44 +43,43 @@ def test_mask_has_the_asked_number_of_positions(length, ratio):
 
 def test_losses_of_a_uniform_model_are_the_papers_weights(layout, dataset):
     """Text, weighted 1/t, is log V whatever t; image, weighted 1, is the masked share of log V."""
-    stacked, condition = group([dataset[i] for i in range(2)] * 1, [Condition()] * 2)[0]
-    model, n = Uniform(1000), stacked.target.batch
-    losses = sft_losses(model, layout, stacked, condition, torch.Generator().manual_seed(0))
+    case = next(c for c in (dataset[i] for i in range(50)) if c.source is not None)
+    batch = stack([masked(case, WHOLE, seed) for seed in range(2)])
+    model, n = Uniform(1000), batch.target.batch
+    losses = masked_losses(model, layout, batch)
     assert losses.text.item() == pytest.approx(n * math.log(1000), rel=1e-5)
     ids = model.read[0]
-    positions = layout.model_input(stacked.prompt, stacked.target).image_positions
-    masked = (ids[:, positions] == layout.mask_id).float()
-    weighted = (masked * stacked.image_weight.flatten(1)).sum() / len(positions)
+    positions = layout.model_input(batch.prompt, batch.target).image_positions
+    hidden = (ids[:, positions] == layout.mask_id).float()
+    weighted = (hidden * batch.image_weight.flatten(1)).sum() / len(positions)
     assert losses.image.item() == pytest.approx(weighted.item() * math.log(1000), rel=1e-5)
-
-
-def test_groups_have_equal_shapes_and_lose_nothing(layout, dataset):
-    examples = [dataset[i] for i in range(40)]
-    rng = torch.Generator().manual_seed(0)
-    groups = group(examples, draw_conditions(40, rng, text=0.2, image=0.2, both=0.2))
-    assert sum(stacked.target.batch for stacked, _ in groups) == 40
-    assert len({condition for _, condition in groups}) == 4
-    codes = torch.cat([s.target.image.flatten() for s, _ in groups]).sort().values
-    assert torch.equal(codes, torch.cat([e.target.image.flatten() for e in examples]).sort().values)
+    plain = masked_losses(model, layout, replace(batch, image_weight=None))
+    assert plain.image.item() == pytest.approx(
+        hidden.sum().item() / len(positions) * math.log(1000), rel=1e-5
+    )
 
 
 def test_dropped_conditions_are_not_read(layout, dataset):
-    example = next(e for e in (dataset[i] for i in range(50)) if e.prompt.image is not None)
-    for condition in (Condition(True, False), Condition(False, True), Condition(True, True)):
-        (stacked, same), model = group([example], [condition])[0], Uniform(1000)
-        sft_losses(model, layout, stacked, same, torch.Generator().manual_seed(0))
+    case = next(c for c in (dataset[i] for i in range(50)) if c.source is not None)
+    for settings, dropped in (
+        (replace(WHOLE, drop_text=1), Condition(True, False)),
+        (replace(WHOLE, drop_image=1), Condition(False, True)),
+        (replace(WHOLE, drop_both=1), Condition(True, True)),
+    ):
+        batch, model = masked(case, settings, 0), Uniform(1000)
+        assert isinstance(batch, MicroBatch) and isinstance(batch.prompt, Prompt)
+        assert batch.condition == dropped
+        masked_losses(model, layout, batch)
         wanted = layout.model_input(
-            example.prompt,
-            example.target,
-            drop_text=condition.drop_text,
-            drop_image=condition.drop_image,
+            case.prompt, case.target, drop_text=dropped.drop_text, drop_image=dropped.drop_image
         )
-        start = int(wanted.image_positions[0])
+        start = int(min(wanted.text_positions.min(), wanted.image_positions.min()))
         assert torch.equal(model.read[0][:, :start], wanted.ids[:, :start])
 
 
 def test_condition_frequencies():
-    drawn = draw_conditions(20000, torch.Generator().manual_seed(0), text=0.1, image=0.2, both=0.3)
+    rng = torch.Generator().manual_seed(0)
+    drawn = [draw_condition(rng, text=0.1, image=0.2, both=0.3) for _ in range(20000)]
     share = {c: drawn.count(c) / len(drawn) for c in set(drawn)}
     assert share[Condition(True, False)] == pytest.approx(0.1, abs=0.01)
     assert share[Condition(False, True)] == pytest.approx(0.2, abs=0.01)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
 
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.memory import (
@@ -21,8 +24,8 @@ from ..sft.settings import SFTSettings
 
 def trained_parameters(model: Model, layers: Collection[str], rank: int) -> int:
     """Of adapters of ``rank`` on ``layers``, by the names of :func:`adaptable_layers`."""
-    adapted = adaptable_layers(model.transformer, layers).values()
-    return sum(rank * (layer.in_features + layer.out_features) for layer in adapted)
+    adapted: dict[str, Any] = adaptable_layers(model.transformer, layers)
+    return sum(rank * (layer.in_features + layer.out_features) for layer in adapted.values())
 
 
 def pararl_bytes(
@@ -42,11 +45,11 @@ def pararl_bytes(
         update = max(update, estimate.total)
         rollout = max(rollout, denoising_estimate(model, prompt, sampler, record=0).total(at_once))
         decoding = max(decoding, at_once * codes * model.downsample**2 * PICTURE_BYTES_PER_PIXEL)
-    fixed = dequantised_bytes(model.transformer, _itemsize(model))
+    fixed = dequantised_bytes(model.transformer, _dtype(model).itemsize)
     return fixed + max(update, 16 * trained + max(rollout, decoding))
 
 
-def finetune_bytes(
+def sft_bytes(
     model: Model, cases: Sequence[Case], settings: SFTSettings, trained: int, at_once: int
 ) -> int:
     """The same of SFT, whose losses look at every token."""
@@ -55,7 +58,7 @@ def finetune_bytes(
         everything = prompt.initial.text.shape[1], prompt.initial.image[0].numel()
         shapes = _training_shapes(model, prompt, everything, trained, at_once, settings, whole=True)
         update = max(update, training_estimate(shapes).total)
-    return dequantised_bytes(model.transformer, _itemsize(model)) + update
+    return dequantised_bytes(model.transformer, _dtype(model).itemsize) + update
 
 
 def _training_shapes(
@@ -74,7 +77,7 @@ def _training_shapes(
     text_choices, image_choices = len(layout.text_choices), layout.codebook_size
     return TrainingShapes(
         config=config,
-        dtype=model.transformer.layers["ln_f"].weight.dtype,
+        dtype=_dtype(model),
         batch=at_once,
         length=layout.model_input(prompt, prompt.initial).ids.shape[1],
         words=scored[0],
@@ -88,15 +91,15 @@ def _training_shapes(
 
 def _shapes(cases: Sequence[Case]) -> list[Prompt]:
     """One prompt of each shape that there is."""
-    found = {}
+    prompts: dict[tuple, Prompt] = {}
     for case in cases:
-        prompt = case.prompt
+        prompt, initial = case.prompt, case.prompt.initial
         image = None if prompt.image is None else prompt.image.shape
-        initial = prompt.initial
         key = prompt.instruction.shape, image, initial.text.shape, initial.image.shape
-        found.setdefault(key, prompt)
-    return list(found.values())
+        prompts.setdefault(key, prompt)
+    return list(prompts.values())
 
 
-def _itemsize(model: Model) -> int:
-    return model.transformer.layers["ln_f"].weight.element_size()
+def _dtype(model: Model) -> torch.dtype:
+    """The dtype that is computed in: that of the last norm, which is never quantised."""
+    return model.transformer.get_parameter("model.transformer.ln_f.weight").dtype

@@ -1,15 +1,22 @@
-"""The processes that train together, through Hugging Face Accelerate; or this one alone."""
+"""Where a run is computed: in this process alone, or in several that train together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ...mmp_core.errors import InputError
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+_PATIENCE = timedelta(hours=12)
+"""How long processes wait for the first one, which alone tokenises a dataset."""
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -17,59 +24,92 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 class Ranks:
-    """``index`` of ``count`` processes; of ``None``, the only one."""
+    """The only process: number ``index`` of ``count``."""
 
-    def __init__(self, accelerator: Accelerator | None = None):
-        self.accelerator = accelerator
-        self.index = accelerator.process_index if accelerator else 0
-        self.count = accelerator.num_processes if accelerator else 1
+    index, count = 0, 1
 
     @property
     def first(self) -> bool:
         return self.index == 0
 
+    def first_one_first(self) -> AbstractContextManager:
+        """Inside, the first process is done before the others begin."""
+        return nullcontext()
+
     def gather(self, items: list[Any]) -> list[Any]:
         """The lists of all processes as one."""
-        if self.count == 1:
-            return items
+        return items
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Element-wise over all processes."""
+        return values
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum the gradients over all processes, in place; a missing one counts as 0."""
+
+    def close(self) -> None:
+        """Wait for the others, and part."""
+
+
+class AcceleratedRanks(Ranks):
+    """Processes that train together through Hugging Face Accelerate."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.index, self.count = accelerator.process_index, accelerator.num_processes
+
+    def first_one_first(self) -> AbstractContextManager:
+        return self.accelerator.main_process_first()
+
+    def gather(self, items: list[Any]) -> list[Any]:
         from accelerate.utils import gather_object
 
         return gather_object(items)
 
     def sum(self, values: list[float]) -> list[float]:
-        """Element-wise over all processes."""
-        if self.count == 1:
-            return values
-        tensor = torch.tensor(values, dtype=torch.float64, device=self._device)
-        return self.accelerator.reduce(tensor, reduction="sum").tolist()
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
+        return self._summed(tensor).tolist()
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum the gradients over all processes, in place; a missing one counts as 0.
-
-        FSDP has already averaged those of sharded parameters.
-        """
-        if self.count == 1:
-            return
-        parameters = list(parameters)
+        """FSDP has already averaged the gradients of sharded parameters."""
+        gradients: list[Tensor] = []
         for p in parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
             elif is_sharded(p):
                 p.grad.mul_(self.count)
-        if is_sharded(parameters[0]):
+            gradients.append(p.grad)
+        if is_sharded(gradients[0]):
             return
-        gradients: list[Tensor] = [p.grad for p in parameters]
-        flat = torch.cat([g.flatten() for g in gradients])
-        parts = self.accelerator.reduce(flat, reduction="sum").split([g.numel() for g in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
+        total = self._summed(torch.cat([g.flatten() for g in gradients]))
+        for gradient, part in zip(
+            gradients, total.split([g.numel() for g in gradients]), strict=True
+        ):
             gradient.copy_(part.view_as(gradient))
 
     def close(self) -> None:
-        """Wait for the others, and part."""
-        if self.count > 1:
-            self.accelerator.wait_for_everyone()
-            self.accelerator.end_training()
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
 
-    @property
-    def _device(self) -> torch.device:
-        return self.accelerator.device
+    def _summed(self, tensor: Tensor) -> Tensor:
+        summed = self.accelerator.reduce(tensor, reduction="sum")
+        assert isinstance(summed, Tensor)
+        return summed
+
+
+def launched_ranks(device: str) -> Ranks:
+    """The processes that ``accelerate launch`` (or ``torchrun``) began, each on ``device``.
+
+    Raises ``InputError`` where accelerate is not installed.
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_torchelastic_launched():
+        return Ranks()
+    try:
+        from accelerate import Accelerator
+        from accelerate.utils import InitProcessGroupKwargs
+    except ImportError:
+        raise InputError(
+            "Several processes train together through accelerate: pip install accelerate."
+        ) from None
+    patient = InitProcessGroupKwargs(timeout=_PATIENCE)
+    return AcceleratedRanks(Accelerator(cpu=device == "cpu", kwargs_handlers=[patient]))

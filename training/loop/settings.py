@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
+from ...mmp_core.errors import InputError
 from ...mmp_core.options import check, option
 
 Schedule = Literal["constant", "linear"]
+Optimizer = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +34,31 @@ class RunSettings:
         choices=get_args(Schedule),
         advanced=True,
     )
+    decay_steps: int = option(
+        0,
+        "Steps at the end over which a linear schedule falls. 0: all of them.",
+        low=0,
+        high=100_000,
+        advanced=True,
+    )
     warmup_steps: int = option(
         10, "Steps over which the learning rate rises.", low=0, high=10_000, advanced=True
     )
-    weight_decay: float = option(0.0, "Weight decay of AdamW.", low=0, high=10)
+    optimizer: Optimizer = option(
+        "adamw",
+        "adamw, or muon: orthogonalised updates for the matrices of the blocks, for training from "
+        "nothing.",
+        choices=get_args(Optimizer),
+        advanced=True,
+    )
+    weight_decay: float = option(0.0, "Weight decay of the optimizer.", low=0, high=10)
+    ema: float = option(
+        0.0,
+        "Decay of a running average of the weights, which then is the result. 0: off.",
+        low=0,
+        high=0.99999,
+        advanced=True,
+    )
     clip_norm: float = option(1.0, "The largest norm that a step's gradient may have.", above=0)
     micro_batch: int = option(
         8,
@@ -69,6 +92,7 @@ class RunSettings:
         "steps",
         "learning_rate",
         "schedule",
+        "decay_steps",
         "warmup_steps",
         "clip_norm",
         "micro_batch",
@@ -79,9 +103,13 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.decay_steps and self.schedule != "linear":
+            raise InputError(
+                f"decay_steps is {self.decay_steps}: only the schedule 'linear' falls; give 0."
+            )
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of the step that follows ``step`` others."""
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        left = (self.steps - step) / self.steps if self.schedule == "linear" else 1.0
-        return self.learning_rate * warm * left
+        left = min(1.0, (self.steps - step) / (self.decay_steps or self.steps))
+        return self.learning_rate * warm * (left if self.schedule == "linear" else 1.0)

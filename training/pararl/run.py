@@ -21,59 +21,49 @@ The authors released no code. Where the paper is silent, this is done (see also
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.errors import InputError
-from ..cases import Case, Pair, Reward
-from ..loop.run import Callback, DivergenceError, PolicyRun, Progress
+from ..cases import Cases, Pair, Reward
+from ..loop.draw import draw_cases
+from ..loop.ranks import Ranks
+from ..loop.run import DivergenceError, PhaseCallback, StepCallback, TrainingRun
 from ..rewards.weighted import Weighted, checked, described, name_of
+from ..weights.policies import Policy
+from .log_probs import log_probs
 from .objective import RewardScale, advantages, clipped_objective, kl_estimate, token_weights
-from .rollout import (
-    Group,
-    Moments,
-    Rollouts,
-    alike,
-    final_pairs,
-    log_probs,
-    roll_out,
-    sample_pairs,
-    trajectory_pairs,
-)
+from .pairs import final_pairs, sample_pairs, trajectory_pairs
+from .rollout import Group, Rollouts, ScoredSteps, group_by_shape, roll_out
 from .settings import ParaRLSettings
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from ..weights.policies import Policy
 
 HOPELESS = 10
 """Steps at the beginning that may go by with nothing to learn from."""
 
 
 @dataclass
-class Piece:
-    """Moments of one forward, with what they are trained by. (m,) each, (K,) per token.
+class ScoredBatch:
+    """Scored steps of one forward, with what they are trained by.
 
-    ``advantage``: float32. ``share``: what one moment counts, 1 by all moments of the step.
-    ``old``, ``reference``: log-probabilities, once known.
+    ``advantage``: (m,) float32. ``share``: what one step counts, 1 by all steps of the rollouts.
+    ``old``, ``reference``: (K,) log-probs, once known.
     """
 
-    moments: Moments
+    steps: ScoredSteps
     advantage: Tensor
     share: float
     old: Tensor | None = None
     reference: Tensor | None = None
 
 
-class ParaRLRun(PolicyRun):
-    """A ParaRL run in ``folder``: see :class:`PolicyRun` and the module.
+class ParaRLRun(TrainingRun):
+    """A ParaRL run in ``folder``: see :class:`TrainingRun` and the module.
 
     ``reward``: called with the pairs of all this process's groups of a step at once.
     ``reward_calls``: pairs scored so far, by all processes.
@@ -85,15 +75,15 @@ class ParaRLRun(PolicyRun):
     def __init__(
         self,
         model: Model,
-        cases: Sequence[Case],
+        cases: Cases,
         reward: Reward,
         settings: ParaRLSettings,
         folder: Path | str,
         *,
         policy: Policy,
-        accelerator: Accelerator | None = None,
+        ranks: Ranks | None = None,
     ):
-        super().__init__(model, cases, settings, folder, policy=policy, accelerator=accelerator)
+        super().__init__(model, cases, settings, folder, policy=policy, ranks=ranks)
         if settings.groups < self.ranks.count:
             raise InputError(
                 f"There are {settings.groups} groups for {self.ranks.count} processes: give each "
@@ -101,88 +91,84 @@ class ParaRLRun(PolicyRun):
             )
         self.reward = reward
         self.scale, self.reward_calls = RewardScale(), 0
-        self._latest: list[Rollouts] = []
+        self._has_learnt, self._latest = False, list[Rollouts]()
 
-    def train(self, callback: Callback | None = None, progress: Progress | None = None) -> None:
-        """As :meth:`PolicyRun.train`. Raises ``InputError``, too, where none of the first
+    def train(
+        self, callback: StepCallback | None = None, progress: PhaseCallback | None = None
+    ) -> None:
+        """As :meth:`TrainingRun.train`. Raises ``InputError``, too, where none of the first
         :data:`HOPELESS` steps (or of all there are) had anything to learn from."""
-        begun, learnt = self.step, False
+        begun = self.step
 
-        def followed(step: int, metrics: dict[str, float]) -> None:
-            nonlocal learnt
+        def check_for_progress(step: int, metrics: dict[str, float]) -> None:
             if callback is not None:
                 callback(step, metrics)
-            learnt = learnt or metrics["tokens"] > 0
-            if not learnt and step - begun == min(HOPELESS, self.settings.steps):
+            if not self._has_learnt and step - begun == min(HOPELESS, self.settings.steps):
                 raise InputError(
                     f"All answers to each instruction scored the same in {step - begun} steps, so "
                     "that there was nothing to learn: raise text_temperature or group_size, take "
                     "fewer text_steps, or choose another reward."
                 )
 
-        super().train(followed, progress)
+        super().train(check_for_progress, progress)
 
-    def advance(self, progress: Progress | None = None) -> dict[str, float]:
-        with self.gathered():
+    def advance(self, progress: PhaseCallback | None = None) -> dict[str, float]:
+        with self.policy.gathered():
             rolled = self._roll_out(self.groups(), progress)
             rewards = self._score(rolled, progress)
-        scale, everyone = self._rescaled(rolled, rewards)
+        scale, all_rewards = self._rescaled(rolled, rewards)
         normalised = [scale.normalise(r) for r in rewards]
-        found = [advantages(r, self.settings.std_floor) for r in normalised]
-        pieces = self._pieces(rolled, found)
-        metrics = self._summary(rolled, normalised, found)
+        advantage = [advantages(r, self.settings.std_floor) for r in normalised]
+        batches = self._batches(rolled, advantage)
+        metrics = self._summary(rolled, normalised, advantage)
         with self.recomputing():
-            metrics |= self._update(pieces, progress)
+            metrics |= self._update(batches, progress)
         self.scale, self._latest = scale, rolled
-        self.reward_calls += len(everyone)
+        self._has_learnt = self._has_learnt or metrics["tokens"] > 0
+        self.reward_calls += len(all_rewards)
         self.commit()
         return {
-            "reward_mean": float(everyone.mean()),
-            "reward_std": float(everyone.std(correction=0)),
+            "reward_mean": float(all_rewards.mean()),
+            "reward_std": float(all_rewards.std(correction=0)),
             **metrics,
             "reward_calls": self.reward_calls,
         }
 
     def groups(self) -> list[Group]:
         """What this process rolls out at the present step."""
-        seed = f"{self.settings.seed} {self.step}"
-        return [
-            Group.of(number, case, self.settings.group_size, seed)
-            for number, case in self.drawn(self.settings.groups)
-        ]
+        settings, seed = self.settings, f"{self.settings.seed} {self.step}"
+        drawn = draw_cases(
+            self.cases,
+            self.step,
+            settings.groups,
+            seed=settings.seed,
+            rank=self.ranks.index,
+            ranks=self.ranks.count,
+        )
+        return [Group.of(number, case, settings.group_size, seed) for number, case in drawn]
 
-    def _roll_out(self, groups: list[Group], progress: Progress | None) -> list[Rollouts]:
-        rolled: list[Rollouts] = []
-        for members in alike(groups):
-            before = sum(len(r.groups) for r in rolled)
-
-            def tell(done: int, total: int, before: int = before, own: int = len(members)) -> None:
-                progress("rollouts", before * total + done * own, len(groups) * total)
-
-            rolled.append(self._rollouts_of(members, progress and tell))
+    def _roll_out(self, groups: list[Group], progress: PhaseCallback | None) -> list[Rollouts]:
+        settings, rolled, done = self.settings, list[Rollouts](), 0
+        for members in group_by_shape(groups):
+            rollouts = roll_out(
+                self.model,
+                members,
+                settings.sampler,
+                drawn=settings.scored_steps,
+                micro_batch=settings.micro_batch,
+                progress=progress and _share_of(progress, done, len(members), len(groups)),
+            )
+            if not rollouts.steps.finite.all():
+                raise DivergenceError(
+                    f"The model's predictions in step {self.step + 1} are not finite: lower "
+                    "learning_rate and resume, or load the model in bfloat16 or float32. "
+                    f"{self.folder.last_good}"
+                )
+            rolled.append(rollouts)
+            done += len(members)
         return rolled
 
-    def _rollouts_of(
-        self, groups: list[Group], progress: Callable[[int, int], None] | None
-    ) -> Rollouts:
-        settings = self.settings
-        rollouts = roll_out(
-            self.model,
-            groups,
-            settings.sampler,
-            drawn=settings.scored_steps,
-            micro_batch=settings.micro_batch,
-            progress=progress,
-        )
-        if not rollouts.moments.finite.all():
-            raise DivergenceError(
-                f"The model's predictions in step {self.step + 1} are not finite: lower "
-                "learning_rate and resume, or load the model in bfloat16 or float32. "
-                f"{self.folder.last_good}"
-            )
-        return rollouts
-
-    def _score(self, rolled: list[Rollouts], progress: Progress | None) -> list[Tensor]:
+    def _score(self, rolled: list[Rollouts], progress: PhaseCallback | None) -> list[Tensor]:
         """Raw rewards (groups, steps, size) of each; of an output-level reward, one step."""
         view = final_pairs if self.settings.reward_at == "output" else trajectory_pairs
         pairs = [view(self.model, r, micro_batch=self.settings.micro_batch) for r in rolled]
@@ -197,39 +183,43 @@ class ParaRLRun(PolicyRun):
         self, rolled: list[Rollouts], rewards: list[Tensor]
     ) -> tuple[RewardScale, Tensor]:
         """The scale after this step's rewards of all processes, and these in the groups' order."""
-        own = [
+        numbered = [
             (group.number, values.flatten().tolist())
-            for r, found in zip(rolled, rewards, strict=True)
-            for group, values in zip(r.groups, found, strict=True)
+            for r, part in zip(rolled, rewards, strict=True)
+            for group, values in zip(r.groups, part, strict=True)
         ]
-        everyone = torch.tensor([v for _, values in sorted(self.ranks.gather(own)) for v in values])
-        return self.scale.including(everyone), everyone
+        in_order = sorted(self.ranks.gather(numbered))
+        all_rewards = torch.tensor([value for _, values in in_order for value in values])
+        return self.scale.including(all_rewards), all_rewards
 
-    def _pieces(self, rolled: list[Rollouts], found: list[tuple[Tensor, Tensor]]) -> list[Piece]:
-        """The moments of groups with spread, cut to the micro-batch."""
-        (count,) = self.ranks.sum([sum(len(r.moments) for r in rolled)])
-        pieces = []
-        for r, (advantage, spread) in zip(rolled, found, strict=True):
-            advantage = advantage.expand(r.shape).flatten()
+    def _batches(
+        self, rolled: list[Rollouts], advantage: list[tuple[Tensor, Tensor]]
+    ) -> list[ScoredBatch]:
+        """The scored steps of groups with spread, cut to the micro-batch."""
+        (count,) = self.ranks.sum([sum(len(r.steps) for r in rolled)])
+        device, batches = self.model.device, []
+        for r, (values, spread) in zip(rolled, advantage, strict=True):
+            values = values.expand(r.shape).flatten()
             rows = spread[..., None].expand(r.shape).flatten().nonzero()[:, 0]
             for part in rows.split(self.settings.micro_batch) if len(rows) else ():
-                own = r.moments[part.to(self.model.device)]
-                pieces.append(Piece(own, advantage[part].to(self.model.device), 1 / count))
-        first = rolled[0].moments[:1]
-        nothing = torch.zeros(1, device=self.model.device)
-        return pieces + [Piece(first, nothing, 0.0) for _ in range(self.idle(len(pieces)))]
+                steps = r.steps[part.to(device)]
+                batches.append(ScoredBatch(steps, values[part].to(device), 1 / count))
+        first, nothing = rolled[0].steps[:1], torch.zeros(1, device=device)
+        return batches + [ScoredBatch(first, nothing, 0.0) for _ in range(self.idle(len(batches)))]
 
-    def _update(self, pieces: list[Piece], progress: Progress | None) -> dict[str, float]:
+    def _update(
+        self, batches: list[ScoredBatch], progress: PhaseCallback | None
+    ) -> dict[str, float]:
         """The inner epochs. Metrics are means over them; ``loss`` is what is minimised."""
         settings, sums = self.settings, defaultdict(float)
-        (trained,) = self.ranks.sum([len(pieces)])
+        (trained,) = self.ranks.sum([len(batches)])
         norms = []
         for _ in range(settings.inner_epochs if trained else 0):
             epoch_loss = 0.0
-            for number, piece in enumerate(pieces):
+            for number, batch in enumerate(batches):
                 if progress and not self._updating:
-                    progress("update", number, len(pieces))
-                part = self._backward(piece)
+                    progress("update", number, len(batches))
+                part = self._backward(batch)
                 epoch_loss += part["loss"]
                 for name, value in part.items():
                     sums[name] += value
@@ -246,56 +236,63 @@ class ParaRLRun(PolicyRun):
             "tokens": tokens / epochs,
         }
 
-    def _backward(self, piece: Piece) -> dict[str, float]:
-        """Add the gradient of one piece; its loss, and sums over its tokens."""
+    def _backward(self, batch: ScoredBatch) -> dict[str, float]:
+        """Add the gradient of one batch; its loss, and sums over its tokens."""
         settings, temperature = self.settings, self.settings.sampler.text_temperature
-        if settings.kl and settings.kl_reference == "base" and piece.reference is None:
+        if settings.kl and settings.kl_reference == "base" and batch.reference is None:
             with torch.no_grad(), self.policy.reference():
-                piece.reference, _ = log_probs(self.model, piece.moments, temperature)
-        found, owner = log_probs(self.model, piece.moments, temperature)
-        if piece.old is None:
-            piece.old = found.detach()
-        gain, clipped = clipped_objective(found, piece.old, piece.advantage[owner], settings.clip)
-        divergence = torch.zeros_like(found)
+                batch.reference, _ = log_probs(self.model, batch.steps, temperature)
+        values, owner = log_probs(self.model, batch.steps, temperature)
+        if batch.old is None:
+            batch.old = values.detach()
+        gain, clipped = clipped_objective(values, batch.old, batch.advantage[owner], settings.clip)
+        divergence = torch.zeros_like(values)
         if settings.kl:
-            reference = piece.old if piece.reference is None else piece.reference
-            divergence = kl_estimate(found, reference)
-        weights = token_weights(owner, len(piece.moments)) * piece.share
+            reference = batch.old if batch.reference is None else batch.reference
+            divergence = kl_estimate(values, reference)
+        weights = token_weights(owner, len(batch.steps)) * batch.share
         loss = -((gain - settings.kl * divergence) * weights).sum()
         loss.backward()
-        told = (loss, divergence.sum(), clipped.sum(), torch.tensor(len(found)))
-        counts = float(piece.share > 0)
+        counts = float(batch.share > 0)
         return {
-            name: counts * float(value.detach())
-            for name, value in zip(("loss", "kl", "clipped", "tokens"), told, strict=True)
+            "loss": counts * float(loss.detach()),
+            "kl": counts * float(divergence.detach().sum()),
+            "clipped": counts * float(clipped.sum()),
+            "tokens": counts * len(values),
         }
 
     def _summary(
         self,
         rolled: list[Rollouts],
         normalised: list[Tensor],
-        found: list[tuple[Tensor, Tensor]],
+        advantage: list[tuple[Tensor, Tensor]],
     ) -> dict[str, float]:
         """Metrics known before the update, over all processes."""
         end = self.model.layout.end_of_text
         sums = [
             sum(float(r.sum()) for r in normalised),
-            sum(float(a.abs().sum()) for a, _ in found),
-            sum(a.numel() for a, _ in found),
-            sum(float((~spread).sum()) for _, spread in found),
+            sum(float(a.abs().sum()) for a, _ in advantage),
+            sum(a.numel() for a, _ in advantage),
+            sum(float((~spread).sum()) for _, spread in advantage),
             sum(float((r.final.text != end).sum()) for r in rolled),
             sum(r.final.batch for r in rolled),
         ]
-        reward, advantage, scored, skipped, words, rollouts = self.ranks.sum(sums)
-        parts = self.reward.take_means() if isinstance(self.reward, Weighted) else {}
-        means = self.ranks.sum([mean / self.ranks.count for mean in parts.values()])
+        reward, strength, scored, skipped, words, rollouts = self.ranks.sum(sums)
         return {
-            **{f"reward_{name}": mean for name, mean in zip(parts, means, strict=True)},
+            **self._reward_parts(),
             "normalised_reward": reward / scored,
-            "advantage": advantage / scored,
+            "advantage": strength / scored,
             "groups_skipped": skipped,
             "text_length": words / rollouts,
         }
+
+    def _reward_parts(self) -> dict[str, float]:
+        """The mean of each part of a weighted reward, over the pairs of all processes."""
+        if not isinstance(self.reward, Weighted):
+            return {}
+        sums, count = self.reward.take_sums()
+        *totals, pairs = self.ranks.sum([*sums.values(), count])
+        return {f"reward_{name}": total / pairs for name, total in zip(sums, totals, strict=True)}
 
     def samples(self, count: int = 8) -> list[Pair]:
         """Final pairs of the last step, one per group as far as there are, for previews."""
@@ -309,12 +306,25 @@ class ParaRLRun(PolicyRun):
             "scale": asdict(self.scale),
             "reward_calls": self.reward_calls,
             "reward": described(self.reward),
+            "has_learnt": self._has_learnt,
         }
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self.folder.refuse_changes(state, self.extra_state(), ["reward"])
         self.scale = RewardScale(**state["scale"])
         self.reward_calls = state["reward_calls"]
+        self._has_learnt = state["has_learnt"]
 
     def metadata(self) -> dict[str, str]:
         return {**super().metadata(), "reward": described(self.reward)}
+
+
+def _share_of(
+    progress: PhaseCallback, before: int, count: int, everyone: int
+) -> Callable[[int, int], Any]:
+    """Reports the rollouts of ``count`` of ``everyone`` groups that follow ``before`` others."""
+
+    def report(done: int, total: int) -> None:
+        progress("rollouts", before * total + done * count, everyone * total)
+
+    return report

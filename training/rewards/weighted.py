@@ -49,12 +49,12 @@ class Weighted:
     def described(self) -> str:
         return " + ".join(f"{name}={weight:g}" for name, (_, weight) in self._parts.items())
 
-    def take_means(self) -> dict[str, float]:
-        """Mean of each reward, without its weight, over the pairs since the last call; empty
-        without any."""
-        means = {name: value / self._count for name, value in self._sums.items() if self._count}
+    def take_sums(self) -> tuple[dict[str, float], int]:
+        """The sum of each reward, without its weight, over the pairs since the last call, and how
+        many these are."""
+        sums, count = self._sums, self._count
         self._forget()
-        return means
+        return sums, count
 
     def _forget(self) -> None:
         self._sums, self._count = dict.fromkeys(self._parts, 0.0), 0

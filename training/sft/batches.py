@@ -1,60 +1,140 @@
-"""Which examples a step trains on: sorted by shape over a window of steps, no padding."""
+"""What a step of SFT trains on: cases with masks, those of one shape stacked without padding."""
 
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from .loss import Condition, Example, draw_conditions, group
-
-if TYPE_CHECKING:
-    from .pretrain import SFTSettings
-
-Batch = list[tuple[Example, Condition]]
-"""One step: stacked examples of equal shape, each with what is dropped of its prompt."""
+from ...mmp_core.state import Prompt, TokenState
+from ..cases import Case, Cases
+from ..loop.draw import draw_cases
+from .loss import Condition, draw_condition, draw_masks
+from .settings import SFTSettings
 
 
-class Windows:
-    """``windows[w]``: the batches of steps ``w·window`` and following, for one of ``ranks``.
+@dataclass(frozen=True)
+class MicroBatch:
+    """Cases of one forward.
 
-    The window's examples are those of ``window·batch_size`` consecutive indices. They are sorted by
-    shape, cut into micro-batches, and these shuffled, so a step's number of examples varies around
-    ``batch_size``. Depends on nothing but the settings and ``w``.
+    ``target``: the answers without masks. ``text_mask`` (B, T), ``image_mask`` (B, H·W): bool on
+    the CPU, what is masked of them. ``image_weight``: (B, H, W) float or ``None``.
+    ``condition``: what is dropped of the prompts.
     """
 
-    def __init__(self, dataset: Sequence[Example], settings: SFTSettings, rank: int, ranks: int):
-        self.dataset, self.settings, self.rank, self.ranks = dataset, settings, rank, ranks
+    prompt: Prompt
+    target: TokenState
+    image_weight: Tensor | None
+    condition: Condition
+    text_mask: Tensor
+    image_mask: Tensor
 
-    def __getitem__(self, number: int) -> list[Batch]:
-        settings, count = self.settings, self.settings.window * self.settings.batch_size
-        own = slice(self.rank, None, self.ranks)
-        seed = settings.seed * 1_000_003 + number
-        conditions = draw_conditions(
-            count,
-            torch.Generator().manual_seed(seed),
-            text=settings.drop_text,
-            image=settings.drop_image,
-            both=settings.drop_both,
-        )[own]
-        examples = [self.dataset[i] for i in range(number * count, (number + 1) * count)[own]]
-        share = len(examples) / settings.window
-        pieces = _cut(group(examples, conditions), min(settings.micro_batch, max(1, int(share))))
-        random.Random(f"{seed} {self.rank}").shuffle(pieces)
-        batches: list[Batch] = [[] for _ in range(settings.window)]
+    def to(self, device: torch.device | str) -> MicroBatch:
+        """All but the masks on ``device``."""
+        weight = None if self.image_weight is None else self.image_weight.to(device)
+        return replace(
+            self, prompt=self.prompt.to(device), target=self.target.to(device), image_weight=weight
+        )
+
+
+def masked(case: Case, settings: SFTSettings, seed: int) -> MicroBatch:
+    """``case`` with masks and condition drawn from ``seed``.
+
+    Of its instruction only the form that the model gets is kept.
+    """
+    assert case.target is not None
+    rng = torch.Generator().manual_seed(seed)
+    condition = draw_condition(
+        rng, text=settings.drop_text, image=settings.drop_image, both=settings.drop_both
+    )
+    prompt = case.prompt
+    if prompt.image is None:
+        condition = Condition(condition.drop_text)
+    words = prompt.unconditional if condition.drop_text else prompt.instruction
+    prompt = Prompt(words, words, prompt.image, case.target)
+    masks = draw_masks(case.target, rng)
+    return MicroBatch(prompt, case.target, case.image_weight, condition, *masks)
+
+
+def group_by_shape(batches: Sequence[MicroBatch]) -> list[list[MicroBatch]]:
+    """Those that can be stacked, in the order of their first."""
+    groups = defaultdict(list)
+    for batch in batches:
+        image = batch.prompt.image
+        key = (
+            batch.condition,
+            batch.prompt.instruction.shape,
+            None if image is None else image.shape,
+            batch.target.text.shape,
+            batch.target.image.shape,
+            batch.image_weight is None,
+        )
+        groups[key].append(batch)
+    return list(groups.values())
+
+
+def stack(batches: Sequence[MicroBatch]) -> MicroBatch:
+    """Micro-batches of one shape and condition as one."""
+    prompt = Prompt.stack([batch.prompt for batch in batches])
+    weights = [batch.image_weight for batch in batches if batch.image_weight is not None]
+    return MicroBatch(
+        prompt,
+        prompt.initial,
+        torch.cat(weights) if weights else None,
+        batches[0].condition,
+        torch.cat([batch.text_mask for batch in batches]),
+        torch.cat([batch.image_mask for batch in batches]),
+    )
+
+
+class Windows(Dataset[list[list[MicroBatch]]]):
+    """``windows[w]``: this process's micro-batches of each of the steps from ``w · window`` on.
+
+    The cases of a window are grouped by shape and cut into micro-batches, which are shuffled where
+    there are several steps to share them. A case's masks depend on its step and its number there
+    alone, so that neither micro-batch nor number of processes matters to them.
+    """
+
+    def __init__(self, cases: Cases, settings: SFTSettings, rank: int = 0, ranks: int = 1):
+        self.cases, self.settings, self.rank, self.ranks = cases, settings, rank, ranks
+
+    def __getitem__(self, index: int) -> list[list[MicroBatch]]:
+        window = self.settings.window
+        singles = [
+            single
+            for step in range(index * window, (index + 1) * window)
+            for single in self._singles(step)
+        ]
+        share = len(singles) / window
+        size = min(self.settings.micro_batch, max(1, int(share)))
+        parts = [
+            stack(group[start : start + size])
+            for group in group_by_shape(singles)
+            for start in range(0, len(group), size)
+        ]
+        if window > 1:
+            random.Random(f"{self.settings.seed} window {index} {self.rank}").shuffle(parts)
+        steps: list[list[MicroBatch]] = [[] for _ in range(window)]
         placed = 0
-        for piece in pieces:
-            batches[min(int(placed / share), settings.window - 1)].append(piece)
-            placed += piece[0].target.batch
-        return batches
+        for part in parts:
+            steps[min(int(placed / share), window - 1)].append(part)
+            placed += part.target.batch
+        return steps
 
-
-def _cut(groups: Batch, most: int) -> Batch:
-    """The groups in pieces of at most ``most`` examples."""
-    return [
-        (stacked[start : start + most], condition)
-        for stacked, condition in groups
-        for start in range(0, stacked.target.batch, most)
-    ]
+    def _singles(self, step: int) -> list[MicroBatch]:
+        settings = self.settings
+        drawn = draw_cases(
+            self.cases,
+            step,
+            settings.batch_size,
+            seed=settings.seed,
+            rank=self.rank,
+            ranks=self.ranks,
+        )
+        first = (settings.seed * 1_000_003 + step) * 1_009
+        return [masked(case, settings, (first + number) % 2**63) for number, case in drawn]

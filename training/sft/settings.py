@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ...mmp_core.errors import InputError
 from ...mmp_core.options import option
@@ -29,6 +30,27 @@ class SFTSettings(RunSettings):
     drop_text: float = option(0.02, "Share of items without the instruction.", low=0, high=1)
     drop_image: float = option(0.02, "Share of items without the input picture.", low=0, high=1)
     drop_both: float = option(0.06, "Share of items without either.", low=0, high=1)
+
+    bf16: bool = option(
+        False, "Compute float32 weights in bfloat16, which some processors do faster."
+    )
+    window: int = option(
+        1,
+        "Steps whose items are sorted by shape together, so that a forward gets many alike. A "
+        "step's number of items then varies around batch_size.",
+        low=1,
+        high=1000,
+        advanced=True,
+    )
+    workers: int = option(
+        0,
+        "Processes that prepare items ahead. 0: they are prepared in between.",
+        low=0,
+        high=256,
+        advanced=True,
+    )
+
+    FREE: ClassVar[tuple[str, ...]] = (*RunSettings.FREE, "workers")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,48 +2,68 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...mmp_core.errors import InputError
 from ...mmp_core.model.config import BLOCK_LAYERS
-from ...mmp_core.model.lora import Adapter, LayerShape, adaptable_layers
+from ...mmp_core.model.lora import Adapter, AttachedAdapter, LayerShape, adaptable_layers
 from ...mmp_core.model.transformer import MaskedDiffusionTransformer
 
 
-class Policy(Protocol):
-    """What is trained of a transformer, which computes with it from construction on."""
+class Policy(ABC):
+    """What is trained of a transformer, which computes with it from construction on.
 
+    ``sharded``: no process has all weights, so that forwards need all processes. ``start``: a
+    fingerprint of the weights it begins with, where those are not the transformer's own.
+    """
+
+    sharded = False
+    start = ""
+
+    @abstractmethod
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         """What the optimizer updates."""
 
+    @abstractmethod
     def reference(self) -> AbstractContextManager:
         """Inside, the transformer computes as before training. No gradients may be taken there."""
 
+    def gathered(self) -> AbstractContextManager:
+        """Inside, forwards need no other process."""
+        return nullcontext()
+
+    @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
         """What :meth:`load_state_dict` continues from, bit for bit."""
 
+    @abstractmethod
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> Any: ...
 
+    @abstractmethod
     def detach(self) -> None:
         """Leave the transformer, which trains no more."""
 
 
-class LoRA(Adapter):
+class LoRA(Adapter, Policy):
     """Adapters to train on the chosen linear layers of a frozen transformer, attached at once.
 
-    A is Kaiming uniform, drawn from ``seed``, and B zero, so that the start is exactly the base.
-    What is added is ``strength · alpha / rank · B(A x)``; ``alpha``: default ``rank``. ``layers``:
-    see :func:`adaptable_layers`. ``device``: where the transformer computes (default: where its
+    A is Kaiming uniform, drawn from ``seed``, and B zero, so that training begins exactly at the
+    base; or both are those of the adapter ``start``, as :meth:`state_dict` names them. What is
+    added is ``alpha / rank · B(A x)``; ``alpha``: default ``rank``. ``layers``: see
+    :func:`adaptable_layers`. ``device``: where the transformer computes (default: where its
     embedding is, which a host may move). Parameters stay in ``dtype`` and are cast to that of the
     activations on use. Base weights get no gradients. A context manager: :meth:`detach` at its end.
 
-    Raises ``InputError`` for a rank below 1 or layers that cannot be adapted.
+    Raises ``InputError`` for a rank below 1, layers that cannot be adapted, or a ``start`` of
+    other layers or another rank.
     """
 
     def __init__(
@@ -56,21 +76,30 @@ class LoRA(Adapter):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
         seed: int = 0,
-        strength: float = 1.0,
+        start: Mapping[str, Tensor] | None = None,
     ):
         if rank < 1:
             raise InputError(f"The rank is {rank}: it must be 1 or more.")
         self.rank, self.alpha = rank, float(rank if alpha is None else alpha)
+        adapted: dict[str, Any] = adaptable_layers(transformer, layers)
         shapes = {
             name: LayerShape(layer.in_features, layer.out_features, rank)
-            for name, layer in adaptable_layers(transformer, layers).items()
+            for name, layer in adapted.items()
         }
-        device = device or transformer.layers["wte"].weight.device
+        device = device or next(transformer.parameters()).device
+        scale = self.alpha / rank
+        self._attached_start: AttachedAdapter | None = None
         with torch.inference_mode(False):
             super().__init__(shapes, dtype=dtype, device=device)
             self._initialise(seed)
+            if start is not None:
+                self._begin_with(start)
+                before = Adapter(shapes, dtype=dtype, device=device).requires_grad_(False)
+                before.load_state_dict(self.state_dict())
+                self._attached_start = before.attach(transformer, scale)
+                self._attached_start.active = False
         transformer.requires_grad_(False)
-        self._bypass = self.attach(transformer, strength * self.alpha / rank)
+        self._attached = self.attach(transformer, scale)
 
     @torch.no_grad()
     def _initialise(self, seed: int) -> None:
@@ -82,11 +111,36 @@ class LoRA(Adapter):
             low_rank.lora_A.weight.copy_(start)
             nn.init.zeros_(low_rank.lora_B.weight)
 
-    def reference(self) -> AbstractContextManager:
-        return self._bypass.suspended()
+    def _begin_with(self, start: Mapping[str, Tensor]) -> None:
+        shapes = {name: value.shape for name, value in self.state_dict().items()}
+        if shapes != {name: value.shape for name, value in start.items()}:
+            raise InputError(
+                "The adapter to train further does not fit: expected one of this model with one "
+                "rank and the same layers in every block."
+            )
+        self.load_state_dict(start)
+        digest = hashlib.sha256()
+        for name in sorted(start):
+            digest.update(start[name].float().cpu().numpy().tobytes())
+        self.start = digest.hexdigest()
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        start = self._attached_start
+        with self._attached.suspended():
+            was_active = start is not None and start.active
+            if start is not None:
+                start.active = True
+            try:
+                yield
+            finally:
+                if start is not None:
+                    start.active = was_active
 
     def detach(self) -> None:
-        self._bypass.remove()
+        self._attached.remove()
+        if self._attached_start is not None:
+            self._attached_start.remove()
 
     def __enter__(self) -> LoRA:
         return self
@@ -95,7 +149,7 @@ class LoRA(Adapter):
         self.detach()
 
 
-class FullWeights:
+class FullWeights(Policy):
     """All weights of a small model that is not quantised, with a copy of them as they were.
 
     Raises ``InputError`` for a quantised model.
@@ -104,7 +158,7 @@ class FullWeights:
     def __init__(self, transformer: MaskedDiffusionTransformer):
         refuse_quantised(transformer)
         self._transformer = transformer.requires_grad_(True)
-        self._kept = {name: p.detach().clone() for name, p in transformer.named_parameters()}
+        self._before = {name: p.detach().clone() for name, p in transformer.named_parameters()}
 
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         return self._transformer.named_parameters()
@@ -119,7 +173,7 @@ class FullWeights:
 
     def _swap(self) -> None:
         for name, parameter in self._transformer.named_parameters():
-            parameter.data, self._kept[name] = self._kept[name], parameter.data
+            parameter.data, self._before[name] = self._before[name], parameter.data
 
     def state_dict(self) -> dict[str, Tensor]:
         return self._transformer.state_dict()

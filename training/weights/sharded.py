@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from ...mmp_core.errors import InputError
 from ...mmp_core.model.transformer import MaskedDiffusionTransformer
 from ..loop.ranks import is_sharded
-from .policies import refuse_quantised
+from .policies import Policy, refuse_quantised
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
-class ShardedWeights:
-    """A :class:`~.adapters.Policy` that holds of weights, gradients and optimizer only a share.
+class ShardedWeights(Policy):
+    """A policy that holds of weights, gradients and optimizer only a share.
 
     Weights are kept, averaged and updated in float32 and computed in the dtype they came in. Each
     process also keeps its share of the weights as they were. Needs an initialised process group,
@@ -28,6 +31,8 @@ class ShardedWeights:
     Raises ``InputError`` for a quantised model, or where PyTorch lacks FSDP2.
     """
 
+    sharded = True
+
     def __init__(self, transformer: MaskedDiffusionTransformer, device: torch.device):
         refuse_quantised(transformer)
         try:
@@ -38,8 +43,8 @@ class ShardedWeights:
                 "Training all weights in several processes needs torch >= 2.6."
             ) from None
         ranks = torch.distributed.get_world_size()
-        dtype = transformer.layers["wte"].weight.dtype
-        how = {
+        dtype = next(transformer.parameters()).dtype
+        options: dict[str, Any] = {
             "mesh": init_device_mesh(device.type, (ranks,)),
             "mp_policy": MixedPrecisionPolicy(
                 param_dtype=None if dtype == torch.float32 else dtype,
@@ -48,12 +53,12 @@ class ShardedWeights:
             ),
         }
         transformer.requires_grad_(True)
-        for block in transformer.layers["blocks"]:
-            fully_shard(block.float(), **how)
-        fully_shard(transformer.float(), **how)
+        for block in cast(nn.ModuleList, transformer.layers["blocks"]):
+            fully_shard(block.float(), **options)
         self._transformer = transformer
+        self._root = fully_shard(transformer.float(), **options)
         self._shards = [m for m in transformer.modules() if isinstance(m, FSDPModule)]
-        self._kept = {n: p.to_local().detach().clone() for n, p in transformer.named_parameters()}
+        self._before = {n: _local(p).detach().clone() for n, p in transformer.named_parameters()}
 
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         return self._transformer.named_parameters()
@@ -61,7 +66,7 @@ class ShardedWeights:
     @contextmanager
     def gathered(self) -> Iterator[None]:
         """Inside, every process has all weights, and forwards need no other process."""
-        self._transformer.set_reshard_after_forward(False)
+        self._root.set_reshard_after_forward(False)
         for shard in self._shards:
             shard.unshard()
         try:
@@ -83,10 +88,10 @@ class ShardedWeights:
     def _swap(self) -> None:
         self._reshard()
         for name, parameter in self._transformer.named_parameters():
-            local = parameter.to_local()
-            before = local.clone()
-            local.copy_(self._kept[name])
-            self._kept[name] = before
+            local = _local(parameter)
+            now = local.clone()
+            local.copy_(self._before[name])
+            self._before[name] = now
 
     def _reshard(self) -> None:
         for shard in self._shards:
@@ -107,10 +112,15 @@ class ShardedWeights:
         self._transformer.requires_grad_(False)
 
 
+def _local(tensor: Tensor) -> Tensor:
+    """This process's share of a sharded tensor."""
+    return cast("DTensor", tensor).to_local()
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor, gathered from all processes, on the CPU; another as it is."""
     if is_sharded(tensor):
-        return tensor.detach().full_tensor().cpu()
+        return cast("DTensor", tensor.detach()).full_tensor().cpu()
     return tensor
 
 
@@ -118,7 +128,8 @@ def share_of(tensor: Tensor, like: Tensor) -> Tensor:
     """``tensor``, sharded as ``like`` is."""
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+    model = cast("DTensor", like)
+    return distribute_tensor(tensor.to(like.device), model.device_mesh, model.placements)
 
 
 def whole_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmada_parallel.mmp_core import InputError, TokenState
 from mmada_parallel.tests.training.tiny_cases import cases, state_of, tiny_model
-from mmada_parallel.training.sft.run import FinetuneRun
+from mmada_parallel.training.sft.run import SFTRun
 from mmada_parallel.training.sft.settings import SFTSettings
 from mmada_parallel.training.weights.policies import FullWeights, LoRA
 
@@ -38,7 +38,7 @@ def with_targets(model, count=5):
 
 def run_of(model, folder, settings=SETTINGS, policy=None):
     policy = policy or LoRA(model.transformer, rank=2)
-    return FinetuneRun(model, with_targets(model), settings, folder, policy=policy)
+    return SFTRun(model, with_targets(model), settings, folder, policy=policy)
 
 
 @pytest.mark.parametrize("kind", [FullWeights, LoRA])
@@ -84,7 +84,7 @@ def test_a_case_without_target_is_named(model, tmp_path):
         policy = LoRA(model.transformer, rank=2)
         own = with_targets(model)
         own[1] = cases(model)[1]
-        FinetuneRun(model, own, SETTINGS, tmp_path, policy=policy)
+        SFTRun(model, own, SETTINGS, tmp_path, policy=policy)
 
 
 def test_other_targets_are_other_data(model, tmp_path):

@@ -1,0 +1,77 @@
+"""What rewards judge of rollouts: pairs of text and picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...mmp_core.checkpoint.load import Model
+from ...mmp_core.pipeline import decode_image, decode_text
+from ...mmp_core.state import MASKED, TokenState
+from ...mmp_core.variants.base import UNDECIDED
+from ..cases import Case, Pair
+from .log_probs import image_choices
+from .rollout import Rollouts, ScoredSteps
+
+
+def trajectory_pairs(model: Model, rollouts: Rollouts, *, micro_batch: int) -> list[Pair]:
+    """One pair per scored step: the tokens after it, and for masked image codes the model's
+    likeliest, asked anew given just those.
+
+    The sampler's own guess was made before the step, at random: it cannot agree with what the step
+    unmasked, so a reward of it says next to nothing about the step.
+    """
+    _, drawn, size = rollouts.shape
+    steps = rollouts.steps
+    parts = [steps[i : i + micro_batch] for i in range(0, len(steps), micro_batch)]
+    guess = torch.cat([_likeliest_picture(model, part) for part in parts])
+    progress = [(index + 1) / rollouts.total_steps for index in steps.index.tolist()]
+    shown = TokenState(steps.after.text, guess)
+    return _pairs(model, shown, rollouts.cases(drawn * size), progress, micro_batch)
+
+
+def final_pairs(model: Model, rollouts: Rollouts, *, micro_batch: int) -> list[Pair]:
+    """One pair per rollout, of its final state."""
+    cases = rollouts.cases(rollouts.size)
+    return _pairs(model, rollouts.final, cases, [1.0] * len(cases), micro_batch)
+
+
+def sample_pairs(model: Model, rollouts: Rollouts, count: int) -> list[Pair]:
+    """Final pairs of the first rollouts of the first ``count`` groups."""
+    cases = rollouts.cases(1)[:count]
+    first = rollouts.final[:: rollouts.size][:count]
+    return _pairs(model, first, cases, [1.0] * len(cases), max(1, count))
+
+
+def _pairs(
+    model: Model,
+    shown: TokenState,
+    cases: Sequence[Case],
+    progress: Sequence[float],
+    micro_batch: int,
+) -> list[Pair]:
+    """Equal pictures are decoded once, ``micro_batch`` at a time."""
+    texts, marked = decode_text(model, shown), decode_text(model, shown, masked=UNDECIDED)
+    codes, places = shown.image.unique(dim=0, return_inverse=True)
+    distinct = TokenState(codes.new_zeros(len(codes), 0), codes)
+    starts = range(0, len(codes), micro_batch)
+    decoded = [p for i in starts for p in decode_image(model, distinct[i : i + micro_batch])]
+    pictures = [decoded[place] for place in places.tolist()]
+    return [Pair(*fields) for fields in zip(cases, texts, marked, pictures, progress, strict=True)]
+
+
+@torch.no_grad()
+def _likeliest_picture(model: Model, steps: ScoredSteps) -> Tensor:
+    """(M, H, W) codes without masks."""
+    picture = steps.after.image.clone()
+    unfinished = (picture == MASKED).flatten(1).any(dim=1)
+    if unfinished.any():
+        asked = steps[unfinished.nonzero()[:, 0]]
+        sequence = model.layout.model_input(asked.prompt, asked.after)
+        hidden = model.transformer(sequence.ids)[:, sequence.image_positions]
+        logits = model.transformer.logits(hidden, image_choices(model))
+        codes = logits.argmax(dim=-1).view_as(asked.after.image)
+        picture[unfinished] = torch.where(asked.after.image == MASKED, codes, asked.after.image)
+    return picture
