@@ -66,9 +66,9 @@ def measured(source: Path, out: Path, kind: str) -> dict[str, float]:
     command = [sys.executable, "-c", _CHILD, str(source), str(out), kind]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     seconds = time.perf_counter() - began
-    found = {**json.loads(done.stdout), "seconds": seconds, "file_gb": out.stat().st_size / 1e9}
+    results = {**json.loads(done.stdout), "seconds": seconds, "file_gb": out.stat().st_size / 1e9}
     out.unlink()
-    return {name: round(value, 3) for name, value in found.items()}
+    return {name: round(value, 3) for name, value in results.items()}
 
 
 def main() -> None:

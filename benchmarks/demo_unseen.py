@@ -33,8 +33,8 @@ def main() -> None:
     first = [world.task(HELD_OUT + i).instruction for i in range(cases)]
     share = sum(i not in seen for i in first) / cases
     model = load_checkpoint("demo", dtype=torch.float32)
-    found = judge(model, tasks, batch=32)
-    print(json.dumps({"unseen_share_of_held_out": share, **found}))
+    results = judge(model, tasks, batch=32)
+    print(json.dumps({"unseen_share_of_held_out": share, **results}))
 
 
 if __name__ == "__main__":

@@ -177,8 +177,8 @@ def orders(model: Model) -> Image.Image:
 
 def best_of_n(model: Model) -> Image.Image:
     task = held_out_task("count", 8)
-    own = SamplerSettings(text_steps=4, image_steps=2, text_temperature=1.0)
-    final = denoise(model, prompt_of(model, task, batch=4), own, record=0).final
+    settings = SamplerSettings(text_steps=4, image_steps=2, text_temperature=1.0)
+    final = denoise(model, prompt_of(model, task, batch=4), settings, record=0).final
     pictures, texts = decode_image(model, final), decode_text(model, final)
     scores = ClipScorer(DEMO_CLIP).score(texts, pictures)
     best = int(scores.argmax())

@@ -35,9 +35,9 @@ class FlopCounter:
         logits = transformer.logits
 
         def counted(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            found = logits(hidden, *args, **kwargs)
-            self.head += 2.0 * found.numel() * self.config.d_model
-            return found
+            scores = logits(hidden, *args, **kwargs)
+            self.head += 2.0 * scores.numel() * self.config.d_model
+            return scores
 
         transformer.logits = counted
 

@@ -43,7 +43,7 @@ from mmada_parallel.mmp_core.editing import reopened
 
 def pairs(cases: int) -> list[tuple[Task, Task]]:
     """Two edits of each of ``cases`` held-out scenes, with different results."""
-    found = []
+    edits = []
     for number in range(cases):
         wanted = world.task(HELD_OUT + number, kinds=EDITS)
         other = wanted
@@ -52,8 +52,8 @@ def pairs(cases: int) -> list[tuple[Task, Task]]:
             other = KINDS[rng.choice(EDITS)].make(rng, wanted.source)
             if other.after != wanted.after:
                 break
-        found.append((wanted, other))
-    return found
+        edits.append((wanted, other))
+    return edits
 
 
 def given(
@@ -80,7 +80,7 @@ def _prompt(model: Model, task: Task, instructed: bool) -> Prompt:
     return prompt if instructed else prompt.without_instruction()
 
 
-def own(model: Model, task: Task, settings: SamplerSettings) -> bool:
+def follows_instruction(model: Model, task: Task, settings: SamplerSettings) -> bool:
     final = denoise(model, prompt_of(model, task), settings, record=0).final
     return check(task, decode_image(model, final)[0], decode_text(model, final)[0]).picture
 
@@ -114,9 +114,9 @@ def main() -> None:
     tasks = pairs(cases)
     seeded = [SamplerSettings(seed=number) for number in range(cases)]
     both = [(a, b, s) for (a, b), s in zip(tasks, seeded, strict=True)]
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "cases": cases,
-        "instruction": share([own(model, a, s) for a, _, s in both]),
+        "instruction": share([follows_instruction(model, a, s) for a, _, s in both]),
         "given_text": share([given(model, a, b, s, False) for a, b, s in both]),
         "given_text_against_instruction": share([given(model, a, b, s, True) for a, b, s in both]),
         "explained": share([explains(model, a, s, True) for a, _, s in both]),
@@ -127,11 +127,11 @@ def main() -> None:
     held_out = [world.task(HELD_OUT + number) for number in range(cases)]
     for order in ("parallel", "text_first", "image_first"):
         measured = judge(model, held_out, settings=SamplerSettings(order=order), batch=32)
-        found["orders"][order] = {
+        results["orders"][order] = {
             name: measured[name] for name in ("picture", "sentence", "agree", "interval")
         }
-    found["settings"] = asdict(SamplerSettings())
-    print(json.dumps(found, indent=1))
+    results["settings"] = asdict(SamplerSettings())
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

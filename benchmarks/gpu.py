@@ -90,7 +90,7 @@ def forward(model: RandomModel, ids: Tensor, peak: float) -> dict[str, float]:
 def outside(model: RandomModel, size: Size) -> dict[str, Any]:
     """Share of a quarter of an edit that is spent outside the transformer."""
     steps = size.steps // 4
-    own = replace(size.settings(README), text_steps=steps, image_steps=steps // 2)
+    base = replace(size.settings(README), text_steps=steps, image_steps=steps // 2)
     prompt = model.prompt(size.grid, size.text)
 
     def share(settings: SamplerSettings) -> float:
@@ -102,16 +102,16 @@ def outside(model: RandomModel, size: Size) -> dict[str, Any]:
             shares.append(inside.outside_share())
         return statistics.median(shares)
 
-    found = {}
+    results = {}
     for name, settings in {
-        "exact": own,
-        "exact, text temperature 0.7": replace(own, text_temperature=0.7),
-        "cached": replace(own, speed="cached"),
+        "exact": base,
+        "exact, text temperature 0.7": replace(base, text_temperature=0.7),
+        "cached": replace(base, speed="cached"),
     }.items():
-        found[name] = {"kernels": share(settings)}
+        results[name] = {"kernels": share(settings)}
         with kernels_off():
-            found[name]["torch"] = share(settings)
-    return found
+            results[name]["torch"] = share(settings)
+    return results
 
 
 @torch.no_grad()
@@ -130,7 +130,7 @@ def decisions(model: RandomModel, size: Size) -> dict[str, Any]:
     draws = torch.empty(1, size.text, text.choices, device=device).exponential_()
     code_draws = torch.empty(1, cells, codes, device=device).exponential_()
     image = ImageLogits(tuple(logits), (4.0,))
-    found = {}
+    results = {}
     for name, run in {
         "text": lambda: text.choose(0.0, None),
         "text, temperature 0.7": lambda: text.choose(0.7, draws),
@@ -142,15 +142,15 @@ def decisions(model: RandomModel, size: Size) -> dict[str, Any]:
         with kernels_off():
             theirs, _ = run()
             by_torch = measured(lambda r=run: seconds(r, 20))
-        found[name] = {"kernel": timed, "torch": by_torch}
-        found[name]["agree"] = (ours == theirs).double().mean().item()
-    return found
+        results[name] = {"kernel": timed, "torch": by_torch}
+        results[name]["agree"] = (ours == theirs).double().mean().item()
+    return results
 
 
 @torch.no_grad()
 def graph_gain(device: torch.device) -> dict[str, Any]:
     """Milliseconds of a forward with and without a CUDA graph, over the FLOP of a block."""
-    found = {}
+    results = {}
     for width, tokens in ((256, 150), (512, 738), (512, 2434), (1024, 2434), (4096, 600)):
         sizes = {"d_model": width, "n_layers": 8, "mlp_hidden_size": 3 * width}
         heads = {"n_heads": width // 64, "n_kv_heads": width // 64}
@@ -158,12 +158,12 @@ def graph_gain(device: torch.device) -> dict[str, Any]:
         ids = torch.randint(0, 126000, (1, tokens), device=device)
         model.transformer(ids)
         replay = graphs.capture(lambda m=model, i=ids: m.transformer(i))
-        found[f"d_model {width}, 8 blocks, {tokens} tokens"] = {
+        results[f"d_model {width}, 8 blocks, {tokens} tokens"] = {
             "gflop_per_block": graphs.block_flop(model.transformer, tokens) / 1e9,
             "eager_ms": 1e3 * seconds(lambda m=model, i=ids: m.transformer(i), 20),
             "graph_ms": 1e3 * seconds(replay, 20),
         }
-    return found
+    return results
 
 
 def edit(model: RandomModel, size: Size, settings: SamplerSettings) -> dict[str, float]:
@@ -185,14 +185,14 @@ def reference_edit(model: RandomModel, size: Size, path: Path) -> dict[str, floa
     released = sampler.reference_modules(path)
     other = sampler.theirs(released, model)
     prompt = model.prompt(size.grid, size.text)
-    own = upstream_settings(size)
+    upstream = upstream_settings(size)
 
     def run(settings: SamplerSettings) -> None:
         sampler.run_reference(released, other, model.layout, prompt, settings)
 
     try:
-        run(replace(own, text_steps=4, image_steps=2))
-        return once(lambda: run(own))
+        run(replace(upstream, text_steps=4, image_steps=2))
+        return once(lambda: run(upstream))
     finally:
         torch.backends.cuda.enable_mem_efficient_sdp(True)  # which the reference switches off
 
@@ -227,18 +227,18 @@ def edits(
 
     def measure(setting: str, level: str) -> None:
         nonlocal expected
-        own = replace(size.settings(setting), speed=level)
+        settings = replace(size.settings(setting), speed=level)
         name = f"{kind}, {setting}, {level}"
-        found = report.part(name, 1.2 * expected + 2, partial(edit, model, size, own)) or {}
-        expected = max(expected, found.get("seconds", 0.0))
+        results = report.part(name, 1.2 * expected + 2, partial(edit, model, size, settings)) or {}
+        expected = max(expected, results.get("seconds", 0.0))
 
     measure(README, "exact")
     if reference is not None:
         name = f"{kind}, {README}, reference"
         report.part(name, 6 * expected, partial(reference_edit, model, size, reference))
-        own = upstream_settings(size)
+        upstream = upstream_settings(size)
         name = f"{kind}, {README}, exact, its tokens (preset upstream)"
-        report.part(name, 1.3 * expected, partial(edit, model, size, own))
+        report.part(name, 1.3 * expected, partial(edit, model, size, upstream))
     others = sorted(LEVELS[1:], key=ADAPTIVE.__contains__)
     for level in others:
         measure(README, level)
@@ -247,11 +247,11 @@ def edits(
     return expected
 
 
-def ratios(found: dict[str, Any]) -> dict[str, float]:
+def ratios(results: dict[str, Any]) -> dict[str, float]:
     """Seconds of the reference over those of each edit at its setting."""
     times = {
         name: part["seconds"]
-        for name, part in found.items()
+        for name, part in results.items()
         if README in name and "seconds" in part
     }
     reference = [taken for name, taken in times.items() if name.endswith("reference")]
@@ -272,11 +272,11 @@ def main() -> None:
     report = Report(args.out, time.monotonic() + 60 * args.minutes)
     measure_all(report, SMALL if args.tiny else FULL, device, reference)
     report.save()
-    print(json.dumps(report.found, indent=1))
+    print(json.dumps(report.results, indent=1))
 
 
 def measure_all(report: Report, size: Size, device: torch.device, reference: Path | None) -> None:
-    report.found |= {
+    report.results |= {
         "device": name_of(device),
         "torch": torch.__version__,
         "kernels_run": kernels.available(device),
@@ -285,7 +285,7 @@ def measure_all(report: Report, size: Size, device: torch.device, reference: Pat
     slowest = measure_bf16(report, size, device, reference)
     for kind, form in FORMATS.items():
         measure_quantised(report, size, device, kind, form, slowest)
-    report.found["times_as_fast_as_the_reference"] = ratios(report.found)
+    report.results["times_as_fast_as_the_reference"] = ratios(report.results)
     report.save()
     if device.type == "cuda":
         report.part("graphs", 10, partial(graph_gain, device))
@@ -305,7 +305,7 @@ def measure_bf16(report: Report, size: Size, device: torch.device, reference: Pa
     model = RandomModel.of(size.sizes, device, torch.bfloat16)
     prompt = model.prompt(size.grid, size.text)
     ids = model.layout.model_input(prompt, prompt.initial).ids
-    report.found["tokens"] = ids.shape[1]
+    report.results["tokens"] = ids.shape[1]
     report.part("forward", 5, partial(forward, model, ids, peak))
     report.part("decisions", 20, partial(decisions, model, size))
     slowest = edits(report, model, size, "bf16", reference=reference)

@@ -26,29 +26,29 @@ class Report:
 
     out: Path | None
     deadline: float
-    found: dict[str, Any] = field(default_factory=lambda: {"skipped": [], "failed": []})
+    results: dict[str, Any] = field(default_factory=lambda: {"skipped": [], "failed": []})
 
     def part(self, name: str, expected: float, run: Callable[[], Any]) -> Any:
         """Do ``run``, if ``expected`` seconds are left, and keep what it returns as ``name``; or
         ``None``. What fails, say for want of memory, leaves its reason, and the rest goes on."""
         left = self.deadline - time.monotonic()
         if expected > left:
-            self.found["skipped"].append(f"{name}: {expected:.0f} s wanted, {left:.0f} s left")
+            self.results["skipped"].append(f"{name}: {expected:.0f} s wanted, {left:.0f} s left")
             return None
         print(f"{name} ({left:.0f} s left)", file=sys.stderr, flush=True)
         try:
-            self.found[name] = run()
+            self.results[name] = run()
         except Exception as problem:
             traceback.print_exc()
             reason = str(problem).partition("\n")[0]
-            self.found["failed"].append(f"{name}: {type(problem).__name__}: {reason}")
+            self.results["failed"].append(f"{name}: {type(problem).__name__}: {reason}")
         self.save()
-        return self.found.get(name)
+        return self.results.get(name)
 
     def save(self) -> None:
         if self.out is not None:
             with replacing(self.out) as file:
-                file.write_text(json.dumps(self.found, indent=1) + "\n")
+                file.write_text(json.dumps(self.results, indent=1) + "\n")
 
 
 def synchronise() -> None:
@@ -89,10 +89,10 @@ def once(run: Callable[[], object], clock: Clock = time.perf_counter) -> dict[st
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    found = {"seconds": seconds(run, 1, clock)}
+    results = {"seconds": seconds(run, 1, clock)}
     if torch.cuda.is_available():
-        found["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-    return found
+        results["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return results
 
 
 class Inside:

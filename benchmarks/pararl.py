@@ -192,14 +192,14 @@ def judge(work: Work, arm: str, seed: int, condition: str) -> str:
         if arm != "start":
             put_on(model, work.folder, arm, seed)
         tasks = [task(HELD_OUT + number) for number in range(work.cases)]
-        found = evaluate.judge(
+        results = evaluate.judge(
             model, tasks, seed=seed * 10**6, settings=settings, batch=64, clip=ClipScorer(DEMO_CLIP)
         )
         if arm in WIDELY and condition == "as trained":
-            found["variety"] = variety(model, seed)
-        write(file, found)
-    found = json.loads(file.read_text())
-    shown = ", ".join(f"{name} {found[name]:.3f}" for name in ("picture", "sentence", "agree"))
+            results["variety"] = variety(model, seed)
+        write(file, results)
+    results = json.loads(file.read_text())
+    shown = ", ".join(f"{name} {results[name]:.3f}" for name in ("picture", "sentence", "agree"))
     return f"{file.stem}: {shown}"
 
 
@@ -210,8 +210,8 @@ def variety(model: Model, seed: int) -> float:
     tasks = [open_tasks.task(HELD_OUT + number) for number in range(count)]
     said = [set() for _ in tasks]
     for repeat in range(repeats):
-        own = seed * 10**6 + (repeat + 1) * 10**5
-        for one in evaluate.answer(model, tasks, ROLLOUTS, seed=own, batch=64):
+        first = seed * 10**6 + (repeat + 1) * 10**5
+        for one in evaluate.answer(model, tasks, ROLLOUTS, seed=first, batch=64):
             said[one.number].add(one.sentence)
     most = [min(repeats, 1 + len(task.others)) for task in tasks]
     return sum(min(1.0, len(s) / m) for s, m in zip(said, most, strict=True)) / count

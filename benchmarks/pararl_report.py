@@ -33,10 +33,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/pararl"))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"))
     args = parser.parse_args()
-    found = summary(args.folder)
-    (args.out / "pararl.json").write_text(json.dumps(found, indent=1) + "\n")
+    results = summary(args.folder)
+    (args.out / "pararl.json").write_text(json.dumps(results, indent=1) + "\n")
     draw_rewards(args.folder, args.out / "pararl_reward.png")
-    draw_agreement(found, args.out / "pararl_agreement.png")
+    draw_agreement(results, args.out / "pararl_agreement.png")
     samples(args.folder).save(args.out / "pararl_samples.png")
 
 
@@ -83,20 +83,20 @@ def _judged(folder: Path, arm: str, condition: str) -> dict[str, Any]:
 
     ``interval``: half width at 95 % over cases, of the mean over seeds taken as independent.
     """
-    found = {seed: _read(judged_file(folder, arm, seed, condition)) for seed in SEEDS}
+    results = {seed: _read(judged_file(folder, arm, seed, condition)) for seed in SEEDS}
     start = {seed: _read(judged_file(folder, "start", seed, condition)) for seed in SEEDS}
-    seeds = [seed for seed in SEEDS if found[seed] and start[seed]]
+    seeds = [seed for seed in SEEDS if results[seed] and start[seed]]
     measures = {}
     for name in MEASURES if seeds else ():
-        if name not in found[seeds[0]]:
+        if name not in results[seeds[0]]:
             continue
-        values = [found[seed][name] for seed in seeds]
+        values = [results[seed][name] for seed in seeds]
         measures[name] = {"mean": _mean(values), "seeds": values}
-        if name in found[seeds[0]]["interval"]:
-            widths = [found[seed]["interval"][name] for seed in seeds]
+        if name in results[seeds[0]]["interval"]:
+            widths = [results[seed]["interval"][name] for seed in seeds]
             measures[name]["interval"] = math.hypot(*widths) / len(seeds)
         if arm != "start":
-            gains = [found[seed][name] - start[seed][name] for seed in seeds]
+            gains = [results[seed][name] - start[seed][name] for seed in seeds]
             measures[name]["gain"] = {"mean": _mean(gains), "seeds": gains}
     return measures
 
@@ -142,7 +142,7 @@ def _smooth(values: Sequence[float], window: int) -> Iterable[float]:
         yield _mean(part)
 
 
-def draw_agreement(found: Mapping[str, Any], file: Path) -> None:
+def draw_agreement(results: Mapping[str, Any], file: Path) -> None:
     """Agreement, picture and sentence right, per arm and condition, with 95 % intervals."""
     import matplotlib
 
@@ -152,7 +152,7 @@ def draw_agreement(found: Mapping[str, Any], file: Path) -> None:
     figure, rows = pyplot.subplots(
         1, len(CONDITIONS), figsize=(14, 4.5), sharey=True, layout="constrained"
     )
-    for axes, (condition, arms) in zip(rows, found["judged"].items(), strict=True):
+    for axes, (condition, arms) in zip(rows, results["judged"].items(), strict=True):
         for offset, name in enumerate(("agree", "picture", "sentence")):
             places = [i + (offset - 1) * 0.25 for i in range(len(arms))]
             means = [100 * arm[name]["mean"] for arm in arms.values()]

@@ -32,8 +32,8 @@ def main() -> None:
             denoise(model, prompt, SamplerSettings(seed=number), record=record).to("cpu")
             taken.append(time.perf_counter() - began)
     off, on = (statistics.median(taken[1:]) for taken in times.values())
-    found = {"seconds_without": off, "seconds_with": on, "ratio": on / off, "runs": runs}
-    print(json.dumps(found, indent=1))
+    results = {"seconds_without": off, "seconds_with": on, "ratio": on / off, "runs": runs}
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -158,9 +158,9 @@ def timed(run) -> tuple[float, Any]:
     torch.manual_seed(0)  # the reference fills its last code from the global generator
     synchronise()
     began = time.perf_counter()
-    found = run()
+    results = run()
     synchronise()
-    return time.perf_counter() - began, found
+    return time.perf_counter() - began, results
 
 
 def compare(reference, preset: dict[str, Any], guidance: dict, repeats: int, device) -> dict:
@@ -200,7 +200,7 @@ def main() -> None:
     args = parser.parse_args()
     device, preset = torch.device(args.device), PRESETS[args.preset]
     reference = reference_modules(args.reference.expanduser().resolve())
-    found = {
+    results = {
         "preset": {args.preset: preset},
         "device": name_of(device),
         "threads": torch.get_num_threads(),
@@ -210,7 +210,7 @@ def main() -> None:
             for name, guidance in GUIDANCE.items()
         },
     }
-    print(json.dumps(found, indent=1))
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -82,18 +82,18 @@ def clock_of(device: torch.device) -> Clock:
 
 def measure(model: RandomModel, counter: FlopCounter, point: Point) -> dict[str, Any]:
     """Seconds, memory and FLOPs of one edit."""
-    own = SamplerSettings(text_steps=point.steps, image_steps=max(1, point.steps // 4))
+    settings = SamplerSettings(text_steps=point.steps, image_steps=max(1, point.steps // 4))
     prompt = model.prompt(point.side // PIXELS_PER_CODE, TEXT, point.batch)
-    denoise(model, prompt, replace(own, text_steps=1, image_steps=1), record=0)
+    denoise(model, prompt, replace(settings, text_steps=1, image_steps=1), record=0)
     counter.reset()
-    found = once(lambda: denoise(model, prompt, own, record=0), clock_of(model.device))
+    results = once(lambda: denoise(model, prompt, settings, record=0), clock_of(model.device))
     tokens = model.layout.model_input(prompt, prompt.initial).ids.shape[1]
     return {
         "side": point.side,
         "tokens": tokens,
         "steps": point.steps,
         "batch": point.batch,
-        **found,
+        **results,
         "forwards": counter.forwards,
         "tflop": (counter.blocks + counter.head) / 1e12,
     }
@@ -106,21 +106,21 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
     return 2 * size**3 / seconds(lambda: a @ b, 9, clock_of(device)) / 1e12
 
 
-def plot(found: dict[str, Any], file: Path) -> None:
+def plot(results: dict[str, Any], file: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     labels = {"tokens": "tokens in the sequence", "steps": "text steps", "batch": "batch"}
     for axes, (axis, label) in zip(figure.subplots(1, 3), labels.items(), strict=True):
-        points = found[axis]
+        points = results[axis]
         x = [point[axis] for point in points]
-        at_peak = [point["tflop"] / found["matmul_tflops"] for point in points]
+        at_peak = [point["tflop"] / results["matmul_tflops"] for point in points]
         axes.plot(x, [p["seconds"] for p in points], "o-", label="measured")
         axes.plot(x, at_peak, "--", color="grey", label="FLOPs at the rate of a large matmul")
         highest = max(point["seconds"] for point in points)
         axes.set(xlabel=label, xlim=(0, 1.08 * max(x)), ylim=(0, 1.35 * highest))
         if axis == "tokens":
-            axes.set(ylabel=found["clock"])
+            axes.set(ylabel=results["clock"])
             for point in points:
                 axes.annotate(
                     f"{point['side']}²",
@@ -132,9 +132,8 @@ def plot(found: dict[str, Any], file: Path) -> None:
             axes.legend(loc="upper left", frameon=False)
         else:
             axes.set_xticks(x)
-    about = (
-        f"{found['model']}, on {found['machine']}\nwhere not varied: {found['where_not_varied']}"
-    )
+    model, machine, rest = (results[key] for key in ("model", "machine", "where_not_varied"))
+    about = f"{model}, on {machine}\nwhere not varied: {rest}"
     figure.suptitle(about, fontsize=10)
     with replacing(file) as whole:
         figure.savefig(whole, dpi=120, format="png")
@@ -146,7 +145,7 @@ def run(scale: Scale, device: torch.device, folder: Path, minutes: float) -> dic
     model = RandomModel.of(scale.sizes, device, scale.dtype)
     config, base = model.transformer.config, scale.base
     kind = f"d {config.d_model}, {config.n_layers} layers, {str(scale.dtype).partition('.')[2]}"
-    report.found |= {
+    report.results |= {
         "command": "python -m mmada_parallel.benchmarks.scaling",
         "machine": name_of(device) + ", one thread" * (device.type == "cpu"),
         "torch": torch.__version__,
@@ -161,15 +160,15 @@ def run(scale: Scale, device: torch.device, folder: Path, minutes: float) -> dic
         expected, measured = 0.0, []
         for point in points:
             name = f"{axis} {getattr(point, 'side' if axis == 'tokens' else axis)}"
-            found = report.part(name, expected, lambda p=point: measure(model, counter, p))
-            if found:
-                expected = 2.5 * found["seconds"]
-                measured.append(report.found.pop(name))
-        report.found[axis] = measured
+            results = report.part(name, expected, lambda p=point: measure(model, counter, p))
+            if results:
+                expected = 2.5 * results["seconds"]
+                measured.append(report.results.pop(name))
+        report.results[axis] = measured
     report.save()
-    if all(report.found[axis] for axis in scale.axes()):
-        plot(report.found, folder / "scaling.png")
-    return report.found
+    if all(report.results[axis] for axis in scale.axes()):
+        plot(report.results, folder / "scaling.png")
+    return report.results
 
 
 def main() -> None:

@@ -70,7 +70,7 @@ class RandomModel:
         return cls(transformer.requires_grad_(False).eval(), layout, variant, device)
 
     def prompt(self, grid: int, text: int, batch: int = 1) -> Prompt:
-        """An instruction, an input picture of ``grid`` x ``grid`` codes, and an undecided answer of
+        """An instruction, an input picture of ``grid`` x ``grid`` codes, and a masked answer of
         as many and ``text`` words."""
         generator = torch.Generator().manual_seed(1)
         words = torch.randint(0, 126000, (batch, INSTRUCTION), generator=generator)

@@ -39,7 +39,7 @@ EDITS = {
 def measure_levels(model: Model, cases: int) -> dict[str, Any]:
     tasks = [world.task(HELD_OUT + number) for number in range(cases)]
     work = FlopCounter(model.transformer)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for level in LEVELS:
         work.reset()
         processor = [time.process_time()]
@@ -50,7 +50,7 @@ def measure_levels(model: Model, cases: int) -> dict[str, Any]:
             batch=1,
             progress=lambda done, all_, taken=processor: taken.append(time.process_time()),
         )
-        found[level] = {
+        results[level] = {
             **{name: measured[name] for name in ("picture", "sentence", "agree", "interval")},
             "gflop_per_case": work.total / cases / 1e9,
             "forwards_per_case": work.forwards / cases,
@@ -62,24 +62,24 @@ def measure_levels(model: Model, cases: int) -> dict[str, Any]:
         "time_ratio": "seconds_per_case",
         "cpu_time_ratio": "cpu_seconds_per_case",
     }
-    for level in found.values():
-        level |= {ratio: found["exact"][of] / level[of] for ratio, of in ratios.items()}
-    return found
+    for level in results.values():
+        level |= {ratio: results["exact"][of] / level[of] for ratio, of in ratios.items()}
+    return results
 
 
 def released_shape() -> dict[str, Any]:
     """PFLOP of an edit of 512x512 pixels, 256 words and 60 of instruction, by the 8B model."""
     model = RandomModel.of(TINY, torch.device("cpu"), torch.float32)
     work = FlopCounter(model.transformer, ModelConfig(**RELEASED))
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, changes in EDITS.items():
         counts = {}
         for level in ("exact", "cached"):
             work.reset()
             denoise(model, model.prompt(32, 256), SamplerSettings(speed=level, **changes), record=0)
             counts[level] = work.total / 1e15
-        found[name] = {"pflop": counts, "flop_ratio": counts["exact"] / counts["cached"]}
-    return found
+        results[name] = {"pflop": counts, "flop_ratio": counts["exact"] / counts["cached"]}
+    return results
 
 
 def main() -> None:
@@ -88,12 +88,12 @@ def main() -> None:
     parser.add_argument("--model", default="demo", metavar="demo|PATH")
     args = parser.parse_args()
     model = load_checkpoint(args.model, dtype=torch.float32)
-    found = {
+    results = {
         "cases": args.cases,
         "levels": measure_levels(model, args.cases),
         "released_shape": released_shape(),
     }
-    print(json.dumps(found, indent=1))
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -289,15 +289,17 @@ def _replaced(scene: Scene, item_at: Sequence[str], new: Object | None) -> Scene
     """``scene`` with ``new`` instead of the object named by colour, shape, row and column."""
     colour, shape, *at = item_at
     cell = _cell(*at)
-    there = scene.holds(cell) and scene.at(cell) == (shape, colour)
-    return scene.with_cells({cell: new}) if there else None
+    if not scene.holds(cell) or scene.at(cell) != (shape, colour):
+        return None
+    return scene.with_cells({cell: new})
 
 
 def _placed(scene: Scene, row: str, column: str, item: Object) -> Scene | None:
     """``scene`` with ``item`` in a cell that is empty."""
     cell = _cell(row, column)
-    free = scene.holds(cell) and scene.at(cell) is None
-    return scene.with_cells({cell: item}) if free else None
+    if not scene.holds(cell) or scene.at(cell) is not None:
+        return None
+    return scene.with_cells({cell: item})
 
 
 def _changes(before: Scene, after: Scene) -> dict[Cell, tuple[Object | None, Object | None]]:

@@ -1,4 +1,4 @@
-"""The exact checker as a reward: how far the words decided so far describe the picture guessed."""
+"""The exact checker as a reward: how far the words unmasked so far describe the picture guessed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class CheckerReward:
     """0 … 1 per pair: the agreement that the paper's CLIP reward estimates, measured exactly.
 
     A final pair (progress 1) scores 1 where text and picture agree (``Verdict.agree``), else at
-    most a half. Before that, and for the half: the share of decided words that stand where a
+    most a half. Before that, and for the half: the share of unmasked words that stand where a
     sentence about the picture has them, for the sentence that fits best; an end of text before
     that sentence ends counts as a word that does not. Whether the edit is right plays no part.
 
@@ -71,8 +71,8 @@ def _words(text: str) -> list[str]:
 
 
 def _fit(words: list[str], sentence: list[str]) -> float:
-    """Share of the decided ``words`` that ``sentence`` has at the same place."""
-    decided = [(i, word) for i, word in enumerate(words) if word != UNDECIDED]
+    """Share of the unmasked ``words`` that ``sentence`` has at the same place."""
+    unmasked = [(i, word) for i, word in enumerate(words) if word != UNDECIDED]
     ended_early = max(0, len(sentence) - len(words))
-    right = sum(i < len(sentence) and sentence[i] == word for i, word in decided)
-    return right / max(1, len(decided) + ended_early)
+    right = sum(i < len(sentence) and sentence[i] == word for i, word in unmasked)
+    return right / max(1, len(unmasked) + ended_early)

@@ -139,8 +139,8 @@ def _fit_extras() -> None:
 
 
 def _packages() -> Path:
-    found = _python("-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
-    return Path(found.stdout.strip())
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    return Path(_python("-c", code).stdout.strip())
 
 
 def _pip(arguments: list[str]) -> None:

@@ -33,9 +33,9 @@ def test_all_parts_run(tmp_path):
 def test_without_time_nothing_runs_and_all_is_named(tmp_path):
     report = Report(tmp_path / "gpu.json", time.monotonic())
     gpu.measure_all(report, gpu.SMALL, CPU, None)
-    names = " ".join(report.found["skipped"])
+    names = " ".join(report.results["skipped"])
     assert "forward" in names and all(level in names for level in gpu.LEVELS)
-    assert not any("seconds" in part for part in report.found.values() if isinstance(part, dict))
+    assert not any("seconds" in part for part in report.results.values() if isinstance(part, dict))
 
 
 def test_a_part_that_fails_is_named_and_the_others_stay(tmp_path, capsys):
