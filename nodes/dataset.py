@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from comfy_api.latest import io
 
-from ..training.data.dataset import EditDataset, open_dataset
+from ..training.data.dataset import BadItems, EditDataset, open_dataset
 from ..training.data.items import Item
 from ..views.examples import Example, dataset_sheet
 from . import host
@@ -14,7 +14,7 @@ from .types import CATEGORY, Dataset
 
 _SHOWN = 8
 _GENERATED_ITEMS = 256
-_BAD_ITEMS = {"skip": "skip", "stop": "fail"}
+_BAD_ITEMS: dict[str, BadItems] = {"skip": "skip", "stop": "fail"}
 
 
 class LoadEditDataset(io.ComfyNode):
@@ -30,7 +30,7 @@ class LoadEditDataset(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "dataset",
-                    options=dataset_folders.dataset_names(),
+                    options=[*dataset_folders.generated(), *dataset_folders.stored()],
                     default="demo (toy world)",
                     tooltip="Put a folder of cat.png and cat.txt (the instruction) into ComfyUI's "
                     "input folder, for SFT also cat.think.txt (the reasoning) and cat.target.png "

@@ -29,7 +29,7 @@ class ParaRLFinetune(io.ComfyNode):
         options, rollouts = options_of(ParaRLSettings), options_of(ROLLOUT_SAMPLER)
         reward = io.Combo.Input(
             "reward",
-            options=widget_values(folders.clip_names()),
+            options=widget_values(folders.clips()),
             default="checker (toy world)",
             tooltip="What raises an answer's score. clip: how well text and picture agree by a "
             "CLIP; put CLIPs in open_clip's format, each in a folder of its own, into "

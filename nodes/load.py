@@ -20,7 +20,7 @@ class LoadModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=folders.checkpoint_names(),
+                    options=list(folders.checkpoints()),
                     default="demo",
                     tooltip="demo is small, comes with the pack and edits its own toy scenes. Put "
                     "the released checkpoints (the whole folder of MMaDA-Parallel-A or -M from "
@@ -38,7 +38,7 @@ class LoadModel(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "image_tokenizer",
-                    options=folders.image_tokenizer_names(),
+                    options=list(folders.image_tokenizers()),
                     default="auto",
                     advanced=True,
                     tooltip="Turns pictures into tokens and back. auto: the vqvae (A) or magvitv2 "

@@ -164,7 +164,7 @@ def _inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "clip",
-            options=folders.clip_names(),
+            options=list(folders.clips()),
             default="demo",
             tooltip="The CLIP that measures. demo knows only the toy scenes, and is weak. Put "
             "others in open_clip's format, each in a folder of its own, into models/open_clip/, "

@@ -10,7 +10,7 @@ import comfy.model_patcher
 import torch
 
 from ...training.rewards.clip import ClipScorer
-from .folders import FileState, clip_folder, file_states
+from .folders import CLIP_FOLDER, FileState, clips, file_states, listed
 
 _ACTIVATION_BYTES = 2**30
 
@@ -41,7 +41,7 @@ def load_clip(name: str) -> HostedClip:
 
     Raises ``CheckpointError`` or ``InputError`` as :class:`ClipScorer` does.
     """
-    folder = clip_folder(name)
+    folder = listed(name, clips(), CLIP_FOLDER)
     return _loaded(folder, tuple(file_states([folder])))
 
 

@@ -9,15 +9,10 @@ import folder_paths
 from ...mmp_core import InputError
 from ...training.data.registry import GENERATED, GeneratedDataset
 from ...training.data.sources import files_of, is_saved_dataset
-from .folders import FileState, file_states
+from .folders import FileState, file_states, missing
 
 _DEPTH = 3
 """Levels of folders below the input folder that are searched."""
-
-
-def dataset_names() -> list[str]:
-    """Generated datasets; then folders with instructions, manifests and saved datasets."""
-    return [*generated(), *_datasets()]
 
 
 def generated() -> dict[str, GeneratedDataset]:
@@ -25,28 +20,8 @@ def generated() -> dict[str, GeneratedDataset]:
     return {dataset.label: dataset for dataset in GENERATED.values()}
 
 
-def dataset_path(name: str) -> Path:
-    """Raises ``InputError`` for a name that :func:`dataset_names` does not list."""
-    listed = _datasets()
-    if name not in listed:
-        raise InputError(
-            f"{name!r} is not in {folder_paths.get_input_directory()}: put a folder of pictures "
-            "and instructions there, then refresh ComfyUI's page."
-        )
-    return listed[name]
-
-
-def dataset_fingerprint(name: str) -> list[FileState]:
-    """Of every file of the dataset; nothing for a generated one."""
-    if name in generated():
-        return []
-    try:
-        return file_states(files_of(dataset_path(name)))
-    except (InputError, OSError):  # the node says why when it runs
-        return []
-
-
-def _datasets() -> dict[str, Path]:
+def stored() -> dict[str, Path]:
+    """Folders with instructions, manifests and saved datasets."""
     found: dict[str, Path] = {}
     root = Path(folder_paths.get_input_directory())
 
@@ -66,3 +41,21 @@ def _datasets() -> dict[str, Path]:
 
     visit(root, _DEPTH)
     return dict(sorted(found.items()))
+
+
+def dataset_path(name: str) -> Path:
+    """Raises ``InputError`` for a name that :func:`stored` does not list."""
+    paths = stored()
+    if name not in paths:
+        raise InputError(missing(name, folder_paths.get_input_directory()))
+    return paths[name]
+
+
+def dataset_fingerprint(name: str) -> list[FileState]:
+    """Of every file of the dataset; nothing for a generated one."""
+    if name in generated():
+        return []
+    try:
+        return file_states(files_of(dataset_path(name)))
+    except (InputError, OSError):  # the node says why when it runs
+        return []

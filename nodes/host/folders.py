@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from stat import S_ISREG
+from typing import TypeVar
 
 import folder_paths
 
@@ -21,15 +22,14 @@ FOLDER = "mmada_parallel"
 CLIP_FOLDER = "open_clip"
 """Name of the folder of CLIPs that score, each in a folder of its own."""
 NO_ADAPTER = "none"
-"""What a widget offers beside the adapters of ``models/loras``."""
+"""What a widget offers before the adapters of ``models/loras``."""
 TOKENS_ENDING = ".tokens.safetensors"
 
 FileState = tuple[str, int, int]
 """Name, size in bytes and time of change in ns of a file: another one means other content."""
 
 _ADAPTER_FOLDER = "loras"
-_DEMO_NAME = "demo"
-_BESIDE = "auto"
+P = TypeVar("P")
 
 
 def _register_folder(name: str, extensions: set[str]) -> None:
@@ -43,56 +43,38 @@ _register_folder(FOLDER, {".safetensors"})
 _register_folder(CLIP_FOLDER, {".safetensors", ".bin"})
 
 
-def checkpoint_names() -> list[str]:
+def checkpoints() -> dict[str, Path]:
     """``demo``, then folders with a config.json and .safetensors files of the model folder."""
-    return [_DEMO_NAME, *_checkpoints()]
+    tokenizers = image_tokenizer_folders()
+    return {"demo": DEMO} | {
+        name: path
+        for name, path in _entries().items()
+        if path.suffix == ".safetensors"
+        or (path.name not in tokenizers and (path / "config.json").is_file())
+    }
 
 
-def image_tokenizer_names() -> list[str]:
-    """``auto``, then what an image tokenizer may be stored as in the model folder."""
-    return [_BESIDE, *_image_tokenizers()]
+def image_tokenizers() -> dict[str, Path | None]:
+    """``auto`` for none, then what an image tokenizer may be stored as in the model folder."""
+    tokenizers = image_tokenizer_folders()
+    return {"auto": None} | {
+        name: path
+        for name, path in _entries().items()
+        if path.suffix in (".safetensors", ".bin") or path.name in tokenizers
+    }
 
 
-def clip_names() -> list[str]:
+def clips() -> dict[str, Path]:
     """``demo``, then folders of ``models/open_clip`` with a config of open_clip."""
-    return [_DEMO_NAME, *_clips()]
-
-
-def clip_folder(name: str) -> Path:
-    """The folder of a CLIP that :func:`clip_names` offers. Raises ``CheckpointError``."""
-    return DEMO_CLIP if name == _DEMO_NAME else _find(name, _clips(), CLIP_FOLDER)
-
-
-def _clips() -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    found = {"demo": DEMO_CLIP}
     for root in map(Path, folder_paths.get_folder_paths(CLIP_FOLDER)):
         for config in sorted(root.glob(f"*/{CLIP_CONFIG}")):
             found.setdefault(config.parent.name, config.parent)
     return found
 
 
-def _checkpoints() -> dict[str, Path]:
-    return {
-        name: path
-        for name, path in _entries().items()
-        if path.suffix == ".safetensors" or _is_checkpoint(path)
-    }
-
-
-def _image_tokenizers() -> dict[str, Path]:
-    return {
-        name: path
-        for name, path in _entries().items()
-        if path.suffix in (".safetensors", ".bin") or path.name in image_tokenizer_folders()
-    }
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return path.name not in image_tokenizer_folders() and (path / "config.json").is_file()
-
-
 def _entries() -> dict[str, Path]:
-    """Files and folders by name, two levels deep; what lies in a checkpoint's folder is its own."""
+    """Files and folders by name, two levels deep, but for what is inside a checkpoint's folder."""
     found: dict[str, Path] = {}
 
     def visit(folder: Path, root: Path, depth: int) -> None:
@@ -106,27 +88,25 @@ def _entries() -> dict[str, Path]:
                 visit(path, root, depth - 1)
 
     for root in map(Path, folder_paths.get_folder_paths(FOLDER)):
-        if root.is_dir():
-            visit(root, root, 1)
+        visit(root, root, 1)
     return found
 
 
-def _find(name: str, offered: dict[str, Path], folder: str = FOLDER) -> Path:
-    if name not in offered:
-        raise CheckpointError(
-            f"{name!r} is not in {folder_paths.get_folder_paths(folder)[0]}: put it there, then "
-            "refresh ComfyUI's page."
-        )
-    return offered[name]
+def listed(name: str, paths: Mapping[str, P], folder: str = FOLDER) -> P:
+    """The path that a widget's value names. Raises ``CheckpointError`` for one that is gone."""
+    if name not in paths:
+        raise CheckpointError(missing(name, folder_paths.get_folder_paths(folder)[0]))
+    return paths[name]
+
+
+def missing(name: str, folder: str) -> str:
+    return f"{name!r} is not in {folder}: put it there, then refresh ComfyUI's page."
 
 
 def checkpoint_paths(checkpoint: str, image_tokenizer: str) -> tuple[Path, Path | None]:
-    """Of what the loader's widgets name; no image tokenizer for ``auto``. Raises
-    ``CheckpointError`` for a name that is not offered."""
-    path = DEMO if checkpoint == _DEMO_NAME else _find(checkpoint, _checkpoints())
-    if image_tokenizer == _BESIDE:
-        return path, None
-    return path, _find(image_tokenizer, _image_tokenizers())
+    """What the loader's widgets name; no image tokenizer for ``auto``. Raises
+    ``CheckpointError``."""
+    return listed(checkpoint, checkpoints()), listed(image_tokenizer, image_tokenizers())
 
 
 def fingerprint(checkpoint: str, image_tokenizer: str) -> list[FileState]:
@@ -159,13 +139,10 @@ def adapter_names() -> list[str]:
 
 def adapter_file(name: str) -> Path:
     """Raises ``InputError`` for a name that :func:`adapter_names` does not list."""
-    found = folder_paths.get_full_path(_ADAPTER_FOLDER, name)
-    if found is None or name not in adapter_names():
-        raise InputError(
-            f"{name!r} is not in {folder_paths.get_folder_paths(_ADAPTER_FOLDER)[0]}: put it "
-            "there, then refresh ComfyUI's page."
-        )
-    return Path(found)
+    path = folder_paths.get_full_path(_ADAPTER_FOLDER, name)
+    if path is None or name not in adapter_names():
+        raise InputError(missing(name, folder_paths.get_folder_paths(_ADAPTER_FOLDER)[0]))
+    return Path(path)
 
 
 def adapter_fingerprint(name: str) -> list[FileState]:

@@ -18,12 +18,17 @@ from ...mmp_core.model.transformer import Attention, RMSNorm, sdpa_attention
 def operations(dtype: torch.dtype, device: torch.device) -> type:
     """ComfyUI's layers, but for the norm, whose rounding decides which tokens are chosen."""
     picked = comfy.ops.pick_operations(dtype, dtype, load_device=device)
-    own = {
-        "RMSNorm": StreamedRMSNorm,
-        "QuantisedLinear": _quantised_linear(dtype),
-        "weight_of": staticmethod(weight_of),
-    }
-    return type("Operations", (picked,), own)
+    quantised = _quantised_linear(dtype)
+
+    class Operations(picked):
+        RMSNorm = StreamedRMSNorm
+        QuantisedLinear = quantised
+
+        @staticmethod
+        def weight_of(layer: torch.nn.Module, like: torch.Tensor):
+            return weight_of(layer, like)
+
+    return Operations
 
 
 @contextmanager

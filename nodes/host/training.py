@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import comfy.model_management
 import torch
@@ -32,21 +33,21 @@ def trainable(hosted: HostedModel) -> Iterator[None]:
     """Inside, gradients flow through ``hosted``, which computes as otherwise, and may be taken
     though nodes run in inference mode. Afterwards what training held is given back."""
     transformer = hosted.model.transformer
-    blocks = list(transformer.layers["blocks"])
+    blocks: list[Any] = list(transformer.blocks)
     attention = [block.attention for block in blocks]
     modules = [transformer, *(adapter.patcher.model for adapter in hosted.adapters)]
     layers = [layer for module in modules for layer in module.modules()]
-    bypassed = {layer: make(layer) for layer in layers if (make := _maker(layer))}
+    frozen = {layer: forward for layer in layers if (forward := _frozen(layer))}
     with torch.inference_mode(False), torch.enable_grad():
         try:
-            for layer, forward in bypassed.items():
+            for layer, forward in frozen.items():
                 layer.forward = forward
             transformer.logits = _logits(transformer)
             for block in blocks:
                 block.attention = sdpa_attention  # a host's own may have no backward
             yield
         finally:
-            for layer in bypassed:
+            for layer in frozen:
                 del layer.forward
             del transformer.logits
             for block, before in zip(blocks, attention, strict=True):
@@ -54,10 +55,11 @@ def trainable(hosted: HostedModel) -> Iterator[None]:
             comfy.model_management.soft_empty_cache()
 
 
-def _maker(layer: nn.Module) -> Callable[[nn.Module], Callable[[Tensor], Tensor]] | None:
+def _frozen(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """A forward of a layer with weights that keeps none of them for the backward."""
     if isinstance(layer, StreamedRMSNorm):
-        return _norm
-    return _linear if hasattr(layer, "in_features") else None
+        return _norm(layer)
+    return _linear(layer) if hasattr(layer, "in_features") else None
 
 
 def _linear(layer: nn.Module) -> Callable[[Tensor], Tensor]:

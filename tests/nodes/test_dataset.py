@@ -40,7 +40,8 @@ def write_items(folder, *names, instruction="make it red"):
 
 @pytest.fixture
 def names(nodes):
-    return nodes.dataset.dataset_folders.dataset_names
+    folders = nodes.dataset.dataset_folders
+    return lambda: [*folders.generated(), *folders.stored()]
 
 
 def test_datasets_of_the_input_folder_are_offered(names, input_folder):

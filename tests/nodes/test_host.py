@@ -47,14 +47,14 @@ def crowded(model_folder):
 
 def test_only_what_can_be_loaded_is_offered(folders, crowded):
     notes = "notes/model.safetensors"
-    assert folders.checkpoint_names() == [
+    assert list(folders.checkpoints()) == [
         "demo",
         notes,
         "packed.safetensors",
         "tyfeld/A",
         "untrained",
     ]
-    assert folders.image_tokenizer_names() == [
+    assert list(folders.image_tokenizers()) == [
         "auto",
         "magvit.bin",
         "magvitv2",

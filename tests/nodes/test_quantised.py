@@ -106,7 +106,7 @@ def test_an_unquantised_file_gives_the_tokens_of_its_folder(host, packed, model)
 
 
 def test_files_are_offered_beside_folders(folders, packed):
-    assert packed("none") in folders.checkpoint_names()
+    assert packed("none") in folders.checkpoints()
 
 
 def test_a_format_that_this_comfyui_lacks_is_told(host, packed, monkeypatch):

@@ -89,7 +89,7 @@ def test_a_clip_is_comfyuis_to_manage_and_kept_between_scores(host, score, demo,
 def test_a_clip_whose_files_changed_is_read_again(host, folders, tmp_path, monkeypatch):
     folder = tmp_path / "clip"
     shutil.copytree(DEMO_CLIP, folder)
-    monkeypatch.setattr(folders, "_clips", lambda: {"mine": folder})
+    monkeypatch.setattr(host.clip, "clips", lambda: {"mine": folder})
     clip = host.load_clip("mine")
     assert host.load_clip("mine") is clip
     os.utime(folder / "open_clip_config.json", (0, 0))
@@ -207,7 +207,7 @@ def test_interruption_stops_between_steps(score, demo, tokens, trajectory):
             score(model=demo, **inputs)
 
 
-def test_only_folders_with_a_config_are_offered_as_clips(folders, tmp_path, monkeypatch):
+def test_only_folders_with_a_config_are_offered_as_clips(host, folders, tmp_path, monkeypatch):
     import folder_paths
 
     paths, extensions = folder_paths.folder_names_and_paths["open_clip"]
@@ -217,12 +217,11 @@ def test_only_folders_with_a_config_are_offered_as_clips(folders, tmp_path, monk
     for name in ("ViT-B-32", "notes"):
         (tmp_path / name).mkdir()
     (tmp_path / "ViT-B-32" / "open_clip_config.json").write_text("{}")
-    assert folders.clip_names() == ["demo", "ViT-B-32"]
-    assert folders.clip_folder("ViT-B-32") == tmp_path / "ViT-B-32"
-    assert folders.clip_folder("demo") == DEMO_CLIP
+    assert list(folders.clips()) == ["demo", "ViT-B-32"]
+    assert folders.clips() == {"demo": DEMO_CLIP, "ViT-B-32": tmp_path / "ViT-B-32"}
     for name in ("../notes", "notes", str(DEMO_CLIP)):
         with pytest.raises(CheckpointError, match=str(tmp_path)):
-            folders.clip_folder(name)
+            host.load_clip(name)
 
 
 def test_the_users_own_clip_paths_are_kept(folders):

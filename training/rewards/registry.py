@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,7 +64,7 @@ def register(kind: RewardKind) -> None:
     REWARDS[kind.name] = kind
 
 
-def widget_values(clips: Sequence[str]) -> list[str]:
+def widget_values(clips: Iterable[str]) -> list[str]:
     """What a node offers, ``clips`` being the names of the CLIPs that there are."""
     alone = [kind.label for kind in REWARDS.values() if not kind.place]
     return [*alone, *(f"{kind.label}: {clip}" for kind in _of_clips() for clip in clips)]
