@@ -1,4 +1,4 @@
-"""Half-denoised tokens as material: choose words and patches, reopen, fix and extend them."""
+"""Edit half-denoised tokens: select words and patches, mask, fix and extend them."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from .state import MASKED, Prompt, TokenState
 from .variants.base import UNDECIDED, pieces_of
 
 REGEX_SECONDS, REGEX_LENGTH, REGEX_REPEATS = 1.0, 500, 1000
-"""A pattern may come with somebody else's workflow: longer searches are given up, and patterns
-refused that are longer or repeat more, since compiling them takes time and memory, too."""
+"""Limits of a pattern, which may come with somebody else's workflow: seconds to search, characters,
+and repetitions, since compiling it takes time and memory, too."""
 
 
 def text_pieces(model: Model, state: TokenState) -> list[list[str]]:
-    """Per sample one string per text position, which together read as the text.
+    """Split each sample's text into one string per position, which together read as the text.
 
-    An undecided position is ``" ░"``, special tokens are empty.
+    A masked position is ``" ░"``, special tokens are empty.
     """
     return [pieces_of(model.tokenizer, row.tolist()) for row in state.text]
 
 
 def words_selected(pieces: Sequence[str], spans: str) -> list[bool]:
-    """The positions of words by number: ``"2-4, 7"``, from 1; ``"5-"`` is all from 5 on, what
-    stands after the last word (end-of-text tokens) included.
+    """Select the positions of words by number: ``"2-4, 7"``, from 1; ``"5-"`` is all from 5 on,
+    with the end-of-text tokens after the last word.
 
-    Words are what stands between spaces, undecided positions included. Raises ``InputError`` for
-    a span that cannot be read or lies beyond the text.
+    Words are separated by spaces; a masked position is one. Raises ``InputError`` for a span that
+    cannot be read or lies beyond the text.
     """
     words = [match.span() for match in re.finditer(r"\S+", "".join(pieces))]
     chosen, rest = [], len(pieces)
@@ -56,7 +56,7 @@ def words_selected(pieces: Sequence[str], spans: str) -> list[bool]:
 
 
 def pattern_selected(pieces: Sequence[str], pattern: str) -> list[bool]:
-    """The positions that share a character with a match of a regular expression.
+    """Select the positions that share a character with a match of a regular expression.
 
     Raises ``InputError`` for a pattern that is not one, is too long, repeats too much, or takes
     too long to search.
@@ -68,8 +68,8 @@ def pattern_selected(pieces: Sequence[str], pattern: str) -> list[bool]:
             f"most {REGEX_LENGTH} and {REGEX_REPEATS}: simplify it."
         )
     try:
-        found = regex.finditer(pattern, "".join(pieces), timeout=REGEX_SECONDS)
-        spans = [match.span() for match in found]
+        matches = regex.finditer(pattern, "".join(pieces), timeout=REGEX_SECONDS)
+        spans = [match.span() for match in matches]
     except (regex.error, RecursionError, OverflowError) as error:
         raise InputError(f"pattern is {pattern!r}, no regular expression: {error}.") from None
     except TimeoutError:
@@ -102,8 +102,8 @@ def cells_of(mask: Tensor, grid: tuple[int, int], coverage: float = 0.5) -> Tens
 def reopened(
     state: TokenState, *, text: Tensor | None = None, image: Tensor | None = None
 ) -> TokenState:
-    """``state`` with the tokens undecided where ``text`` (B or 1, T) or ``image`` (B or 1, H, W),
-    both bool, are set. The others stay as they are, bit for bit."""
+    """Mask the tokens where ``text`` (B or 1, T) or ``image`` (B or 1, H, W), both bool, are set.
+    The others stay as they are, bit for bit."""
     return TokenState(
         state.text if text is None else state.text.masked_fill(text, MASKED),
         state.image if image is None else state.image.masked_fill(image, MASKED),
@@ -116,11 +116,11 @@ def fixed_text(
     length: int,
     rest: Literal["auto", "end", "undecided"] = "auto",
 ) -> Tensor:
-    """(1, T) int64 of the user's own words; each ░ in them is one undecided token.
+    """Tokenise the user's words to (1, T) int64; each ░ in them is one masked token.
 
     ``length``: tokens that the text may have. ``rest``: what follows the words. "end": end-of-text
     tokens up to ``length``, as checkpoints expect that were trained on padded answers;
-    "undecided": undecided tokens up to ``length``; "auto": "end" for such checkpoints, and nothing
+    "undecided": masked tokens up to ``length``; "auto": "end" for such checkpoints, and nothing
     for those that take any length (the released variant A).
 
     Raises ``InputError`` for a text that does not fit ``length``, or has words that the tokenizer
@@ -136,11 +136,10 @@ def fixed_text(
             f"The text has {len(ids)} tokens; expected 1 to {length}: shorten it, or raise the "
             "text length."
         )
-    if rest == "auto":
-        rest = "end" if model.layout.pads_text else "nothing"
-    filler = {"end": model.layout.end_of_text, "undecided": MASKED}.get(rest)
-    padding = [] if filler is None else [filler] * (length - len(ids))
-    return torch.tensor([ids + padding])
+    if rest == "auto" and not model.layout.pads_text:
+        return torch.tensor([ids])
+    filler = MASKED if rest == "undecided" else model.layout.end_of_text
+    return torch.tensor([ids + [filler] * (length - len(ids))])
 
 
 def _known_ids(model: Model, text: str) -> list[int]:
@@ -155,11 +154,11 @@ def _known_ids(model: Model, text: str) -> list[int]:
 
 
 def extended(prompt: Prompt, *, left: int, top: int, right: int, bottom: int) -> Prompt:
-    """``prompt`` on a larger canvas, the new tokens undecided.
+    """Put ``prompt`` on a larger canvas, the new tokens masked.
 
-    The sides are numbers of image tokens, ≥ 0. What ``prompt.initial`` has decided stays where it
-    was in the picture; if that is nothing, the input picture is put there. Raises ``InputError``
-    when nothing is added, or there is no picture to extend.
+    The sides are numbers of image tokens, ≥ 0. Unmasked tokens of ``prompt.initial`` stay where
+    they were in the picture; without any, the input picture is put there. Raises ``InputError``
+    when nothing is added or no picture is given.
     """
     if min(left, top, right, bottom) < 0 or not any((left, top, right, bottom)):
         raise InputError("Nothing is added: give at least one side a positive number of pixels.")

@@ -12,7 +12,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ _NOT_PLAIN = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in
 
 
 def read_adapter(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """State of an :class:`~.lora.Adapter` of scale 1, and the metadata, of a file or PEFT folder.
+    """Read a file or PEFT folder: the state of an :class:`~.lora.Adapter` of scale 1, and metadata.
 
     Raises ``InputError`` for a file that is missing, damaged, pickled or holds no plain LoRA.
     """
@@ -57,10 +57,10 @@ def read_adapter(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def adapter_state(
     tensors: Mapping[str, Tensor], name: str, alpha: float | None = None
 ) -> dict[str, Tensor]:
-    """``tensors`` by the names of :class:`~.lora.Adapter`, alpha / rank multiplied into B.
+    """Name ``tensors`` as :class:`~.lora.Adapter` does, with alpha / rank multiplied into B.
 
-    ``name``: what messages call it. ``alpha``: of all layers; default, what ``tensors`` say, else
-    the rank. Raises ``InputError`` where they are not the pairs of plain LoRA.
+    ``name``: of the file, for messages. ``alpha``: of all layers; by default what ``tensors`` say,
+    else the rank. Raises ``InputError`` where they are not the pairs of plain LoRA.
     """
     matrices: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
@@ -68,8 +68,7 @@ def adapter_state(
         if key.endswith(".alpha") and tensor.numel() == 1:
             alphas[_layer_of(key.removesuffix(".alpha"))] = float(tensor)
         elif (match := _NAME.fullmatch(key)) and tensor.ndim == 2 and tensor.is_floating_point():
-            own = matrices.setdefault(_layer_of(match["layer"]), {})
-            own[_PARTS[match["part"]]] = tensor
+            matrices.setdefault(_layer_of(match["layer"]), {})[_PARTS[match["part"]]] = tensor
         else:
             raise InputError(f"{name} holds {key}, which is no matrix of a LoRA that we can read.")
     if not matrices:
@@ -86,8 +85,9 @@ def adapter_state(
 
 
 def base_metadata(model: Model) -> dict[str, str]:
-    """What an adapter's file says of the checkpoint it was trained on, quantised or not."""
-    gain = model.transformer.layers["ln_f"].weight.detach().bfloat16().float().cpu().contiguous()
+    """Metadata of an adapter file: the checkpoint that it was trained on, quantised or not."""
+    gain = cast(Tensor, model.transformer.layers["ln_f"].weight).detach()
+    gain = gain.bfloat16().float().cpu().contiguous()
     return {
         "variant": model.variant.id,
         "base_fingerprint": hashlib.sha256(gain.numpy().tobytes()).hexdigest()[:16],
@@ -95,7 +95,8 @@ def base_metadata(model: Model) -> dict[str, str]:
 
 
 def doubt_about(model: Model, metadata: Mapping[str, str], name: str) -> str | None:
-    """A sentence where an adapter that fits ``model`` was trained on another checkpoint."""
+    """A warning where an adapter that fits ``model`` was trained on another checkpoint, else
+    ``None``."""
     trained_on = metadata.get("base_fingerprint")
     if trained_on in (None, base_metadata(model)["base_fingerprint"]):
         return None
@@ -115,7 +116,7 @@ def build_adapter(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Adapter:
-    """The adapter that :func:`read_adapter` gave, for ``model``.
+    """Build the adapter that :func:`read_adapter` gave, for ``model``.
 
     ``dtype``, ``device``: of its weights; default, those of the final norm and of the model's
     inputs. Raises ``InputError`` where it belongs to another variant or does not fit.
@@ -128,7 +129,7 @@ def build_adapter(
     adapter = Adapter(
         _shapes(model, state, name),
         operations=operations,
-        dtype=dtype or model.transformer.layers["ln_f"].weight.dtype,
+        dtype=dtype or model.transformer.dtype,
         device="meta",
     ).requires_grad_(False)
     load_module(adapter, state, device or model.device, name)
@@ -162,7 +163,7 @@ def _layer_of(key: str) -> str:
 
 
 def _peft_alpha(config: Path) -> float | None:
-    """``lora_alpha`` of PEFT's settings, where they are there."""
+    """``lora_alpha`` of PEFT's settings; ``None`` without such a file."""
     if not config.is_file():
         return None
     settings = read_json(config)

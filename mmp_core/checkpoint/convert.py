@@ -1,4 +1,4 @@
-"""A folder in the released layout into one file, quantised if wished, tensor by tensor."""
+"""Convert a folder in the released layout to one file, quantised if wished, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from .source import Family, Source
 from .tensors import DTYPES, Outline, SafetensorsFiles
 
 KINDS = (*FORMATS, "none")
-"""What ``quantize`` may be."""
+"""Choices of ``quantize``."""
 
 _HASHED = ("config.json", "model.safetensors.index.json")
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -43,8 +43,8 @@ def convert(
     """Write the checkpoint folder ``source_path`` (or ``demo``) to ``out``, whole or not at all.
 
     ``quantize``: of :data:`KINDS`; it concerns the linear layers of the blocks, all else is copied
-    as stored. ``progress(written, total)`` is told bytes. In memory is at most one quantised
-    tensor, with its working copies, at a time.
+    as stored. ``progress(written, total)``: called with bytes. At most one quantised tensor, with
+    its working copies, is in memory at a time.
 
     Raises ``CheckpointError`` for a source that cannot be loaded, ``InputError`` for an ``out``
     that cannot be written or is too large for its disk.
@@ -59,7 +59,7 @@ def convert(
         _outlines(source, layers), packed_metadata(source, quantize, _provenance(source))
     )
     total = max(stop for _, stop in places.values())
-    _check_room(out, len(header) + total)
+    _check_free_space(out, len(header) + total)
     try:
         with replacing(out) as temporary, open(temporary, "wb") as file:
             file.write(header)
@@ -81,11 +81,11 @@ def _check_out(source: Source, out: Path) -> None:
         raise InputError(f"{out}: end the name in .safetensors.")
     if out.is_dir():
         raise InputError(f"{out} is a folder; give the name of a file in it.")
-    if out.resolve() in {file.resolve() for file in (*source.weights.files, source.image_path)}:
+    if out.resolve() in {file.resolve() for file in (*_stored(source).files, source.image_path)}:
         raise InputError(f"{out} is read by this conversion; give another name.")
 
 
-def _check_room(out: Path, needed: int) -> None:
+def _check_free_space(out: Path, needed: int) -> None:
     folder = next(path for path in out.absolute().parents if path.exists())
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -95,8 +95,16 @@ def _check_room(out: Path, needed: int) -> None:
         )
 
 
+def _stored(source: Source) -> SafetensorsFiles:
+    """The transformer's tensors, of a source as :func:`open_checkpoint` gives it."""
+    return cast(SafetensorsFiles, source.weights)
+
+
 def _quantised_layers(source: Source, form: Format | None) -> dict[str, Format]:
-    """The linear layers of the blocks, for ``form``. Checks that all tensors are there."""
+    """The linear layers of the blocks, for ``form``.
+
+    Raises ``CheckpointError`` where tensors are missing.
+    """
     model = build_model(source)
     check_complete(model.transformer, source.weights, str(source.path))
     check_complete(model.image_tokenizer, source.image_weights, str(source.image_path))
@@ -130,30 +138,31 @@ def _provenance(source: Source) -> dict[str, Any]:
 
 def _outlines(source: Source, layers: Mapping[str, Format]) -> dict[str, Outline]:
     """Every tensor of the file to be written."""
-    found = {}
-    for name in source.weights:
-        outline = source.weights.outline(name)
+    outlines, weights = {}, _stored(source)
+    for name in weights:
+        outline = weights.outline(name)
         if form := layers.get(layer := name.removesuffix(".weight")):
-            found[name] = Outline(form.storage, outline.shape)
-            found[f"{layer}.weight_scale"] = Outline(
+            outlines[name] = Outline(form.storage, outline.shape)
+            outlines[f"{layer}.weight_scale"] = Outline(
                 torch.float32, form.scale_shape(outline.shape[0])
             )
-            found[f"{layer}.comfy_quant"] = Outline(torch.uint8, tuple(marker(form).shape))
+            outlines[f"{layer}.comfy_quant"] = Outline(torch.uint8, tuple(marker(form).shape))
         else:
-            found[name] = outline
+            outlines[name] = outline
     for name, tensor in source.image_weights.items():
-        found[IMAGE_PREFIX + name] = Outline(tensor.dtype, tuple(tensor.shape))
-    return found
+        outlines[IMAGE_PREFIX + name] = Outline(tensor.dtype, tuple(tensor.shape))
+    return outlines
 
 
 def _laid_out(
     outlines: Mapping[str, Outline], notes: Mapping[str, str]
 ) -> tuple[bytes, dict[str, tuple[int, int]]]:
-    """The file's beginning, and where after it each tensor goes.
+    """The file's header, and where after it each tensor begins and ends.
 
     Wide dtypes come first, so that every tensor is aligned.
     """
-    places, end, entries = {}, 0, {"__metadata__": dict(notes)}
+    places, end = {}, 0
+    entries: dict[str, Any] = {"__metadata__": dict(notes)}
     for name in sorted(outlines, key=lambda name: -outlines[name].dtype.itemsize):
         outline = outlines[name]
         start, end = end, end + outline.bytes
@@ -172,8 +181,9 @@ def _tensors(
     source: Source, layers: Mapping[str, Format]
 ) -> Iterator[tuple[str, Iterator[Tensor]]]:
     """Names and, in blocks of rows, values of all tensors to be written."""
-    for name in source.weights:
-        blocks = source.weights.blocks(name)
+    weights, image_weights = _stored(source), source.image_weights
+    for name in weights:
+        blocks = weights.blocks(name)
         if form := layers.get(layer := name.removesuffix(".weight")):
             try:
                 weight, scale = quantise(torch.cat(list(blocks)), form)
@@ -184,10 +194,11 @@ def _tensors(
             yield f"{layer}.comfy_quant", iter([marker(form)])
         else:
             yield name, blocks
-    own = source.image_weights
-    for name in own:
-        values = own.blocks(name) if isinstance(own, SafetensorsFiles) else iter([own[name]])
-        yield IMAGE_PREFIX + name, values
+    for name in image_weights:
+        if isinstance(image_weights, SafetensorsFiles):
+            yield IMAGE_PREFIX + name, image_weights.blocks(name)
+        else:
+            yield IMAGE_PREFIX + name, iter([image_weights[name]])
 
 
 def _write(
@@ -201,5 +212,5 @@ def _write(
     start, stop = places[name]
     file.seek(begin + start)
     for block in blocks:
-        file.write(memoryview(block.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        file.write(block.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return stop - start

@@ -43,7 +43,7 @@ def packed_metadata(
         "quantization": quantization,
         "provenance": provenance,
     }
-    found = {
+    strings = {
         "format": "pt",
         ABOUT: json.dumps(about),
         _CONFIG: json.dumps(source.config),
@@ -51,8 +51,8 @@ def packed_metadata(
     }
     for file in (source.path / name for name in _TOKENIZER_FILES):
         if file.is_file():
-            found[_TOKENIZER + file.name] = file.read_text(encoding="utf-8")
-    return found
+            strings[_TOKENIZER + file.name] = file.read_text(encoding="utf-8")
+    return strings
 
 
 def open_packed(file: Path, image_tokenizer_path: Path | None, family: Family) -> Source:

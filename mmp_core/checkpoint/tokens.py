@@ -63,8 +63,8 @@ def load_tokens(path: str | Path, model: Model) -> TokenState:
         raise
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); save the tokens again.") from None
-    for name, own in token_identity(model).items():
-        if metadata.get(name) != own:
+    for name, expected in token_identity(model).items():
+        if metadata.get(name) != expected:
             raise InputError(
                 f"{path} was made with another {name} than this checkpoint's: load the checkpoint "
                 "that it was made with."

@@ -59,8 +59,8 @@ class AmusedConfig:
 
         Raises ``CheckpointError`` naming the first field that is unknown or not supported.
         """
-        own = {field.name for field in fields(cls)}
-        known = own | FIXED.keys() | BLOCK_TYPES.keys() | IGNORED
+        names = {field.name for field in fields(cls)}
+        known = names | FIXED.keys() | BLOCK_TYPES.keys() | IGNORED
         for name, value in config.items():
             if value != FIXED.get(name, value):
                 raise _refusal(name, value, repr(FIXED[name]))
@@ -69,7 +69,7 @@ class AmusedConfig:
                     f"vqvae config: unknown field {name!r}; this tokenizer would "
                     "ignore it. Use an Amused-VQ checkpoint."
                 )
-        sizes = cls(**{name: value for name, value in config.items() if name in own})
+        sizes = cls(**{name: value for name, value in config.items() if name in names})
         sizes._check()
         for name, kind in BLOCK_TYPES.items():
             expected = [kind] * len(sizes.block_out_channels)

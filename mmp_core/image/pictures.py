@@ -22,6 +22,10 @@ from torch import Tensor
 from ..errors import InputError
 
 Size = tuple[int, int]
+"""Width and height in pixels."""
+Picture = Image.Image | str | os.PathLike
+Offset = Literal["center"] | random.Random
+"""Where to crop: see :func:`fit_image`."""
 
 UNIT_RANGE = (0.0, 1.0)
 SIGNED_RANGE = (-1.0, 1.0)
@@ -30,7 +34,7 @@ LARGEST_RESIZE = 2**26
 _CROP_PATCHES = 16
 
 
-def load_image(source: str | os.PathLike | Image.Image) -> Image.Image:
+def load_image(source: Picture) -> Image.Image:
     """The picture as upright 8-bit RGB.
 
     Transparency is laid on white, EXIF rotation applied, 16-bit, 32-bit and float greyscale scaled
@@ -131,7 +135,7 @@ def fit_image(
     image: Image.Image,
     sizes: Sequence[Size],
     *,
-    offset: Literal["center"] | random.Random = "center",
+    offset: Offset = "center",
 ) -> Image.Image:
     """Scale ``image`` to cover, and crop it to, the one of ``sizes`` nearest to its aspect ratio.
 

@@ -6,7 +6,6 @@ tells families apart. Knows neither the sampler nor the checkpoint's files.
 
 from __future__ import annotations
 
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError
-from ..image.pictures import Size
+from ..image.pictures import Offset, Size
 from ..image.tokenizer import ImageTokenizer
 from ..state import MASKED, Prompt, TokenState
 
@@ -150,13 +149,7 @@ class Variant(ABC):
         """
 
     @abstractmethod
-    def fit(
-        self,
-        image: Image.Image,
-        size: Size,
-        *,
-        offset: Literal["center"] | random.Random = "center",
-    ) -> Image.Image:
+    def fit(self, image: Image.Image, size: Size, *, offset: Offset = "center") -> Image.Image:
         """``image`` (RGB) brought to ``size``, an :meth:`input_size`. Pictures of one shape stay
         aligned. ``offset``: where to crop, see :func:`.pictures.fit_image`."""
 

@@ -6,18 +6,17 @@ Reference: tyfeld/MMaDA-Parallel 5cf8978, ``inference.py``, ``train.py`` and
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ..image.amused import AmusedVQ
-from ..image.pictures import Size, fit_image, nearest_size, sizes_near
+from ..image.pictures import Offset, Size, fit_image, nearest_size, sizes_near
 from ..sampler.guidance import CONDITIONAL
 from ..sampler.policies import DenoisingModel, Policies
 from ..sampler.positions import MaskedPositions, masked_counts
@@ -66,13 +65,7 @@ class MMaDAParallelA(Variant):
     def input_size(self, size: Size, side: int, unit: int) -> Size:
         return nearest_size(size, sizes_near(side, unit))
 
-    def fit(
-        self,
-        image: Image.Image,
-        size: Size,
-        *,
-        offset: Literal["center"] | random.Random = "center",
-    ) -> Image.Image:
+    def fit(self, image: Image.Image, size: Size, *, offset: Offset = "center") -> Image.Image:
         return fit_image(image, [size], offset=offset)
 
     def upstream_policies(

@@ -6,16 +6,15 @@ Reference: tyfeld/MMaDA-Parallel 5cf8978, ``inference.py`` and ``interleave_gene
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ..image.magvit import MagvitV2
-from ..image.pictures import Size, squash_image
+from ..image.pictures import Offset, Size, squash_image
 from ..sampler.guidance import CONDITIONAL
 from ..sampler.policies import DenoisingModel, Policies
 from ..sampler.positions import MaskedPositions, masked_counts
@@ -68,13 +67,7 @@ class MMaDAParallelM(Variant):
     def input_size(self, size: Size, side: int, unit: int) -> Size:
         return side, side
 
-    def fit(
-        self,
-        image: Image.Image,
-        size: Size,
-        *,
-        offset: Literal["center"] | random.Random = "center",
-    ) -> Image.Image:
+    def fit(self, image: Image.Image, size: Size, *, offset: Offset = "center") -> Image.Image:
         return squash_image(image, size)
 
     def upstream_policies(

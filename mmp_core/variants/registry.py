@@ -42,14 +42,14 @@ def variant_of(
         raise CheckpointError(
             f"The checkpoint has no tensor {_BACKBONE}: it is not a LLaDA/MMaDA transformer."
         )
-    asked = VARIANTS if family is None else [variant_named(family)]
-    for variant in asked:
+    candidates = VARIANTS if family is None else [variant_named(family)]
+    for variant in candidates:
         if variant.recognises(config):
             return variant
     raise CheckpointError(
         f"config.json has architectures={config.get('architectures')!r} and "
         f"model_type={config.get('model_type')!r}, which is no checkpoint of "
-        f"{' or '.join(variant.name for variant in asked)}."
+        f"{' or '.join(variant.name for variant in candidates)}."
     )
 
 

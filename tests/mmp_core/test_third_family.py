@@ -87,7 +87,9 @@ def test_one_file_remembers_the_family(folder, model, tmp_path, kind, prompt):
 
 
 def test_it_answers_with_text_or_an_image(model):
-    for options, given in (({}, "text and image"), ({"text_length": 0, "size": (0, 0)}, "nothing")):
+    assert encode_instruction(model, "make it red").initial.text.shape == (1, 0)
+    both, nothing = {"text_length": 3, "size": (6, 6)}, {"text_length": 0, "size": (0, 0)}
+    for options, given in ((both, "text and image"), (nothing, "nothing")):
         with pytest.raises(InputError, match=f"answers with image or text, not with {given}"):
             encode_instruction(model, "make it red", **options)
 
