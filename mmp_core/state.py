@@ -38,7 +38,7 @@ class _Tensors:
         """Each sample ``n`` times: batch ``B`` becomes ``n·B`` (sample-major)."""
         return self._map(lambda tensor: tensor.repeat_interleave(n, dim=0))
 
-    def __getitem__(self, samples: slice) -> Self:
+    def __getitem__(self, samples: slice | Tensor) -> Self:
         return self._map(lambda tensor: tensor[samples])
 
 

@@ -88,7 +88,7 @@ def masked_losses(model: MaskedDiffusionTransformer, layout: Layout, batch: Micr
     )
     if batch.image_weight is not None:
         image_error = image_error * batch.image_weight.flatten(1)[image_at]
-    return Losses((text_error / text_count).sum(), image_error.sum() / codes.shape[1])
+    return Losses((text_error / text_count).sum(), image_error.sum() / max(1, codes.shape[1]))
 
 
 def _positions(mask: Tensor, device: torch.device) -> tuple[Tensor, ...]:
