@@ -199,6 +199,43 @@ def test_bad_lines_of_a_manifest_are_named_by_number(tmp_path):
         open_dataset(file, bad_items="fail")
 
 
+@pytest.mark.parametrize("key", ["image", "target"])
+@pytest.mark.parametrize(
+    "name",
+    ["../secret.png", "below/../../secret.png", "ABSOLUTE", "..\\secret.png", "C:secret.png"],
+)
+def test_a_manifest_does_not_lead_out_of_its_folder(key, name, tmp_path):
+    """Whether a file elsewhere is there, is a picture, or what it shows: nothing is told of it."""
+    place = tmp_path / "data"
+    (place / "below").mkdir(parents=True)
+    secret = tmp_path / "secret.png"
+    picture().save(secret)
+    name = str(secret) if name == "ABSOLUTE" else name
+    file = write_manifest(place, {"instruction": "a circle"}, {key: name, "instruction": "a"})
+    dataset = open_dataset(file)
+    assert [item.name for item in dataset] == ["line 1"]
+    told = reasons(dataset)["line 2"]
+    assert told.startswith(f"{key} is {name!r}, which leads out of the manifest's folder")
+    assert files_of(file) == [file]
+    secret.unlink()
+    assert reasons(open_dataset(file))["line 2"] == told
+
+
+def test_a_link_below_the_manifest_is_followed(tmp_path):
+    picture().save(tmp_path / "elsewhere.png")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.png").symlink_to(tmp_path / "elsewhere.png")
+    file = write_manifest(tmp_path / "data", {"image": "a.png", "instruction": "make it red"})
+    assert open_dataset(file, bad_items="fail")[0].image.size == (64, 48)
+
+
+def test_names_that_no_file_can_have_are_named(tmp_path):
+    lines = [{"image": name, "instruction": "a"} for name in ("x" * 5000 + ".png", "a\0.png")]
+    file = write_manifest(tmp_path, {"instruction": "a circle"}, *lines)
+    assert all("which is not there" in reason for reason in reasons(open_dataset(file)).values())
+    assert files_of(file) == [file]
+
+
 def test_the_files_that_a_dataset_reads_are_known(folder, tmp_path):
     assert {file.name for file in files_of(folder)} == {
         "Cat1.txt",
@@ -258,6 +295,32 @@ def test_bad_rows_and_columns_of_a_saved_dataset_are_named(save_dataset, tmp_pat
         "row 1": "its image is 16x16: expected sides of at least 32 pixels.",
         "row 2": "it has no instruction.",
     }
+
+
+def test_a_cell_without_picture_costs_its_row_alone(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    import pyarrow as pa
+
+    picture().save(tmp_path / "elsewhere.png")
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    cells = [
+        {"bytes": (tmp_path / "elsewhere.png").read_bytes(), "path": None},
+        {"bytes": b"", "path": None},
+        {"bytes": None, "path": None},
+        {"bytes": None, "path": str(tmp_path / "elsewhere.png")},
+    ]
+    table = pa.table({"instruction": ["a"] * 4, "image": pa.array(cells, type=kind)})
+    features = datasets.Features(instruction=datasets.Value("string"), image=datasets.Image())
+    place = tmp_path / "saved"
+    table = table.cast(features.arrow_schema)
+    datasets.Dataset(table.slice(0, 1)).save_to_disk(place)
+    (stored,) = place.glob("*.arrow")
+    with pa.ipc.new_stream(str(stored), table.schema) as writer:
+        writer.write_table(table)
+    dataset = open_dataset(place)
+    assert [item.name for item in dataset] == ["row 0"]
+    assert set(reasons(dataset)) == {"row 1", "row 2", "row 3"}
+    assert all("its image holds no picture" in reason for reason in reasons(dataset).values())
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_what_sft_cannot_use_is_skipped_or_fatal(folder, model_a):
     assert "7 tokens; expected 1 to 5" in found["long"] and "purple" in found["strange"]
     assert found["half"] == "it has no target picture, which SFT needs."
     assert found["cat10"] == "it has no reasoning (think), which SFT needs."
-    assert "undecided" in found["gap"]
+    assert "masked token" in found["gap"]
     with pytest.raises(InputError, match="cannot be used"):
         tokenised(open_dataset(folder, bad_items="fail"), model_a, need_target=True)
     with pytest.raises(InputError, match="No item of pets can be used"):

@@ -22,8 +22,8 @@ from ...mmp_core.state import TokenState
 from ...mmp_core.variants.base import UNDECIDED, Variant
 from ..cases import Case
 from .codes import CodeCache, codes_fingerprint, encode_pictures, key_of
-from .items import Draft, Item, Picture
-from .sources import folder_drafts, is_saved_dataset, manifest_drafts, saved_drafts
+from .items import Item, Picture, UnreadItem
+from .sources import folder_items, is_saved_dataset, manifest_items, saved_items
 
 BadItems = Literal["skip", "fail"]
 Skipped = tuple[str, str]
@@ -36,7 +36,7 @@ _NAMED, _LISTED = 3, 20
 class EditDataset(Sequence[Item]):
     """Items in a fixed order, their pictures still on disk.
 
-    ``place``: where they come from, as told to people. ``skipped``: items that cannot be used.
+    ``place``: where they come from, for people. ``skipped``: items that cannot be used.
     ``bad_items``: what becomes of those that turn out to be so when they are tokenised.
     """
 
@@ -54,17 +54,11 @@ class EditDataset(Sequence[Item]):
     @property
     def fingerprint(self) -> str:
         """SHA-256, in hex, of every instruction, text and picture, wherever they are stored."""
-        told = [
-            (
-                i.name,
-                i.instruction,
-                i.think,
-                i.image and i.image.digest,
-                i.target and i.target.digest,
-            )
+        contents = [
+            (i.name, i.instruction, i.think, *(p and p.digest for p in (i.image, i.target)))
             for i in self.items
         ]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
     def report(self) -> str:
         """What there is and what was skipped, in a few lines."""
@@ -106,37 +100,37 @@ def open_dataset(
     """
     path = Path(path).expanduser()
     items, skipped = [], []
-    drafts = _drafts(path)
-    for done, draft in enumerate(drafts):
+    unread = _unread_items(path)
+    for done, item in enumerate(unread):
         if len(items) == limit:
             break
         if callback:
-            callback(done, len(drafts))
+            callback(done, len(unread))
         try:
-            items.append(draft.build())
+            items.append(item.read())
         except InputError as reason:
-            skipped.append((draft.name, str(reason)))
+            skipped.append((item.name, str(reason)))
     if callback:
-        callback(len(drafts), len(drafts))
+        callback(len(unread), len(unread))
     _refuse(path.name, len(items), skipped, bad_items)
     return EditDataset(path.name, tuple(items), tuple(skipped), bad_items)
 
 
-def _drafts(path: Path) -> list[Draft]:
+def _unread_items(path: Path) -> list[UnreadItem]:
     if path.is_dir() and is_saved_dataset(path):
-        drafts = saved_drafts(path)
+        items = saved_items(path)
     elif path.is_dir():
-        drafts = folder_drafts(path)
+        items = folder_items(path)
     elif path.is_file() and path.suffix.lower() == ".jsonl":
-        drafts = manifest_drafts(path)
+        items = manifest_items(path)
     else:
         raise InputError(
             f"There is no dataset at {path}: give a folder of pictures and instructions, a .jsonl "
             "manifest, or a folder that save_to_disk of Hugging Face's datasets wrote."
         )
-    if not drafts:
+    if not items:
         raise InputError(f"{path} is empty: {_advice(path)}")
-    return drafts
+    return items
 
 
 def _advice(path: Path) -> str:
@@ -144,12 +138,12 @@ def _advice(path: Path) -> str:
     if not path.is_dir():
         return 'write a line such as {"image": "a.png", "instruction": "…"}.'
     inside = sorted(path.iterdir())
-    for kind, found in (
+    for kind, names in (
         ("manifest", [p.name for p in inside if p.suffix.lower() == ".jsonl"]),
         ("subfolder", [p.name for p in inside if p.is_dir() and not p.name.startswith(".")]),
     ):
-        if found:
-            return f"did you mean its {kind} {found[0]}?"
+        if names:
+            return f"did you mean its {kind} {names[0]}?"
     return "put name.png and its instruction, name.txt, there."
 
 
@@ -237,7 +231,7 @@ def _target_text(model: Model, item: Item, length: int) -> Tensor:
         missing = "reasoning (think)" if item.think is None else "target picture"
         raise InputError(f"it has no {missing}, which SFT needs.")
     if UNDECIDED in item.think:
-        raise InputError(f"its reasoning holds {UNDECIDED}, which stands for an undecided token.")
+        raise InputError(f"its reasoning holds {UNDECIDED}, which stands for a masked token.")
     return fixed_text(model, item.think, length)
 
 
@@ -263,7 +257,9 @@ def _case(
     prompt = model.layout.encode(
         item.instruction, image, TokenState.masked(1, length, grid_of(model, size))
     )
-    target = None if text is None else TokenState(text, codes[key_of(item.target, size)])
+    target = None
+    if text is not None and item.target is not None:
+        target = TokenState(text, codes[key_of(item.target, size)])
     source = None if item.image is None else partial(_seen, item.image, model.variant, size)
     return Case(item.name, prompt, item.instruction, source, target, item.facts)
 

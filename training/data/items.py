@@ -19,10 +19,10 @@ SMALLEST_SIDE = 32
 LONGEST_STRIP = 8
 """Sides of a picture at most so many times apart: variant A crops to 4:1, so that of a longer strip
 less than half would be seen."""
-ALIKE = 0.01
+SAME_RATIO = 0.01
 """How far the aspect ratios of a picture and its target may differ: they are laid on each other."""
 
-_TURNED = 5
+_TURNED_FROM = 5
 """EXIF orientations from here on swap width and height."""
 
 
@@ -60,7 +60,7 @@ class Item:
             return
         (width, height), (target_width, target_height) = self.image.size, self.target.size
         ratio = width * target_height / (height * target_width)
-        if not 1 - ALIKE <= ratio <= 1 + ALIKE:
+        if not 1 - SAME_RATIO <= ratio <= 1 + SAME_RATIO:
             raise InputError(
                 f"its picture is {width}x{height} and its target {target_width}x{target_height}: "
                 "make both of one shape, since the model sees them laid on each other."
@@ -68,12 +68,12 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Draft:
-    """An item not yet read. ``build`` reads and checks it; raises ``InputError`` that says why it
-    cannot be used, without its name."""
+class UnreadItem:
+    """``read`` reads and checks the item; raises ``InputError`` that says why it cannot be used,
+    without its name."""
 
     name: str
-    build: Callable[[], Item]
+    read: Callable[[], Item]
 
 
 def checked_picture(name: str, content: bytes, read: Callable[[], Image.Image]) -> Picture:
@@ -85,7 +85,7 @@ def checked_picture(name: str, content: bytes, read: Callable[[], Image.Image]) 
     try:
         with Image.open(BytesIO(content)) as opened:
             width, height = opened.size
-            if opened.getexif().get(Base.Orientation, 1) >= _TURNED:
+            if opened.getexif().get(Base.Orientation, 1) >= _TURNED_FROM:
                 width, height = height, width
             opened.draft("RGB", (1, 1))
             opened.load()

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from PIL import Image
 
 from ...mmp_core.errors import InputError
 from ...mmp_core.image.pictures import load_image
-from .items import Draft, Item, Picture, checked_picture, natural_order, wanted_text
+from .items import Item, Picture, UnreadItem, checked_picture, natural_order, wanted_text
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 FIELDS = ("image", "instruction", "think", "target")
@@ -25,7 +25,7 @@ _OTHER_PICTURES = (".avif", ".bmp", ".gif", ".heic", ".jfif", ".jxl", ".tif", ".
 _SAVED, _SAVED_SPLITS = ("dataset_info.json", "state.json"), "dataset_dict.json"
 
 
-def folder_drafts(folder: Path) -> list[Draft]:
+def folder_items(folder: Path) -> list[UnreadItem]:
     """Items of ``name.txt`` with ``name.png`` (or .jpg, .jpeg, .webp), ``name.think.txt`` and
     ``name.target.png``; without ``name.png``, one to generate. Hidden files, other endings and
     subfolders are left out."""
@@ -37,7 +37,7 @@ def folder_drafts(folder: Path) -> list[Draft]:
                 name = name[: -len(role) - 1]
             groups[name][role].append(file)
     return [
-        Draft(name, partial(_folder_item, name, dict(groups[name])))
+        UnreadItem(name, partial(_folder_item, name, dict(groups[name])))
         for name in sorted(groups, key=natural_order)
     ]
 
@@ -60,23 +60,24 @@ def _role(file: Path) -> str | None:
     return "other" if ending in _OTHER_PICTURES else None
 
 
-def _folder_item(name: str, files: dict[str, list[Path]]) -> Item:
-    for role, own in files.items():
+def _folder_item(name: str, groups: Mapping[str, list[Path]]) -> Item:
+    for role, files in groups.items():
         if role == "other":
-            raise InputError(f"{own[0].name} is not read: save it as {_any(PICTURES)}.")
-        if len(own) > 1:
-            raise InputError(f"it has both {own[0].name} and {own[1].name}: keep one.")
-    found = {role: own[0] for role, own in files.items()}
-    if "instruction" not in found:
-        there = found.get("image") or next(iter(found.values()))
-        raise InputError(f"{there.name} has no {name}.txt beside it: write the instruction there.")
-    instruction = _text(found["instruction"])
+            raise InputError(f"{files[0].name} is not read: save it as {_any(PICTURES)}.")
+        if len(files) > 1:
+            raise InputError(f"it has both {files[0].name} and {files[1].name}: keep one.")
+    roles = {role: files[0] for role, files in groups.items()}
+    if "instruction" not in roles:
+        other = roles.get("image") or next(iter(roles.values()))
+        raise InputError(f"{other.name} has no {name}.txt beside it: write the instruction there.")
     return Item(
         name,
-        wanted_text(instruction, f"{name}.txt is empty: write the instruction into it."),
-        think=_text(found["think"]) or None if "think" in found else None,
-        image=_file_picture(found.get("image")),
-        target=_file_picture(found.get("target")),
+        wanted_text(
+            _text(roles["instruction"]), f"{name}.txt is empty: write the instruction into it."
+        ),
+        think=_text(roles["think"]) or None if "think" in roles else None,
+        image=_file_picture(roles.get("image")),
+        target=_file_picture(roles.get("target")),
     )
 
 
@@ -99,11 +100,12 @@ def _file_picture(file: Path | None) -> Picture | None:
     return checked_picture(file.name, content, partial(load_image, file))
 
 
-def manifest_drafts(manifest: Path) -> list[Draft]:
+def manifest_items(manifest: Path) -> list[UnreadItem]:
     """An item per line, ``{"image": …, "instruction": …, "think": …, "target": …}`` of which only
-    the instruction must be there. Paths are relative to the manifest. Empty lines are left out."""
+    the instruction must be there. Pictures lie in the manifest's folder or below it, and are named
+    from there. Empty lines are left out."""
     return [
-        Draft(f"line {number}", partial(_manifest_item, manifest.parent, number, line))
+        UnreadItem(f"line {number}", partial(_manifest_item, manifest.parent, number, line))
         for number, line in _lines(manifest)
     ]
 
@@ -120,23 +122,29 @@ def _lines(manifest: Path) -> Iterator[tuple[int, str]]:
 
 def _manifest_item(folder: Path, number: int, line: str) -> Item:
     fields = _fields(line)
-    files = {key: folder / fields[key] for key in ("image", "target") if fields.get(key)}
+    files = _named_files(folder, fields)
     for key, file in files.items():
-        if not file.is_file():
+        if not _is_file(file):
             raise InputError(f"{key} is {fields[key]!r}, which is not there.")
         if file.suffix.lower() not in PICTURES:
             raise InputError(f"{key} is {fields[key]!r}: expected {_any(PICTURES)}.")
+    return _item(
+        f"line {number}", fields, {key: _file_picture(file) for key, file in files.items()}
+    )
+
+
+def _item(name: str, fields: Mapping[str, Any], pictures: Mapping[str, Picture | None]) -> Item:
     return Item(
-        f"line {number}",
+        name,
         wanted_text(fields.get("instruction"), "it has no instruction."),
         think=(fields.get("think") or "").strip() or None,
-        image=_file_picture(files.get("image")),
-        target=_file_picture(files.get("target")),
+        image=pictures.get("image"),
+        target=pictures.get("target"),
     )
 
 
 def _fields(line: str) -> dict[str, str]:
-    """Of one line, those that are not null."""
+    """The fields of one line that are not null."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -151,13 +159,41 @@ def _fields(line: str) -> dict[str, str]:
     return {key: value for key, value in fields.items() if value is not None}
 
 
+def _named_files(folder: Path, fields: Mapping[str, str]) -> dict[str, Path]:
+    """The pictures that a manifest in ``folder`` names, whether they are there or not.
+
+    Links are followed, since only the owner of the folder can have made them. Raises
+    ``InputError`` for a name that leads out of the folder, on any system.
+    """
+    files = {}
+    for key in ("image", "target"):
+        if name := fields.get(key):
+            if any(
+                path.anchor or ".." in path.parts
+                for path in (PurePosixPath(name), PureWindowsPath(name))
+            ):
+                raise InputError(
+                    f"{key} is {name!r}, which leads out of the manifest's folder: put the picture "
+                    "there and give its name."
+                )
+            files[key] = folder / name
+    return files
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long a name, or one with NUL
+        return False
+
+
 def is_saved_dataset(folder: Path) -> bool:
     """Whether ``save_to_disk`` of Hugging Face's datasets wrote ``folder``."""
     whole = all((folder / name).is_file() for name in _SAVED)
     return whole or (folder / _SAVED_SPLITS).is_file()
 
 
-def saved_drafts(folder: Path) -> list[Draft]:
+def saved_items(folder: Path) -> list[UnreadItem]:
     """An item per row; columns as in a manifest, pictures of the type ``Image``. Other columns are
     left out. Nothing is downloaded and no code of the dataset is run."""
     if (folder / _SAVED_SPLITS).is_file():
@@ -175,59 +211,49 @@ def saved_drafts(folder: Path) -> list[Draft]:
     _check_columns(folder, rows.features, datasets)
     for name in {"image", "target"} & set(rows.column_names):
         rows = rows.cast_column(name, datasets.Image(decode=False))
-    return [Draft(f"row {i}", partial(_row_item, rows, i)) for i in range(len(rows))]
+    return [UnreadItem(f"row {i}", partial(_row_item, rows, i)) for i in range(len(rows))]
 
 
-def _check_columns(folder: Path, features: dict[str, Any], datasets: Any) -> None:
+def _check_columns(folder: Path, features: Mapping[str, Any], datasets: Any) -> None:
     if "instruction" not in features:
         raise InputError(
             f"{folder} has no column instruction: rename its columns to {_any(FIELDS)}; only the "
             "instruction must be there."
         )
     for name, feature in features.items():
-        is_image = isinstance(feature, datasets.Image)
-        if name in ("image", "target") and not is_image:
+        if name in ("image", "target") and not isinstance(feature, datasets.Image):
             raise InputError(
                 f"The column {name} of {folder} holds no pictures: cast it to datasets.Image()."
             )
-        if name in ("instruction", "think") and getattr(feature, "dtype", None) not in (
-            "string",
-            "large_string",
-        ):
+        kind = getattr(feature, "dtype", None)
+        if name in ("instruction", "think") and kind not in ("string", "large_string"):
             raise InputError(f"The column {name} of {folder} holds no text: cast it to a string.")
 
 
 def _row_item(rows: Any, index: int) -> Item:
     row = rows[index]
-    return Item(
-        f"row {index}",
-        wanted_text(row["instruction"], "it has no instruction."),
-        think=(row.get("think") or "").strip() or None,
-        image=_row_picture(rows, row, index, "image"),
-        target=_row_picture(rows, row, index, "target"),
-    )
+    pictures = {
+        name: checked_picture(
+            f"its {name}", _content(name, row[name]), partial(_read_cell, rows, index, name)
+        )
+        for name in ("image", "target")
+        if row.get(name) is not None
+    }
+    return _item(f"row {index}", row, pictures)
 
 
-def _row_picture(rows: Any, row: dict[str, Any], index: int, column: str) -> Picture | None:
-    if row.get(column) is None:
-        return None
-    return checked_picture(
-        f"its {column}", _content(row[column]), partial(_read_cell, rows, index, column)
-    )
-
-
-def _content(cell: dict[str, Any]) -> bytes:
-    """The bytes of a picture, which may lie in a file of its own."""
-    if cell.get("bytes"):
-        return cell["bytes"]
-    try:
-        return Path(cell["path"]).read_bytes()
-    except OSError as error:
-        raise InputError(f"{cell['path']} cannot be read ({error.strerror or error}).") from None
+def _content(column: str, cell: Mapping[str, Any]) -> bytes:
+    """The bytes of a picture, which ``save_to_disk`` puts into the dataset itself."""
+    if not cell.get("bytes"):
+        raise InputError(
+            f"its {column} holds no picture, or only the name of a file: save the dataset again "
+            "where its pictures are."
+        )
+    return cell["bytes"]
 
 
 def _read_cell(rows: Any, index: int, column: str) -> Image.Image:
-    return load_image(Image.open(BytesIO(_content(rows[index][column]))))
+    return load_image(Image.open(BytesIO(_content(column, rows[index][column]))))
 
 
 def _import_datasets() -> Any:
@@ -245,14 +271,13 @@ def files_of(path: Path) -> list[Path]:
     """The files that a dataset at ``path`` may read, sorted; of a manifest, those it names."""
     if path.is_dir():
         return [file for file in _listed(path) if file.is_file()]
-    named = set()
+    named: set[Path] = set()
     for _, line in _lines(path):
         try:
-            fields = _fields(line)
-        except InputError:  # named when the dataset is opened
+            named.update(_named_files(path.parent, _fields(line)).values())
+        except InputError:  # said when the dataset is opened
             continue
-        named |= {path.parent / fields[key] for key in ("image", "target") if key in fields}
-    return [path, *sorted(file for file in named if file.is_file())]
+    return [path, *sorted(file for file in named if _is_file(file))]
 
 
 def _any(names: Sequence[str]) -> str:
