@@ -82,14 +82,18 @@ class ClipScorer:
         zeros for a text without words.
         """
         parts = [self.parts(text) for text in texts]
-        places = {part: i for i, part in enumerate(dict.fromkeys(p for own in parts for p in own))}
+        distinct = dict.fromkeys(part for of_text in parts for part in of_text)
+        places = {part: i for i, part in enumerate(distinct)}
 
         def encode(batch: Sequence[str]) -> Tensor:
             tokens = self._tokenizer(list(batch)).to(self.device)
             return self.model.encode_text(tokens, normalize=True)
 
         features = self._encoded(list(places), encode)
-        rows = [features[[places[part] for part in own]].sum(0) / max(len(own), 1) for own in parts]
+        rows = [
+            features[[places[part] for part in of_text]].sum(0) / max(len(of_text), 1)
+            for of_text in parts
+        ]
         return torch.stack(rows) if rows else features
 
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
@@ -170,16 +174,19 @@ def score_trajectory(
     """
     final = trajectory.final
     states = [*((step.after, step.guess) for step in trajectory.steps), (final, final)]
-    read, seen, rows = None, None, []
-    text_features = None if texts is None else scorer.text_features(texts)
-    image_features = None if images is None else scorer.image_features(images)
-    for done, (decided, guess) in enumerate(states):
+    last_texts, last_codes, rows = texts, None, []
+    text_features = image_features = torch.zeros(0)  # computed below unless given
+    if texts is not None:
+        text_features = scorer.text_features(texts)
+    if images is not None:
+        image_features = scorer.image_features(images)
+    for done, (after, guess) in enumerate(states):
         if callback:
             callback(done, len(states))
-        if texts is None and read != (now := decode_text(model, decided)):
-            read, text_features = now, scorer.text_features(now)
-        if images is None and (seen is None or not torch.equal(seen, guess.image)):
-            seen, image_features = guess.image, scorer.image_features(_pictures(model, guess))
+        if texts is None and last_texts != (read := decode_text(model, after)):
+            last_texts, text_features = read, scorer.text_features(read)
+        if images is None and (last_codes is None or not torch.equal(last_codes, guess.image)):
+            last_codes, image_features = guess.image, scorer.image_features(_pictures(model, guess))
         rows.append((text_features * image_features).sum(dim=-1))
     return torch.stack(rows)
 
