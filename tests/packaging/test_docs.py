@@ -3,13 +3,16 @@
 import ast
 import importlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from mmada_parallel.cli.main import build_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
+COMMAND = r"(?:mmada-parallel|.* -m mmada_parallel\.cli)"
 CODE = ("mmp_core", "training", "views", "nodes", "cli", "demo")
 
 
@@ -37,6 +40,16 @@ def test_examples_import_what_is_there(page):
             if isinstance(node, ast.ImportFrom):
                 module = importlib.import_module(node.module)
                 assert all(hasattr(module, alias.name) for alias in node.names), node.module
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
+def test_commands_are_understood(page):
+    text = page.read_text(encoding="utf-8").replace("\\\n", "")
+    commands = re.findall(rf"(?:^|`){COMMAND} ([^`\n]+)", text, re.MULTILINE)
+    assert commands or page.name not in {"README.md", "training.md"}
+    for command in commands:
+        if not command.endswith("…"):
+            assert build_parser().parse_args(shlex.split(command)).run, command
 
 
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
