@@ -70,7 +70,7 @@ def test_datasets_of_the_input_folder_are_offered(names, input_folder):
 @pytest.mark.parametrize("name", ["../outside", "absent", "/etc", ""])
 def test_what_is_not_offered_is_not_opened(load, input_folder, name):
     write_items(input_folder.parent / "outside", "a")
-    with pytest.raises(InputError, match="is not in .*put a folder of pictures"):
+    with pytest.raises(InputError, match="is not in .*put it there"):
         load(name)
 
 
