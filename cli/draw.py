@@ -64,10 +64,7 @@ def draw(args: argparse.Namespace) -> None:
 
 
 def answer(
-    args: argparse.Namespace,
-    model: Model,
-    picture: Image.Image | None,
-    settings: SamplerSettings,
+    args: argparse.Namespace, model: Model, picture: Image.Image | None, settings: SamplerSettings
 ) -> Answer:
     began = time.perf_counter()
     prompt = encode_instruction(

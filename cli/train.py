@@ -270,11 +270,7 @@ def _train(args: argparse.Namespace, run: TrainingRun, shown: Sequence[str], sav
         run.resume()
         note(args, f"resuming after step {run.step}")
     with tqdm(
-        total=run.settings.steps,
-        initial=run.step,
-        desc="training",
-        unit="step",
-        disable=args.quiet,
+        total=run.settings.steps, initial=run.step, desc="training", unit="step", disable=args.quiet
     ) as bar:
 
         def show(step: int, metrics: dict[str, float]) -> None:

@@ -70,8 +70,7 @@ class DecodeImage(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(
-                    display_name="image",
-                    tooltip="The picture, or one for each result of a batch.",
+                    display_name="image", tooltip="The picture, or one for each result of a batch."
                 ),
                 io.Mask.Output(
                     display_name="undecided",

@@ -84,8 +84,7 @@ class Remask(io.ComfyNode):
             ],
             outputs=[
                 Tokens.Output(
-                    display_name="tokens",
-                    tooltip="For the tokens input of Parallel Denoise.",
+                    display_name="tokens", tooltip="For the tokens input of Parallel Denoise."
                 )
             ],
         )
@@ -269,9 +268,7 @@ class ExtendCanvas(io.ComfyNode):
                 PromptType.Input("prompt", tooltip="From Encode Instruction, with an image."),
                 *map(side, ("left", "top", "right", "bottom")),
             ],
-            outputs=[
-                PromptType.Output(display_name="prompt", tooltip="For Parallel Denoise."),
-            ],
+            outputs=[PromptType.Output(display_name="prompt", tooltip="For Parallel Denoise.")],
         )
 
     @classmethod

@@ -154,10 +154,7 @@ def load(checkpoint: str, dtype: str, image_tokenizer: str) -> HostedModel:
         source = _read_by_host(source)
         chosen = DTYPES.get(dtype) or _fitting_dtype(source, device)
         model = build_model(
-            source,
-            operations=operations(chosen, device),
-            attention=attention(device),
-            dtype=chosen,
+            source, operations=operations(chosen, device), attention=attention(device), dtype=chosen
         )
         load_weights(model, source, offload_device)
     _check_filled(model, path)
