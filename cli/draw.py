@@ -53,17 +53,17 @@ def draw(args: argparse.Namespace) -> None:
         model = load_model(args)
         _note_unknown_words(args, model)
         settings = settings_of(args, model, seed)
-        found = answer(args, model, picture, settings)
+        answer = answered(args, model, picture, settings)
     path = args.out or _free_path(args.instruction, seed)
     if args.text_out:
         with _writing(args.text_out) as file:
-            file.write_text(found.text + "\n", encoding="utf-8")
+            file.write_text(answer.text + "\n", encoding="utf-8")
     with _writing(path) as file:
-        _save(file, found, args, settings)
-    _report(args, found, path, seed)
+        _save(file, answer, args, settings)
+    _report(args, answer, path, seed)
 
 
-def answer(
+def answered(
     args: argparse.Namespace, model: Model, picture: Image.Image | None, settings: SamplerSettings
 ) -> Answer:
     began = time.perf_counter()
@@ -133,10 +133,10 @@ def _free_path(instruction: str, seed: int) -> Path:
     return path
 
 
-def _save(file: Path, found: Answer, args: argparse.Namespace, settings: SamplerSettings) -> None:
+def _save(file: Path, answer: Answer, args: argparse.Namespace, settings: SamplerSettings) -> None:
     notes = {
         "instruction": args.instruction,
-        "text": found.text,
+        "text": answer.text,
         "seed": str(settings.seed),
         "model": Path(args.model).name,
         "settings": json.dumps(asdict(settings)),
@@ -146,15 +146,15 @@ def _save(file: Path, found: Answer, args: argparse.Namespace, settings: Sampler
     info = PngImagePlugin.PngInfo()
     for key, value in notes.items():
         info.add_text(key, value)
-    found.image.save(file, format="PNG", pnginfo=info)
+    answer.image.save(file, format="PNG", pnginfo=info)
 
 
-def _report(args: argparse.Namespace, found: Answer, path: Path, seed: int) -> None:
-    seconds = round(found.seconds, 3)
+def _report(args: argparse.Namespace, answer: Answer, path: Path, seed: int) -> None:
+    seconds = round(answer.seconds, 3)
     if args.json:
         image = str(path.absolute())
-        values = dict(text=found.text, image=image, seed=seed, steps=found.steps, seconds=seconds)
+        values = dict(text=answer.text, image=image, seed=seed, steps=answer.steps, seconds=seconds)
         print(json.dumps(values, ensure_ascii=False))
         return
-    print(found.text)
-    print(f"{path}  (seed {seed}, {found.steps} steps, {seconds:.1f} s)")
+    print(answer.text)
+    print(f"{path}  (seed {seed}, {answer.steps} steps, {seconds:.1f} s)")

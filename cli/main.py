@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import NoReturn
 
 from ..demo.register import register as register_toy_world
+from ..mmp_core.errors import InputError
 from . import options, training_options
 
 PROGRAM = "mmada-parallel"
@@ -96,18 +97,18 @@ def build_parser() -> argparse.ArgumentParser:
     methods = train.add_subparsers(title="methods", metavar="METHOD", required=True)
     pararl = _command(methods, "pararl", "training by rewards", _PARARL, _PARARL_EXAMPLE)
     training_options.add_pararl(pararl)
-    pararl.set_defaults(run=_pararl)
+    pararl.set_defaults(run="train:pararl")
     sft = _command(methods, "sft", "supervised finetuning", _SFT)
     training_options.add_sft(sft)
-    sft.set_defaults(run=_sft)
+    sft.set_defaults(run="train:sft")
     evaluate = _command(commands, "evaluate", "judge a checkpoint on the toy world", _EVALUATE)
     options.add_evaluation(evaluate)
-    evaluate.set_defaults(run=_evaluate)
+    evaluate.set_defaults(run="evaluate:evaluate")
     convert = _command(
         commands, "convert", "pack a checkpoint into one file", _CONVERT, _CONVERT_EXAMPLE
     )
     options.add_conversion(convert)
-    convert.set_defaults(run=_convert)
+    convert.set_defaults(run="convert:convert")
     return parser
 
 
@@ -126,7 +127,7 @@ def _command(
 def _complete_drawing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("instruction", metavar="INSTRUCTION", help="what to change, or to show")
     options.add_drawing(parser)
-    parser.set_defaults(run=_draw)
+    parser.set_defaults(run="draw:draw")
 
 
 def _version() -> str:
@@ -134,36 +135,6 @@ def _version() -> str:
         return metadata.version(PROGRAM)
     except metadata.PackageNotFoundError:
         return "(not installed)"
-
-
-def _draw(args: argparse.Namespace) -> None:
-    from .draw import draw
-
-    draw(args)
-
-
-def _pararl(args: argparse.Namespace) -> None:
-    from .train import pararl
-
-    pararl(args)
-
-
-def _sft(args: argparse.Namespace) -> None:
-    from .train import sft
-
-    sft(args)
-
-
-def _evaluate(args: argparse.Namespace) -> None:
-    from .evaluate import evaluate
-
-    evaluate(args)
-
-
-def _convert(args: argparse.Namespace) -> None:
-    from .convert import convert
-
-    convert(args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -179,10 +150,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ..mmp_core.errors import InputError
-
+    """Import and run the command, which is named "module:function"."""
+    module, _, function = args.run.partition(":")
     try:
-        args.run(args)
+        getattr(import_module(f".{module}", __package__), function)(args)
     except InputError as error:
         print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -26,7 +26,7 @@ def pick_device(name: str) -> str:
         "cpu": True,
     }
     if name == "auto":
-        return next(device for device, there in available.items() if there)
+        return next(device for device, is_there in available.items() if is_there)
     if not available[name]:
         raise InputError(f"--device {name}: PyTorch finds none here; use --device cpu or auto.")
     return name
@@ -75,7 +75,7 @@ def _sampler_options(args: argparse.Namespace) -> dict[str, Any]:
 
 @contextmanager
 def memory_explained() -> Iterator[None]:
-    """A GPU that is too small is told in one sentence."""
+    """Turn running out of a GPU's memory into one sentence."""
     try:
         yield
     except OutOfMemory:

@@ -86,7 +86,7 @@ class DecodeImage(io.ComfyNode):
         pictures = []
         for index in range(tokens.batch):
             stop_if_interrupted()
-            own = tokens[index : index + 1]
-            pictures.append(decode_pixels(model.model, own, fill=FILLS[fill]))
+            sample = tokens[index : index + 1]
+            pictures.append(decode_pixels(model.model, sample, fill=FILLS[fill]))
         undecided = undecided_pixels(model.model, tokens).float()
         return io.NodeOutput(to_intermediate(torch.cat(pictures)), to_intermediate(undecided))

@@ -1,5 +1,6 @@
 """Lock / Re-mask, Set Tokens and Extend Canvas: tokens changed between two runs."""
 
+import math
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ from ..mmp_core.editing import (
 )
 from .denoise import started
 from .host import HostedModel
-from .pictures import to_picture
+from .pictures import masks_for, to_picture
 from .types import CATEGORY, Model, Tokens
 from .types import Prompt as PromptType
 
@@ -103,7 +104,7 @@ class Remask(io.ComfyNode):
     ) -> io.NodeOutput:
         masked = torch.zeros(1, *tokens.grid, dtype=torch.bool)
         if mask is not None:
-            masked = cells_of(_matching(mask, tokens.batch), tokens.grid, coverage)
+            masked = cells_of(masks_for(mask, tokens.batch), tokens.grid, coverage)
         selected = torch.zeros(tokens.text.shape, dtype=torch.bool)
         if text.endswith("selected"):
             selected = _selected(text_pieces(model.model, tokens), words, pattern)
@@ -114,7 +115,7 @@ class Remask(io.ComfyNode):
 
 
 def _selected(texts: list[list[str]], words: str, pattern: str) -> torch.Tensor:
-    """(B, T) bool. Words by number need be there in one text of the batch only."""
+    """(B, T) bool. Words named by number must exist in one text of the batch at least."""
     rows, problems = [], []
     for pieces in texts:
         row = torch.zeros(len(pieces), dtype=torch.bool)
@@ -135,16 +136,6 @@ def _to_reopen(choice: str, selected: torch.Tensor) -> torch.Tensor:
     if which == "all":
         return torch.full_like(selected, action == "reopen")
     return selected if action == "reopen" else ~selected
-
-
-def _matching(mask: torch.Tensor, batch: int) -> torch.Tensor:
-    """(1 or batch, H, W) on the CPU."""
-    mask = mask.reshape(-1, *mask.shape[-2:]).cpu()
-    if mask.shape[0] not in (1, batch):
-        raise InputError(
-            f"There are {mask.shape[0]} masks for {batch} results: give one mask, or one for each."
-        )
-    return mask
 
 
 class SetTokens(io.ComfyNode):
@@ -277,5 +268,5 @@ class ExtendCanvas(io.ComfyNode):
     ) -> io.NodeOutput:
         unit = model.model.downsample
         sides = {"left": left, "top": top, "right": right, "bottom": bottom}
-        tokens = {name: -(-pixels // unit) for name, pixels in sides.items()}
+        tokens = {name: math.ceil(pixels / unit) for name, pixels in sides.items()}
         return io.NodeOutput(extended(prompt, **tokens))

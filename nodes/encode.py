@@ -6,7 +6,7 @@ from PIL import Image
 
 from ..mmp_core import InputError, Prompt, encode_instruction
 from .host import HostedModel
-from .pictures import to_picture
+from .pictures import masks_for, to_picture
 from .types import CATEGORY, Model
 from .types import Prompt as PromptType
 
@@ -100,6 +100,10 @@ class EncodeInstruction(io.ComfyNode):
         pictures = [None] if image is None else [to_picture(pixels) for pixels in image]
         if image is not None:
             model.prepare_encoding(picture.size for picture in pictures if picture)
+        masks: list[Image.Image | None] = [None] * len(pictures)
+        if mask is not None:
+            painted = masks_for(mask, len(pictures)).expand(len(pictures), -1, -1)
+            masks = [to_picture(one[..., None]) for one in painted]
         prompts = [
             encode_instruction(
                 model.model,
@@ -109,19 +113,6 @@ class EncodeInstruction(io.ComfyNode):
                 text_length=text_length or None,
                 mask=painted,
             )
-            for picture, painted in zip(pictures, _masks(mask, len(pictures)), strict=True)
+            for picture, painted in zip(pictures, masks, strict=True)
         ]
         return io.NodeOutput(Prompt.stack(prompts))
-
-
-def _masks(mask: torch.Tensor | None, count: int) -> list[Image.Image | None]:
-    """One mask for each of ``count`` pictures, from one or as many."""
-    if mask is None:
-        return [None] * count
-    mask = mask.reshape(-1, *mask.shape[-2:])
-    if mask.shape[0] not in (1, count):
-        raise InputError(
-            f"There are {mask.shape[0]} masks for {count} picture(s): give one mask, or one for "
-            "each picture."
-        )
-    return [to_picture(one[..., None]) for one in mask.expand(count, -1, -1)]

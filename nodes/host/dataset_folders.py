@@ -22,7 +22,7 @@ def generated() -> dict[str, GeneratedDataset]:
 
 def stored() -> dict[str, Path]:
     """Folders with instructions, manifests and saved datasets."""
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     root = Path(folder_paths.get_input_directory())
 
     def visit(folder: Path, depth: int) -> None:
@@ -32,15 +32,15 @@ def stored() -> dict[str, Path]:
             return
         holds_items = any(p.suffix.lower() == ".txt" for p in inside) or is_saved_dataset(folder)
         if folder != root and holds_items:
-            found[folder.relative_to(root).as_posix()] = folder
+            paths[folder.relative_to(root).as_posix()] = folder
         for path in inside:
             if path.suffix.lower() == ".jsonl" and path.is_file():
-                found[path.relative_to(root).as_posix()] = path
+                paths[path.relative_to(root).as_posix()] = path
             elif depth and path.is_dir():
                 visit(path, depth - 1)
 
     visit(root, _DEPTH)
-    return dict(sorted(found.items()))
+    return dict(sorted(paths.items()))
 
 
 def dataset_path(name: str) -> Path:

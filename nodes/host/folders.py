@@ -66,16 +66,16 @@ def image_tokenizers() -> dict[str, Path | None]:
 
 def clips() -> dict[str, Path]:
     """``demo``, then folders of ``models/open_clip`` with a config of open_clip."""
-    found = {"demo": DEMO_CLIP}
+    folders = {"demo": DEMO_CLIP}
     for root in map(Path, folder_paths.get_folder_paths(CLIP_FOLDER)):
         for config in sorted(root.glob(f"*/{CLIP_CONFIG}")):
-            found.setdefault(config.parent.name, config.parent)
-    return found
+            folders.setdefault(config.parent.name, config.parent)
+    return folders
 
 
 def _entries() -> dict[str, Path]:
     """Files and folders by name, two levels deep, but for what is inside a checkpoint's folder."""
-    found: dict[str, Path] = {}
+    entries: dict[str, Path] = {}
 
     def visit(folder: Path, root: Path, depth: int) -> None:
         try:
@@ -83,13 +83,13 @@ def _entries() -> dict[str, Path]:
         except OSError:  # not readable: not offered
             return
         for path in inside:
-            found.setdefault(path.relative_to(root).as_posix(), path)
+            entries.setdefault(path.relative_to(root).as_posix(), path)
             if depth and path.is_dir() and not (path / "config.json").is_file():
                 visit(path, root, depth - 1)
 
     for root in map(Path, folder_paths.get_folder_paths(FOLDER)):
         visit(root, root, 1)
-    return found
+    return entries
 
 
 def listed(name: str, paths: Mapping[str, P], folder: str = FOLDER) -> P:

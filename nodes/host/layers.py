@@ -16,7 +16,7 @@ from ...mmp_core.model.transformer import Attention, RMSNorm, sdpa_attention
 
 
 def operations(dtype: torch.dtype, device: torch.device) -> type:
-    """ComfyUI's layers, but for the norm, whose rounding decides which tokens are chosen."""
+    """ComfyUI's layers, but for the norm: its rounding decides which tokens are unmasked."""
     picked = comfy.ops.pick_operations(dtype, dtype, load_device=device)
     quantised = _quantised_linear(dtype)
 
@@ -33,7 +33,7 @@ def operations(dtype: torch.dtype, device: torch.device) -> type:
 
 @contextmanager
 def weight_of(layer: torch.nn.Module, like: torch.Tensor) -> Iterator[torch.Tensor]:
-    """As ``TorchOperations.weight_of``; a weight that is not on the device is brought there."""
+    """``TorchOperations.weight_of`` that brings a weight to the device of ``like``."""
     weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
     try:
         quantised = isinstance(weight, comfy.quant_ops.QuantizedTensor)
@@ -43,8 +43,8 @@ def weight_of(layer: torch.nn.Module, like: torch.Tensor) -> Iterator[torch.Tens
 
 
 class StreamedRMSNorm(RMSNorm, comfy.ops.CastWeightBiasOp):
-    """Without ``comfy_cast_weights`` a layer for which there is no room is left where it is, and
-    then meets an input on another device."""
+    """A norm whose weight is streamed. ComfyUI leaves a layer without ``comfy_cast_weights`` where
+    it is if it does not fit, so that its input would be on another device."""
 
     bias = None
 
@@ -78,7 +78,7 @@ def _quantised_linear(dtype: torch.dtype) -> type:
 
 
 def attention(device: torch.device) -> Attention:
-    """ComfyUI's attention; on a CPU, where its own is slower, torch's."""
+    """ComfyUI's attention; on a CPU PyTorch's, which is faster there."""
     if comfy.model_management.is_device_cpu(device):
         return sdpa_attention
 

@@ -42,8 +42,8 @@ def with_adapter(
             operations=comfy.ops.manual_cast,
             device=model.patcher.offload_device,
         )
-    own = comfy.model_patcher.CoreModelPatcher(adapter, **devices)
-    adapters = (*model.adapters, HostedAdapter(own, strength))
+    hosted = HostedAdapter(comfy.model_patcher.CoreModelPatcher(adapter, **devices), strength)
+    adapters = (*model.adapters, hosted)
     patcher = model.patcher.clone()
     patcher.set_injections(
         _INJECTIONS, [_injection(added.patcher.model, added.strength) for added in adapters]
@@ -52,8 +52,8 @@ def with_adapter(
 
 
 def _injection(adapter: Adapter, strength: float) -> PatcherInjection:
-    """ComfyUI 0.33.0's own bypass, once two share a layer, does not come off, and the memory of
-    its adapters is not counted."""
+    """Not ComfyUI 0.33.0's bypass: where two share a layer it does not come off, and it does not
+    count the memory of its adapters."""
     at_work: list[AttachedAdapter] = []
 
     def inject(patcher: comfy.model_patcher.ModelPatcher) -> None:

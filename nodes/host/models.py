@@ -33,8 +33,8 @@ _log = logging.getLogger(__name__)
 
 
 def free_bytes(device: torch.device) -> float:
-    """What ComfyUI can give on ``device`` once it has unloaded all models; on a CPU, where the
-    weights lie anyway, what is free beside them."""
+    """Bytes that ComfyUI can free on ``device`` by unloading all models; on a CPU, where unloaded
+    weights stay, what is free beside them."""
     management = comfy.model_management
     free = management.get_free_memory(device) - management.extra_reserved_memory()
     if management.is_device_cpu(device):
@@ -45,7 +45,7 @@ def free_bytes(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class HostedAdapter:
-    """``patcher``: of an :class:`~.mmp_core.lora.Adapter`, whose memory is ComfyUI's, too."""
+    """``patcher``: of a ``model.lora.Adapter``, whose memory is ComfyUI's to manage, too."""
 
     patcher: comfy.model_patcher.ModelPatcher
     strength: float
@@ -101,7 +101,7 @@ class HostedModel:
 
 @dataclass(frozen=True)
 class HostBudget:
-    """A device's memory as ComfyUI shares it out; implements ``MemoryBudget``.
+    """The ``MemoryBudget`` of a device whose memory ComfyUI manages.
 
     ``pixels``: of a preview, 0 for none.
     """
@@ -115,8 +115,8 @@ class HostBudget:
         return [*self.hosted.transformer_patchers, *pictures]
 
     def samples(self, estimate: MemoryEstimate, batch: int) -> int:
-        """So many that the weights can stay on the device; if even one sample is too much for that,
-        as many as fit in half of it, since all share the weights that are streamed."""
+        """As many as fit beside the weights; if not even one does, as many as fit in half of the
+        device, while the weights are streamed through the other half."""
         device = self.hosted.patcher.load_device
         free = free_bytes(device)
         if comfy.model_management.is_device_cpu(device):
@@ -127,9 +127,9 @@ class HostBudget:
         )
 
     def _memory(self, estimate: MemoryEstimate, samples: int) -> int:
-        """Of ``samples`` at once: a step of them, or a preview beside what they keep."""
-        kept = estimate.fixed + samples * estimate.retained
-        return max(estimate.total(samples), kept + self.pixels * PICTURE_BYTES_PER_PIXEL)
+        """Bytes for ``samples`` at once: of a step, or of a preview beside what is retained."""
+        retained = estimate.fixed + samples * estimate.retained
+        return max(estimate.total(samples), retained + self.pixels * PICTURE_BYTES_PER_PIXEL)
 
     def prepare(self, estimate: MemoryEstimate, samples: int) -> None:
         memory = self._memory(estimate, samples)
@@ -205,7 +205,8 @@ def _check_formats(source: Source) -> None:
 
 
 def _check_filled(model: Model, path: Path) -> None:
-    """Under DynamicVRAM layers have no weights before loading, so ``load_weights`` misses none."""
+    """Refuse missing weights: ``load_weights`` cannot, since under DynamicVRAM layers have no
+    weights before they are loaded."""
     for module in (model.transformer, model.image_tokenizer):
         for name, layer in module.named_modules():
             if getattr(layer, "weight", layer) is None:

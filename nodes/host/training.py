@@ -91,8 +91,8 @@ def _logits(transformer: MaskedDiffusionTransformer) -> Callable[..., Tensor]:
     def logits(hidden: Tensor, choices: slice = slice(None)) -> Tensor:
         def pull_back(gradient: Tensor) -> Tensor:
             with transformer.head(gradient, choices) as weight:
-                found = gradient @ weight
-            return found if scale is None else found * scale
+                pulled = gradient @ weight
+            return pulled if scale is None else pulled * scale
 
         return FrozenFunction.apply(hidden, partial(compute, choices=choices), pull_back)
 

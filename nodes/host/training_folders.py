@@ -18,9 +18,9 @@ def runs_folder() -> Path:
 
 
 def run_folder(name: str, resume: bool) -> Path:
-    """The newest folder of the runs called ``name`` to resume it, else one that is not there yet.
+    """The newest folder of the runs called ``name`` to resume, else a new one.
 
-    Raises ``InputError`` for a name that is none.
+    Raises ``InputError`` for a name that cannot be that of a folder.
     """
     if not re.fullmatch(r"[\w][\w .-]*", name) or name.endswith((".", " ")):
         raise InputError(
@@ -30,7 +30,7 @@ def run_folder(name: str, resume: bool) -> Path:
     numbers = [0]
     if runs_folder().is_dir():
         pattern = re.compile(re.escape(name) + r"_(\d{5,})")
-        found = (pattern.fullmatch(path.name) for path in runs_folder().iterdir())
-        numbers += [int(match[1]) for match in found if match]
+        matches = (pattern.fullmatch(path.name) for path in runs_folder().iterdir())
+        numbers += [int(match[1]) for match in matches if match]
     number = max(numbers) if resume and max(numbers) else max(numbers) + 1
     return runs_folder() / _NUMBERED.format(name, number)

@@ -66,7 +66,7 @@ def test_patches_are_reopened_or_kept_by_a_mask(remask, trajectory):
     assert (remask(tokens, picture="reopen all").image == MASKED).all()
     assert torch.equal(remask(tokens, mask).image, tokens.image)
     assert torch.equal(remask(tokens, picture="reopen masked").image, tokens.image)
-    with pytest.raises(InputError, match="3 masks for 2 results"):
+    with pytest.raises(InputError, match="3 masks for 2 picture"):
         remask(tokens, mask.repeat(3, 1, 1), picture="keep masked")
 
 

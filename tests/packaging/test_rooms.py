@@ -70,3 +70,14 @@ def test_the_toy_world_registers_itself():
     ]
     registration = "demo.register.register"
     assert sorted(importing) == [("cli/main.py", registration), ("nodes/__init__.py", registration)]
+
+
+def test_the_toy_world_is_known_by_its_registration_and_its_own_node_and_commands():
+    knowing = {
+        file.as_posix()
+        for room in ("nodes", "cli")
+        for file, name in imports(room)
+        if name.startswith("demo.")
+    }
+    registering = {"nodes/__init__.py", "cli/main.py"}
+    assert knowing == registering | {"nodes/demo_scene.py", "cli/evaluate.py", "cli/train.py"}
