@@ -273,16 +273,16 @@ def _train(args: argparse.Namespace, run: TrainingRun, shown: Sequence[str], sav
         total=run.settings.steps, initial=run.step, desc="training", unit="step", disable=args.quiet
     ) as bar:
 
-        def show(step: int, metrics: dict[str, float]) -> None:
+        def show_step(step: int, metrics: dict[str, float]) -> None:
             bar.set_postfix({name: f"{metrics[name]:.4g}" for name in shown})
             bar.update(step - bar.n)
 
-        def tell(phase: str, done: int, total: int) -> None:
+        def show_phase(phase: str, done: int, total: int) -> None:
             bar.set_description(f"{phase} {100 * done // total} %")
 
         with _terminated_as_interrupted():
             try:
-                run.train(show, tell)
+                run.train(show_step, show_phase)
             except KeyboardInterrupt:
                 bar.close()
                 note(args, f"{run.folder.last_good} --resume continues it.")

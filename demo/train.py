@@ -122,10 +122,7 @@ def write_result(run: SFTRun, parts: Path, out: Path, weights: Mapping[str, Tens
 
 
 def write_checkpoint(
-    out: Path,
-    parts: Path,
-    weights: Mapping[str, Tensor],
-    metadata: Mapping[str, str] | None = None,
+    out: Path, parts: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """A checkpoint of ``weights`` in the released layout, with what the folder ``parts`` holds of
     image tokenizer and CLIP (in bf16)."""

@@ -1,8 +1,12 @@
 """Quantised models, and adapters as after some training."""
 
+import json
+
 import torch
+from mmada_parallel.mmp_core.checkpoint.adapters import PEFT_CONFIG, PEFT_WEIGHTS
 from mmada_parallel.mmp_core.model.formats import FORMATS
 from mmada_parallel.mmp_core.model.quantised import WeightOnlyLinear, quantise
+from mmada_parallel.training.weights.adapter_files import save_adapter
 
 
 def quantised(model, kind):
@@ -24,3 +28,16 @@ def stirred(lora, seed=1):
             if ".lora_B." in name:
                 weight.normal_(0, 0.2, generator=rng)
     return lora
+
+
+def write_peft_folder(folder, lora, metadata=None):
+    """``lora`` as our file, with the configuration that PEFT wants beside it."""
+    config = {
+        "peft_type": "LORA",
+        "r": lora.rank,
+        "lora_alpha": lora.rank,  # what it is scaled by is within our file
+        "target_modules": sorted(lora.shapes),  # the last component alone would name the head, too
+        "inference_mode": True,
+    }
+    save_adapter(folder / PEFT_WEIGHTS, lora, metadata)
+    (folder / PEFT_CONFIG).write_text(json.dumps(config))

@@ -1,4 +1,4 @@
-"""Pictures as codes, each encoded once: kept in a file by what they show."""
+"""Codes of pictures, each encoded once and cached in a file by the picture's content."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from .items import Picture
 FORMAT = "mmada-parallel codes 1"
 
 _PROBE = 8
-"""Side in codes of the picture that tells image tokenizers apart."""
+"""Side, in codes, of the picture of noise by which image tokenizers are told apart."""
 
 
 def codes_fingerprint(model: Model) -> str:
-    """What codes depend on beside the picture: the variant, the codebook, and the encoder, by the
-    codes that it gives to a picture of noise. The image tokenizer's weights must be loaded."""
+    """Differs where the same picture may get other codes: by variant, codebook, and the codes that
+    the encoder gives to a picture of noise. The image tokenizer's weights must be loaded."""
     side, (low, high) = _PROBE * model.downsample, model.image_tokenizer.pixel_range
     noise = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     codes = model.image_tokenizer.encode((noise * (high - low) + low).to(model.device))
-    told = f"{model.variant} {token_identity(model)['codebook']} {codes.flatten().tolist()}"
-    return hashlib.sha256(told.encode()).hexdigest()
+    identity = f"{model.variant} {token_identity(model)['codebook']} {codes.flatten().tolist()}"
+    return hashlib.sha256(identity.encode()).hexdigest()
 
 
 @dataclass
 class CodeCache:
     """Codes of pictures by :func:`key_of`, in memory and, with ``path``, in a safetensors file.
 
-    What the file holds of another image tokenizer is left out. ``note``: one sentence on what was
-    found, for people. Raises ``InputError`` for a file that is something else.
+    Codes of another image tokenizer are not read. ``note``: one sentence for the user on what
+    became of the file. Raises ``InputError`` for a file that is something else.
     """
 
     path: Path | None
@@ -73,7 +73,7 @@ class CodeCache:
             )
 
     def write(self) -> None:
-        """Whole or not at all; ``note`` tells where that is not possible."""
+        """Write the file, whole or not at all; ``note`` says why, if that is not possible."""
         if self.path is None:
             return
         tensors = {key: codes.to(torch.int32) for key, codes in self.codes.items()}
@@ -86,7 +86,7 @@ class CodeCache:
 
 
 def key_of(picture: Picture, size: Size) -> str:
-    """Names the codes of ``picture`` brought to ``size``, wherever it is stored."""
+    """The key of the codes of ``picture`` at ``size``, wherever the picture is stored."""
     return f"{picture.digest} {size[0]}x{size[1]}"
 
 

@@ -36,7 +36,7 @@ _NAMED, _LISTED = 3, 20
 class EditDataset(Sequence[Item]):
     """Items in a fixed order, their pictures still on disk.
 
-    ``place``: where they come from, for people. ``skipped``: items that cannot be used.
+    ``place``: where they come from, for messages. ``skipped``: items that cannot be used.
     ``bad_items``: what becomes of those that turn out to be so when they are tokenised.
     """
 
@@ -61,7 +61,7 @@ class EditDataset(Sequence[Item]):
         return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
     def report(self) -> str:
-        """What there is and what was skipped, in a few lines."""
+        """A few lines on the items and on those that were skipped."""
         edits = sum(item.image is not None for item in self.items)
         complete = sum(item.think is not None and item.target is not None for item in self.items)
         lines = [
@@ -91,7 +91,7 @@ def open_dataset(
     ``instruction``, ``think`` and ``target`` per line. Or a folder that ``save_to_disk`` of Hugging
     Face's datasets wrote, with these columns. Subfolders are not searched.
 
-    Sorted by name as people do (2 before 10); manifests and saved datasets keep their order.
+    Sorted by name, 2 before 10; manifests and saved datasets keep their order.
     ``bad_items``: what cannot be used is skipped and listed, or fatal. ``limit``: stop after so
     many usable items. ``callback(done, total)`` counts items read.
 
@@ -160,7 +160,7 @@ def _refuse(place: str, usable: int, skipped: Sequence[Skipped], bad_items: BadI
 @dataclass(frozen=True)
 class TokenisedDataset(Sequence[Case]):
     """Cases in the order of their items. ``skipped``: items that cannot be used, those of the
-    dataset included. ``note``: what became of the cache, for people; empty if nothing is to say.
+    dataset included. ``note``: a sentence for the user on the cache, or "".
     """
 
     cases: tuple[Case, ...]
@@ -198,16 +198,16 @@ def tokenised(
     Raises ``InputError`` as :func:`open_dataset` does.
     """
     length = model.default_text_length if text_length is None else text_length
-    skipped, kept = list(dataset.skipped), []
+    skipped, usable = list(dataset.skipped), []
     for item in dataset:
         try:
-            kept.append((item, _target_text(model, item, length) if need_target else None))
+            usable.append((item, _target_text(model, item, length) if need_target else None))
         except InputError as reason:
             skipped.append((item.name, str(reason)))
-    sizes = [_seen_size(model, item, need_target) for item, _ in kept]
+    sizes = [_seen_size(model, item, need_target) for item, _ in usable]
     wanted = {
         key_of(picture, size): (picture, size)
-        for (item, _), size in zip(kept, sizes, strict=True)
+        for (item, _), size in zip(usable, sizes, strict=True)
         for picture in _pictures(item, need_target)
     }
     store = CodeCache(None, "")
@@ -215,7 +215,7 @@ def tokenised(
         store = CodeCache(Path(cache), codes_fingerprint(model))
     failed = encode_pictures(model, wanted, store, batch=batch, callback=callback)
     cases = []
-    for (item, text), size in zip(kept, sizes, strict=True):
+    for (item, text), size in zip(usable, sizes, strict=True):
         keys = [key_of(picture, size) for picture in _pictures(item, need_target)]
         if reasons := [failed[key] for key in keys if key in failed]:
             skipped.append((item.name, reasons[0]))
@@ -246,12 +246,7 @@ def _seen_size(model: Model, item: Item, need_target: bool) -> Size:
 
 
 def _case(
-    model: Model,
-    item: Item,
-    size: Size,
-    text: Tensor | None,
-    length: int,
-    codes: dict[str, Tensor],
+    model: Model, item: Item, size: Size, text: Tensor | None, length: int, codes: dict[str, Tensor]
 ) -> Case:
     image = None if item.image is None else codes[key_of(item.image, size)]
     prompt = model.layout.encode(

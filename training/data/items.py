@@ -106,14 +106,13 @@ def checked_picture(name: str, content: bytes, read: Callable[[], Image.Image]) 
 
 
 def wanted_text(text: str | None, missing: str) -> str:
-    """``text`` without the space around it. Raises ``InputError`` saying ``missing`` if there is
-    none."""
+    """``text``, stripped. Raises ``InputError`` with the message ``missing`` for an empty one."""
     if not text or not text.strip():
         raise InputError(missing)
     return text.strip()
 
 
 def natural_order(name: str) -> tuple:
-    """Sorts names as people do: 2 before 10, capitals beside small letters."""
+    """A sort key that puts 2 before 10 and ignores case."""
     parts = re.split(r"(\d+)", name)
     return [int(p) if i % 2 else p.casefold() for i, p in enumerate(parts)], name

@@ -31,13 +31,13 @@ class RunFolder:
 
     @property
     def last_good(self) -> str:
-        """Says, as the end of a message, what of the run is safe."""
+        """What can be resumed from, as the last sentence of a message."""
         if self.saved_step is None:
             return "Nothing had been saved yet."
         return f"The state after step {self.saved_step} is kept in {self.state_file}."
 
     def write(self, state: Mapping[str, Any]) -> None:
-        """Replace the state. Raises ``InputError`` where it cannot be written: the last is kept."""
+        """Replace the state. Raises ``InputError`` if that is not possible; the last one stays."""
         try:
             with replacing(self.state_file) as path, open(path, "wb") as file:
                 torch.save(dict(state), file)
@@ -50,9 +50,9 @@ class RunFolder:
         self.saved_step = state["step"]
 
     def read(self, device: torch.device | str) -> dict[str, Any] | None:
-        """The state, or ``None`` where there is none. Raises ``InputError`` for a damaged one.
+        """The state, or ``None`` without one. Raises ``InputError`` for a damaged one.
 
-        What a run that was killed had half written is removed.
+        Removes temporary files that a killed run left.
         """
         for file in (self.state_file, self.log_file):
             for half_written in self.path.glob(f".{file.name}.*"):
@@ -72,9 +72,9 @@ class RunFolder:
     def refuse_changes(
         self, begun: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]
     ) -> None:
-        """Raises ``InputError`` where settings called ``names`` differ from the begun run's.
+        """Raises ``InputError`` if settings called ``names`` differ from those of the begun run.
 
-        What the begun run did not know yet is no difference.
+        Settings that the begun run did not know yet do not differ.
         """
         for name in names:
             before, wanted = begun.get(name, now[name]), now[name]
@@ -87,7 +87,7 @@ class RunFolder:
                 )
 
     def log(self, line: Mapping[str, float]) -> None:
-        """Append ``line``, which has the number of its ``step``. Raises ``InputError``."""
+        """Append ``line``, which has its ``step``. Raises ``InputError`` where it cannot."""
         short = {k: v if isinstance(v, int) else float(f"{v:.6g}") for k, v in line.items()}
         try:
             with open(self.log_file, "a", encoding="utf-8") as file:
@@ -104,28 +104,28 @@ class RunFolder:
             board.flush()
 
     def lines(self) -> list[dict[str, float]]:
-        """The log so far, without a last line that was cut off."""
-        found = []
+        """The log so far, up to a line that was cut off."""
+        lines = []
         text = self.log_file.read_text(encoding="utf-8") if self.log_file.is_file() else ""
         for line in text.splitlines():
             try:
-                found.append(json.loads(line))
+                lines.append(json.loads(line))
             except json.JSONDecodeError:
                 break
-        return found
+        return lines
 
     def forget_after(self, step: int) -> None:
-        """Take the lines of later steps, which will be run again, out of the log."""
+        """Remove the lines of later steps, which will be run again."""
         if self.log_file.is_file():
-            kept = [line for line in self.lines() if line["step"] <= step]
+            lines = [line for line in self.lines() if line["step"] <= step]
             with replacing(self.log_file) as path:
-                path.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+                path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
 
     def _tensorboard(self, step: int) -> Any:
         if self._board is None:
             try:
                 from torch.utils.tensorboard import SummaryWriter
-            except Exception:  # not there, or not working: the run has its log
+            except Exception:  # missing or broken: the run has its log
                 self._board = False
             else:
                 self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)

@@ -1,11 +1,9 @@
-"""How many bytes training needs on its device beside the model's weights, before it begins."""
+"""Estimates of the memory that training needs beside the model's weights, in bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from typing import Any
-
-import torch
 
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.memory import (
@@ -45,7 +43,7 @@ def pararl_bytes(
         update = max(update, estimate.total)
         rollout = max(rollout, denoising_estimate(model, prompt, sampler, record=0).total(at_once))
         decoding = max(decoding, at_once * codes * model.downsample**2 * PICTURE_BYTES_PER_PIXEL)
-    fixed = dequantised_bytes(model.transformer, _dtype(model).itemsize)
+    fixed = dequantised_bytes(model.transformer, model.transformer.dtype.itemsize)
     return fixed + max(update, 16 * trained + max(rollout, decoding))
 
 
@@ -58,7 +56,7 @@ def sft_bytes(
         everything = prompt.initial.text.shape[1], prompt.initial.image[0].numel()
         shapes = _training_shapes(model, prompt, everything, trained, at_once, settings, whole=True)
         update = max(update, training_estimate(shapes).total)
-    return dequantised_bytes(model.transformer, _dtype(model).itemsize) + update
+    return dequantised_bytes(model.transformer, model.transformer.dtype.itemsize) + update
 
 
 def _training_shapes(
@@ -77,7 +75,7 @@ def _training_shapes(
     text_choices, image_choices = len(layout.text_choices), layout.codebook_size
     return TrainingShapes(
         config=config,
-        dtype=_dtype(model),
+        dtype=model.transformer.dtype,
         batch=at_once,
         length=layout.model_input(prompt, prompt.initial).ids.shape[1],
         words=scored[0],
@@ -90,7 +88,7 @@ def _training_shapes(
 
 
 def _shapes(cases: Sequence[Case]) -> list[Prompt]:
-    """One prompt of each shape that there is."""
+    """One prompt of each shape."""
     prompts: dict[tuple, Prompt] = {}
     for case in cases:
         prompt, initial = case.prompt, case.prompt.initial
@@ -98,8 +96,3 @@ def _shapes(cases: Sequence[Case]) -> list[Prompt]:
         key = prompt.instruction.shape, image, initial.text.shape, initial.image.shape
         prompts.setdefault(key, prompt)
     return list(prompts.values())
-
-
-def _dtype(model: Model) -> torch.dtype:
-    """The dtype that is computed in: that of the last norm, which is never quantised."""
-    return model.transformer.get_parameter("model.transformer.ln_f.weight").dtype

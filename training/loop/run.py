@@ -91,7 +91,7 @@ class TrainingRun:
         raise NotImplementedError
 
     def recomputing(self) -> AbstractContextManager:
-        """Inside, forwards for a backward keep little, if the settings say so."""
+        """Inside, blocks are computed again in the backward, if the settings say so."""
         return recomputing(self.model.transformer, self.settings.gradient_checkpointing)
 
     def averaged(self) -> AbstractContextManager:
@@ -114,7 +114,7 @@ class TrainingRun:
     ) -> None:
         """Run to ``settings.steps``. ``callback`` follows each step.
 
-        A checkpoint is written every ``checkpoint_every`` steps, at the end, and when interrupted:
+        The state is written every ``checkpoint_every`` steps, at the end, and when interrupted:
         by Ctrl-C, or by anything that ``callback``, ``progress`` or the reward raise.
         Raises ``InputError``, with the last good state kept, where loss or gradient are not finite,
         memory runs out, or a file cannot be written. May be called within ``inference_mode``, as
@@ -214,7 +214,7 @@ class TrainingRun:
         self.folder.saved_step = self.step
 
     def resume(self) -> bool:
-        """Continue from the folder's checkpoint; ``False`` when there is none.
+        """Continue from the folder's state; ``False`` without one.
 
         Raises ``InputError`` where settings, data or policy are not those it was begun with.
         """
@@ -258,7 +258,7 @@ class TrainingRun:
         )
 
     def metadata(self) -> dict[str, str]:
-        """What a trained adapter tells about its making."""
+        """The header of a trained adapter."""
         return {
             "training": self.kind,
             "steps": str(self.step),
@@ -284,7 +284,8 @@ def fingerprint(cases: Sequence[Case]) -> str:
 
 @contextmanager
 def recomputing(transformer: MaskedDiffusionTransformer, enabled: bool) -> Iterator[None]:
-    """Inside, the blocks' activations are not kept for the backward but computed again."""
+    """Inside, if ``enabled``, blocks do not keep activations for the backward but compute them
+    again."""
     blocks = list(cast(nn.ModuleList, transformer.layers["blocks"])) if enabled else []
     for block in blocks:
         block.forward = partial(

@@ -20,10 +20,7 @@ class RunSettings:
     """
 
     steps: int = option(
-        200,
-        "Updates in all. To train on after a run, raise it and resume.",
-        low=1,
-        high=100_000,
+        200, "Updates in all. To train on after a run, raise it and resume.", low=1, high=100_000
     )
     learning_rate: float = option(
         5e-5, "How far a step goes, once the warm-up is over.", above=0, high=1, step=1e-7

@@ -6,7 +6,7 @@ What the paper leaves open, and what is done here:
   so far, the present ones included (paper: from a random 1 % of the training data).
 - The standard deviation across a group is the population's, and never less than a floor: rewards
   that hardly differ would otherwise be blown up to large advantages.
-- A group without spread at a step has nothing to tell there: it is left out, and counted.
+- A group whose rewards at a step are all equal has no advantages: it is left out, and counted.
 - The KL divergence is estimated per token by Schulman's k3, which is never negative, and averaged
   as the objective is. The paper names both the old policy and a fixed reference; either will do.
 """

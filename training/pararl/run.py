@@ -1,19 +1,19 @@
 """ParaRL (arXiv 2511.09611 §3.3): rewards along the trajectory for text and picture that agree.
 
-A step rolls out ``groups`` prompts ``group_size`` times each, scores what stands at
-``scored_steps`` of the denoising steps, and raises the probability of the tokens that were revealed
-there in rollouts that scored above their group.
+A step rolls out ``groups`` prompts ``group_size`` times each, scores the tokens as they are after
+``scored_steps`` of the denoising steps, and raises the probability of the tokens that those steps
+unmasked in rollouts that scored above the mean of their group.
 
 The authors released no code. Where the paper is silent, this is done (see also
 :mod:`~.objective` and :mod:`~.rollout`; each is a setting where it may matter):
 
-- Group size 8, clip range 0.2, one update per rollout; with more, the first epoch's
-  log-probabilities are those of the old policy.
+- Group size 8, clip range 0.2, one update per rollout; with more, the log-probs of the first epoch
+  are those of the old policy.
 - The objective and the KL term are means over rollouts and steps, skipped ones counting as 0.
 - The KL term is to the policy before training ("base": the paper's appendix) or before the step
   ("old": its main text; has no gradient in the first inner epoch).
-- The partial picture is completed by the model's likeliest codes given what the step decided;
-  undecided text is left out.
+- The partial picture is completed by the model's likeliest codes given the tokens after the step;
+  masked text is left out.
 - Rollouts are sampled without guidance, at temperature 1, in fewer steps than the paper's answers.
 - Prompts are drawn without replacement, all of them before any returns.
 """
@@ -44,7 +44,7 @@ from .rollout import Group, Rollouts, ScoredSteps, group_by_shape, roll_out
 from .settings import ParaRLSettings
 
 HOPELESS = 10
-"""Steps at the beginning that may go by with nothing to learn from."""
+"""Steps after which a run ends in which all rewards of each group have been equal so far."""
 
 
 @dataclass

@@ -168,9 +168,9 @@ def score_trajectory(
 ) -> Tensor:
     """(S, B) float32 on the CPU: agreement at each recorded step and, last, of the final state.
 
-    At a step the text decided so far is scored against the picture that the model then guesses,
-    grey where it has not been asked. ``texts``, ``images``: B to score at every step instead of the
-    trajectory's own. ``callback(done, total)`` is called before each row.
+    At a step the text unmasked so far is scored against the picture that the model then guesses,
+    grey where it has not guessed yet. ``texts``, ``images``: B to score at every step instead of
+    those of the trajectory. ``callback(done, total)`` is called before each row.
     """
     final = trajectory.final
     states = [*((step.after, step.guess) for step in trajectory.steps), (final, final)]

@@ -45,7 +45,7 @@ class MicroBatch:
 def masked(case: Case, settings: SFTSettings, seed: int) -> MicroBatch:
     """``case`` with masks and condition drawn from ``seed``.
 
-    Of its instruction only the form that the model gets is kept.
+    Its instruction is the form of it that the model gets.
     """
     assert case.target is not None
     rng = torch.Generator().manual_seed(seed)

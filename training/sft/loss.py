@@ -92,5 +92,5 @@ def masked_losses(model: MaskedDiffusionTransformer, layout: Layout, batch: Micr
 
 
 def _positions(mask: Tensor, device: torch.device) -> tuple[Tensor, ...]:
-    """Where a mask on the CPU is set: found there, so that the device need not be waited for."""
+    """The indices of a mask on the CPU, computed there so as not to wait for the device."""
     return tuple(index.to(device, non_blocking=True) for index in mask.nonzero(as_tuple=True))

@@ -103,6 +103,6 @@ class SFTRun(TrainingRun):
             batch_size=None,
             sampler=range(first, last + 1),
             num_workers=settings.workers,
-            generator=torch.Generator(),  # else it would draw from the process's own
+            generator=torch.Generator(),  # not the global one
         )
         return iter(loader)

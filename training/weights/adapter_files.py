@@ -1,8 +1,7 @@
-"""Write trained adapters, for this package and ComfyUI as one file, for PEFT as a folder."""
+"""Write trained adapters, as one file that this package, ComfyUI and PEFT read."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,18 +9,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...mmp_core.checkpoint.adapters import (
-    PEFT_CONFIG,
-    PEFT_WEIGHTS,
     PREFIX,
     adapter_state,
     base_metadata,
     read_adapter,
 )
-from ...mmp_core.errors import InputError
 from ...mmp_core.files import replacing
 from .policies import LoRA
 
-__all__ = ["adapter_tensors", "base_metadata", "read_adapter", "save_adapter", "save_peft_folder"]
+__all__ = ["adapter_tensors", "base_metadata", "read_adapter", "save_adapter"]
 
 
 def adapter_tensors(source: LoRA | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -37,9 +33,7 @@ def adapter_tensors(source: LoRA | Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_adapter(
-    path: str | Path,
-    source: LoRA | Mapping[str, Tensor],
-    metadata: Mapping[str, str] | None = None,
+    path: str | Path, source: LoRA | Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write ``source`` to ``path``, a .safetensors file, whole or not at all.
 
@@ -57,36 +51,3 @@ def save_adapter(
     tensors = adapter_tensors(source)
     with replacing(Path(path)) as temporary:
         save_file(tensors, temporary, metadata=about)
-
-
-def save_peft_folder(
-    folder: str | Path,
-    source: LoRA | Mapping[str, Tensor],
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write ``source`` as ``PeftModel.from_pretrained`` reads it, around a model with our names.
-
-    Those are the names of the released modelling code, too. Raises ``InputError`` where layers
-    have different ranks.
-    """
-    tensors = adapter_tensors(source)
-    ranks = {t.shape[0] for name, t in tensors.items() if name.endswith(".lora_A.weight")}
-    if len(ranks) > 1:
-        raise InputError(
-            f"The layers of the adapter have ranks {sorted(ranks)}: PEFT's folder needs one rank."
-        )
-    layers = {name.removeprefix(PREFIX).rsplit(".", 2)[0] for name in tensors}
-    config = {
-        "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": None,
-        "r": ranks.pop(),
-        "target_modules": sorted(layers),  # the last component alone would name the head, too
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "inference_mode": True,
-    }
-    config["lora_alpha"] = config["r"]
-    save_adapter(Path(folder) / PEFT_WEIGHTS, source, metadata)
-    with replacing(Path(folder) / PEFT_CONFIG) as temporary:
-        temporary.write_text(json.dumps(config, indent=2), encoding="utf-8")

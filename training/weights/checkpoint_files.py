@@ -15,7 +15,7 @@ from ...mmp_core.files import replacing
 
 
 def check_source(source: Source) -> None:
-    """Raises ``InputError`` where the tokenizer's files, which the result needs, are not there."""
+    """Raises ``InputError`` for a packed file: the result needs the tokenizer files of a folder."""
     if source.path.is_file():
         raise InputError(
             f"{source.path} is one file: to train all weights give the folder it was made from."

@@ -158,7 +158,10 @@ class FullWeights(Policy):
     def __init__(self, transformer: MaskedDiffusionTransformer):
         refuse_quantised(transformer)
         self._transformer = transformer.requires_grad_(True)
-        self._before = {name: p.detach().clone() for name, p in transformer.named_parameters()}
+        self._before = {name: self._copy(p) for name, p in transformer.named_parameters()}
+
+    def _copy(self, parameter: nn.Parameter) -> Tensor:
+        return parameter.detach().clone()
 
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         return self._transformer.named_parameters()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,21 +12,20 @@ from torch import Tensor, nn
 from ...mmp_core.errors import InputError
 from ...mmp_core.model.transformer import MaskedDiffusionTransformer
 from ..loop.ranks import is_sharded
-from .policies import Policy, refuse_quantised
+from .policies import FullWeights, refuse_quantised
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
-class ShardedWeights(Policy):
-    """A policy that holds of weights, gradients and optimizer only a share.
+class ShardedWeights(FullWeights):
+    """All weights, of which each process holds a share, with gradients and optimizer.
 
-    Weights are kept, averaged and updated in float32 and computed in the dtype they came in. Each
-    process also keeps its share of the weights as they were. Needs an initialised process group,
-    and that all processes call everything here alike.
+    Weights are stored, averaged and updated in float32 and computed in the dtype they came in.
+    Needs an initialised process group, and that all processes call everything here alike.
 
     Rollouts gather all weights once (:meth:`gathered`), since processes then run unequal numbers of
-    forwards; in between they are gathered block by block.
+    forwards; otherwise they are gathered block by block.
 
     Raises ``InputError`` for a quantised model, or where PyTorch lacks FSDP2.
     """
@@ -43,7 +42,7 @@ class ShardedWeights(Policy):
                 "Training all weights in several processes needs torch >= 2.6."
             ) from None
         ranks = torch.distributed.get_world_size()
-        dtype = next(transformer.parameters()).dtype
+        dtype = transformer.dtype
         options: dict[str, Any] = {
             "mesh": init_device_mesh(device.type, (ranks,)),
             "mp_policy": MixedPrecisionPolicy(
@@ -55,17 +54,15 @@ class ShardedWeights(Policy):
         transformer.requires_grad_(True)
         for block in cast(nn.ModuleList, transformer.layers["blocks"]):
             fully_shard(block.float(), **options)
-        self._transformer = transformer
         self._root = fully_shard(transformer.float(), **options)
         self._shards = [m for m in transformer.modules() if isinstance(m, FSDPModule)]
-        self._before = {n: _local(p).detach().clone() for n, p in transformer.named_parameters()}
+        super().__init__(transformer)
 
-    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
-        return self._transformer.named_parameters()
+    def _copy(self, parameter: nn.Parameter) -> Tensor:
+        return _local(parameter).detach().clone()
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Inside, every process has all weights, and forwards need no other process."""
         self._root.set_reshard_after_forward(False)
         for shard in self._shards:
             shard.unshard()
@@ -75,14 +72,6 @@ class ShardedWeights(Policy):
             for block in self._shards[1:]:
                 block.set_reshard_after_forward(True)
             self._reshard()
-
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
 
     @torch.no_grad()
     def _swap(self) -> None:
@@ -107,9 +96,6 @@ class ShardedWeights(Policy):
         self._reshard()
         for name, parameter in self._transformer.named_parameters():
             parameter.copy_(share_of(state_dict[name], parameter))
-
-    def detach(self) -> None:
-        self._transformer.requires_grad_(False)
 
 
 def _local(tensor: Tensor) -> Tensor:
