@@ -85,7 +85,7 @@ class LiveView:
         if not len(trajectory):
             return None
         steps = spread_steps(trajectory, self._frames)
-        data = recorded_text(self.model, trajectory, steps)
+        data: dict[str, Any] = recorded_text(self.model, trajectory, steps)
         data["total"], data["sheet"] = trajectory.total_steps, None
         if self._result:
             data["sheet"] = self._saved_sheet(steps, self._result)
