@@ -13,14 +13,12 @@ from mmada_parallel.mmp_core.memory import (
     PICTURE_BYTES_PER_PIXEL,
     MemoryEstimate,
     OutOfMemory,
-    TrainingShapes,
     denoising_estimate,
     dequantised_bytes,
     forward_bytes,
     is_out_of_memory,
     module_bytes,
     stored_bytes,
-    training_estimate,
 )
 from mmada_parallel.mmp_core.model.config import ModelConfig
 from mmada_parallel.mmp_core.model.formats import FORMATS
@@ -31,6 +29,7 @@ from mmada_parallel.mmp_core.variants.registry import variant_named
 from mmada_parallel.tests.live_bytes import most_bytes
 from mmada_parallel.tests.mmp_core import tiny
 from mmada_parallel.tests.training.adapted import quantised
+from mmada_parallel.training.loop.memory import update_bytes
 from mmada_parallel.training.loop.run import recomputing
 from mmada_parallel.training.weights.policies import LoRA
 
@@ -195,20 +194,11 @@ def check_training(model, *, length, again):
             torch.nn.functional.cross_entropy(logits, chosen).backward()
         optimizer.step()
 
-    shapes = TrainingShapes(
-        model.config,
-        dtype,
-        batch=2,
-        length=length,
-        words=30,
-        codes=0,
-        text_choices=500,
-        image_choices=0,
-        trained=trained,
-        gradient_checkpointing=again,
-    )
     before = sum(p.numel() * 4 for p in lora.parameters())
-    estimate = training_estimate(shapes).total + dequantised_bytes(model, dtype.itemsize)
+    estimate = update_bytes(
+        model.config, dtype.itemsize, 2 * length, 2 * 30 * 500, trained, checkpointing=again
+    )
+    estimate += dequantised_bytes(model, dtype.itemsize)
     check(estimate, before + most_bytes(step))
 
 
@@ -256,23 +246,10 @@ TOKENS = 2434
 
 
 def test_checkpointing_is_what_lets_a_large_model_be_trained():
-    shapes = {
-        "batch": 1,
-        "length": TOKENS,
-        "words": 8,
-        "codes": 64,
-        "text_choices": 126336,
-        "image_choices": 8192,
-        "trained": adapter_parameters(RELEASED, 16),
-    }
-    found = [
-        training_estimate(
-            TrainingShapes(RELEASED, torch.bfloat16, gradient_checkpointing=again, **shapes)
-        )
-        for again in (False, True)
-    ]
-    assert [readable_size(need.activations) for need in found] == ["15.0 GB", "1.4 GB"]
-    assert readable_size(found[1].parameters) == "0.7 GB"
+    activations = [update_bytes(RELEASED, 2, TOKENS, 0, 0, again) for again in (False, True)]
+    assert [readable_size(size) for size in activations] == ["15.0 GB", "1.4 GB"]
+    parameters = update_bytes(RELEASED, 2, 0, 0, adapter_parameters(RELEASED, 16), True)
+    assert readable_size(parameters) == "0.7 GB"
 
 
 @pytest.mark.parametrize("kind, row", [(None, "bf16 or fp16"), ("fp8", "fp8 or int8 (converted)")])

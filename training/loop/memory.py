@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
-from typing import Any
 
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.memory import (
     PICTURE_BYTES_PER_PIXEL,
-    TrainingShapes,
     denoising_estimate,
     dequantised_bytes,
-    training_estimate,
+    forward_bytes,
 )
+from ...mmp_core.model.config import ModelConfig
 from ...mmp_core.model.lora import adaptable_layers
 from ...mmp_core.state import Prompt
 from ..cases import Case
@@ -22,8 +22,8 @@ from ..sft.settings import SFTSettings
 
 def trained_parameters(model: Model, layers: Collection[str], rank: int) -> int:
     """Of adapters of ``rank`` on ``layers``, by the names of :func:`adaptable_layers`."""
-    adapted: dict[str, Any] = adaptable_layers(model.transformer, layers)
-    return sum(rank * (layer.in_features + layer.out_features) for layer in adapted.values())
+    adapted = adaptable_layers(model.transformer, layers).values()
+    return sum(rank * (layer.in_features + layer.out_features) for layer in adapted)
 
 
 def pararl_bytes(
@@ -33,14 +33,12 @@ def pararl_bytes(
 
     ``trained``: parameters. ``at_once``: sequences, as ``settings.micro_batch``.
     """
-    sampler, update, rollout, decoding = settings.sampler, 0, 0, 0
+    sampler, layout, update, rollout, decoding = settings.sampler, model.layout, 0, 0, 0
     for prompt in _shapes(cases):
         words, codes = prompt.initial.text.shape[1], prompt.initial.image[0].numel()
-        revealed = -(-words // sampler.text_steps), -(-codes // sampler.image_steps)
-        estimate = training_estimate(
-            _training_shapes(model, prompt, revealed, trained, at_once, settings)
-        )
-        update = max(update, estimate.total)
+        logits = math.ceil(words / sampler.text_steps) * len(layout.text_choices)
+        logits += math.ceil(codes / sampler.image_steps) * layout.codebook_size
+        update = max(update, _update_bytes(model, prompt, settings, trained, at_once, logits))
         rollout = max(rollout, denoising_estimate(model, prompt, sampler, record=0).total(at_once))
         decoding = max(decoding, at_once * codes * model.downsample**2 * PICTURE_BYTES_PER_PIXEL)
     fixed = dequantised_bytes(model.transformer, model.transformer.dtype.itemsize)
@@ -50,41 +48,49 @@ def pararl_bytes(
 def sft_bytes(
     model: Model, cases: Sequence[Case], settings: SFTSettings, trained: int, at_once: int
 ) -> int:
-    """The same of SFT, whose losses look at every token."""
-    update = 0
+    """The same of SFT, whose losses look at every token in the whole vocabulary."""
+    update, vocabulary = 0, model.transformer.config.embedding_size
     for prompt in _shapes(cases):
-        everything = prompt.initial.text.shape[1], prompt.initial.image[0].numel()
-        shapes = _training_shapes(model, prompt, everything, trained, at_once, settings, whole=True)
-        update = max(update, training_estimate(shapes).total)
+        tokens = prompt.initial.text.shape[1] + prompt.initial.image[0].numel()
+        logits = tokens * vocabulary
+        update = max(update, _update_bytes(model, prompt, settings, trained, at_once, logits))
     return dequantised_bytes(model.transformer, model.transformer.dtype.itemsize) + update
 
 
-def _training_shapes(
+def _update_bytes(
     model: Model,
     prompt: Prompt,
-    scored: tuple[int, int],
+    settings: ParaRLSettings | SFTSettings,
     trained: int,
     at_once: int,
-    settings: ParaRLSettings | SFTSettings,
-    *,
-    whole: bool = False,
-) -> TrainingShapes:
-    """``scored``: words and codes that the loss looks at. ``whole``: chosen from the whole
-    vocabulary, as SFT does."""
-    config, layout = model.transformer.config, model.layout
-    text_choices, image_choices = len(layout.text_choices), layout.codebook_size
-    return TrainingShapes(
-        config=config,
-        dtype=model.transformer.dtype,
-        batch=at_once,
-        length=layout.model_input(prompt, prompt.initial).ids.shape[1],
-        words=scored[0],
-        codes=scored[1],
-        text_choices=config.embedding_size if whole else text_choices,
-        image_choices=config.embedding_size if whole else image_choices,
-        trained=trained,
-        gradient_checkpointing=settings.gradient_checkpointing,
+    logits: int,
+) -> int:
+    config, itemsize = model.transformer.config, model.transformer.dtype.itemsize
+    tokens = at_once * model.layout.model_input(prompt, prompt.initial).ids.shape[1]
+    return update_bytes(
+        config, itemsize, tokens, at_once * logits, trained, settings.gradient_checkpointing
     )
+
+
+def update_bytes(
+    config: ModelConfig, itemsize: int, tokens: int, logits: int, trained: int, checkpointing: bool
+) -> int:
+    """What one update of adapters on all linear layers holds beside the frozen weights.
+
+    ``itemsize``: bytes of an activation. ``tokens`` (batch · length) are run, ``logits`` looked at
+    by the loss. ``trained``: parameters, in float32. A quantised base needs
+    :func:`dequantised_bytes` besides.
+    """
+    # of a block: inputs of both norms (float32), of attention (q, k, v for all heads, its result)
+    # and of the adapted layers, and the gate, its activation, the values and their product
+    block = 4 * 2 * config.d_model + itemsize * (7 * config.d_model + 4 * config.mlp_hidden_size)
+    if checkpointing:
+        activations = block + config.n_layers * config.d_model * itemsize
+    else:
+        activations = config.n_layers * block
+    forward = forward_bytes(config, tokens, itemsize)
+    # a parameter has a gradient and AdamW's two moments, a logit its gradient and float32 copies
+    return 16 * trained + tokens * activations + forward + logits * (2 * itemsize + 5 * 4)
 
 
 def _shapes(cases: Sequence[Case]) -> list[Prompt]:
