@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -97,21 +98,22 @@ def transformer_run(
     ``parts``: where image tokenizer and CLIP are. ``start``: a checkpoint whose weights a new run
     begins with, random ones if ``None``.
     """
-    ranks, begun = ranks or Ranks(), folder / "start"
-    if start is None and ranks.first and not (begun / "model.safetensors").exists():
-        model = MaskedDiffusionTransformer(ModelConfig.from_dict(model_config(**SIZES)))
-        initialise(model, settings.seed)
-        write_checkpoint(begun, parts, model.state_dict())
-    with ranks.first_one_first():
-        model = load_checkpoint(
-            start or begun,
-            device=device,
-            dtype=torch.float32,
-            attention=short_attention if device == "cpu" else sdpa_attention,
-        )
-    cases = WorldCases(model.layout, same_grid=settings.window * settings.batch_size)
-    policy = FullWeights(model.transformer)
-    return SFTRun(model, cases, settings, folder, policy=policy, ranks=ranks)
+    attention = short_attention if device == "cpu" else sdpa_attention
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        if start is None:
+            start = Path(temporary)
+            transformer = MaskedDiffusionTransformer(ModelConfig.from_dict(model_config(**SIZES)))
+            initialise(transformer, settings.seed)
+            write_checkpoint(start, parts, transformer.state_dict())
+        model = load_checkpoint(start, device=device, dtype=torch.float32, attention=attention)
+    return SFTRun(
+        model,
+        WorldCases(model.layout, same_grid=settings.window * settings.batch_size),
+        settings,
+        folder,
+        policy=FullWeights(model.transformer),
+        ranks=ranks,
+    )
 
 
 def write_result(run: SFTRun, parts: Path, out: Path, weights: Mapping[str, Tensor]) -> Path:
