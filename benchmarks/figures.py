@@ -29,7 +29,7 @@ from mmada_parallel.mmp_core import (
 from mmada_parallel.mmp_core.checkpoint.load import Model
 from mmada_parallel.mmp_core.editing import extended, pattern_selected, reopened, text_pieces
 from mmada_parallel.training.rewards.clip import DEMO_CLIP, ClipScorer
-from mmada_parallel.views.sheet import MASK_SIGN, Word, beside, contact_sheet
+from mmada_parallel.views.sheet import MASKED_TEXT, Word, beside, contact_sheet
 from mmada_parallel.views.trajectory import spread_steps, trajectory_frames
 from PIL import Image, ImageDraw, ImageFont
 
@@ -66,7 +66,7 @@ def side_by_side(panels: list[Image.Image]) -> Image.Image:
 
 
 def state_panel(model: Model, title: str, state: TokenState) -> Image.Image:
-    words = decode_text(model, state, masked=MASK_SIGN)[0]
+    words = decode_text(model, state, masked=MASKED_TEXT)[0]
     return panel(decode_image(model, state, fill=_VEIL)[0], title, words)
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..mmp_core.errors import InputError
-from ..mmp_core.variants.base import UNDECIDED
+from ..mmp_core.variants.base import MASKED_TEXT
 from ..training.cases import Pair
 from .checker import check, parse_codes
 from .kinds import KINDS
@@ -72,7 +72,7 @@ def _words(text: str) -> list[str]:
 
 def _fit(words: list[str], sentence: list[str]) -> float:
     """Share of the unmasked ``words`` that ``sentence`` has at the same place."""
-    unmasked = [(i, word) for i, word in enumerate(words) if word != UNDECIDED]
+    unmasked = [(i, word) for i, word in enumerate(words) if word != MASKED_TEXT]
     ended_early = max(0, len(sentence) - len(words))
     right = sum(i < len(sentence) and sentence[i] == word for i, word in unmasked)
     return right / max(1, len(unmasked) + ended_early)

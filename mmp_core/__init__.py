@@ -16,16 +16,16 @@ if TYPE_CHECKING:
         decode_text,
         encode_image,
         encode_instruction,
-        undecided_pixels,
+        masked_pixels,
     )
     from .sampler.loop import denoise
     from .sampler.settings import SamplerSettings
     from .state import MASKED, Prompt, Step, TokenState, Trajectory
-    from .variants.base import UNDECIDED
+    from .variants.base import MASKED_TEXT
 
 __all__ = [
     "MASKED",
-    "UNDECIDED",
+    "MASKED_TEXT",
     "CheckpointError",
     "InputError",
     "Model",
@@ -41,12 +41,12 @@ __all__ = [
     "encode_image",
     "encode_instruction",
     "load_checkpoint",
-    "undecided_pixels",
+    "masked_pixels",
 ]
 
 _HOMES = {
     "MASKED": "state",
-    "UNDECIDED": "variants.base",
+    "MASKED_TEXT": "variants.base",
     "CheckpointError": "errors",
     "InputError": "errors",
     "Model": "checkpoint.load",

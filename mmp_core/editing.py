@@ -16,7 +16,7 @@ from torch import Tensor
 from .checkpoint.load import Model
 from .errors import InputError
 from .state import MASKED, Prompt, TokenState
-from .variants.base import UNDECIDED, pieces_of
+from .variants.base import MASKED_TEXT, pieces_of
 
 REGEX_SECONDS, REGEX_LENGTH, REGEX_REPEATS = 1.0, 500, 1000
 """Limits of a pattern, which may come with somebody else's workflow: seconds to search, characters,
@@ -126,7 +126,7 @@ def fixed_text(
     Raises ``InputError`` for a text that does not fit ``length``, or has words that the tokenizer
     does not know.
     """
-    parts = text.split(UNDECIDED)
+    parts = text.split(MASKED_TEXT)
     parts = [part.rstrip() for part in parts[:-1]] + parts[-1:]  # a word's space is its own token's
     ids: list[int] = []
     for number, part in enumerate(parts):

@@ -168,7 +168,7 @@ def decode_pixels(
     return pixels.permute(0, 2, 3, 1).clamp(0, 1).cpu().contiguous()
 
 
-def undecided_pixels(model: Model, state: TokenState) -> Tensor:
+def masked_pixels(model: Model, state: TokenState) -> Tensor:
     """(B, H, W) bool on the CPU: the pixels of masked image tokens."""
     return _enlarged(state.image == MASKED, model.downsample).cpu()
 

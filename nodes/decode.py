@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io, ui
 
-from ..mmp_core import UNDECIDED, TokenState, decode_pixels, decode_text, undecided_pixels
+from ..mmp_core import MASKED_TEXT, TokenState, decode_pixels, decode_text, masked_pixels
 from .host import HostedModel, stop_if_interrupted, to_intermediate
 from .types import CATEGORY, Model, Tokens
 
@@ -33,7 +33,7 @@ class DecodeText(io.ComfyNode):
             outputs=[
                 io.String.Output(
                     display_name="text",
-                    tooltip=f"The text; {UNDECIDED} stands for a masked token. The texts of a "
+                    tooltip=f"The text; {MASKED_TEXT} stands for a masked token. The texts of a "
                     "batch are separated by empty lines.",
                 )
             ],
@@ -42,7 +42,7 @@ class DecodeText(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: HostedModel, tokens: TokenState) -> io.NodeOutput:
-        text = "\n\n".join(decode_text(model.model, tokens, masked=UNDECIDED))
+        text = "\n\n".join(decode_text(model.model, tokens, masked=MASKED_TEXT))
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 
 
@@ -88,5 +88,5 @@ class DecodeImage(io.ComfyNode):
             stop_if_interrupted()
             sample = tokens[index : index + 1]
             pictures.append(decode_pixels(model.model, sample, fill=FILLS[fill]))
-        undecided = undecided_pixels(model.model, tokens).float()
+        undecided = masked_pixels(model.model, tokens).float()
         return io.NodeOutput(to_intermediate(torch.cat(pictures)), to_intermediate(undecided))

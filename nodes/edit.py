@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from comfy_api.latest import io
 
-from ..mmp_core import MASKED, UNDECIDED, InputError, Prompt, TokenState, encode_image
+from ..mmp_core import MASKED, MASKED_TEXT, InputError, Prompt, TokenState, encode_image
 from ..mmp_core.editing import (
     cells_of,
     extended,
@@ -155,7 +155,7 @@ class SetTokens(io.ComfyNode):
                     "text",
                     multiline=True,
                     default="",
-                    tooltip=f"Your own text. Each {UNDECIDED} in it is one masked token, for the "
+                    tooltip=f"Your own text. Each {MASKED_TEXT} in it is one masked token, for the "
                     "model to fill. Empty: the text is left as it is.",
                 ),
                 io.Combo.Input(

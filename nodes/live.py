@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..mmp_core import (
     MASKED,
-    UNDECIDED,
+    MASKED_TEXT,
     Model,
     Step,
     TokenState,
@@ -92,7 +92,7 @@ class LiveView:
         return {RECORDED_STEPS: [[data]]}
 
     def _show_text(self, done: int, total: int, state: TokenState) -> None:
-        text = decode_text(self.model, state, masked=UNDECIDED)[0]
+        text = decode_text(self.model, state, masked=MASKED_TEXT)[0]
         self.progress.show_text(f"{self._note}{text}")
         self.progress.show_words(done, total, words_since(self.model, state, self._shown))
         self._shown = state

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..mmp_core.variants.base import UNDECIDED
+from ..mmp_core.variants.base import MASKED_TEXT
 
 MASK_SIGN = "·"
 """What is drawn for a masked token: the default font lacks ░."""
@@ -69,7 +69,7 @@ def _write(
     font = ImageFont.load_default(size)
     for number, ((x, y), word) in enumerate(zip(places, words, strict=False), start=1):
         cut = number == len(places) < len(words)
-        text = "…" if cut else word.text.replace(UNDECIDED, MASK_SIGN)
+        text = "…" if cut else word.text.replace(MASKED_TEXT, MASK_SIGN)
         if word.new and not word.masked and not cut:
             right = x + font.getlength(text)
             draw.rounded_rectangle((x - 2, y - 1, right + 2, y + 1.25 * size), 3, fill=_NEW)

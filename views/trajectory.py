@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..mmp_core.checkpoint.load import Model
 from ..mmp_core.editing import text_pieces
-from ..mmp_core.pipeline import decode_image, undecided_pixels
+from ..mmp_core.pipeline import decode_image, masked_pixels
 from ..mmp_core.state import MASKED, Step, TokenState, Trajectory
 from .sheet import Word, beside
 
@@ -60,7 +60,7 @@ def veiled_picture(model: Model, guess: TokenState, state: TokenState) -> Image.
     """The model's guess, under a grey veil where ``state`` is masked. Batches of one."""
     picture = decode_image(model, guess)[0]
     veil = Image.new("RGB", picture.size, _VEIL)
-    masked = Image.fromarray(undecided_pixels(model, state)[0].numpy())
+    masked = Image.fromarray(masked_pixels(model, state)[0].numpy())
     return Image.composite(Image.blend(picture, veil, _VEIL_STRENGTH), picture, masked)
 
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from ..sampler.policies import DenoisingModel, Policies
     from ..sampler.settings import SamplerSettings
 
-UNDECIDED = "░"
-"""Stands for a masked text token where people read it."""
+MASKED_TEXT = "░"
+"""A masked text token where people read it."""
 Answer = Literal["text and image", "text", "image"]
 """What a model answers with."""
 _CONTEXT = 4
@@ -202,7 +202,7 @@ def pieces_of(tokenizer: Any, ids: list[int]) -> list[str]:
     recent, letter, gap = [], [], ""
     for token in ids:
         if token == MASKED:
-            pieces.append(f" {UNDECIDED}")
+            pieces.append(f" {MASKED_TEXT}")
             recent, letter, gap = [], [], " "
             continue
         letter.append(token)

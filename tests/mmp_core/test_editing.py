@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmada_parallel.mmp_core import (
     MASKED,
-    UNDECIDED,
+    MASKED_TEXT,
     InputError,
     SamplerSettings,
     TokenState,
@@ -42,18 +42,18 @@ def ids_of(words):
 
 def pieces(words=SENTENCE):
     tokenizer = MODEL["A"].layout.tokenizer
-    known = iter(ids_of([w for w in words if w != UNDECIDED]))
-    return pieces_of(tokenizer, [MASKED if w == UNDECIDED else next(known) for w in words])
+    known = iter(ids_of([w for w in words if w != MASKED_TEXT]))
+    return pieces_of(tokenizer, [MASKED if w == MASKED_TEXT else next(known) for w in words])
 
 
 @settings(max_examples=300)
-@given(st.lists(st.sampled_from(("a", "red", "<|endoftext|>", UNDECIDED)), max_size=12))
+@given(st.lists(st.sampled_from(("a", "red", "<|endoftext|>", MASKED_TEXT)), max_size=12))
 def test_pieces_read_as_the_decoded_text(words):
     tokenizer = MODEL["A"].layout.tokenizer
-    ids = [MASKED if w == UNDECIDED else tokenizer.convert_tokens_to_ids(w) for w in words]
+    ids = [MASKED if w == MASKED_TEXT else tokenizer.convert_tokens_to_ids(w) for w in words]
     found = pieces_of(tokenizer, ids)
     assert len(found) == len(ids)
-    assert "".join(found).split() == decode_ids(tokenizer, ids, UNDECIDED).split()
+    assert "".join(found).split() == decode_ids(tokenizer, ids, MASKED_TEXT).split()
 
 
 def byte_tokenizer():
@@ -76,16 +76,16 @@ def test_letters_of_several_tokens_come_whole(text):
     assert "".join(pieces_of(BYTES, BYTES(text)["input_ids"])) == text
 
 
-@given(st.lists(st.sampled_from(("ab", "c", UNDECIDED)), min_size=1, max_size=12))
+@given(st.lists(st.sampled_from(("ab", "c", MASKED_TEXT)), min_size=1, max_size=12))
 def test_a_copied_text_has_as_many_gaps_as_it_had(words):
     """Decode Text puts spaces around ░; they are no tokens of the text."""
     model = SimpleNamespace(tokenizer=BYTES, layout=SimpleNamespace(pads_text=False, end_of_text=0))
     ids = fixed_text(model, " ".join(words), 100)[0].tolist()
-    assert ids.count(MASKED) == words.count(UNDECIDED)
+    assert ids.count(MASKED) == words.count(MASKED_TEXT)
     shown = "".join(pieces_of(BYTES, ids))
     assert shown.replace(" ", "") == "".join(words)
     spaces = [BYTES.decode([i]) for i in ids if i != MASKED].count(" ")
-    assert spaces == sum(w != UNDECIDED for w in words[1:])
+    assert spaces == sum(w != MASKED_TEXT for w in words[1:])
 
 
 @pytest.mark.parametrize(
@@ -118,9 +118,9 @@ def test_an_open_span_takes_the_end_of_the_text_along():
 
 
 def test_undecided_words_count_and_can_be_selected():
-    words = ("make", UNDECIDED, "red")
+    words = ("make", MASKED_TEXT, "red")
     assert words_selected(pieces(words), "2") == [False, True, False]
-    assert pattern_selected(pieces(words), UNDECIDED) == [False, True, False]
+    assert pattern_selected(pieces(words), MASKED_TEXT) == [False, True, False]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from mmada_parallel.mmp_core import (
     decode_text,
     encode_instruction,
     load_checkpoint,
-    undecided_pixels,
+    masked_pixels,
 )
 from mmada_parallel.tests.mmp_core import tiny
 from PIL import Image
@@ -83,7 +83,7 @@ def test_decoding_any_state(model):
     assert pixels.shape == (1, 2 * unit, 3 * unit, 3) and pixels.dtype == torch.float32
     assert ((0 <= pixels) & (pixels <= 1)).all()
     assert pixels[0, -1, unit + 1].tolist() == [0, 0, 1]
-    mask = undecided_pixels(model, state)
+    mask = masked_pixels(model, state)
     assert mask.sum() == unit**2 and mask[0, unit, unit] and not mask[0, 0, 0]
     assert decode_text(model, state, masked="_") == ["a _"]
     nothing = TokenState.masked(2, 3, (1, 1))

@@ -14,7 +14,7 @@ from mmada_parallel.mmp_core import (
     denoise,
     encode_instruction,
     load_checkpoint,
-    undecided_pixels,
+    masked_pixels,
 )
 from mmada_parallel.mmp_core.batching import denoise_in_batches
 from mmada_parallel.mmp_core.checkpoint.convert import KINDS, convert
@@ -130,7 +130,7 @@ def test_every_speed_unmasks_all(model, prompt, speed, order):
     assert "".join(words) or not final.text.shape[1]
     assert [picture.size for picture in decode_image(model, final)] == [(width * 3, height * 3)] * 3
     assert decode_pixels(model, final).shape == (3, height * 3, width * 3, 3)
-    assert undecided_pixels(model, final).shape == (3, height * 3, width * 3)
+    assert masked_pixels(model, final).shape == (3, height * 3, width * 3)
     assert len(text_pieces(model, final)[0]) == final.text.shape[1]
     alone = denoise(model, prompt[1:2], SamplerSettings(**{**vars(settings), "seed": 5})).final
     assert torch.equal(alone.text, final.text[1:2])

@@ -193,11 +193,11 @@ def test_both_modalities_are_seen_to_form(nodes, model, every, expected):
     prompt = encode_instruction(model.model, "add a red star", batch=2)
     trajectory = denoise(model.model, prompt, callback=view)
     assert sum(picture is not None for picture in recorder.pictures) == expected
-    assert nodes.live.UNDECIDED in recorder.texts[0]
+    assert nodes.live.MASKED_TEXT in recorder.texts[0]
     view.finish(trajectory)
     total = trajectory.total_steps
     assert recorder.steps == [(i + 1, total) for i in range(total)] + [(total, total)]
-    assert nodes.live.UNDECIDED not in recorder.texts[-1]
+    assert nodes.live.MASKED_TEXT not in recorder.texts[-1]
     assert (recorder.pictures[-1] is not None) == bool(every)
     check_words(trajectory, recorder.words)
 

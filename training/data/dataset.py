@@ -19,7 +19,7 @@ from ...mmp_core.errors import InputError
 from ...mmp_core.image.pictures import Size
 from ...mmp_core.pipeline import grid_of, seen_size
 from ...mmp_core.state import TokenState
-from ...mmp_core.variants.base import UNDECIDED, Variant
+from ...mmp_core.variants.base import MASKED_TEXT, Variant
 from ..cases import Case
 from .codes import CodeCache, codes_fingerprint, encode_pictures, key_of
 from .items import Item, Picture, UnreadItem
@@ -230,8 +230,8 @@ def _target_text(model: Model, item: Item, length: int) -> Tensor:
     if item.think is None or item.target is None:
         missing = "reasoning (think)" if item.think is None else "target picture"
         raise InputError(f"it has no {missing}, which SFT needs.")
-    if UNDECIDED in item.think:
-        raise InputError(f"its reasoning holds {UNDECIDED}, which stands for a masked token.")
+    if MASKED_TEXT in item.think:
+        raise InputError(f"its reasoning holds {MASKED_TEXT}, which stands for a masked token.")
     return fixed_text(model, item.think, length)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.pipeline import decode_image, decode_text
 from ...mmp_core.state import MASKED, TokenState
-from ...mmp_core.variants.base import UNDECIDED
+from ...mmp_core.variants.base import MASKED_TEXT
 from ..cases import Case, Pair
 from .log_probs import image_choices
 from .rollout import Rollouts, ScoredSteps
@@ -53,7 +53,7 @@ def _pairs(
     micro_batch: int,
 ) -> list[Pair]:
     """Equal pictures are decoded once, ``micro_batch`` at a time."""
-    texts, marked = decode_text(model, shown), decode_text(model, shown, masked=UNDECIDED)
+    texts, marked = decode_text(model, shown), decode_text(model, shown, masked=MASKED_TEXT)
     codes, places = shown.image[:1], torch.zeros(shown.batch, dtype=torch.int64)
     if codes.numel():
         codes, places = shown.image.unique(dim=0, return_inverse=True)
