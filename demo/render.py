@@ -39,28 +39,15 @@ def _points(shape: str) -> list[tuple[float, float]]:
         ]
 
     arm, end = 0.13, 0.36
+    cross = [(-arm, -end), (arm, -end), (arm, -arm)]
+    for _ in range(3):  # a quarter turned on
+        cross += [(-y, x) for x, y in cross[-3:]]
     return {
         "square": ring(4, (0.46,), -45.0),
         "triangle": [(0.5, 0.14), (0.87, 0.8), (0.13, 0.8)],
         "star": ring(10, (0.42, 0.19)),
         "diamond": [(0.5, 0.1), (0.8, 0.5), (0.5, 0.9), (0.2, 0.5)],
-        "cross": [
-            (0.5 + x, 0.5 + y)
-            for x, y in (
-                (-arm, -end),
-                (arm, -end),
-                (arm, -arm),
-                (end, -arm),
-                (end, arm),
-                (arm, arm),
-                (arm, end),
-                (-arm, end),
-                (-arm, arm),
-                (-end, arm),
-                (-end, -arm),
-                (-arm, -arm),
-            )
-        ],
+        "cross": [(0.5 + x, 0.5 + y) for x, y in cross],
     }[shape]
 
 
