@@ -179,8 +179,8 @@ def compare(reference, preset: dict[str, Any], guidance: dict, repeats: int, dev
         times["reference"].append(seconds)
         seconds, run = timed(lambda: denoise(model, prompt, settings, record=0))
         times["ours"].append(seconds)
-        decided = [token for token in run.final.text[0].tolist() if token >= 0]
-        agree &= run.final.image.flatten().tolist() == image and decided == list(text)
+        words = [token for token in run.final.text[0].tolist() if token >= 0]
+        agree &= run.final.image.flatten().tolist() == image and words == list(text)
     medians = {name: statistics.median(taken) for name, taken in times.items()}
     return {
         "reference_seconds": medians["reference"],
