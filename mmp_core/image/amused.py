@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from .blocks import (
+    Chain,
     Downsample,
     Layers,
     Level,
@@ -139,7 +140,7 @@ class MidBlock(nn.Module):
         return self.resnets[1](x)
 
 
-class Encoder(nn.Module):
+class Encoder(Chain):
     """Pixels (B, 3, H, W) to (B, latent_channels, H/f, W/f)."""
 
     def __init__(self, layers: Layers, config: AmusedConfig):
@@ -160,16 +161,11 @@ class Encoder(nn.Module):
         )
         self.mid_block = MidBlock(layers, widths[-1], config.mid_block_add_attention)
         self.conv_norm_out = layers.norm(widths[-1])
+        self.activation = nn.SiLU()
         self.conv_out = layers.conv(widths[-1], config.latent_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for level in self.down_blocks:
-            x = level(x)
-        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
 
-
-class Decoder(nn.Module):
+class Decoder(Chain):
     """(B, latent_channels, h, w) to pixels (B, 3, h·f, w·f)."""
 
     def __init__(self, layers: Layers, config: AmusedConfig):
@@ -190,13 +186,8 @@ class Decoder(nn.Module):
             for i, width in enumerate(widths)
         )
         self.conv_norm_out = layers.norm(widths[-1])
+        self.activation = nn.SiLU()
         self.conv_out = layers.conv(widths[-1], 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.mid_block(self.conv_in(x))
-        for level in self.up_blocks:
-            x = level(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
 class Codebook(nn.Module):

@@ -75,6 +75,16 @@ class ResidualBlock(nn.Module):
         return h + (x if skip is None else skip(x))
 
 
+class Chain(nn.Module):
+    """Runs its parts in the order in which they were added, those of a list one after the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.children():
+            for layer in part if isinstance(part, nn.ModuleList) else (part,):
+                x = layer(x)
+        return x
+
+
 class LevelNames(NamedTuple):
     """What a checkpoint calls a level's blocks, and the skip's convolution in them."""
 
@@ -82,7 +92,7 @@ class LevelNames(NamedTuple):
     shortcut: str
 
 
-class Level(nn.Module):
+class Level(Chain):
     """The ``depth`` residual blocks at one resolution, then ``steps`` to the next, by name."""
 
     def __init__(
@@ -100,12 +110,6 @@ class Level(nn.Module):
         self.add_module(names.blocks, nn.ModuleList(blocks))
         for name, step in steps.items():
             self.add_module(name, step)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for part in self.children():
-            for layer in part if isinstance(part, nn.ModuleList) else (part,):
-                x = layer(x)
-        return x
 
 
 class Downsample(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from .blocks import (
+    Chain,
     Downsample,
     Layers,
     Level,
@@ -51,7 +52,7 @@ class Attention(nn.Module):
         return x + self.proj_out(h.transpose(1, 2).reshape(x.shape))
 
 
-class Middle(nn.Module):
+class Middle(Chain):
     """The part at the coarsest grid."""
 
     def __init__(self, layers: Layers, channels: int):
@@ -60,11 +61,8 @@ class Middle(nn.Module):
         self.attn_1 = Attention(layers, channels)
         self.block_2 = ResidualBlock(layers, channels, channels, NAMES.shortcut)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x)))
 
-
-class Encoder(nn.Module):
+class Encoder(Chain):
     """Pixels (B, 3, H, W) to latents (B, 13, H/16, W/16)."""
 
     def __init__(self, layers: Layers, base: int):
@@ -85,14 +83,9 @@ class Encoder(nn.Module):
         )
         self.mid = Middle(layers, widths[-1])
         self.norm_out = layers.norm(widths[-1])
+        self.activation = nn.SiLU()
         self.conv_out = layers.conv(widths[-1], BITS)
         self.quant_conv = layers.conv(BITS, BITS, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for level in self.down:
-            x = level(x)
-        return self.quant_conv(self.conv_out(F.silu(self.norm_out(self.mid(x)))))
 
 
 class Decoder(nn.Module):
