@@ -197,7 +197,7 @@ def _add_sampler(parser: argparse.ArgumentParser) -> None:
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([1-9]\d{0,4})[xX×]([1-9]\d{0,4})", text)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; expected WxH, such as 512x512")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; expected WxH, such as 512x512")
     return int(match[1]), int(match[2])
 
 
@@ -210,5 +210,5 @@ def _lora(text: str) -> tuple[Path, float]:
 
 def positive(text: str) -> int:
     if not re.fullmatch(r"\d{1,18}", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
     return int(text)

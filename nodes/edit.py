@@ -227,9 +227,9 @@ def _codes_of(model: HostedModel, image: torch.Tensor, start: TokenState) -> tor
     if codes.shape[1:] != start.grid or codes.shape[0] not in (1, start.batch):
         (height, width), unit = start.grid, model.model.downsample
         raise InputError(
-            f"The image gives {codes.shape[0]} picture(s) of {codes.shape[2] * unit}x"
-            f"{codes.shape[1] * unit} as the model sees it, the result is {start.batch} of "
-            f"{width * unit}x{height * unit}: give one of that size, or one for each result."
+            f"The model sees the image as {codes.shape[0]} picture(s) of {codes.shape[2] * unit}x"
+            f"{codes.shape[1] * unit}, and the prompt asks for {start.batch} of {width * unit}x"
+            f"{height * unit}: give one picture of that size, or one for each result."
         )
     return codes.expand(start.batch, -1, -1)
 

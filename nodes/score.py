@@ -193,7 +193,7 @@ def _to_score(
     result = tokens if trajectory is None else trajectory
     if whole_pair and result is not None:
         raise InputError(
-            "Text and image are a pair of their own: disconnect the tokens or the trajectory, "
+            "Text and image are already a pair to score: disconnect the tokens or the trajectory, "
             "or one of the two."
         )
     if whole_pair:

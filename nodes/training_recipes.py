@@ -15,7 +15,7 @@ from ..training.loop.run import TrainingRun
 from ..training.loop.settings import RunSettings
 from ..training.pararl.run import ParaRLRun
 from ..training.pararl.settings import ParaRLSettings
-from ..training.rewards.registry import chosen
+from ..training.rewards.registry import from_widget
 from ..training.samples import answers
 from ..training.sft.run import SFTRun
 from ..training.sft.settings import SFTSettings
@@ -79,7 +79,7 @@ class ParaRL(Recipe[ParaRLSettings, ParaRLRun]):
 
     def __init__(self, settings: ParaRLSettings, reward: str):
         super().__init__(settings)
-        self.kind, self.place = chosen(reward)
+        self.kind, self.place = from_widget(reward)
         self.reward: Reward | None = None
 
     def load(self, dataset: EditDataset) -> list[host.HostedClip]:

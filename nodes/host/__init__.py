@@ -1,4 +1,4 @@
-"""The only place that imports ``comfy.*`` beyond the node API: memory, layers, the page."""
+"""All that touches ComfyUI itself: memory, layers, folders, and what a node shows on the page."""
 
 from .clip import HostedClip, load_clip
 from .lora import with_adapter

@@ -18,7 +18,7 @@ from mmada_parallel.training.rewards import registry
 from mmada_parallel.training.rewards.clip import DEMO_CLIP, ClipReward, ClipScorer, clip_folder
 from mmada_parallel.training.rewards.registry import (
     RewardKind,
-    chosen,
+    from_widget,
     weighted_reward,
     widget_values,
 )
@@ -173,15 +173,15 @@ def test_rewards_are_named_as_on_a_command_line(two_rewards):
 def test_rewards_are_named_as_in_a_widget(two_rewards):
     offered = ["checker (label)", "clip (label): demo", "clip (label): a: b"]
     assert widget_values(["demo", "a: b"]) == offered
-    found = [(kind.name, place) for kind, place in map(chosen, offered)]
+    found = [(kind.name, place) for kind, place in map(from_widget, offered)]
     assert found == [("checker", ""), ("clip", "demo"), ("clip", "a: b")]
     with pytest.raises(InputError, match="no reward 'clip': choose another"):
-        chosen("clip")
+        from_widget("clip")
 
 
 def test_the_toy_world_registers_its_reward_and_its_dataset():
     register()
-    kind, place = chosen("checker (toy world)")
+    kind, place = from_widget("checker (toy world)")
     demo = GENERATED["demo"]
     assert (kind.name, place, demo.reward) == ("checker", "", "checker")
     assert demo.label == "demo (toy world)"

@@ -71,7 +71,7 @@ class ClipScorer:
         """
         if len(texts) != len(images):
             raise InputError(
-                f"There are {len(texts)} texts and {len(images)} images: give as many of each."
+                f"There are {len(texts)} texts and {len(images)} images: give equally many."
             )
         return (self.text_features(texts) * self.image_features(images)).sum(dim=-1)
 

@@ -70,7 +70,7 @@ def widget_values(clips: Iterable[str]) -> list[str]:
     return [*alone, *(f"{kind.label}: {clip}" for kind in _of_clips() for clip in clips)]
 
 
-def chosen(value: str) -> tuple[RewardKind, str]:
+def from_widget(value: str) -> tuple[RewardKind, str]:
     """The reward that a widget's value names, and its place. Raises ``InputError``."""
     for kind in REWARDS.values():
         if not kind.place and value == kind.label:
