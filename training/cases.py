@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from ..mmp_core.errors import InputError
 from ..mmp_core.state import Prompt, TokenState
 
 
@@ -32,6 +33,15 @@ class Case:
     target: TokenState | None = None
     facts: Any = None
     image_weight: Tensor | None = None
+
+    def needed_target(self) -> TokenState:
+        """The target. Raises ``InputError`` without one."""
+        if self.target is None:
+            raise InputError(
+                f"{self.name} has no target, which SFT needs: give every case its text and "
+                "picture, or train by rewards."
+            )
+        return self.target
 
 
 class EndlessCases(ABC):

@@ -92,3 +92,25 @@ def test_a_run_goes_on_within_a_window(workers, from_nothing, tmp_path):
     whole = [step(at) for at in range(8)]
     for at in (7, 0, 4, 1):
         assert all(map(torch.equal, step(at), whole[at]))
+
+
+def test_an_interruption_while_cases_are_made_skips_none(from_nothing, dataset, tmp_path):
+    run = from_nothing(tmp_path, SETTINGS)
+    run._batches()
+    make, run.step = type(dataset).__getitem__, 4
+
+    class Stopping(type(dataset)):
+        def __getitem__(self, number):
+            if number == 70:
+                raise KeyboardInterrupt
+            return make(self, number)
+
+    dataset.__class__ = Stopping
+    with pytest.raises(KeyboardInterrupt):
+        run._batches()
+    dataset.__class__ = Stopping.__base__
+    found, wanted = run._batches(), Windows(dataset, SETTINGS)[1][0]
+    assert all(
+        torch.equal(one.target.image, other.target.image)
+        for one, other in zip(found, wanted, strict=True)
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -92,9 +92,7 @@ class AcceleratedRanks(Ranks):
         self.accelerator.end_training()
 
     def _summed(self, tensor: Tensor) -> Tensor:
-        summed = self.accelerator.reduce(tensor, reduction="sum")
-        assert isinstance(summed, Tensor)
-        return summed
+        return cast(Tensor, self.accelerator.reduce(tensor, reduction="sum"))
 
 
 def launched_ranks(device: str) -> Ranks:

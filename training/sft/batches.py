@@ -47,7 +47,7 @@ def masked(case: Case, settings: SFTSettings, seed: int) -> MicroBatch:
 
     Its instruction is the form of it that the model gets.
     """
-    assert case.target is not None
+    target = case.needed_target()
     rng = torch.Generator().manual_seed(seed)
     condition = draw_condition(
         rng, text=settings.drop_text, image=settings.drop_image, both=settings.drop_both
@@ -56,9 +56,9 @@ def masked(case: Case, settings: SFTSettings, seed: int) -> MicroBatch:
     if prompt.image is None:
         condition = Condition(condition.drop_text)
     words = prompt.unconditional if condition.drop_text else prompt.instruction
-    prompt = Prompt(words, words, prompt.image, case.target)
-    masks = draw_masks(case.target, rng)
-    return MicroBatch(prompt, case.target, case.image_weight, condition, *masks)
+    prompt = Prompt(words, words, prompt.image, target)
+    masks = draw_masks(target, rng)
+    return MicroBatch(prompt, target, case.image_weight, condition, *masks)
 
 
 def group_by_shape(batches: Sequence[MicroBatch]) -> list[list[MicroBatch]]:

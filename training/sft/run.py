@@ -45,11 +45,7 @@ class SFTRun(TrainingRun):
             )
         if not isinstance(cases, EndlessCases):
             for case in cases:
-                if case.target is None:
-                    raise InputError(
-                        f"{case.name} has no target, which SFT needs: give every case its text "
-                        "and picture, or train by rewards."
-                    )
+                case.needed_target()
         self._windows: Iterator[list[list[MicroBatch]]] = iter(())
         self._window, self._steps = -1, list[list[MicroBatch]]()
 
@@ -57,9 +53,9 @@ class SFTRun(TrainingRun):
     def data(self) -> str:
         digest = hashlib.sha256(super().data.encode())
         for case in () if isinstance(self.cases, EndlessCases) else self.cases:
-            if case.target is not None:
-                for tokens in (case.target.text, case.target.image):
-                    digest.update(tokens.cpu().numpy().tobytes())
+            target = case.needed_target()
+            for tokens in (target.text, target.image):
+                digest.update(tokens.cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def advance(self, progress: PhaseCallback | None = None) -> dict[str, float]:
@@ -88,11 +84,12 @@ class SFTRun(TrainingRun):
         """This process's part of the present step."""
         window, place = divmod(self.step, self.settings.window)
         if window != self._window:
-            steps = next(self._windows, None) if window == self._window + 1 else None
+            windows, self._windows = self._windows, iter(())  # begun anew after an interruption
+            steps = next(windows, None) if window == self._window + 1 else None
             if steps is None:
-                self._windows = self._windows_from(window)
-                steps = next(self._windows)
-            self._window, self._steps = window, steps
+                windows = self._windows_from(window)
+                steps = next(windows)
+            self._windows, self._window, self._steps = windows, window, steps
         return self._steps[place]
 
     def _windows_from(self, first: int) -> Iterator[list[list[MicroBatch]]]:
