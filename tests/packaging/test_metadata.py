@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from mmada_parallel.tests.packaging.test_rooms import BELOW, COMFYUI, imports
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -16,6 +17,8 @@ else:
 ROOT = Path(__file__).resolve().parents[2]
 WITH_COMFYUI = {"torch", "transformers", "safetensors", "numpy", "pillow", "regex", "tqdm"}
 """regex comes with transformers."""
+WITH_DEPENDENCIES = {"tokenizers", "triton", "typing_extensions"}
+"""Come with transformers or torch; triton where there is a GPU, and is not needed."""
 NOT_SHIPPED = {"benchmarks", "scripts", "tests"}
 
 
@@ -75,3 +78,17 @@ def test_what_the_registry_leaves_out_is_named_from_the_root():
     patterns = [line for line in lines if line and not line.startswith("#")]
     assert {"/tests/", "/scripts/", "/.ci/"} <= set(patterns)
     assert all(pattern.startswith("/") for pattern in patterns)
+
+
+def test_what_is_imported_is_declared(pyproject):
+    """By every room that is shipped, in its dependencies or in an extra for users."""
+    extras = pyproject["project"]["optional-dependencies"]
+    lines = [*pyproject["project"]["dependencies"]]
+    lines += [line for extra in ("train", "distributed", "datasets") for line in extras[extra]]
+    declared = {re.match(r"[\w-]+", line)[0] for line in lines}
+    names = {"PIL": "pillow", "open_clip": "open_clip_torch"}
+    imported = {name.partition(".")[0] for room in BELOW for _, name in imports(room)}
+    others = imported - set(sys.stdlib_module_names) - set(BELOW) - COMFYUI
+    others -= {"comfy_api", "comfyui_version"}
+    assert {"torch", "PIL"} <= others
+    assert {names.get(name, name) for name in others} - declared - WITH_DEPENDENCIES == set()
