@@ -51,7 +51,7 @@ class Situation:
         management.extra_reserved_memory = lambda: 0
         management.lowvram_available = True
         management.vram_state = management.VRAMState.NORMAL_VRAM
-        policies.generators = lambda seeds, device: [torch.Generator() for _ in seeds]
+        policies.seeded_generators = lambda seeds, device: [torch.Generator() for _ in seeds]
 
     def free(self, device=None, torch_free_too=False):
         free = max(0, self.capacity - LIVE.now)
