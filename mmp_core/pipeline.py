@@ -64,7 +64,7 @@ def encode_instruction(
         raise InputError(f"text_length is {text_length}; expected 1 to 4096 tokens.")
     same_offset = copy.copy(offset) if isinstance(offset, random.Random) else offset
     upright = None if image is None else load_image(image)
-    codes = None if upright is None else encode_image(model, upright, offset=offset)
+    codes = None if upright is None else encode_seen(model, [_fitted(model, upright, offset)])
     if size is None and codes is not None:
         grid = codes.shape[1], codes.shape[2]
     else:
