@@ -12,6 +12,7 @@ from mmada_parallel.cli.main import build_parser
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
+OURS = "https://github.com/mmada-parallel/mmada-parallel"
 COMMAND = r"(?:mmada-parallel|.* -m mmada_parallel\.cli)"
 CODE = ("mmp_core", "training", "views", "nodes", "cli", "demo")
 
@@ -25,10 +26,12 @@ def headings(text):
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
-    links = re.findall(r"\]\((?!https?:)([^)]*)\)", text)
-    for link in links:
+    absolute = re.findall(rf"\]\({OURS}/(?:blob|raw)/main/([^)]*)\)", text)
+    links = [(ROOT, link) for link in absolute]
+    links += [(page.parent, link) for link in re.findall(r"\]\((?!https?:)([^)]*)\)", text)]
+    for folder, link in links:
         name, _, anchor = link.partition("#")
-        target = page.parent / name if name else page
+        target = folder / name if name else page
         assert target.exists(), link
         assert not anchor or anchor in headings(target.read_text(encoding="utf-8")), link
 

@@ -66,7 +66,7 @@ def test_the_registry_finds_its_fields(pyproject):
     assert "comfyui" not in project["name"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", project["version"])
     assert project["urls"]["Repository"].startswith("https://github.com/")
-    assert project["license"] == "Apache-2.0"
+    assert project["license"] == {"text": "Apache-2.0"}
     assert comfy["PublisherId"] and comfy["DisplayName"] == "MMaDA-Parallel"
     assert comfy["requires-comfyui"] == ">=0.16.0"
     assert "Apache License" in (ROOT / "LICENSE").read_text()

@@ -8,9 +8,9 @@ more than float32 rounds; ties go to the lowest in both; confidences differ by r
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 from functools import cache
+from os import environ
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +94,7 @@ class TextLogits:
 
 def available(device: torch.device) -> bool:
     """Whether the kernels are used on ``device``."""
-    return device.type == "cuda" and os.environ.get("MMADA_KERNELS") != "0" and _run_on(device)
+    return device.type == "cuda" and environ.get("MMADA_KERNELS") != "0" and _run_on(device)
 
 
 @cache

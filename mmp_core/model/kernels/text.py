@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from os import environ
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 MOST_BRANCHES = 2
 DTYPES = (torch.bfloat16, torch.float16)
 """That tensor cores multiply exactly; float32 is as right, but slower than torch."""
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_INTERPRETED = environ.get("TRITON_INTERPRET") == "1"
 """Triton's interpreter multiplies bfloat16 wrongly, so there it is float32 that is multiplied."""
 
 
