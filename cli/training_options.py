@@ -48,8 +48,8 @@ def add_sft(parser: argparse.ArgumentParser) -> None:
     add_settings(parser, _own(SFTSettings))
     group = parser.add_argument_group(
         "from nothing, without --data",
-        "Defaults are then 3000 steps of 128 items, on a GPU of 2048, by muon, and a learning rate "
-        "of 8e-4 that falls over the last third.",
+        "Defaults are then 3000 steps of 128 items (on a GPU 2048), muon, and a learning rate of\n"
+        "8e-4 that falls over the last third.",
     )
     group.add_argument(
         "--folder",

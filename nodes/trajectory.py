@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..mmp_core import InputError
+from ..mmp_core import Trajectory as RecordedRun
 from ..views.sheet import contact_sheet
 from ..views.trajectory import spread_steps, trajectory_frames
 from .host import HostedModel, stop_if_interrupted
@@ -56,7 +57,7 @@ class TrajectoryStep(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, trajectory, fraction: float, index: int) -> io.NodeOutput:
+    def execute(cls, trajectory: RecordedRun, fraction: float, index: int) -> io.NodeOutput:
         _check_recorded(trajectory)
         if index >= len(trajectory):
             raise InputError(
@@ -123,7 +124,7 @@ class TrajectorySheet(io.ComfyNode):
     def execute(
         cls,
         model: HostedModel,
-        trajectory,
+        trajectory: RecordedRun,
         steps: int,
         columns: int,
         confidence: bool,
@@ -149,6 +150,6 @@ class TrajectorySheet(io.ComfyNode):
         return io.NodeOutput(to_pixels([sheet]), to_pixels(frames))
 
 
-def _check_recorded(trajectory) -> None:
+def _check_recorded(trajectory: RecordedRun) -> None:
     if trajectory.total_steps and not len(trajectory):
         raise InputError("The run recorded no steps: set record_steps of Parallel Denoise above 0.")
