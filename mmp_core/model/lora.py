@@ -116,8 +116,7 @@ class Adapter(nn.Module):
 
 
 class AttachedAdapter:
-    """``strength`` times an adapter, added to what the layers of a transformer compute while it is
-    ``active``."""
+    """``strength`` times an adapter, added to what the layers of a transformer compute."""
 
     def __init__(self, adapter: Adapter, transformer: MaskedDiffusionTransformer, strength: float):
         self._strength, self.active = strength, True
@@ -135,9 +134,9 @@ class AttachedAdapter:
         return add
 
     @contextmanager
-    def suspended(self) -> Iterator[None]:
-        """Inside, the transformer computes as without this adapter."""
-        before, self.active = self.active, False
+    def switched(self, active: bool) -> Iterator[None]:
+        """Inside, the transformer computes with this adapter only if it is to be ``active``."""
+        before, self.active = self.active, active
         try:
             yield
         finally:

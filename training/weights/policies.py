@@ -81,10 +81,9 @@ class LoRA(Adapter, Policy):
         if rank < 1:
             raise InputError(f"The rank is {rank}: it must be 1 or more.")
         self.rank, self.alpha = rank, float(rank if alpha is None else alpha)
-        adapted: dict[str, Any] = adaptable_layers(transformer, layers)
         shapes = {
             name: LayerShape(layer.in_features, layer.out_features, rank)
-            for name, layer in adapted.items()
+            for name, layer in adaptable_layers(transformer, layers).items()
         }
         device = device or next(transformer.parameters()).device
         scale = self.alpha / rank
@@ -126,16 +125,12 @@ class LoRA(Adapter, Policy):
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        start = self._attached_start
-        with self._attached.suspended():
-            was_active = start is not None and start.active
-            if start is not None:
-                start.active = True
-            try:
+        with self._attached.switched(False):
+            if self._attached_start is None:
                 yield
-            finally:
-                if start is not None:
-                    start.active = was_active
+            else:
+                with self._attached_start.switched(True):
+                    yield
 
     def detach(self) -> None:
         self._attached.remove()
