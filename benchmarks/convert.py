@@ -8,7 +8,6 @@ released model, and not on the number of layers. Linux only: memory is read from
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ import time
 from pathlib import Path
 
 import torch
+from mmada_parallel.benchmarks.measure import parser_of
 from mmada_parallel.demo.tokenizer import model_config, write_tokenizer
 from mmada_parallel.mmp_core.checkpoint.convert import KINDS
 from mmada_parallel.mmp_core.checkpoint.load import DEMO
@@ -72,7 +72,7 @@ def measured(source: Path, out: Path, kind: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     args = parser.parse_args()

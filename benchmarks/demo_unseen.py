@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from itertools import count, islice
 
 import torch
+from mmada_parallel.benchmarks.measure import parser_of
 from mmada_parallel.demo import world
 from mmada_parallel.demo.dataset import HELD_OUT, WorldCases
 from mmada_parallel.demo.evaluate import judge
@@ -20,7 +20,7 @@ TRAINED_ON = ((3000 * 128, 128), (1186 * 2048, 16 * 2048))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--cases", type=int, default=500)
     cases = parser.parse_args().cases
     seen = {

@@ -15,13 +15,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from mmada_parallel.benchmarks.measure import parser_of
 from mmada_parallel.demo import world
 from mmada_parallel.demo.checker import apply_sentence, check
 from mmada_parallel.demo.dataset import HELD_OUT
@@ -107,7 +107,7 @@ def share(values: list[bool]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--cases", type=int, default=200)
     cases = parser.parse_args().cases
     model = load_checkpoint("demo", dtype=torch.float32)

@@ -11,7 +11,6 @@ What is done is in FILE at any time; what there was no time for is named as skip
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -31,6 +30,7 @@ from mmada_parallel.benchmarks.measure import (
     measured,
     name_of,
     once,
+    parser_of,
     seconds,
 )
 from mmada_parallel.benchmarks.shapes import TINY, RandomModel
@@ -259,7 +259,7 @@ def ratios(results: dict[str, Any]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--reference", type=Path, metavar="PATH", help="checkout to time beside")
     parser.add_argument("--minutes", type=float, default=7.5, help="after which no part begins")
     parser.add_argument("--out", type=Path, metavar="FILE", help="written after each part")

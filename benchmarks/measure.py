@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -18,6 +19,11 @@ from typing import Any
 import torch
 from mmada_parallel.mmp_core.files import replacing
 from torch import nn
+
+
+def parser_of(document: str | None) -> argparse.ArgumentParser:
+    """The parser of a script whose docstring begins with what it is for."""
+    return argparse.ArgumentParser(description=(document or "").partition("\n")[0])
 
 
 @dataclass

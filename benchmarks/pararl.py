@@ -13,7 +13,6 @@ goes on; ``pararl_report`` sums it up.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from mmada_parallel.benchmarks import open_tasks
+from mmada_parallel.benchmarks.measure import parser_of
 from mmada_parallel.demo import evaluate, world
 from mmada_parallel.demo.dataset import HELD_OUT, cases_of
 from mmada_parallel.demo.reward import CheckerReward
@@ -88,7 +88,7 @@ class Work:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("build/pararl"))
     parser.add_argument("--tuning", type=int, default=400, help="steps of SFT on the open tasks")
     parser.add_argument("--steps", type=int, default=48, help="by rewards, per arm and seed")

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import platform
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 from mmada_parallel.benchmarks import open_tasks, pararl
+from mmada_parallel.benchmarks.measure import parser_of
 from mmada_parallel.benchmarks.pararl import ARMS, CONDITIONS, SEEDS, judged_file, run_folder
 from mmada_parallel.demo.dataset import HELD_OUT, cases_of
 from mmada_parallel.training.samples import answers
@@ -29,7 +29,7 @@ _SMOOTHED = 0.1
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("build/pararl"))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"))
     args = parser.parse_args()

@@ -6,12 +6,12 @@ of the demo, and their ratio.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
 
 import torch
+from mmada_parallel.benchmarks.measure import parser_of
 from mmada_parallel.demo import world
 from mmada_parallel.demo.dataset import HELD_OUT
 from mmada_parallel.demo.evaluate import prompt_of
@@ -19,7 +19,7 @@ from mmada_parallel.mmp_core import SamplerSettings, denoise, load_checkpoint
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--runs", type=int, default=20)
     runs = parser.parse_args().runs
     model = load_checkpoint("demo", dtype=torch.float32)

@@ -7,7 +7,6 @@ tyfeld/MMaDA-Parallel (its variant A is run as it is, with random weights of the
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import io
@@ -20,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from mmada_parallel.benchmarks.measure import name_of, synchronise
+from mmada_parallel.benchmarks.measure import name_of, parser_of, synchronise
 from mmada_parallel.benchmarks.shapes import RandomModel
 from mmada_parallel.mmp_core import SamplerSettings, denoise
 from mmada_parallel.mmp_core.state import Prompt
@@ -192,7 +191,7 @@ def compare(reference, preset: dict[str, Any], guidance: dict, repeats: int, dev
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--reference", type=Path, required=True, metavar="PATH")
     parser.add_argument("--preset", choices=tuple(PRESETS), default="mid")
     parser.add_argument("--repeats", type=int, default=3)

@@ -9,7 +9,6 @@ FLOPs would take at the rate of a large matrix product, measured in the same run
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 from mmada_parallel.benchmarks.flops import FlopCounter
-from mmada_parallel.benchmarks.measure import Clock, Report, name_of, once, seconds
+from mmada_parallel.benchmarks.measure import Clock, Report, name_of, once, parser_of, seconds
 from mmada_parallel.benchmarks.shapes import RandomModel
 from mmada_parallel.mmp_core import SamplerSettings, denoise
 from mmada_parallel.mmp_core.files import replacing
@@ -172,7 +171,7 @@ def run(scale: Scale, device: torch.device, folder: Path, minutes: float) -> dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--out", type=Path, default=FOLDER, metavar="FOLDER")
     parser.add_argument("--minutes", type=float, default=7.5, help="after which no point begins")
     parser.add_argument("--tiny", action="store_true", help="a model of no size, to see it run")

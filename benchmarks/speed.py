@@ -10,13 +10,13 @@ released shape (8B, 512x512), counted on its sequence of tokens.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from typing import Any
 
 import torch
 from mmada_parallel.benchmarks.flops import FlopCounter
+from mmada_parallel.benchmarks.measure import parser_of
 from mmada_parallel.benchmarks.shapes import RELEASED, TINY, RandomModel
 from mmada_parallel.demo import world
 from mmada_parallel.demo.dataset import HELD_OUT
@@ -83,7 +83,7 @@ def released_shape() -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--cases", type=int, default=200)
     parser.add_argument("--model", default="demo", metavar="demo|PATH")
     args = parser.parse_args()
