@@ -1,0 +1,84 @@
+"""Workflow files that landed versions saved still load, widget by widget, and give the same."""
+
+import json
+
+import numpy as np
+import pytest
+from mmada_parallel.tests.comfyui import frozen
+from mmada_parallel.tests.hosts import PACK_ROOT
+from mmada_parallel.tests.workflow_api import NOTES, to_api
+
+FOLDER = PACK_ROOT / "tests" / "comfyui" / "old_workflows"
+OLD = sorted(FOLDER.glob("*/*.json"))
+SLOW = {
+    path
+    for path in OLD
+    if any(kind in path.read_text() for kind in frozen.TRAINING)
+    or path.stem in ("Denoise in every way", "Parallel against sequential")
+}
+hosts = pytest.mark.parametrize(
+    "comfy", ["current", pytest.param("oldest", marks=pytest.mark.slow)], indirect=True
+)
+
+
+def kept(path):
+    return json.loads((path.parent / "frozen" / path.name).read_text())
+
+
+@pytest.fixture
+def provided(comfy):
+    frozen.provide(comfy)
+    return comfy
+
+
+def case(path, marks=()):
+    return pytest.param(path, id=f"{path.parent.name}-{path.stem}", marks=marks)
+
+
+def test_every_node_of_the_pack_is_in_an_old_workflow(object_info):
+    pack = {name for name in object_info if name.startswith("MMaDAParallel")}
+    used = {node["type"] for path in OLD for node in json.loads(path.read_text())["nodes"]}
+    assert pack - used == NEWER
+
+
+NEWER: set[str] = set()
+"""Nodes that are younger than the newest frozen version."""
+
+
+@hosts
+@pytest.mark.parametrize("path", map(case, OLD))
+def test_saved_widgets_and_wires_still_fit(comfy, object_info, path):
+    workflow = json.loads(path.read_text())
+    prompt, before = to_api(workflow, object_info), kept(path)["inputs"]
+    assert prompt.keys() == before.keys()
+    for key, node in before.items():
+        assert prompt[key]["class_type"] == node["class_type"]
+        assert node["inputs"].items() <= prompt[key]["inputs"].items()
+        groups = object_info[node["class_type"]]["input"]
+        appended = prompt[key]["inputs"].keys() - node["inputs"].keys()
+        declared = groups.get("required", {}) | groups.get("optional", {})
+        assert all("default" in declared[name][1] for name in appended), appended
+    nodes = {node["id"]: node for node in workflow["nodes"] if node["type"] not in NOTES}
+    for _, source, slot, target, place, kind in workflow["links"]:
+        assert object_info[nodes[source]["type"]]["output"][slot] == kind
+        name = nodes[target]["inputs"][place]["name"]
+        groups = object_info[nodes[target]["type"]]["input"]
+        assert name in groups.get("required", {}) | groups.get("optional", {})
+
+
+@hosts
+@pytest.mark.parametrize("path", [case(p, pytest.mark.slow if p in SLOW else ()) for p in OLD])
+def test_it_gives_the_same(provided, path):
+    workflow, before = json.loads(path.read_text()), kept(path)
+    after = frozen.outcome(provided, provided.object_info(), workflow, path.stem)
+    if "training" in before:
+        assert after["training"] == before["training"]
+        return
+    assert after["tokens"] == before["tokens"]
+    assert after["texts"] == before["texts"]
+    assert after["pictures"].keys() == before["pictures"].keys()
+    for key, pictures in before["pictures"].items():
+        assert [p["size"] for p in after["pictures"][key]] == [p["size"] for p in pictures]
+        for picture, now in zip(pictures, after["pictures"][key], strict=True):
+            # Rounding of decoded floats to 8 bits may fall otherwise on another processor.
+            assert np.allclose(now["colours"], picture["colours"], rtol=0, atol=1.01)
