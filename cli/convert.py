@@ -24,6 +24,7 @@ def convert(args: argparse.Namespace) -> None:
             args.out,
             quantize=args.quantize,
             image_tokenizer_path=args.image_tokenizer,
+            family=args.family,
             progress=advance,
         )
     print(f"{args.out}  ({readable_size(args.out.stat().st_size)})")

@@ -68,6 +68,10 @@ _CONVERT_EXAMPLE = """\
 example:
   mmada-parallel convert MMaDA-Parallel-A models/mmada_parallel/A-fp8.safetensors --quantize fp8
 """
+_CHECK = """\
+Say what a checkpoint is, and what is odd about it, from its files, without loading it: family,
+precision, rows, special ids, image codes, image tokenizer, end of an encoded instruction. Exit code
+2, with one line, where it cannot be loaded."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -109,6 +113,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     options.add_conversion(convert)
     convert.set_defaults(run="convert:convert")
+    check = _command(commands, "check", "say what a checkpoint is", _CHECK)
+    options.add_check(check)
+    check.set_defaults(run="check:check")
     return parser
 
 

@@ -41,6 +41,7 @@ def load_model(args: argparse.Namespace) -> Model:
         device=device,
         dtype=None if auto else getattr(torch, args.dtype),
         image_tokenizer_path=args.image_tokenizer,
+        family=args.family,
     )
     parameters = sum(weight.numel() for weight in model.transformer.parameters())
     if auto and device == "cpu" and computes_in_float32(parameters):

@@ -135,6 +135,14 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
     _add_quiet(parser)
 
 
+def add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "path", metavar="PATH", help="the folder of a checkpoint, or a file that convert wrote"
+    )
+    _add_image_tokenizer(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
@@ -170,6 +178,9 @@ def _add_image_tokenizer(parser: argparse._ActionsContainer) -> None:
         metavar="PATH",
         help="file or folder of the image tokenizer where it is not inside or beside the "
         "checkpoint (variant M: that of showlab/magvitv2)",
+    )
+    parser.add_argument(
+        "--family", help="the family of the checkpoint, A or M, where its files cannot tell"
     )
 
 

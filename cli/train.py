@@ -127,7 +127,11 @@ def _check_places(args: argparse.Namespace) -> None:
     if args.output.is_dir():
         raise InputError(f"{args.output} is a folder; give the name of a file in it.")
     if args.full:
-        check_source(open_checkpoint(args.model, image_tokenizer_path=args.image_tokenizer))
+        check_source(
+            open_checkpoint(
+                args.model, image_tokenizer_path=args.image_tokenizer, family=args.family
+            )
+        )
     _check_run_folder(args, _folder(args), "--run-folder")
     _make(args.output.parent)
 
@@ -322,7 +326,9 @@ def _save(args: argparse.Namespace, run: TrainingRun, weights: Mapping[str, Tens
         if isinstance(run.policy, LoRA):
             save_adapter(args.output, run.policy, {**about, **base_metadata(run.model)})
         else:
-            source = open_checkpoint(args.model, image_tokenizer_path=args.image_tokenizer)
+            source = open_checkpoint(
+                args.model, image_tokenizer_path=args.image_tokenizer, family=args.family
+            )
             save_whole(args.output, weights, source, about)
     except OSError as error:
         raise InputError(

@@ -31,6 +31,12 @@ _PARTS = {"A": "A", "down": "A", "B": "B", "up": "B"}
 _NOT_PLAIN = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
 
 
+_CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
+"""PEFT's ways to start an adapter that subtract it from the base model's weights."""
+_ENDS = ("wte", "ff_out", "lm_head")
+"""Last parts of the names of embedding and output layer; of a block's layer in ``blocks``."""
+
+
 def read_adapter(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a file or PEFT folder: the state of an :class:`~.lora.Adapter` of scale 1, and metadata.
 
@@ -69,6 +75,11 @@ def adapter_state(
             alphas[_layer_of(key.removesuffix(".alpha"))] = float(tensor)
         elif (match := _NAME.fullmatch(key)) and tensor.ndim == 2 and tensor.is_floating_point():
             matrices.setdefault(_layer_of(match["layer"]), {})[_PARTS[match["part"]]] = tensor
+        elif "modules_to_save" in key or key.endswith(("wte.weight", "transformer.ff_out.weight")):
+            raise InputError(
+                f"{name} brings weights of its own for {_layer_of(key)}, the embedding or output "
+                "layer, which is not supported: train it on the layers of the blocks alone."
+            )
         else:
             raise InputError(f"{name} holds {key}, which is no matrix of a LoRA that we can read.")
     if not matrices:
@@ -140,6 +151,11 @@ def _shapes(model: Model, state: Mapping[str, Tensor], name: str) -> dict[str, L
     known = adaptable_layers(model.transformer)
     shapes = {}
     for layer in sorted({key.rsplit(".", 2)[0] for key in state}):
+        if "blocks" not in layer and layer.rpartition(".")[2] in _ENDS:
+            raise InputError(
+                f"{name} adapts {layer}, the embedding or output layer, which is not supported: "
+                "train it on the layers of the blocks alone."
+            )
         if layer not in known:
             raise InputError(
                 f"{name} is no adapter of this model: it adapts {layer}, where this model's layers "
@@ -171,6 +187,13 @@ def _peft_alpha(config: Path) -> float | None:
         raise InputError(
             f"{config.parent} holds an adapter of a kind that is not read here: expected PEFT's "
             f"LoRA without {', '.join(_NOT_PLAIN)}."
+        )
+    start = str(settings.get("init_lora_weights"))
+    if start.lower().startswith(_CHANGES_BASE):
+        raise InputError(
+            f"{config.parent} was started by {start}, which changes the weights of the base model, "
+            "too: it is wrong on the checkpoint as it is; save it converted to plain LoRA (PEFT's "
+            "path_initial_model_for_weight_conversion)."
         )
     alpha = settings.get("lora_alpha")
     if not isinstance(alpha, int | float) or not alpha > 0:

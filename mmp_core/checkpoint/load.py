@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from ..model.transformer import (
 from ..variants.base import Layout, Variant
 from .packed import open_packed
 from .source import Family, Source, open_folder
+
+_log = logging.getLogger(__name__)
 
 DEMO = Path(__file__).parents[2] / "demo" / "checkpoint"
 """The embedded checkpoint, named ``demo``."""
@@ -116,7 +119,7 @@ def build_model(
     checkpoint, ``operations.QuantisedLinear`` for the layers that are. ``dtype``: as for
     :func:`load_checkpoint`.
     """
-    stored = source.weights["model.transformer.ln_f.weight"].dtype
+    stored = stored_dtype(source)
     transformer = MaskedDiffusionTransformer(
         ModelConfig.from_dict(source.config),
         operations=operations,
@@ -131,7 +134,7 @@ def build_model(
     )
     layout = source.variant.layout(source.tokenizer, source.config)
     _check_sizes(layout, transformer, image_tokenizer)
-    return Model(
+    model = Model(
         transformer=transformer.requires_grad_(False).train(False),
         image_tokenizer=image_tokenizer.requires_grad_(False).train(False),
         layout=layout,
@@ -140,6 +143,22 @@ def build_model(
         variant=source.variant,
         device=torch.device("meta"),
     )
+    from .inspect import report_of
+
+    _log.info("MMaDA-Parallel: %s", "; ".join(report_of(source, model).lines()))
+    return model
+
+
+def stored_dtype(source: Source) -> torch.dtype:
+    """Dtype of the transformer as stored, where one can compute in it; bfloat16 where the file
+    holds plain float8."""
+    norm = source.weights.get("model.transformer.ln_f.weight")
+    if norm is None:
+        raise CheckpointError(
+            f"{source.path} lacks model.transformer.ln_f.weight: it is incomplete or another model."
+        )
+    stored = norm.dtype
+    return torch.bfloat16 if stored.itemsize == 1 else stored
 
 
 def load_weights(model: Model, source: Source, device: torch.device | str) -> None:

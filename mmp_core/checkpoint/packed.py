@@ -9,28 +9,28 @@ files as ``tokenizer/<name>``.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
 from ..variants.registry import variant_of
-from .source import Family, Source, image_tokenizer, read_tokenizer
-from .tensors import SafetensorsFiles
+from ..variants.strangers import GIVEN, STATED
+from .source import (
+    TOKENIZER_FILES,
+    Family,
+    Source,
+    image_tokenizer,
+    tokenizer_of,
+    with_stored_rows,
+)
+from .tensors import SafetensorsFiles, refuse_pointer
 
 ABOUT = "mmada_parallel"
 IMAGE_PREFIX = "image_tokenizer."
 VERSION = 1
 
 _CONFIG, _IMAGE_CONFIG, _TOKENIZER = "config.json", "image_tokenizer/config.json", "tokenizer/"
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
 
 
 def packed_metadata(
@@ -49,9 +49,9 @@ def packed_metadata(
         _CONFIG: json.dumps(source.config),
         _IMAGE_CONFIG: json.dumps(source.image_config),
     }
-    for file in (source.path / name for name in _TOKENIZER_FILES):
+    for file in (source.path / name for name in TOKENIZER_FILES):
         if file.is_file():
-            strings[_TOKENIZER + file.name] = file.read_text(encoding="utf-8")
+            strings[_TOKENIZER + file.name] = file.read_text(encoding="utf-8-sig")
     return strings
 
 
@@ -61,6 +61,7 @@ def open_packed(file: Path, image_tokenizer_path: Path | None, family: Family) -
 
     Raises ``CheckpointError``.
     """
+    _refuse_other_formats(file)
     tensors = SafetensorsFiles.of(file)
     metadata = tensors.metadata(file)
     if ABOUT not in metadata:
@@ -73,6 +74,7 @@ def open_packed(file: Path, image_tokenizer_path: Path | None, family: Family) -
         raise CheckpointError(f"{file} is of another version than {VERSION}: update this pack.")
     config = _parsed(metadata, _CONFIG, file)
     weights, image_weights = tensors.split(IMAGE_PREFIX)
+    config = with_stored_rows(config, weights)
     variant = variant_of(config, weights, family or about.get("variant"))
     image_path, image_config = file, _parsed(metadata, _IMAGE_CONFIG, file)
     if image_tokenizer_path is not None:
@@ -85,10 +87,30 @@ def open_packed(file: Path, image_tokenizer_path: Path | None, family: Family) -
         weights=weights,
         tokenizer=_packed_tokenizer(metadata, file),
         variant=variant,
+        evidence=GIVEN if family else STATED,
         image_path=image_path,
         image_config=image_config,
         image_weights=image_weights,
     )
+
+
+def _refuse_other_formats(file: Path) -> None:
+    refuse_pointer(file)
+    if file.suffix.lower() == ".gguf" or _starts_with(file, b"GGUF"):
+        raise CheckpointError(
+            f"{file} is a GGUF file, which this pack cannot read; give the folder that holds "
+            "config.json and the .safetensors weights."
+        )
+    if file.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt"):
+        raise CheckpointError(
+            f"{file} is a pickled file, which can run code and is not read; give the folder that "
+            "holds config.json and the .safetensors weights."
+        )
+
+
+def _starts_with(file: Path, magic: bytes) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(len(magic)) == magic
 
 
 def _parsed(metadata: Mapping[str, str], key: str, file: Path) -> dict[str, Any]:
@@ -102,9 +124,5 @@ def _parsed(metadata: Mapping[str, str], key: str, file: Path) -> dict[str, Any]
 
 
 def _packed_tokenizer(metadata: Mapping[str, str], file: Path) -> Any:
-    with tempfile.TemporaryDirectory() as folder:
-        for name in _TOKENIZER_FILES:
-            if _TOKENIZER + name in metadata:
-                text = metadata[_TOKENIZER + name]
-                Path(folder, name).write_text(text, encoding="utf-8", newline="")
-        return read_tokenizer(Path(folder), str(file))
+    names = [name for name in TOKENIZER_FILES if _TOKENIZER + name in metadata]
+    return tokenizer_of({name: metadata[_TOKENIZER + name] for name in names}, str(file))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,17 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..variants.base import Variant
-from ..variants.registry import variant_of
-from .tensors import SafetensorsFiles, read_json
+from ..variants.registry import BACKBONE, variant_of
+from ..variants.strangers import ASSUMED, GIVEN, evidence_of
+from .tensors import SafetensorsFiles, read_json, refuse_pointer
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
 _TRANSFORMER_FILES = ("model.safetensors.index.json", "model.safetensors")
 _IMAGE_FILES = (
     "diffusion_pytorch_model.safetensors",
@@ -34,7 +43,8 @@ class Source:
     """A checkpoint as stored, before anything is built.
 
     ``weights`` and ``image_weights``: tensors by name, read when asked for. ``image_config``: the
-    image tokenizer's own configuration.
+    image tokenizer's own configuration. ``evidence``: how the variant is known, see
+    :mod:`~..variants.strangers`.
     """
 
     path: Path
@@ -45,12 +55,16 @@ class Source:
     image_path: Path
     image_config: Mapping[str, Any]
     image_weights: Mapping[str, Tensor]
+    evidence: str = ASSUMED
 
 
 def open_folder(folder: Path, image_tokenizer_path: Path | None, family: Family) -> Source:
     """A checkpoint in the released layout. Raises ``CheckpointError``."""
+    folder = _snapshot(folder)
     config = read_json(folder / "config.json")
+    evidence = GIVEN if family else evidence_of(folder, config)
     weights = _transformer_weights(folder)
+    config = with_stored_rows(config, weights)
     variant = variant_of(config, weights, family)
     image_file, image_config, image_weights = image_tokenizer(folder, variant, image_tokenizer_path)
     return Source(
@@ -62,7 +76,34 @@ def open_folder(folder: Path, image_tokenizer_path: Path | None, family: Family)
         image_path=image_file,
         image_config=image_config,
         image_weights=image_weights,
+        evidence=evidence,
     )
+
+
+def with_stored_rows(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """``config`` with the rows of the embedding that is stored: after a resize those in the file
+    may be of an earlier save."""
+    if BACKBONE not in weights:
+        return dict(config)
+    rows = (
+        weights.outline(BACKBONE) if isinstance(weights, SafetensorsFiles) else weights[BACKBONE]
+    ).shape[0]
+    fixed = {name: rows for name in ("new_vocab_size",) if config.get(name)}
+    return {**config, **fixed, "embedding_size": rows}
+
+
+def _snapshot(folder: Path) -> Path:
+    """``folder``, or the revision to use where it is a repository in the cache of Hugging Face."""
+    revisions = folder / "snapshots"
+    if (folder / "config.json").exists() or not revisions.is_dir():
+        return folder
+    main = folder / "refs" / "main"
+    if main.is_file() and (chosen := revisions / main.read_text().strip()).is_dir():
+        return chosen
+    found = sorted(revisions.iterdir(), key=lambda revision: revision.stat().st_mtime)
+    if not found:
+        raise CheckpointError(f"{revisions} is empty: download the checkpoint again.")
+    return found[-1]
 
 
 def image_tokenizer(
@@ -76,30 +117,47 @@ def image_tokenizer(
 
 def _transformer_weights(folder: Path) -> Mapping[str, Tensor]:
     index, single = (folder / name for name in _TRANSFORMER_FILES)
+    if single.is_file():  # goes first, as in transformers: an index may be of an earlier save
+        return SafetensorsFiles.of(single)
     if index.is_file():
         return SafetensorsFiles.sharded(index)
-    if single.is_file():
-        return SafetensorsFiles.of(single)
+    others = [f.name for f in sorted(folder.iterdir()) if f.suffix in (".gguf", ".bin", ".pt")]
     raise CheckpointError(
-        f"No weights in {folder}: expected {single.name}, or {index.name} with its shards."
+        f"No weights in {folder}: expected {single.name}, or {index.name} with its shards"
+        + (f"; {others[0]} is of a kind that this pack does not read." if others else ".")
     )
 
 
 def read_tokenizer(folder: Path, name: str | None = None) -> Any:
     """The tokenizer whose files ``folder`` holds; ``name`` tells where they come from."""
+    texts = {}
+    for file in (folder / name for name in TOKENIZER_FILES):
+        if file.is_file():
+            refuse_pointer(file)
+            try:
+                texts[file.name] = file.read_text(encoding="utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise CheckpointError(f"{file} cannot be read ({error}).") from None
+    return tokenizer_of(texts, name or str(folder))
+
+
+def tokenizer_of(texts: Mapping[str, str], name: str) -> Any:
+    """The tokenizer of files' ``texts`` by file name, without the model's config.json beside them:
+    transformers 4.57.2 cannot read large vocabularies next to one."""
     from transformers import PreTrainedTokenizerFast
 
-    if not (folder / "tokenizer.json").is_file():
+    if "tokenizer.json" not in texts:
         raise CheckpointError(
-            f"tokenizer.json is missing in {name or folder}: put the tokenizer files of the "
-            "checkpoint's repository there."
+            f"tokenizer.json is missing in {name}: put the tokenizer files of the checkpoint's "
+            "repository there."
         )
-    try:
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises bare exceptions on damaged files
-        raise CheckpointError(
-            f"The tokenizer in {name or folder} cannot be read ({error})."
-        ) from None
+    with tempfile.TemporaryDirectory() as folder:
+        for file, text in texts.items():
+            Path(folder, file).write_text(text, encoding="utf-8", newline="")
+        try:
+            return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # the tokenizers library raises bare exceptions on damaged files
+            raise CheckpointError(f"The tokenizer in {name} cannot be read ({error}).") from None
 
 
 def _image_file(folder: Path, variant: Variant, given: Path | None) -> Path:
@@ -128,6 +186,7 @@ def _image_config(weights: Path, variant: Variant) -> dict[str, Any]:
 def _image_weights(file: Path) -> Mapping[str, Tensor]:
     if file.suffix == ".safetensors":
         return SafetensorsFiles.of(file)
+    refuse_pointer(file)
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch.load raises many kinds on damaged or unsafe files

@@ -31,6 +31,7 @@ DTYPES = {
 """torch's dtype by the name that safetensors files give it."""
 
 _BLOCK_BYTES = 2**26
+_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,21 @@ def _opened(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
+        refuse_pointer(file)
         raise CheckpointError(
             f"{file} cannot be read ({error}): it is damaged or incomplete; download it again."
         ) from None
+
+
+def refuse_pointer(file: Path) -> None:
+    """Raise ``CheckpointError`` where ``file`` is what git leaves of a large file."""
+    with file.open("rb") as stream:
+        start = stream.read(len(_POINTER))
+    if start == _POINTER:
+        raise CheckpointError(
+            f"{file} is a Git LFS pointer and not the file itself: run `git lfs pull` in its "
+            "folder, or download it again."
+        )
 
 
 def _lacking(file: Path, name: str, error: SafetensorError) -> CheckpointError:
@@ -152,10 +165,11 @@ def _lacking(file: Path, name: str, error: SafetensorError) -> CheckpointError:
 def read_json(file: Path) -> dict[str, Any]:
     """The parsed ``file``. Raises ``CheckpointError`` when it is missing or no JSON object."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointError(f"{file.name} is missing in {file.parent}; put it there.") from None
     except (OSError, ValueError) as error:
+        refuse_pointer(file)
         raise CheckpointError(f"{file} cannot be read ({error}); download it again.") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds no JSON object; download it again.")

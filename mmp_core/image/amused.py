@@ -6,6 +6,7 @@ Architecture and parameter names follow diffusers' ``VQModel`` (0.34), so that
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -28,6 +29,8 @@ from .blocks import (
     check_vectors,
 )
 from .tokenizer import ImageTokenizer
+
+_log = logging.getLogger(__name__)
 
 NAMES = LevelNames("resnets", "conv_shortcut")
 DISTANCE_ROWS = 4096
@@ -58,7 +61,8 @@ class AmusedConfig:
     def read(cls, config: Mapping[str, Any]) -> AmusedConfig:
         """Read the parsed ``vqvae/config.json``.
 
-        Raises ``CheckpointError`` naming the first field that is unknown or not supported.
+        Raises ``CheckpointError`` naming the first value that is not supported. An unknown field is
+        ignored with a warning: newer versions of diffusers may write one more.
         """
         names = {field.name for field in fields(cls)}
         known = names | FIXED.keys() | BLOCK_TYPES.keys() | IGNORED
@@ -66,10 +70,7 @@ class AmusedConfig:
             if value != FIXED.get(name, value):
                 raise _refusal(name, value, repr(FIXED[name]))
             if not name.startswith("_") and name not in known:
-                raise CheckpointError(
-                    f"vqvae config: unknown field {name!r}; this tokenizer would "
-                    "ignore it. Use an Amused-VQ checkpoint."
-                )
+                _log.warning("vqvae config: %s is unknown here and ignored.", name)
         sizes = cls(**{name: value for name, value in config.items() if name in names})
         sizes._check()
         for name, kind in BLOCK_TYPES.items():

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..errors import CheckpointError
 from ..image.amused import AmusedVQ
 from ..image.pictures import Offset, Size, fit_image, nearest_size, sizes_near
 from ..sampler.guidance import CONDITIONAL
@@ -40,6 +41,7 @@ _RELEASED_IDS = {
     "</answer>": 126355,
 }
 _RELEASED_IMAGE_OFFSET, _RELEASED_EOS = 126356, 126081
+_RELEASED_ROWS = _RELEASED_IMAGE_OFFSET + 8192
 
 
 class MMaDAParallelA(Variant):
@@ -57,10 +59,17 @@ class MMaDAParallelA(Variant):
     }
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
-        return "LLaDAForMultiModalGeneration" in (config.get("architectures") or ())
+        if "LLaDAForMultiModalGeneration" in (config.get("architectures") or ()):
+            return True
+        # A wrapper of the transformer may save its own name; the rows leave room for image codes.
+        of_m = "llm_vocab_size" in config or "num_new_special_tokens" in config
+        rows = config.get("embedding_size") or 0
+        return config.get("model_type") == "llada" and rows >= _RELEASED_ROWS and not of_m
 
     def layout(self, tokenizer: Any, config: Mapping[str, Any]) -> LayoutA:
-        return LayoutA(tokenizer, config)
+        layout = LayoutA(tokenizer, config)
+        layout.check_template()
+        return layout
 
     def input_size(self, size: Size, side: int, unit: int) -> Size:
         return nearest_size(size, sizes_near(side, unit))
@@ -104,6 +113,18 @@ class LayoutA(Layout):
         conditional = self._templated(system, instruction).expand(initial.batch, -1)
         unconditional = self._unconditional[system].expand(initial.batch, -1)
         return Prompt(conditional, unconditional, image, initial)
+
+    def check_template(self) -> None:
+        """Raise ``CheckpointError`` for a tokenizer that adds ids of its own at the end: the input
+        image goes before the last id, which must be the instruction's closing tag."""
+        last = self._templated(EDIT, "")[0, -1]
+        closing = self.tokenizer("</user>", add_special_tokens=False)["input_ids"]
+        if not closing or last != closing[-1]:
+            raise CheckpointError(
+                f"The tokenizer ends an instruction with {self.tokenizer.decode([int(last)])!r} "
+                "instead of </user>: it is not the one of MMaDA-Parallel-A; put the tokenizer "
+                "files of the checkpoint's repository beside config.json."
+            )
 
     def _templated(self, system: str, user: str) -> Tensor:
         """(1, L) int64 ids of the instruction in its template."""

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..errors import CheckpointError
 from ..image.magvit import MagvitV2
 from ..image.pictures import Offset, Size, squash_image
 from ..sampler.guidance import CONDITIONAL
@@ -32,6 +33,8 @@ _RELEASED_IDS = {
     "<|interleave|>": 126095,
     "<|startoftext|>": 126080,
 }
+_HEADER, _HEADER_TOKENS = "<|end_header_id|>", 3
+_RELEASED_ROWS, _RELEASED_OFFSET = 134_656, 126_349
 _NO_IMAGE = 0
 """Id that stands at every image position of an absent input image."""
 
@@ -81,6 +84,28 @@ class MMaDAParallelM(Variant):
         return Policies(plan, guidance, SelectionM(model, prompt, settings))
 
 
+def _image_offset(tokenizer: Any, config: Mapping[str, Any]) -> int:
+    """Id of image code 0: after the tokenizer's own and the three header tokens, which the authors'
+    code adds where the tokenizer lacks them (prompting_utils.py), as far as the embedding has rows
+    for them.
+
+    Raises ``CheckpointError`` for a checkpoint of the released size with another offset.
+    """
+    rows, offset = config.get("embedding_size") or 0, len(tokenizer)
+    header = tokenizer.convert_tokens_to_ids(_HEADER)
+    if header in (None, tokenizer.unk_token_id):
+        fits = offset + _HEADER_TOKENS + config.get("codebook_size", 8192) <= rows
+        offset += _HEADER_TOKENS * fits
+    offset = config.get("text_vocab_size", offset)
+    if rows == _RELEASED_ROWS and offset != _RELEASED_OFFSET:
+        raise CheckpointError(
+            f"The tokenizer puts image codes at {offset}, MMaDA-Parallel-M has them at "
+            f"{_RELEASED_OFFSET}: put the tokenizer files of the checkpoint's repository beside "
+            "config.json."
+        )
+    return offset
+
+
 class LayoutM(Layout):
     """``interleave soi codes eoi bos instruction eos | soi codes eoi bos text``.
 
@@ -90,7 +115,7 @@ class LayoutM(Layout):
     """
 
     def __init__(self, tokenizer: Any, config: Mapping[str, Any]):
-        super().__init__(tokenizer, config, len(tokenizer))
+        super().__init__(tokenizer, config, _image_offset(tokenizer, config))
         self.soi, self.eoi, self.generate_tag, self.edit_tag = (
             self.token_id(name, _RELEASED_IDS)
             for name in ("<|soi|>", "<|eoi|>", "<|t2i|>", "<|interleave|>")

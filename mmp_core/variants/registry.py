@@ -16,7 +16,7 @@ VARIANTS: list[Variant] = [
 ]
 """Of several that a checkpoint may be of, the first is taken."""
 
-_BACKBONE = "model.transformer.wte.weight"
+BACKBONE = "model.transformer.wte.weight"
 
 
 def variant_named(name: str | Variant) -> Variant:
@@ -38,9 +38,9 @@ def variant_of(
     ``family``: settles what these cannot tell. Raises ``CheckpointError`` for a checkpoint of no
     known family or of another one, ``InputError`` for an unknown ``family``.
     """
-    if _BACKBONE not in set(names):
+    if BACKBONE not in set(names):
         raise CheckpointError(
-            f"The checkpoint has no tensor {_BACKBONE}: it is not a LLaDA/MMaDA transformer."
+            f"The checkpoint has no tensor {BACKBONE}: it is not a LLaDA/MMaDA transformer."
         )
     candidates = VARIANTS if family is None else [variant_named(family)]
     for variant in candidates:

@@ -15,7 +15,7 @@ import comfy.utils
 import torch
 
 from ...mmp_core import CheckpointError, Model, Prompt
-from ...mmp_core.checkpoint.load import build_model, load_weights, open_checkpoint
+from ...mmp_core.checkpoint.load import build_model, load_weights, open_checkpoint, stored_dtype
 from ...mmp_core.checkpoint.source import Source
 from ...mmp_core.checkpoint.tensors import SafetensorsFiles
 from ...mmp_core.files import readable_size
@@ -183,7 +183,7 @@ def _read_by_host(source: Source) -> Source:
 
 def _fitting_dtype(source: Source, device: torch.device) -> torch.dtype:
     """Half precision on a GPU that computes in it; on a CPU float32 unless the model is large."""
-    stored = source.weights["model.transformer.ln_f.weight"].dtype
+    stored = stored_dtype(source)
     parameters = sum(tensor.numel() for tensor in source.weights.values())
     if comfy.model_management.is_device_cpu(device):
         return torch.float32 if computes_in_float32(parameters) else stored

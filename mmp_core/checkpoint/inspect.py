@@ -1,0 +1,147 @@
+"""What a checkpoint is, from its files: for the command ``check`` and the loader's log."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..model.quantised import formats_of
+from ..state import MASKED, TokenState
+from ..variants.base import Layout
+from ..variants.registry import BACKBONE
+from ..variants.strangers import ASSUMED
+from .load import Model, build_model, check_complete, open_checkpoint
+from .source import Family, Source
+from .tensors import Outline, SafetensorsFiles
+
+_TAIL = 6
+
+
+@dataclass(frozen=True)
+class Report:
+    """``family_known``: how the family is known. ``dtype``: of most weights, by bytes;
+    ``quantized``: names of formats. ``rows``: of the embedding. ``special_ids``: of the layout, by
+    name. ``image_codes``: number of them. ``image_tokenizer``: its kind and shape.
+    ``template_tail``: the last tokens of an encoded instruction. ``odd``: sentences."""
+
+    path: str
+    family: str
+    family_id: str
+    family_known: str
+    dtype: str
+    quantized: list[str]
+    rows: int
+    special_ids: dict[str, int]
+    image_offset: int
+    image_codes: int
+    image_tokenizer: str
+    template_tail: list[str]
+    odd: list[str]
+
+    def lines(self) -> list[str]:
+        known = f"family: {self.family} ({self.family_known})"
+        if self.family_known == ASSUMED:
+            known = f"family assumed: {self.family_id} ({self.family})"
+        end = self.image_offset + self.image_codes - 1
+        return [
+            known,
+            f"weights: {self.dtype}" + "".join(f", {name}" for name in self.quantized),
+            f"embedding: {self.rows} rows",
+            "special ids: " + ", ".join(f"{k} {v}" for k, v in self.special_ids.items()),
+            f"image codes: ids {self.image_offset} to {end}",
+            f"image tokenizer: {self.image_tokenizer}",
+            "an instruction ends: " + " ".join(self.template_tail),
+            *(f"odd: {sentence}" for sentence in self.odd),
+        ]
+
+
+def inspect_checkpoint(
+    path: str | Path, *, image_tokenizer_path: str | Path | None = None, family: Family = None
+) -> Report:
+    """Report on a checkpoint without reading its large weights.
+
+    Raises as :func:`.load.load_checkpoint` does, but for what only the values can show.
+    """
+    source = open_checkpoint(path, image_tokenizer_path=image_tokenizer_path, family=family)
+    model = build_model(source)
+    check_complete(model.transformer, source.weights, str(source.path))
+    check_complete(model.image_tokenizer, source.image_weights, str(source.image_path))
+    return report_of(source, model)
+
+
+def report_of(source: Source, model: Model) -> Report:
+    layout, dtypes = model.layout, _bytes_by_dtype(source)
+    tokenizer = model.image_tokenizer
+    return Report(
+        path=str(source.path),
+        family=source.variant.name,
+        family_id=source.variant.id,
+        family_known=source.evidence,
+        dtype=max(dtypes, key=lambda name: dtypes[name]),
+        quantized=sorted({form.name for form in formats_of(source.weights).values()}),
+        rows=_outline(source, BACKBONE).shape[0],
+        special_ids=_special_ids(layout),
+        image_offset=layout.image_offset,
+        image_codes=layout.codebook_size,
+        image_tokenizer=f"{type(tokenizer).__name__}, {tokenizer.codebook_size} codes of "
+        f"{tokenizer.vector_width} numbers, {tokenizer.downsample} pixels a side",
+        template_tail=_template_tail(model),
+        odd=_odd(source, layout, dtypes),
+    )
+
+
+def _special_ids(layout: Layout) -> dict[str, int]:
+    return {
+        name: value
+        for name, value in sorted(vars(layout).items())
+        if type(value) is int and name not in ("image_offset", "codebook_size")
+    }
+
+
+def _template_tail(model: Model) -> list[str]:
+    answer = TokenState(torch.full((1, 1), MASKED), torch.full((1, 1, 1), MASKED))
+    ids = model.layout.encode("make it red", None, answer).instruction[0, -_TAIL:].tolist()
+    return [f"{token} ({i})" for token, i in zip(_names(model.tokenizer, ids), ids, strict=True)]
+
+
+def _names(tokenizer: Any, ids: list[int]) -> list[str]:
+    return [str(name) for name in tokenizer.convert_ids_to_tokens(ids)]
+
+
+def _outline(source: Source, name: str) -> Outline:
+    if isinstance(source.weights, SafetensorsFiles):
+        return source.weights.outline(name)
+    weight = source.weights[name]
+    return Outline(weight.dtype, tuple(weight.shape))
+
+
+def _bytes_by_dtype(source: Source) -> Counter[str]:
+    sizes: Counter[str] = Counter()
+    for name in source.weights:
+        outline = _outline(source, name)
+        sizes[str(outline.dtype).removeprefix("torch.")] += outline.bytes
+    return sizes
+
+
+def _odd(source: Source, layout: Layout, dtypes: Counter[str]) -> list[str]:
+    sentences = []
+    if source.evidence == ASSUMED:
+        sentences.append(
+            f"nothing but shapes says that this is {source.variant.name}; if it is another family, "
+            "say --family (in Python family=)."
+        )
+    rows, said = _outline(source, BACKBONE).shape[0], source.config.get("vocab_size")
+    if said not in (None, rows):
+        sentences.append(f"config.json has vocab_size {said}, the embedding {rows} rows.")
+    if (vocabulary := len(source.tokenizer)) > layout.image_offset:
+        sentences.append(
+            f"the tokenizer has {vocabulary} tokens, image codes start at {layout.image_offset}."
+        )
+    plain = [name for name in dtypes if name.startswith("float8")]
+    if plain and not formats_of(source.weights):
+        sentences.append("weights are plain float8 without scales: they are computed in bfloat16.")
+    return sentences

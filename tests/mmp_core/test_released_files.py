@@ -1,0 +1,304 @@
+"""Folders as people have them: each loads, or is refused in one true sentence."""
+
+import json
+import logging
+import os
+import shutil
+
+import pytest
+import torch
+from mmada_parallel.cli import main
+from mmada_parallel.mmp_core import CheckpointError, InputError, load_checkpoint
+from mmada_parallel.mmp_core.checkpoint.adapters import build_adapter, read_adapter
+from mmada_parallel.mmp_core.checkpoint.convert import convert
+from mmada_parallel.mmp_core.checkpoint.inspect import inspect_checkpoint
+from mmada_parallel.mmp_core.variants.registry import variant_named, variant_of
+from mmada_parallel.tests.mmp_core import tiny
+from safetensors.torch import load_file, save_file
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 4980000000\n"
+BACKBONE = ["model.transformer.wte.weight"]
+QUERY = "base_model.model.model.transformer.blocks.0.q_proj"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of variant A, to spoil."""
+    return plain(tmp_path / "checkpoint", "A")
+
+
+def plain(folder, variant):
+    """As released: without the fields that this pack's training writes."""
+    tiny.write_checkpoint(folder, variant)
+    edit(folder / "config.json", default_text_length=None, default_image_size=None)
+    return folder
+
+
+def edit(file, **changes):
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({n: v for n, v in content.items() if v is not None}))
+
+
+def expect(path, message, **options):
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_checkpoint(path, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_cache_of_hugging_face(folder, tmp_path):
+    repository = tmp_path / "models--tyfeld--MMaDA-Parallel-A"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "snapshots").mkdir()
+    expect(repository, "snapshots is empty")
+    shutil.copytree(folder, repository / "snapshots" / "old")
+    assert load_checkpoint(repository).variant.id == "A"
+    shutil.copytree(folder, repository / "snapshots" / "abc")
+    (repository / "refs" / "main").write_text("abc\n")
+    os.utime(repository / "snapshots" / "old", (2**32, 2**32))
+    report = inspect_checkpoint(repository)
+    assert report.path.endswith("abc") and report.family_known == "by its name"
+
+
+def test_an_index_of_an_earlier_save(folder):
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {BACKBONE[0]: "model-00001-of-00002.safetensors"}}))
+    assert load_checkpoint(folder).variant.id == "A"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "vqvae/config.json",
+        "vqvae/diffusion_pytorch_model.safetensors",
+    ],
+)
+def test_pointers_of_git_lfs(folder, name):
+    (folder / name).write_text(POINTER)
+    expect(folder, f"{name.rpartition('/')[2]} is a Git LFS pointer .* `git lfs pull`")
+
+
+def test_other_kinds_of_files(folder, tmp_path):
+    for name, content, message in (
+        ("model-Q4_K_M.gguf", b"GGUF\x03\0\0\0", "is a GGUF file, which this pack cannot read"),
+        ("model.safetensors", b"GGUF\x03\0\0\0", "is a GGUF file"),
+        ("pytorch_model.bin", b"PK\x03\x04", "is a pickled file, which can run code"),
+        ("model.safetensors", POINTER.encode(), "is a Git LFS pointer"),
+    ):
+        file = tmp_path / name
+        file.write_bytes(content)
+        expect(file, message)
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04")
+    expect(folder, "No weights in .*; pytorch_model.bin is of a kind that this pack does not read")
+
+
+def test_plain_float8_is_computed_in_bfloat16(folder):
+    weights = load_file(folder / "model.safetensors")
+    small = {name: weight.to(torch.float8_e4m3fn) for name, weight in weights.items()}
+    save_file(small, folder / "model.safetensors")
+    model = load_checkpoint(folder)
+    for name, weight in model.transformer.state_dict().items():
+        assert weight.dtype == torch.bfloat16
+        assert torch.equal(weight, small[name].bfloat16())
+    assert any("plain float8" in sentence for sentence in inspect_checkpoint(folder).odd)
+
+
+def test_byte_order_marks(folder):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "vqvae/config.json"):
+        file = folder / name
+        file.write_text(file.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert load_checkpoint(folder).tokenizer("red")["input_ids"]
+    convert(folder, folder / "packed.safetensors")
+    assert load_checkpoint(folder / "packed.safetensors").variant.id == "A"
+
+
+def test_rows_are_those_of_the_tensor(folder):
+    rows = load_checkpoint(folder).transformer.config.embedding_size
+    edit(folder / "config.json", embedding_size=rows - 4, new_vocab_size=rows - 8)
+    model = load_checkpoint(folder)
+    assert model.transformer.config.embedding_size == rows
+    edit(folder / "config.json", vocab_size=rows + 64)
+    odd = inspect_checkpoint(folder).odd
+    assert f"config.json has vocab_size {rows + 64}, the embedding {rows} rows." in odd
+
+
+def test_unknown_fields_of_the_image_tokenizer_are_ignored(folder, caplog):
+    edit(folder / "vqvae/config.json", new_field_of_diffusers=3)
+    load_checkpoint(folder)
+    assert "new_field_of_diffusers is unknown here and ignored" in caplog.text
+
+
+def test_architectures_are_neither_needed_nor_enough(folder):
+    released = {"model_type": "llada", "embedding_size": 134_656}
+    for names in (["LLaDAModelLM"], ["Wrapper"], None):
+        assert variant_of({**released, "architectures": names}, BACKBONE).id == "A"
+    with pytest.raises(CheckpointError, match="LLaDAModelLM.*no checkpoint of"):
+        text_alone = {"model_type": "llada", "embedding_size": 126_464}
+        variant_of({**text_alone, "architectures": ["LLaDAModelLM"]}, BACKBONE)
+    assert variant_of({**released, "llm_vocab_size": 126_464}, BACKBONE).id == "M"
+    edit(folder / "config.json", text_vocab_size=None)  # released: 126356, past this embedding
+    expect(folder, "do not fit an embedding")
+
+
+class Words:
+    """A tokenizer of ``size`` tokens."""
+
+    unk_token_id = bos_token_id = eos_token_id = 0
+
+    def __init__(self, size, known=()):
+        self.size, self.known = size, known
+
+    def __len__(self):
+        return self.size
+
+    def convert_tokens_to_ids(self, name):
+        return self.size - 1 if name in self.known else None
+
+
+def test_offset_where_header_tokens_are_missing():
+    family, config = variant_named("M"), {"mask_token_id": 126_336, "embedding_size": 134_656}
+    for tokenizer in (Words(126_349, ("<|end_header_id|>",)), Words(126_346)):
+        assert family.layout(tokenizer, config).image_offset == 126_349
+    for size in (126_345, 126_350):
+        with pytest.raises(CheckpointError, match="MMaDA-Parallel-M has them at 126349"):
+            family.layout(Words(size, ("<|end_header_id|>",)), config)
+
+
+def test_a_tokenizer_that_ends_with_its_own_token_is_refused(folder):
+    from tokenizers.processors import TemplateProcessing
+
+    tokens = tiny.tokenizer("A")
+    eos = tokens.eos_token
+    tokens.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {eos}", special_tokens=[(eos, tokens.eos_token_id)]
+    )
+    tokens.save_pretrained(folder)
+    expect(folder, r"ends an instruction with '<\|endoftext\|>' instead of </user>")
+
+
+@pytest.mark.parametrize(
+    "name, said, stranger",
+    [
+        ("Lumina-DiMOO", None, "Lumina-DiMOO"),
+        ("models--Alpha-VLLM--Lumina-DiMOO/snapshots/abc", None, "Lumina-DiMOO"),
+        ("MMaDA-8B-MixCoT", None, "MMaDA-8B"),
+        ("LLaDA-8B-Instruct", None, "LLaDA"),
+        ("mine", "Gen-Verse/MMaDA-8B-Base", "MMaDA-8B"),
+        ("mine", "GSAI-ML/LLaDA-8B-Base", "LLaDA"),
+    ],
+)
+def test_strangers_are_refused_by_name(tmp_path, name, said, stranger):
+    folder = tmp_path / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    plain(folder, "A")
+    if said:
+        edit(folder / "config.json", _name_or_path=said)
+    expect(folder, f"is {stranger} by .*name its folder MMaDA-Parallel-A or -M, or say --family")
+    assert load_checkpoint(folder, family="A").variant.id == "A"
+    renamed = folder.rename(tmp_path / "MMaDA-Parallel-A")
+    assert inspect_checkpoint(renamed).family_known == "by its name"
+
+
+def test_the_loader_logs_what_it_assumes(folder, caplog):
+    caplog.set_level(logging.INFO)
+    load_checkpoint(folder)
+    assert "family assumed: A (MMaDA-Parallel-A)" in caplog.text and "--family" in caplog.text
+    caplog.clear()
+    load_checkpoint(folder, family="A")
+    assert "assumed" not in caplog.text and "given by the user" in caplog.text
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """A folder as PEFT writes it."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    settings = {"peft_type": "LORA", "lora_alpha": 2, "init_lora_weights": True}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    write_adapter(folder)
+    return folder
+
+
+def write_adapter(folder, **more):
+    pair = {
+        f"{QUERY}.lora_A.weight": torch.ones(2, 16),
+        f"{QUERY}.lora_B.weight": torch.ones(16, 2),
+    }
+    save_file(pair | more, folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_16", "olora", "loftq", "corda"])
+def test_adapters_that_change_the_base_are_refused(adapter, start):
+    for harmless in (True, False, "gaussian", "eva", "orthogonal"):
+        edit(adapter / "adapter_config.json", init_lora_weights=harmless)
+        assert len(read_adapter(adapter)[0]) == 2
+    edit(adapter / "adapter_config.json", init_lora_weights=start)
+    with pytest.raises(InputError, match=f"started by {start}, which changes the weights of the"):
+        read_adapter(adapter)
+
+
+def test_adapters_of_the_output_layer_are_refused(adapter, folder):
+    head = QUERY.replace("blocks.0.q_proj", "ff_out")
+    low = {f"{head}.lora_{part}.weight": torch.ones(2, 2) for part in "AB"}
+    write_adapter(adapter, **low)
+    state, metadata = read_adapter(adapter)
+    with pytest.raises(
+        InputError, match="adapts model.transformer.ff_out, the embedding or output"
+    ):
+        build_adapter(load_checkpoint(folder), state, metadata, "mine")
+    for name in (f"{head}.weight", f"{head}.modules_to_save.weight"):
+        write_adapter(adapter, **{name: torch.ones(3, 16)})
+        with pytest.raises(InputError, match="weights of its own for .*ff_out"):
+            read_adapter(adapter)
+
+
+def run(capsys, *arguments):
+    capsys.readouterr()
+    code = main(["check", *map(str, arguments)])
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+@pytest.mark.parametrize("variant", "AM")
+def test_check(tmp_path, variant, capsys):
+    folder = plain(tmp_path / "mine", variant)
+    code, out, err = run(capsys, folder)
+    assert (code, err) == (0, "")
+    name = f"MMaDA-Parallel-{variant}"
+    assert out.startswith(f"family assumed: {variant} ({name})\n") and "--family" in out
+    code, out, err = run(capsys, folder, "--json", "--family", variant)
+    report = json.loads(out)
+    tokens = tiny.tokenizer(variant)
+    rows = len(tokens) + tiny.CODES[variant]
+    assert (code, report["family"], report["family_known"]) == (0, name, "given by the user")
+    assert (report["dtype"], report["rows"], report["odd"]) == ("float32", rows, [])
+    assert (report["image_offset"], report["image_codes"]) == (len(tokens), tiny.CODES[variant])
+    assert report["special_ids"]["mask_id"] == tokens.convert_tokens_to_ids("<|mdm_mask|>")
+    last = {"A": "</user>", "M": "<|endoftext|>"}[variant]
+    assert report["template_tail"][-1] == f"{last} ({tokens.convert_tokens_to_ids(last)})"
+    packed = tmp_path / "packed.safetensors"
+    convert(folder, packed, quantize="int8")
+    report = json.loads(run(capsys, packed, "--json")[1])
+    assert (report["family_known"], report["quantized"]) == (
+        "stated in the file",
+        ["int8_tensorwise"],
+    )
+
+
+def test_check_refuses_bad_input_in_one_line(tmp_path, folder, capsys):
+    weights = load_file(folder / "model.safetensors")
+    for arguments, left_out, message in (
+        ([tmp_path / "no"], None, "No checkpoint at"),
+        ([folder, "--family", "B"], None, "'B' is no checkpoint family"),
+        ([folder], "ln_f.weight", "lacks model.transformer.ln_f.weight"),
+        ([folder], "wte.weight", "has no tensor model.transformer.wte.weight"),
+        ([folder], "blocks.1.q_proj.weight", "lacks model.transformer.blocks.1.q_proj.weight"),
+    ):
+        kept = {n: w for n, w in weights.items() if n != f"model.transformer.{left_out}"}
+        save_file(kept, folder / "model.safetensors")
+        code, out, err = run(capsys, *arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert message in err
