@@ -57,6 +57,10 @@ def _as_bfloat16_above(values: Tensor) -> Tensor:
     return ((bits + 0xFFFF) & ~0xFFFF).view(torch.float32)
 
 
+_OTHER_SCALES = {"weight_scale", "weight_scale_inv", "scale_weight", "absmax", "qweight", "qzeros"}
+"""Last parts of the names of what other tools store beside quantised weights, or instead."""
+
+
 def formats_of(weights: Mapping[str, Tensor]) -> dict[str, Format]:
     """The format of each quantised layer. Raises ``CheckpointError`` for an unknown one."""
     known = {form.name: form for form in FORMATS.values()}
@@ -72,6 +76,13 @@ def formats_of(weights: Mapping[str, Tensor]) -> dict[str, Format]:
             ) from None
         if f"{layer}.weight_scale" not in weights:
             raise CheckpointError(f"{layer}.weight_scale is missing: the checkpoint is incomplete.")
+    for name in weights:
+        layer, _, last = name.rpartition(".")
+        if last in _OTHER_SCALES and layer not in formats:
+            raise CheckpointError(
+                f"{layer} is quantised in a format that is unknown here ({name}): take the "
+                "original weights, and quantise them with `mmada-parallel convert`."
+            )
     return formats
 
 

@@ -106,6 +106,14 @@ def test_plain_float8_is_computed_in_bfloat16(folder):
     assert any("plain float8" in sentence for sentence in inspect_checkpoint(folder).odd)
 
 
+@pytest.mark.parametrize("scale", ["weight_scale", "scale_weight", "weight_scale_inv", "qweight"])
+def test_other_tools_quantised_files_are_refused(folder, scale):
+    layer = "model.transformer.blocks.0.q_proj"
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {f"{layer}.{scale}": torch.ones(1)}, folder / "model.safetensors")
+    expect(folder, f"q_proj is quantised in a format that is unknown here .*{scale}.*convert")
+
+
 def test_byte_order_marks(folder):
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "vqvae/config.json"):
         file = folder / name
