@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from mmada_parallel.mmp_core import CheckpointError, InputError, load_checkpoint
 from mmada_parallel.mmp_core.checkpoint.adapters import build_adapter, read_adapter
 from mmada_parallel.mmp_core.checkpoint.convert import convert
 from mmada_parallel.mmp_core.checkpoint.inspect import inspect_checkpoint
+from mmada_parallel.mmp_core.checkpoint.source import read_tokenizer
 from mmada_parallel.mmp_core.variants.registry import variant_named, variant_of
 from mmada_parallel.tests.mmp_core import tiny
 from safetensors.torch import load_file, save_file
@@ -310,3 +312,24 @@ def test_check_refuses_bad_input_in_one_line(tmp_path, folder, capsys):
         code, out, err = run(capsys, *arguments)
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert message in err
+
+
+def test_a_large_vocabulary_is_read_without_the_config_beside_it(folder, monkeypatch):
+    """transformers 4.57.2 fails on more than 100,000 words where a config.json lies beside them."""
+    from transformers import PreTrainedTokenizerFast
+
+    file, seen = folder / "tokenizer.json", []
+    content = json.loads(file.read_text())
+    words = content["model"]["vocab"]
+    words.update({f"word{i}": i for i in range(len(words), 126_349)})
+    file.write_text(json.dumps(content))
+    read = PreTrainedTokenizerFast.from_pretrained
+
+    def recorded(place, **options):
+        seen.extend(path.name for path in Path(place).iterdir())
+        return read(place, **options)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "from_pretrained", recorded)
+    tokens = read_tokenizer(folder)
+    assert len(tokens) == 126_349 and tokens("word126348")["input_ids"] == [126_348]
+    assert "tokenizer.json" in seen and "config.json" not in seen
