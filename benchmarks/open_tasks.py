@@ -50,10 +50,7 @@ def recolour(rng: random.Random, scene: Scene) -> tuple[str, Iterator[Result]]:
     """To any other colour."""
     cell, (shape, old), name = pick(rng, scene)
     return f"paint {name}", (
-        (
-            f"{object_at(cell, (shape, old))} becomes {new} .",
-            scene.with_cells({cell: (shape, new)}),
-        )
+        (f"{object_at(cell, (shape, old))} becomes {new} .", scene.with_cells({cell: (shape, new)}))
         for new in COLOURS
         if new != old
     )
@@ -104,10 +101,7 @@ def generate(rng: random.Random, scene: Scene) -> tuple[str, Iterator[Result]]:
     empty = Scene.empty(rng.choice(BACKGROUNDS), scene.grid)
     item = _item(rng)
     return f"draw {a(item)} on {empty.background}", (
-        (
-            f"{description(empty, {cell: item})} .",
-            empty.with_cells({cell: item}),
-        )
+        (f"{description(empty, {cell: item})} .", empty.with_cells({cell: item}))
         for cell in empty.empty_cells()
     )
 

@@ -266,16 +266,7 @@ class Generate(Kind):
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
-    for kind in (
-        Recolour(),
-        Replace(),
-        Move(),
-        Add(),
-        Remove(),
-        Count(),
-        Background(),
-        Generate(),
-    )
+    for kind in (Recolour(), Replace(), Move(), Add(), Remove(), Count(), Background(), Generate())
 }
 """In the order that seeds choose from."""
 EDITS = tuple(name for name, kind in KINDS.items() if kind.edits)

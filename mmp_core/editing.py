@@ -111,10 +111,7 @@ def reopened(
 
 
 def fixed_text(
-    model: Model,
-    text: str,
-    length: int,
-    rest: Literal["auto", "end", "undecided"] = "auto",
+    model: Model, text: str, length: int, rest: Literal["auto", "end", "undecided"] = "auto"
 ) -> Tensor:
     """Tokenise the user's words to (1, T) int64; each ░ in them is one masked token.
 

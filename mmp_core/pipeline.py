@@ -14,15 +14,7 @@ from torch import Tensor
 from .checkpoint.load import Model
 from .editing import cells_of
 from .errors import InputError
-from .image.pictures import (
-    UNIT_RANGE,
-    Offset,
-    Picture,
-    Size,
-    load_image,
-    to_pil,
-    to_pixels,
-)
+from .image.pictures import UNIT_RANGE, Offset, Picture, Size, load_image, to_pil, to_pixels
 from .state import MASKED, Prompt, TokenState
 
 GREY = (0.5, 0.5, 0.5)

@@ -88,10 +88,7 @@ def load_checkpoint(
 
 
 def open_checkpoint(
-    path: str | Path,
-    *,
-    image_tokenizer_path: str | Path | None = None,
-    family: Family = None,
+    path: str | Path, *, image_tokenizer_path: str | Path | None = None, family: Family = None
 ) -> Source:
     """Find and check a checkpoint's files without reading weights."""
     place = DEMO if str(path) == "demo" else Path(path).expanduser()

@@ -16,14 +16,7 @@ from typing import Any
 from ..errors import CheckpointError
 from ..variants.registry import variant_of
 from ..variants.strangers import GIVEN, STATED
-from .source import (
-    TOKENIZER_FILES,
-    Family,
-    Source,
-    image_tokenizer,
-    tokenizer_of,
-    with_stored_rows,
-)
+from .source import TOKENIZER_FILES, Family, Source, image_tokenizer, tokenizer_of, with_stored_rows
 from .tensors import SafetensorsFiles, refuse_pointer
 
 ABOUT = "mmada_parallel"

@@ -132,10 +132,7 @@ def sizes_near(side: int, unit: int) -> list[Size]:
 
 
 def fit_image(
-    image: Image.Image,
-    sizes: Sequence[Size],
-    *,
-    offset: Offset = "center",
+    image: Image.Image, sizes: Sequence[Size], *, offset: Offset = "center"
 ) -> Image.Image:
     """Scale ``image`` to cover, and crop it to, the one of ``sizes`` nearest to its aspect ratio.
 

@@ -10,10 +10,7 @@ from .base import Variant
 from .mmada_parallel_a import MMaDAParallelA
 from .mmada_parallel_m import MMaDAParallelM
 
-VARIANTS: list[Variant] = [
-    MMaDAParallelA(),
-    MMaDAParallelM(),
-]
+VARIANTS: list[Variant] = [MMaDAParallelA(), MMaDAParallelM()]
 """Of several that a checkpoint may be of, the first is taken."""
 
 BACKBONE = "model.transformer.wte.weight"

@@ -18,13 +18,7 @@ OUTPUTS = {
     "MMaDAParallelDecodeText": "STRING",
     "MMaDAParallelDecodeImage": "IMAGE",
 }
-GRAPH_TYPES = {
-    "MMADA_MODEL",
-    "MMADA_PROMPT",
-    "MMADA_TOKENS",
-    "MMADA_TRAJECTORY",
-    "MMADA_DATASET",
-}
+GRAPH_TYPES = {"MMADA_MODEL", "MMADA_PROMPT", "MMADA_TOKENS", "MMADA_TRAJECTORY", "MMADA_DATASET"}
 
 
 def inputs_of(info):

@@ -159,10 +159,7 @@ def test_tensors_that_do_not_fit(folder):
     block = "model.transformer.blocks.1.q_proj.weight"
     for changed, message in (
         ({block: None}, f"lacks {re.escape(block)}"),
-        (
-            {block: torch.zeros(3, 16)},
-            r"q_proj.weight in .* has shape \(3, 16\); .*\(16, 16\)",
-        ),
+        ({block: torch.zeros(3, 16)}, r"q_proj.weight in .* has shape \(3, 16\); .*\(16, 16\)"),
         ({"model.extra.weight": torch.zeros(1)}, "holds model.extra.weight, which this model does"),
         ({"model.transformer.ln_f.bias": torch.zeros(1)}, "holds model.transformer.ln_f.bias"),
     ):

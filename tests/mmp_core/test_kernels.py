@@ -91,15 +91,7 @@ def test_image_extremes():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "rows, words, features",
-    [
-        (1, 1, 1),
-        (1, 2, 16),
-        (5, 32, 16),
-        (16, 33, 24),
-        (17, 31, 7),
-        (20, 130, 40),
-        (3, 1100, 8),
-    ],
+    [(1, 1, 1), (1, 2, 16), (5, 32, 16), (16, 33, 24), (17, 31, 7), (20, 130, 40), (3, 1100, 8)],
 )
 @pytest.mark.parametrize("guidance, logit_scale", [((), None), ((1.5,), None), ((-2.0,), 0.3)])
 def test_text(dtype, rows, words, features, guidance, logit_scale):

@@ -194,10 +194,7 @@ def test_nothing_undecided_runs_nothing():
 def test_one_modality_given():
     whole = denoise(MODEL["A"], prompt(), PLAIN).final
     empty = prompt().initial
-    for start in (
-        TokenState(whole.text, empty.image),
-        TokenState(empty.text, whole.image),
-    ):
+    for start in (TokenState(whole.text, empty.image), TokenState(empty.text, whole.image)):
         final = denoise(MODEL["A"], prompt().starting_from(start), PLAIN).final
         assert not (final.text == MASKED).any() and not (final.image == MASKED).any()
 

@@ -28,10 +28,7 @@ from mmada_parallel.tests.mmp_core import third_family, tiny
 from PIL import Image
 
 SPEEDS = ("exact", "cached", "fast", "fastest")
-ANSWERS = {
-    "image": {"text_length": 0},
-    "text": {"size": (0, 0)},
-}
+ANSWERS = {"image": {"text_length": 0}, "text": {"size": (0, 0)}}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -80,10 +80,7 @@ def config(variant):
         "A": {"architectures": ["LLaDAForMultiModalGeneration"], "text_vocab_size": len(tokens)},
         "M": {"architectures": ["MMadaModelLM"], "llm_vocab_size": len(tokens)},
     }
-    sizes = {
-        "default_image_size": 4 * DOWNSAMPLE[variant],
-        "default_text_length": 5,
-    }
+    sizes = {"default_image_size": 4 * DOWNSAMPLE[variant], "default_text_length": 5}
     return own[variant] | config_of(tokens, CODES[variant]) | sizes
 
 

@@ -9,10 +9,7 @@ from mmada_parallel.mmp_core import InputError, load_checkpoint
 from mmada_parallel.mmp_core.checkpoint.adapters import base_metadata, build_adapter, doubt_about
 from mmada_parallel.tests.mmp_core.tiny import write_checkpoint
 from mmada_parallel.tests.training.adapted import stirred, write_peft_folder
-from mmada_parallel.training.weights.adapter_files import (
-    read_adapter,
-    save_adapter,
-)
+from mmada_parallel.training.weights.adapter_files import read_adapter, save_adapter
 from mmada_parallel.training.weights.policies import LoRA
 from safetensors.torch import load_file, save_file
 

@@ -7,12 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mmada_parallel.mmp_core.state import Prompt
 from mmada_parallel.training.sft.batches import MicroBatch, masked, stack
-from mmada_parallel.training.sft.loss import (
-    Condition,
-    draw_condition,
-    draw_mask,
-    masked_losses,
-)
+from mmada_parallel.training.sft.loss import Condition, draw_condition, draw_mask, masked_losses
 from mmada_parallel.training.sft.settings import SFTSettings
 
 WHOLE = SFTSettings(drop_text=0, drop_image=0, drop_both=0)

@@ -8,12 +8,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...mmp_core.checkpoint.adapters import (
-    PREFIX,
-    adapter_state,
-    base_metadata,
-    read_adapter,
-)
+from ...mmp_core.checkpoint.adapters import PREFIX, adapter_state, base_metadata, read_adapter
 from ...mmp_core.files import replacing
 from .policies import LoRA
 
