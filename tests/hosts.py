@@ -1,8 +1,7 @@
 """The real ComfyUI as a test host: find a checkout, start it, queue prompts, read every message.
 
 Two hosts: `COMFYUI_PATH` (else ~/comfy/ComfyUI) and, at the oldest supported version,
-`COMFYUI_OLD_PATH` (else ~/comfy/ComfyUI-0.16.4). A folder `frontend-<version>` beside a checkout
-holds the front end of that version where the installed package is another one.
+`COMFYUI_OLD_PATH` (else ~/comfy/ComfyUI-0.16.4).
 `COMFYUI_PYTHON` names the interpreter when ComfyUI lives in another environment.
 """
 
@@ -50,12 +49,6 @@ class Host:
         text = (self.path / "comfyui_version.py").read_text()
         return re.search(r'__version__ = "(.+?)"', text).group(1)
 
-    @property
-    def front_end(self):
-        """The unpacked front end of this version, if there is one beside the checkout."""
-        folder = self.path.parent / f"frontend-{self.version}"
-        return next(folder.glob("comfyui_frontend_package/static"), None)
-
     def problem(self):
         """One sentence if the host is absent; import errors only show when it starts."""
         if not (self.path / "main.py").is_file():
@@ -88,8 +81,8 @@ class ComfyServer:
     `with ComfyServer(find_host("current"), tmp_path) as server: server.run(prompt).images`
     """
 
-    def __init__(self, host, base, packs=None):
-        self.host, self.base = host, Path(base)
+    def __init__(self, host, base, packs=None, front_end=None):
+        self.host, self.base, self.front_end = host, Path(base), front_end
         self.packs = {PACK_FOLDER: PACK_ROOT} if packs is None else packs
         self.url = f"http://127.0.0.1:{free_port()}"
         self._log = self.base / "server.log"
@@ -132,8 +125,8 @@ class ComfyServer:
         command = [python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", port]
         command += ["--disable-auto-launch", "--base-directory", str(self.base)]
         command += ["--database-url", f"sqlite:///{self.base}/comfyui.db", "--disable-api-nodes"]
-        if self.host.front_end:
-            command += ["--front-end-root", str(self.host.front_end)]
+        if self.front_end:
+            command += ["--front-end-root", str(self.front_end)]
         return command
 
     def _environment(self):
@@ -250,11 +243,15 @@ class ComfyServer:
         self.post("/interrupt", {"prompt_id": prompt_id} if prompt_id else {})
 
 
-def serve(name, folder):
-    """For fixtures: a running server with the pack; skips where that ComfyUI cannot be had."""
+def serve(name, folder, front_end=None):
+    """For fixtures: a running server with the pack; skips where that ComfyUI cannot be had.
+
+    `front_end`: the folder of another front end than the one that is installed.
+    """
     with ExitStack() as stack:
         try:
-            server = stack.enter_context(ComfyServer(find_host(name), folder))
+            server = ComfyServer(find_host(name), folder, front_end=front_end)
+            stack.enter_context(server)
         except HostUnavailable as reason:
             pytest.skip(str(reason))
         yield server

@@ -2,6 +2,7 @@
 // step. Nothing of it is saved or queued.
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
+import { eachResult, nodeOf, onLiveText, onResult, passToCanvas } from './page.js'
 
 const NODE = 'MMaDAParallelDenoise'
 const STEP_EVENT = 'mmada_parallel.step' // nodes/host/page.py
@@ -46,8 +47,9 @@ function make(tag, parent, properties = {}) {
   return element
 }
 
+const SLIDER_KEYS = ['Arrow', 'Home', 'End', 'Page']
+
 class Viewer {
-  pageText = ''
   live = false
 
   constructor() {
@@ -66,8 +68,18 @@ class Viewer {
     this.range.setAttribute('aria-label', 'Recorded step')
     this.label = make('output', this.steps)
     this.range.addEventListener('input', () => this.showRecorded(this.range.valueAsNumber))
-    this.range.addEventListener('keydown', (event) => event.stopPropagation())
+    this.range.addEventListener('keydown', (event) => {
+      const { key, ctrlKey, metaKey } = event
+      if (!ctrlKey && !metaKey && SLIDER_KEYS.some((own) => key.startsWith(own))) {
+        event.stopPropagation()
+      }
+    })
+    passToCanvas(this.element, () => this.words.matches(':focus') && this.wordsScroll)
     this.reset()
+  }
+
+  get wordsScroll() {
+    return this.words.scrollHeight > this.words.clientHeight
   }
 
   reset() {
@@ -164,15 +176,8 @@ class Viewer {
   }
 }
 
-/** The node of an execution id, which inside subgraphs is a path such as "1:2". */
-function nodeOf(executionId) {
-  const path = String(executionId).split(':')
-  let graph = app.rootGraph ?? app.graph
-  for (const id of path.slice(0, -1)) graph = graph?.getNodeById(id)?.subgraph
-  return graph?.getNodeById(path.at(-1))
-}
-
 const viewers = new WeakMap()
+let created = 0 // the page takes widgets of one name at one node id for the same element
 const viewerOf = (executionId) => viewers.get(nodeOf(executionId))
 
 function show(viewer, output) {
@@ -183,21 +188,14 @@ function show(viewer, output) {
 function addViewer(node) {
   const viewer = new Viewer()
   viewers.set(node, viewer)
-  // The page writes a node's live text into the widget of this name; this one stands in for it.
-  const widget = node.addDOMWidget('$$node-text-preview', 'denoise_viewer', viewer.element, {
+  const widget = node.addDOMWidget(`viewer ${++created}`, 'denoise_viewer', viewer.element, {
     serialize: false,
     hideOnZoom: false,
-    getMinHeight: () => MIN_HEIGHT,
-    getValue: () => viewer.pageText,
-    setValue: (text) => (viewer.pageText = text)
+    getMinHeight: () => MIN_HEIGHT
   })
   widget.serialize = false
   node.onDrawBackground = () => {} // where the page would draw the picture once more
-  const beforeEnd = node.onExecuted
-  node.onExecuted = function (output) {
-    beforeEnd?.apply(this, arguments)
-    show(viewer, output)
-  }
+  onResult(node, (output) => show(viewer, output))
   const beforeStart = node.onExecutionStart
   node.onExecutionStart = function () {
     beforeStart?.apply(this, arguments)
@@ -210,6 +208,7 @@ app.registerExtension({
   name: 'mmada_parallel.denoise_viewer',
   setup() {
     make('style', document.head, { textContent: STYLE })
+    onLiveText((node) => viewers.has(node)) // the viewer shows the words by themselves
     api.addEventListener(STEP_EVENT, ({ detail }) => viewerOf(detail.node)?.showStep(detail))
     api.addEventListener('b_preview_with_metadata', ({ detail }) =>
       viewerOf(detail.displayNodeId)?.showPreview(detail.blob)
@@ -220,13 +219,9 @@ app.registerExtension({
   },
   /** The page has taken a workflow up again, or a past run. */
   onNodeOutputsUpdated(outputs) {
-    for (const [locator, output] of Object.entries(outputs)) {
-      if (!output?.[RECORDED_STEPS]) continue
-      const [id, subgraph] = locator.split(':').reverse()
-      const root = app.rootGraph ?? app.graph
-      const graph = subgraph ? root.subgraphs.get(subgraph) : root
-      const viewer = viewers.get(graph?.getNodeById(id))
+    eachResult(outputs, (node, output) => {
+      const viewer = viewers.get(node)
       if (viewer) show(viewer, output)
-    }
+    })
   }
 })

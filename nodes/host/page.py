@@ -13,6 +13,7 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 import torch
+from comfy_execution.progress import get_progress_state
 from PIL import Image
 from server import PromptServer
 
@@ -74,16 +75,21 @@ class Progress:
             self._picture_at = time.monotonic() + _PICTURE_INTERVAL
         self._bar.update_absolute(done, total, preview)
 
+    @property
+    def shown_id(self) -> str:
+        """The node of the page that stands for this one, which a loop may have made."""
+        return get_progress_state().dynprompt.get_display_node_id(self.node_id)
+
     def show_text(self, text: str) -> None:
         """The whole text so far, on the node."""
         self._text_at = time.monotonic() + _TEXT_INTERVAL
         if server := _server():
-            server.send_progress_text(for_page(text), self.node_id, server.client_id)
+            server.send_progress_text(for_page(text), self.shown_id, server.client_id)
 
     def show_words(self, done: int, total: int, words: Sequence[tuple[str, str]]) -> None:
         """The whole text so far, in our own viewer: words and their states."""
         if server := _server():
-            event = {"node": self.node_id, "step": done, "total": total, "words": words}
+            event = {"node": self.shown_id, "step": done, "total": total, "words": words}
             server.send_sync(STEP_EVENT, event, server.client_id)
 
 

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from mmada_parallel.tests.hosts import serve
+from mmada_parallel.tests.front_ends import FrontEndUnavailable, front_end, pinned
+from mmada_parallel.tests.hosts import find_host, serve
 
 CHROMIUM_FLAGS = [
     "--no-sandbox",
@@ -47,9 +48,19 @@ class ComfyPage:
         settings = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
         self.server.post("/settings", settings | {"Comfy.VueNodes.Enabled": vue})
         self.page.goto(self.server.url)
+        self.wait_until_ready()
+
+    def wait_until_ready(self):
         self.page.wait_for_function(READY)
         self.page.wait_for_timeout(1000)  # the page opens its default workflow last
         self.page.evaluate(RECORD)
+
+    def show_in(self, vue):
+        """Change the renderer of the open page."""
+        self.page.evaluate(
+            "on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", vue
+        )
+        self.page.wait_for_timeout(1500)
 
     def load(self, workflow, name):
         """Open a UI-format workflow as the page does with a dropped file."""
@@ -97,28 +108,45 @@ class ComfyPage:
             self.page.wait_for_timeout(200)
         raise TimeoutError(f"the prompt has not ended:\n{self.server.log()[-4000:]}")
 
-    def live_text(self, node_id):
-        """What the page shows in the node's live text widget."""
+    def widget_value(self, node_id, name):
+        """The value of a node's widget, if it has one of this name."""
         return self.page.evaluate(
-            "id => app.graph.nodes.find(n => String(n.id) === id).widgets \
-                .find(w => w.name === '$$node-text-preview')?.value",
-            node_id,
+            "([id, name]) => app.graph.nodes.find(n => String(n.id) === id).widgets \
+                .find(w => w.name === name)?.value",
+            [node_id, name],
         )
+
+    def run_command(self, name, settle=1500):
+        """One of the page's own commands, such as Comfy.Undo."""
+        self.page.evaluate("name => app.extensionManager.command.execute(name)", name)
+        self.page.wait_for_timeout(settle)
 
     def screenshot(self, name):
         """The whole graph, as <version>-<name>.png in $MMADA_SCREENSHOTS or a temporary folder."""
-        command = "() => app.extensionManager.command.execute('Comfy.Canvas.FitView')"
-        self.page.evaluate(command)
-        self.page.wait_for_timeout(700)
+        self.run_command("Comfy.Canvas.FitView", settle=700)
         file = re.sub(r"[^\w.-]+", "-", f"{self.server.host.version}-{name}.png")
         self.page.screenshot(path=self.screenshots / file)
         return self.screenshots / file
 
 
+def serve_page(name, version, tmp_path_factory):
+    """A server of our own, since what other tests ran must not be in its cache.
+
+    `version`: of the front end; None for the one that this ComfyUI asks for.
+    """
+    host = find_host(name)
+    if problem := host.problem():
+        pytest.skip(problem)
+    try:
+        folder = front_end(version or pinned(host.path))
+    except FrontEndUnavailable as reason:
+        pytest.skip(str(reason))
+    yield from serve(name, tmp_path_factory.mktemp(f"browser-{name}"), folder)
+
+
 @pytest.fixture(scope="session", params=["current", "oldest"])
 def comfy(request, tmp_path_factory):
-    """A server of our own: what other tests ran must not be in its cache."""
-    yield from serve(request.param, tmp_path_factory.mktemp(f"browser-{request.param}"))
+    yield from serve_page(request.param, None, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
