@@ -80,13 +80,16 @@ OFFSET = "() => [...app.canvas.ds.offset]"
 both_renderers = pytest.mark.parametrize("renderer", ["canvas", "vue"])
 
 
+EXHAUSTIVE = (pytest.mark.slow, pytest.mark.exhaustive)
+
+
 @pytest.fixture(
     scope="module",
     params=[
         ("oldest", None),
-        pytest.param(("current", None), marks=pytest.mark.slow),
-        pytest.param(("current", "1.55.18"), marks=pytest.mark.slow),
-        pytest.param(("current", "1.58.1"), marks=pytest.mark.slow),
+        pytest.param(("current", None), marks=EXHAUSTIVE),
+        pytest.param(("current", "1.55.18"), marks=EXHAUSTIVE),
+        pytest.param(("current", "1.58.1"), marks=EXHAUSTIVE),
         ("current", NEWEST),
     ],
     ids=lambda param: "-".join(filter(None, param)),
