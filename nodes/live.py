@@ -93,8 +93,8 @@ class LiveView:
 
     def _show_text(self, done: int, total: int, state: TokenState) -> None:
         text = decode_text(self.model, state, masked=MASKED_TEXT)[0]
-        self.progress.show_text(f"{self._note}{text}")
-        self.progress.show_words(done, total, words_since(self.model, state, self._shown))
+        words = words_since(self.model, state, self._shown)
+        self.progress.show_words(done, total, words, f"{self._note}{text}")
         self._shown = state
 
     def _saved_sheet(self, steps: Sequence[Step], result: Image.Image) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 // step. Nothing of it is saved or queued.
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
-import { eachResult, nodeOf, onLiveText, onResult, passToCanvas } from './page.js'
+import { eachResult, nodeOf, onLive, onResult, passToCanvas } from './page.js'
 
 const NODE = 'MMaDAParallelDenoise'
 const STEP_EVENT = 'mmada_parallel.step' // nodes/host/page.py
@@ -178,7 +178,6 @@ class Viewer {
 
 const viewers = new WeakMap()
 let created = 0 // the page takes widgets of one name at one node id for the same element
-const viewerOf = (executionId) => viewers.get(nodeOf(executionId))
 
 function show(viewer, output) {
   const recorded = output?.[RECORDED_STEPS]?.[0]?.[0]
@@ -208,10 +207,9 @@ app.registerExtension({
   name: 'mmada_parallel.denoise_viewer',
   setup() {
     make('style', document.head, { textContent: STYLE })
-    onLiveText((node) => viewers.has(node)) // the viewer shows the words by themselves
-    api.addEventListener(STEP_EVENT, ({ detail }) => viewerOf(detail.node)?.showStep(detail))
+    onLive(STEP_EVENT, (node, detail) => viewers.get(node)?.showStep(detail))
     api.addEventListener('b_preview_with_metadata', ({ detail }) =>
-      viewerOf(detail.displayNodeId)?.showPreview(detail.blob)
+      viewers.get(nodeOf(detail.displayNodeId))?.showPreview(detail.blob)
     )
   },
   nodeCreated(node) {

@@ -33,14 +33,26 @@ export function eachResult(outputs, show) {
   }
 }
 
-/** Calls `show(node, text)` with the live text of a node, instead of the page's own preview, which
- * stays where `show` returns false. The page's listeners come after capturing ones. */
-export function onLiveText(show) {
-  const handle = (event) => {
-    const node = nodeOf(event.detail.nodeId)
-    if (node && show(node, event.detail.text) !== false) event.stopImmediatePropagation()
+/** Calls `show(node, detail)` with each of the server's events of this name. The server is told that
+ * this page takes them; to others it sends a plain text for the page's own preview. */
+export function onLive(event, show) {
+  let told = null
+  const tell = () => {
+    if (!api.clientId || api.clientId === told) return
+    told = api.clientId
+    const body = JSON.stringify({ client_id: told, event })
+    api.fetchApi('/mmada_parallel/listen', { method: 'POST', body })
   }
-  api.addEventListener('progress_text', handle, { capture: true })
+  api.addEventListener('status', tell)
+  api.addEventListener('reconnected', () => {
+    told = null
+    tell()
+  })
+  api.addEventListener(event, ({ detail }) => {
+    const node = nodeOf(detail.node)
+    if (node) show(node, detail)
+  })
+  tell()
 }
 
 /** Lets the canvas zoom and pan under `element`, as under the page's own text boxes: by the wheel,

@@ -2,7 +2,7 @@
 // or queued.
 import { app } from '../../scripts/app.js'
 import { ComfyWidgets } from '../../scripts/widgets.js'
-import { eachResult, onLiveText, onResult } from './page.js'
+import { eachResult, onLive, onResult } from './page.js'
 
 const NODES = [
   'MMaDAParallelDecodeText',
@@ -12,6 +12,7 @@ const NODES = [
   'MMaDAParallelScoreAlignment',
   'MMaDAParallelSFTFinetune'
 ]
+const TEXT_EVENT = 'mmada_parallel.text' // nodes/host/page.py
 const WIDGET = 'shown_text'
 const MIN_WIDTH = 240
 
@@ -19,24 +20,17 @@ const textOf = (node) => node.widgets?.find((widget) => widget.name === WIDGET)
 
 function show(node, text) {
   const widget = textOf(node)
-  if (!widget) return false
-  widget.value = text
+  if (widget) widget.value = text
 }
 
 function showResult(node, output) {
   if (output?.text) show(node, [output.text].flat().join('\n\n'))
 }
 
-/** Live text as it was before it was made safe for a page that takes it for HTML. */
-function plain(html) {
-  const lines = html.replaceAll('<br>', '\n')
-  return new DOMParser().parseFromString(lines, 'text/html').body.textContent.replaceAll('\u00a0', ' ')
-}
-
 app.registerExtension({
   name: 'mmada_parallel.shown_text',
   setup() {
-    onLiveText((node, text) => show(node, plain(text)))
+    onLive(TEXT_EVENT, (node, { text }) => show(node, text))
   },
   nodeCreated(node) {
     if (!NODES.includes(node.comfyClass)) return

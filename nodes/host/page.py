@@ -13,14 +13,16 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 import torch
+from aiohttp import web
 from comfy_execution.progress import get_progress_state
 from PIL import Image
 from server import PromptServer
 
 from .folders import FOLDER
 
-STEP_EVENT = "mmada_parallel.step"
-"""What the page is sent while a run denoises; web/denoise_viewer.js listens to it."""
+STEP_EVENT, TEXT_EVENT = "mmada_parallel.step", "mmada_parallel.text"
+"""What a page that listens to it is sent while a node runs: words and their states for
+web/denoise_viewer.js, the whole text so far for web/shown_text.js."""
 
 _TEXT_INTERVAL = 0.1
 _PICTURE_INTERVAL = 0.5
@@ -83,18 +85,54 @@ class Progress:
     def show_text(self, text: str) -> None:
         """The whole text so far, on the node."""
         self._text_at = time.monotonic() + _TEXT_INTERVAL
-        if server := _server():
+        if not (server := _server()):
+            return
+        if not self._send(TEXT_EVENT, text=text):
             server.send_progress_text(for_page(text), self.shown_id, server.client_id)
 
-    def show_words(self, done: int, total: int, words: Sequence[tuple[str, str]]) -> None:
-        """The whole text so far, in our own viewer: words and their states."""
-        if server := _server():
-            event = {"node": self.shown_id, "step": done, "total": total, "words": words}
-            server.send_sync(STEP_EVENT, event, server.client_id)
+    def show_words(
+        self, done: int, total: int, words: Sequence[tuple[str, str]], text: str
+    ) -> None:
+        """The whole text so far: words and their states in our viewer, else ``text`` alone."""
+        self._text_at = time.monotonic() + _TEXT_INTERVAL
+        if not self._send(STEP_EVENT, step=done, total=total, words=words):
+            self.show_text(text)
+
+    def _send(self, event: str, **data: object) -> bool:
+        """Send the page an event about this node, if the page listens to it."""
+        server = _server()
+        if server is None or not _listens(server, event):
+            return False
+        server.send_sync(event, {"node": self.shown_id, **data}, server.client_id)
+        return True
+
+
+_listening: dict[tuple[str, str], object] = {}
+"""The connection of each page, by its id and the event that it listens to."""
+
+
+def _listens(server: PromptServer, event: str) -> bool:
+    """Whether the page that queued this run has said so since it last connected."""
+    connection = server.sockets.get(server.client_id)
+    return connection is not None and _listening.get((server.client_id, event)) is connection
 
 
 def _server() -> PromptServer | None:
     return getattr(PromptServer, "instance", None)
+
+
+if _server():
+
+    @PromptServer.instance.routes.post("/mmada_parallel/listen")
+    async def listen(request: web.Request) -> web.Response:
+        """A page says that it shows one of our events itself."""
+        told = await request.json()
+        client, event = str(told.get("client_id")), told.get("event")
+        connection = PromptServer.instance.sockets.get(client)
+        if connection is None or event not in (STEP_EVENT, TEXT_EVENT):
+            return web.Response(status=400)
+        _listening[client, event] = connection
+        return web.Response()
 
 
 def for_page(text: str) -> str:

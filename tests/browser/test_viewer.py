@@ -116,6 +116,10 @@ class ViewerPage:
         """What Demo Scene and Decode Text show."""
         return [self.comfy.widget_value(node, "shown_text") for node in ("2", "5")]
 
+    def kept_texts(self):
+        """What the page itself holds of these nodes' results."""
+        return self.page.evaluate("() => ['2', '5'].map((id) => app.nodeOutputs[id].text[0])")
+
     def run(self):
         self.comfy.queue()
         assert self.comfy.wait_for_end() == "execution_success"
@@ -239,7 +243,10 @@ def test_what_is_shown_stays(viewer, renderer):
     viewer.comfy.load(WORKFLOW, "another")
     assert not viewer.state()["choosing"] and not any(viewer.texts())
     viewer.comfy.run_command("Workspace.PreviousOpenedWorkflow")
-    assert viewer.check_result() == before and viewer.texts() == texts
+    assert viewer.check_result() == before and viewer.texts() == viewer.kept_texts()
+    if viewer.comfy.server.host.name != "oldest":  # whose page keeps Demo Scene's run before
+        assert viewer.texts() == texts
+    texts = viewer.texts()
     viewer.page.evaluate(MOVE, NODE)
     viewer.page.wait_for_timeout(500)
     viewer.comfy.run_command("Comfy.Undo")
