@@ -114,24 +114,24 @@ class LiveView:
 def words_since(
     model: Model, state: TokenState, before: TokenState | None
 ) -> list[tuple[str, str]]:
-    """Each text token of a batch of one with "undecided", "new" or "decided".
+    """Each text token of a batch of one with "masked", "new" or "unmasked".
 
-    New are those that were undecided in ``before``; without it, none.
+    New are those that were masked in ``before``; without it, none.
     """
     now = (state.text[0] != MASKED).tolist()
     then = now if before is None else (before.text[0] != MASKED).tolist()
     names = [
-        "undecided" if not is_decided else "decided" if was_decided else "new"
-        for is_decided, was_decided in zip(now, then, strict=True)
+        "masked" if not is_unmasked else "unmasked" if was_unmasked else "new"
+        for is_unmasked, was_unmasked in zip(now, then, strict=True)
     ]
     return list(zip(text_pieces(model, state)[0], names, strict=True))
 
 
-def recorded_text(model: Model, trajectory: Trajectory, steps: Sequence[Step]) -> dict[str, list]:
+def recorded_text(model: Model, trajectory: Trajectory, steps: Sequence[Step]) -> dict[str, Any]:
     """The first sample's words at ``steps``, of which the last one stands for the final state.
 
     ``steps``: their numbers, from 1. ``words``: the final text, one string per token. ``since``:
-    the position in ``steps`` from which on each token is decided, -1 if it was from the start.
+    the position in ``steps`` from which on each token is unmasked, -1 if it was from the start.
     """
     final = trajectory.final[:1]
     since = [len(steps)] * final.text.shape[1]

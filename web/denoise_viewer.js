@@ -7,7 +7,7 @@ import { eachResult, nodeOf, onLive, onResult, passToCanvas } from './page.js'
 const NODE = 'MMaDAParallelDenoise'
 const STEP_EVENT = 'mmada_parallel.step' // nodes/host/page.py
 const RECORDED_STEPS = 'mmada_parallel_steps' // nodes/live.py
-const UNDECIDED = ' ░'
+const MASKED = ' ░'
 const MIN_WIDTH = 400
 const MIN_HEIGHT = 220
 
@@ -27,7 +27,7 @@ const STYLE = `
   .mmada-viewer .stage { flex-direction: column; }
   .mmada-viewer canvas { width: 100%; height: 58%; object-position: top; }
 }
-.mmada-viewer .undecided { opacity: 0.55; }
+.mmada-viewer .masked { opacity: 0.55; }
 .mmada-viewer .new { border-radius: 2px; background: rgb(255 186 40 / 0.42);
   box-shadow: 0 0 0 2px rgb(255 186 40 / 0.42); }
 .mmada-viewer .empty { opacity: 0.7; }
@@ -140,8 +140,8 @@ class Viewer {
     this.setSteps(frame, steps.length - 1, total, steps[frame])
     this.setWords(
       words.map((word, position) => {
-        if (since[position] > frame) return [UNDECIDED, 'undecided']
-        return [word, since[position] === frame ? 'new' : 'decided']
+        if (since[position] > frame) return [MASKED, 'masked']
+        return [word, since[position] === frame ? 'new' : 'unmasked']
       })
     )
     this.drawRecorded(frame)

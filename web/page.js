@@ -40,7 +40,7 @@ export function onLive(event, show) {
   const tell = () => {
     if (!api.clientId || api.clientId === told) return
     told = api.clientId
-    const body = JSON.stringify({ client_id: told, event })
+    const body = new URLSearchParams({ client_id: told, event })
     api.fetchApi('/mmada_parallel/listen', { method: 'POST', body })
   }
   api.addEventListener('status', tell)

@@ -84,27 +84,23 @@ class Progress:
 
     def show_text(self, text: str) -> None:
         """The whole text so far, on the node."""
-        self._text_at = time.monotonic() + _TEXT_INTERVAL
-        if not (server := _server()):
-            return
-        if not self._send(TEXT_EVENT, text=text):
-            server.send_progress_text(for_page(text), self.shown_id, server.client_id)
+        self._show(TEXT_EVENT, text, text=text)
 
     def show_words(
         self, done: int, total: int, words: Sequence[tuple[str, str]], text: str
     ) -> None:
         """The whole text so far: words and their states in our viewer, else ``text`` alone."""
-        self._text_at = time.monotonic() + _TEXT_INTERVAL
-        if not self._send(STEP_EVENT, step=done, total=total, words=words):
-            self.show_text(text)
+        self._show(STEP_EVENT, text, step=done, total=total, words=words)
 
-    def _send(self, event: str, **data: object) -> bool:
-        """Send the page an event about this node, if the page listens to it."""
-        server = _server()
-        if server is None or not _listens(server, event):
-            return False
-        server.send_sync(event, {"node": self.shown_id, **data}, server.client_id)
-        return True
+    def _show(self, event: str, plain: str, **data: object) -> None:
+        """Send the page an event about this node if it listens to that, else ``plain``."""
+        self._text_at = time.monotonic() + _TEXT_INTERVAL
+        if (server := _server()) is None:
+            return
+        if _listens(server, event):
+            server.send_sync(event, {"node": self.shown_id, **data}, server.client_id)
+        else:
+            server.send_progress_text(for_page(plain), self.shown_id, server.client_id)
 
 
 _listening: dict[tuple[str, str], object] = {}
@@ -126,12 +122,13 @@ if _server():
     @PromptServer.instance.routes.post("/mmada_parallel/listen")
     async def listen(request: web.Request) -> web.Response:
         """A page says that it shows one of our events itself."""
-        told = await request.json()
-        client, event = str(told.get("client_id")), told.get("event")
-        connection = PromptServer.instance.sockets.get(client)
-        if connection is None or event not in (STEP_EVENT, TEXT_EVENT):
+        form, sockets = await request.post(), PromptServer.instance.sockets
+        client, event = str(form.get("client_id")), str(form.get("event"))
+        if client not in sockets or event not in (STEP_EVENT, TEXT_EVENT):
             return web.Response(status=400)
-        _listening[client, event] = connection
+        for key in [key for key in _listening if key[0] not in sockets]:
+            del _listening[key]
+        _listening[client, event] = sockets[client]
         return web.Response()
 
 

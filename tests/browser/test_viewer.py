@@ -19,7 +19,7 @@ STATE = f"""(id) => {{
     {VIEWER}
     return {{
         text: viewer.querySelector('.words').innerText.trim(),
-        undecided: count('undecided'), fresh: count('new'), decided: count('decided'),
+        masked: count('masked'), fresh: count('new'), unmasked: count('unmasked'),
         label: viewer.querySelector('output').textContent,
         step: range.valueAsNumber, last: Number(range.max),
         choosing: range.checkVisibility() && !range.disabled,
@@ -29,7 +29,7 @@ STATE = f"""(id) => {{
 }}"""
 RUNNING = f"""(id) => {{
     {VIEWER}
-    return range.disabled && canvas.checkVisibility() && count('undecided') && count('new')
+    return range.disabled && canvas.checkVisibility() && count('masked') && count('new')
 }}"""
 FOCUS = f"(id) => {{ {VIEWER}; range.focus() }}"
 SELECT = """(ids) => app.canvas.selectItems(
@@ -138,7 +138,7 @@ class ViewerPage:
         state = self.state(node)
         assert state["choosing"] and state["step"] == state["last"] >= 7
         first, _, total = state["label"].removeprefix("step ").partition(" / ")
-        assert first == total and state["undecided"] == 0 and state["picture"]
+        assert first == total and state["masked"] == 0 and state["picture"]
         return state
 
     def check_no_complaints(self):
@@ -167,7 +167,7 @@ def test_it_shows_the_run_and_then_its_steps(viewer, renderer):
     end = viewer.check_result()
     viewer.press("Home")
     start = viewer.state()
-    assert start["step"] == 0 and start["undecided"] > end["undecided"]
+    assert start["step"] == 0 and start["masked"] > end["masked"]
     assert start["picture"] != end["picture"]
     steps = [start]
     while steps[-1]["step"] < end["last"]:
@@ -175,8 +175,8 @@ def test_it_shows_the_run_and_then_its_steps(viewer, renderer):
             viewer.close_up(f"{renderer}-halfway")
         viewer.press("ArrowRight")
         steps.append(viewer.state())
-    undecided = [step["undecided"] for step in steps]
-    assert undecided == sorted(undecided, reverse=True) and len(set(undecided)) > 2
+    masked = [step["masked"] for step in steps]
+    assert masked == sorted(masked, reverse=True) and len(set(masked)) > 2
     assert any(step["fresh"] for step in steps[1:-1])  # a step may decide blanks alone
     assert viewer.page.evaluate(OWN_PICTURES) == 0
     viewer.check_no_complaints()
@@ -213,7 +213,7 @@ def test_two_nodes_show_each_its_own(viewer, renderer):
     shown, other = viewer.check_result(), viewer.check_result(twin)
     assert shown["picture"] != other["picture"]
     viewer.press("Home", twin)
-    assert viewer.state() == shown and viewer.state(twin)["undecided"] > other["undecided"]
+    assert viewer.state() == shown and viewer.state(twin)["masked"] > other["masked"]
     viewer.check_no_complaints()
 
 
@@ -305,7 +305,7 @@ def test_words_without_pictures_when_the_server_has_lost_the_file(viewer):
     viewer.comfy.reseed()
     viewer.run()
     state = viewer.state()
-    assert state["choosing"] and state["decided"] and state["picture"] is None
+    assert state["choosing"] and state["unmasked"] and state["picture"] is None
     viewer.check_no_complaints()
 
 

@@ -36,7 +36,7 @@ def test_it_opens_runs_and_shows_its_results(comfy_page, path, renderer):
 
 
 def shows_text(comfy_page, node):
-    words = "() => document.querySelector('.mmada-viewer .words .decided')"
+    words = "() => document.querySelector('.mmada-viewer .words .unmasked')"
     return comfy_page.widget_value(node, "shown_text") or comfy_page.page.evaluate(words)
 
 

@@ -261,15 +261,38 @@ def test_progress_without_a_server_is_silent(host):
     assert progress.text_due and progress.picture_due
     progress.show(1, 2)
     progress.show_text("words")
-    progress.show_words(1, 2, [("words", "new")])
+    progress.show_words(1, 2, [("words", "new")], "words")
     assert not progress.text_due
 
 
 def test_words_go_to_the_page_that_queued_the_prompt(host, monkeypatch):
     sent = []
-    server = SimpleNamespace(client_id="page", send_sync=lambda *message: sent.append(message))
+    server = SimpleNamespace(
+        client_id="page",
+        sockets={"page": object()},
+        send_sync=lambda *message: sent.append(message),
+        send_progress_text=lambda *message: sent.append(message),
+    )
     monkeypatch.setattr(host.page.PromptServer, "instance", server, raising=False)
-    host.Progress("5:12").show_words(3, 9, [("<b>", "new"), (" ░", "undecided")])
-    words = [("<b>", "new"), (" ░", "undecided")]
+    words = [("<b>", "new"), (" ░", "masked")]
+    host.Progress("5:12").show_words(3, 9, words, "<b> ░")
+    assert sent == [("&lt;b&gt; ░", "5:12", "page")]
+    key = "page", host.page.STEP_EVENT
+    monkeypatch.setitem(host.page._listening, key, server.sockets["page"])
+    host.Progress("5:12").show_words(3, 9, words, "<b> ░")
     event = {"node": "5:12", "step": 3, "total": 9, "words": words}
-    assert sent == [(host.page.STEP_EVENT, event, "page")]
+    assert sent[1:] == [(host.page.STEP_EVENT, event, "page")]
+    server.sockets["page"] = object()  # it has connected anew, and not said so yet
+    host.Progress("5:12").show_words(3, 9, words, "<b> ░")
+    assert len(sent) == 3 and sent[2][0] == "&lt;b&gt; ░"
+
+
+def test_words_in_a_loop_reach_the_node_that_the_page_shows(host, monkeypatch):
+    from comfy_execution import progress
+    from comfy_execution.graph import DynamicPrompt
+
+    prompt = DynamicPrompt({"5": {}})
+    prompt.add_ephemeral_node("5.0.0.7", {}, "5", "5")
+    registry = progress.ProgressRegistry("a prompt", prompt)
+    monkeypatch.setattr(progress, "global_progress_registry", registry)
+    assert host.Progress("5.0.0.7").shown_id == "5"

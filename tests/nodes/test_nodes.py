@@ -146,7 +146,7 @@ def test_a_batch_in_parts_is_announced_and_fills_the_bar_once(
     assert recorder.texts[0].startswith("[1 to 2 of 3, since memory is short")
     assert recorder.texts[-2].startswith("[3 of 3, since memory is short")
     assert recorder.texts[-1].startswith("[in parts, since memory was short")
-    assert {state for _, state in recorder.words[steps][1]} == {"undecided", "new"}
+    assert {state for _, state in recorder.words[steps][1]} == {"masked", "new"}
     (((data,),),) = output.ui.values()
     assert data["total"] == steps and data["sheet"]
 
@@ -182,8 +182,9 @@ class Recorder:
     def show_text(self, text):
         self.texts.append(text)
 
-    def show_words(self, done, total, words):
+    def show_words(self, done, total, words, text):
         self.words.append((done, words))
+        self.texts.append(text)
 
 
 @pytest.mark.parametrize("every, expected", [(0, 0), (1, 36), (5, 8)])
@@ -203,13 +204,13 @@ def test_both_modalities_are_seen_to_form(nodes, model, every, expected):
 
 
 def check_words(trajectory, shown):
-    """Each token is undecided until its step, new at it, decided from then on."""
+    """Each token is masked until its step, new at it, unmasked from then on."""
     assert [done for done, _ in shown] == [*range(1, len(trajectory) + 1), trajectory.total_steps]
     for step, (_, words) in zip(trajectory, shown, strict=False):
         decided, fresh = step.after.text[0] != MASKED, step.text_revealed[0]
         for (text, state), is_decided, is_new in zip(words, decided, fresh, strict=True):
-            assert state == ("new" if is_new else "decided" if is_decided else "undecided")
-            assert (text == " ░") == (state == "undecided")
+            assert state == ("new" if is_new else "unmasked" if is_decided else "masked")
+            assert (text == " ░") == (state == "masked")
     assert {state for _, state in shown[-1][1]} == {"decided"}
 
 
