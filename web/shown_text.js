@@ -34,7 +34,9 @@ app.registerExtension({
   },
   nodeCreated(node) {
     if (!NODES.includes(node.comfyClass)) return
-    const { widget } = ComfyWidgets.STRING(node, WIDGET, ['STRING', { multiline: true }], app)
+    const look = { multiline: true, placeholder: ' ' }
+    const { widget } = ComfyWidgets.STRING(node, WIDGET, ['STRING', look], app)
+    widget.label = 'text'
     widget.serialize = widget.options.serialize = false
     widget.options.read_only = true
     if (widget.element) widget.element.readOnly = true

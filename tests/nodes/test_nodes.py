@@ -211,7 +211,7 @@ def check_words(trajectory, shown):
         for (text, state), is_decided, is_new in zip(words, decided, fresh, strict=True):
             assert state == ("new" if is_new else "unmasked" if is_decided else "masked")
             assert (text == " ░") == (state == "masked")
-    assert {state for _, state in shown[-1][1]} == {"decided"}
+    assert {state for _, state in shown[-1][1]} == {"unmasked"}
 
 
 def test_the_viewer_gets_the_recorded_steps(nodes, encoded, denoised):
