@@ -116,7 +116,7 @@ def _outputs(
             f"{adapter} cannot be written ({error.strerror or error}): make room there, turn on "
             "resume, and queue again."
         ) from None
-    view.show(f"Done. The adapter is kept in {adapter}.")
+    text = view.show(f"Done. The adapter is kept in {adapter}.")
     lines = run.folder.lines()
     metric, label = recipe.curve
     values = torch.tensor([[line[metric]] for line in lines])
@@ -127,6 +127,7 @@ def _outputs(
         {"loss": [line["loss"] for line in lines]},
         run.step,
         host.to_intermediate(to_pixels([curve])),
+        ui={"text": (text,)},
     )
 
 

@@ -59,9 +59,11 @@ class TrainingView:
         self.page.show(step, total, self._samples() if due else None)
         stop_if_interrupted()
 
-    def show(self, line: str = "") -> None:
-        """``line`` above the latest figures."""
-        self.page.show_text("\n".join(filter(None, (line, self._lines))))
+    def show(self, line: str = "") -> str:
+        """``line`` above the latest figures; the whole text."""
+        text = "\n".join(filter(None, (line, self._lines)))
+        self.page.show_text(text)
+        return text
 
     def _samples(self) -> Any:
         pairs = self.recipe.samples(self.run, _SAMPLES)
