@@ -15,10 +15,7 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .model.config import ModelConfig
-from .model.formats import FORMATS
 from .model.kernels import available
-from .model.lora import adaptable_layers
-from .model.quantised import WeightOnlyLinear, replace_linears
 from .model.transformer import KeyValueCache, MaskedDiffusionTransformer
 from .sampler.policies import DenoisingModel
 from .sampler.settings import SamplerSettings
@@ -84,18 +81,6 @@ def module_bytes(module: nn.Module) -> int:
     """Weights and buffers of ``module`` as they are stored."""
     tensors = module.state_dict(keep_vars=True).values()
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def stored_bytes(
-    config: ModelConfig, dtype: torch.dtype = torch.bfloat16, quantised: str | None = None
-) -> int:
-    """A transformer's weights: in ``dtype``, the blocks' linear layers ``quantised`` ("fp8" or
-    "int8") as ``mmada-parallel convert`` does."""
-    model = MaskedDiffusionTransformer(config, dtype=dtype, device="meta")
-    if quantised:
-        formats = dict.fromkeys(adaptable_layers(model), FORMATS[quantised])
-        replace_linears(model, formats, WeightOnlyLinear)
-    return module_bytes(model)
 
 
 def forward_bytes(config: ModelConfig, tokens: int, itemsize: int) -> int:
@@ -187,16 +172,9 @@ def _unconditional_branches(
     settings: SamplerSettings, words: int, codes: int
 ) -> tuple[set[str], set[str]]:
     """Branches that guidance runs beside the conditional one, for text and for the image."""
-    text = {"joint": settings.reasoning_guidance}
-    image = {
-        "text": settings.text_guidance,
-        "image": settings.image_guidance,
-        "joint": settings.joint_guidance,
-    }
-    return (
-        {name for name, scale in text.items() if words and scale},
-        {name for name, scale in image.items() if codes and scale},
-    )
+    names = {"text", "image", "joint"} if codes else set()
+    text = {"joint"} if words and settings.reasoning_guidance else set()
+    return text, {name for name in names if getattr(settings, f"{name}_guidance")}
 
 
 def computes_in_float32(parameters: int) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -141,25 +142,25 @@ class MidBlock(nn.Module):
         return self.resnets[1](x)
 
 
+def _levels(
+    layers: Layers, widths: Sequence[int], depth: int, step: type[Downsample | Upsample]
+) -> nn.ModuleList:
+    name = "downsamplers" if step is Downsample else "upsamplers"
+    levels = nn.ModuleList()
+    for before, width in pairwise([widths[0], *widths]):
+        steps = nn.ModuleList([step(layers, width)] if len(levels) < len(widths) - 1 else [])
+        levels.append(Level(layers, before, width, depth, NAMES, **{name: steps}))
+    return levels
+
+
 class Encoder(Chain):
     """Pixels (B, 3, H, W) to (B, latent_channels, H/f, W/f)."""
 
     def __init__(self, layers: Layers, config: AmusedConfig):
         super().__init__()
         widths = config.block_out_channels
-        last = len(widths) - 1
         self.conv_in = layers.conv(3, widths[0])
-        self.down_blocks = nn.ModuleList(
-            Level(
-                layers,
-                widths[max(i - 1, 0)],
-                width,
-                config.layers_per_block,
-                NAMES,
-                downsamplers=nn.ModuleList([Downsample(layers, width)] if i < last else []),
-            )
-            for i, width in enumerate(widths)
-        )
+        self.down_blocks = _levels(layers, widths, config.layers_per_block, Downsample)
         self.mid_block = MidBlock(layers, widths[-1], config.mid_block_add_attention)
         self.conv_norm_out = layers.norm(widths[-1])
         self.activation = nn.SiLU()
@@ -172,20 +173,9 @@ class Decoder(Chain):
     def __init__(self, layers: Layers, config: AmusedConfig):
         super().__init__()
         widths = config.block_out_channels[::-1]
-        last = len(widths) - 1
         self.conv_in = layers.conv(config.latent_channels, widths[0])
         self.mid_block = MidBlock(layers, widths[0], config.mid_block_add_attention)
-        self.up_blocks = nn.ModuleList(
-            Level(
-                layers,
-                widths[max(i - 1, 0)],
-                width,
-                config.layers_per_block + 1,
-                NAMES,
-                upsamplers=nn.ModuleList([Upsample(layers, width)] if i < last else []),
-            )
-            for i, width in enumerate(widths)
-        )
+        self.up_blocks = _levels(layers, widths, config.layers_per_block + 1, Upsample)
         self.conv_norm_out = layers.norm(widths[-1])
         self.activation = nn.SiLU()
         self.conv_out = layers.conv(widths[-1], 3)
@@ -204,17 +194,10 @@ class AmusedVQ(ImageTokenizer):
 
     pixel_range = (0.0, 1.0)
 
-    def __init__(
-        self,
-        config: Mapping[str, Any],
-        *,
-        operations: Any = nn,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ):
+    def __init__(self, config: Mapping[str, Any], *, operations: Any = nn, **factory: Any):
         super().__init__(config)
         sizes = AmusedConfig.read(config)
-        layers = Layers(operations, sizes.norm_num_groups, dtype, device)
+        layers = Layers(operations, sizes.norm_num_groups, factory)
         self.downsample = 2 ** (len(sizes.block_out_channels) - 1)
         self.codebook_size = sizes.num_vq_embeddings
         self.vector_width = sizes.vq_embed_dim or sizes.latent_channels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -15,44 +16,25 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Layers:
-    """Make layers from injected ``operations`` (torch.nn or comfy.ops), all of one dtype and
-    device, with ``groups`` groups in every norm."""
+    """Make layers from injected ``operations`` (torch.nn or comfy.ops), with ``groups`` groups in
+    every norm. ``factory``: dtype and device of all."""
 
     operations: Any
     groups: int
-    dtype: torch.dtype | None
-    device: torch.device | str | None
+    factory: Mapping[str, Any]
 
-    def conv(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int = 3,
-        *,
-        stride: int = 1,
-        padding: int | None = None,
-    ) -> nn.Module:
-        padding = kernel // 2 if padding is None else padding
-        return self.operations.Conv2d(
-            inputs,
-            outputs,
-            kernel,
-            stride=stride,
-            padding=padding,
-            dtype=self.dtype,
-            device=self.device,
-        )
+    def conv(self, inputs: int, outputs: int, kernel: int = 3, **options: int) -> nn.Module:
+        options = {"padding": kernel // 2, **options}
+        return self.operations.Conv2d(inputs, outputs, kernel, **options, **self.factory)
 
     def norm(self, channels: int) -> nn.Module:
-        return self.operations.GroupNorm(
-            self.groups, channels, eps=1e-6, dtype=self.dtype, device=self.device
-        )
+        return self.operations.GroupNorm(self.groups, channels, eps=1e-6, **self.factory)
 
     def linear(self, inputs: int, outputs: int) -> nn.Module:
-        return self.operations.Linear(inputs, outputs, dtype=self.dtype, device=self.device)
+        return self.operations.Linear(inputs, outputs, **self.factory)
 
     def embedding(self, rows: int, width: int) -> nn.Module:
-        return self.operations.Embedding(rows, width, dtype=self.dtype, device=self.device)
+        return self.operations.Embedding(rows, width, **self.factory)
 
 
 class ResidualBlock(nn.Module):

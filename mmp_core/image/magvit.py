@@ -68,19 +68,12 @@ class Encoder(Chain):
     def __init__(self, layers: Layers, base: int):
         super().__init__()
         widths = [base * factor for factor in ENCODER_WIDTHS]
-        last = len(widths) - 1
         self.conv_in = layers.conv(3, base)
-        self.down = nn.ModuleList(
-            Level(
-                layers,
-                widths[max(i - 1, 0)],
-                width,
-                ENCODER_DEPTHS[i],
-                NAMES,
-                downsample=Downsample(layers, width) if i < last else None,
-            )
-            for i, width in enumerate(widths)
-        )
+        self.down = nn.ModuleList()
+        for i, (width, depth) in enumerate(zip(widths, ENCODER_DEPTHS, strict=True)):
+            step = Downsample(layers, width) if i < len(widths) - 1 else None
+            before = widths[max(i - 1, 0)]
+            self.down.append(Level(layers, before, width, depth, NAMES, downsample=step))
         self.mid = Middle(layers, widths[-1])
         self.norm_out = layers.norm(widths[-1])
         self.activation = nn.SiLU()
@@ -98,17 +91,11 @@ class Decoder(nn.Module):
         self.post_quant_conv = layers.conv(BITS, BITS, 1)
         self.conv_in = layers.conv(BITS, widths[-1])
         self.mid = Middle(layers, widths[-1])
-        self.up = nn.ModuleList(
-            Level(
-                layers,
-                widths[min(i + 1, last)],
-                width,
-                DECODER_DEPTHS[i],
-                NAMES,
-                upsample=Upsample(layers, width) if i else None,
-            )
-            for i, width in enumerate(widths)
-        )
+        self.up = nn.ModuleList()
+        for i, (width, depth) in enumerate(zip(widths, DECODER_DEPTHS, strict=True)):
+            step = Upsample(layers, width) if i else None
+            before = widths[min(i + 1, last)]
+            self.up.append(Level(layers, before, width, depth, NAMES, upsample=step))
         self.norm_out = layers.norm(widths[0])
         self.conv_out = layers.conv(widths[0], 3)
 
@@ -166,16 +153,11 @@ class MagvitV2(ImageTokenizer):
     vector_width = BITS
 
     def __init__(
-        self,
-        config: Mapping[str, Any] | None = None,
-        *,
-        operations: Any = nn,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
+        self, config: Mapping[str, Any] | None = None, *, operations: Any = nn, **factory: Any
     ):
         super().__init__(config or {})
         base = _read_width(config or {})
-        layers = Layers(operations, NORM_GROUPS, dtype, device)
+        layers = Layers(operations, NORM_GROUPS, factory)
         self.encoder = Encoder(layers, base)
         self.decoder = Decoder(layers, base)
         self.quantize = SignQuantizer()
