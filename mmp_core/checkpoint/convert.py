@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from ..model.quantised import formats_of, marker, quantise
 from .load import build_model, check_complete, open_checkpoint
 from .packed import IMAGE_PREFIX, packed_metadata
 from .source import Family, Source
-from .tensors import DTYPES, Outline, SafetensorsFiles
+from .tensors import DTYPES, Outline, SafetensorsFiles, blocks_of, outline_of
 
 KINDS = (*FORMATS, "none")
 """Choices of ``quantize``."""
@@ -55,17 +55,18 @@ def convert(
     out = Path(out).expanduser()
     _check_out(source, out)
     layers = _quantised_layers(source, FORMATS.get(quantize))
-    header, places = _laid_out(
-        _outlines(source, layers), packed_metadata(source, quantize, _provenance(source))
-    )
+    notes = packed_metadata(source, quantize, _provenance(source))
+    header, places = _laid_out(_outlines(source, layers), notes)
     total = max(stop for _, stop in places.values())
     _check_free_space(out, len(header) + total)
     try:
         with replacing(out) as temporary, open(temporary, "wb") as file:
             file.write(header)
             written = 0
-            for name, tensor in _tensors(source, layers):
-                written += _write(file, len(header), places, name, tensor)
+            for name, blocks in _tensors(source, layers):
+                start, stop = places[name]
+                _write(file, len(header) + start, blocks)
+                written += stop - start
                 if progress is not None:
                     progress(written, total)
     except OSError as error:
@@ -81,7 +82,8 @@ def _check_out(source: Source, out: Path) -> None:
         raise InputError(f"{out}: end the name in .safetensors.")
     if out.is_dir():
         raise InputError(f"{out} is a folder; give the name of a file in it.")
-    if out.resolve() in {file.resolve() for file in (*_stored(source).files, source.image_path)}:
+    files = source.weights.files if isinstance(source.weights, SafetensorsFiles) else []
+    if out.resolve() in {file.resolve() for file in (*files, source.image_path)}:
         raise InputError(f"{out} is read by this conversion; give another name.")
 
 
@@ -95,16 +97,8 @@ def _check_free_space(out: Path, needed: int) -> None:
         )
 
 
-def _stored(source: Source) -> SafetensorsFiles:
-    """The transformer's tensors, of a source as :func:`open_checkpoint` gives it."""
-    return cast(SafetensorsFiles, source.weights)
-
-
 def _quantised_layers(source: Source, form: Format | None) -> dict[str, Format]:
-    """The linear layers of the blocks, for ``form``.
-
-    Raises ``CheckpointError`` where tensors are missing.
-    """
+    """The linear layers of the blocks. Raises ``CheckpointError`` where tensors are missing."""
     model = build_model(source)
     check_complete(model.transformer, source.weights, str(source.path))
     check_complete(model.image_tokenizer, source.image_weights, str(source.image_path))
@@ -138,9 +132,9 @@ def _provenance(source: Source) -> dict[str, Any]:
 
 def _outlines(source: Source, layers: Mapping[str, Format]) -> dict[str, Outline]:
     """Every tensor of the file to be written."""
-    outlines, weights = {}, _stored(source)
-    for name in weights:
-        outline = weights.outline(name)
+    outlines = {}
+    for name in source.weights:
+        outline = outline_of(source.weights, name)
         if form := layers.get(layer := name.removesuffix(".weight")):
             outlines[name] = Outline(form.storage, outline.shape)
             outlines[f"{layer}.weight_scale"] = Outline(
@@ -149,8 +143,8 @@ def _outlines(source: Source, layers: Mapping[str, Format]) -> dict[str, Outline
             outlines[f"{layer}.comfy_quant"] = Outline(torch.uint8, tuple(marker(form).shape))
         else:
             outlines[name] = outline
-    for name, tensor in source.image_weights.items():
-        outlines[IMAGE_PREFIX + name] = Outline(tensor.dtype, tuple(tensor.shape))
+    for name in source.image_weights:
+        outlines[IMAGE_PREFIX + name] = outline_of(source.image_weights, name)
     return outlines
 
 
@@ -181,9 +175,8 @@ def _tensors(
     source: Source, layers: Mapping[str, Format]
 ) -> Iterator[tuple[str, Iterator[Tensor]]]:
     """Names and, in blocks of rows, values of all tensors to be written."""
-    weights, image_weights = _stored(source), source.image_weights
-    for name in weights:
-        blocks = weights.blocks(name)
+    for name in source.weights:
+        blocks = blocks_of(source.weights, name)
         if form := layers.get(layer := name.removesuffix(".weight")):
             try:
                 weight, scale = quantise(torch.cat(list(blocks)), form)
@@ -194,23 +187,11 @@ def _tensors(
             yield f"{layer}.comfy_quant", iter([marker(form)])
         else:
             yield name, blocks
-    for name in image_weights:
-        if isinstance(image_weights, SafetensorsFiles):
-            yield IMAGE_PREFIX + name, image_weights.blocks(name)
-        else:
-            yield IMAGE_PREFIX + name, iter([image_weights[name]])
+    for name in source.image_weights:
+        yield IMAGE_PREFIX + name, blocks_of(source.image_weights, name)
 
 
-def _write(
-    file: BinaryIO,
-    begin: int,
-    places: Mapping[str, tuple[int, int]],
-    name: str,
-    blocks: Iterator[Tensor],
-) -> int:
-    """Write one tensor to its place, the file's tensors beginning at ``begin``; its bytes."""
-    start, stop = places[name]
-    file.seek(begin + start)
+def _write(file: BinaryIO, position: int, blocks: Iterator[Tensor]) -> None:
+    file.seek(position)
     for block in blocks:
         file.write(block.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return stop - start

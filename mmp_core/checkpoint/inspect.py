@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,7 +15,7 @@ from ..variants.registry import BACKBONE
 from ..variants.strangers import ASSUMED
 from .load import Model, build_model, check_complete, open_checkpoint
 from .source import Family, Source
-from .tensors import Outline, SafetensorsFiles
+from .tensors import outline_of
 
 _TAIL = 6
 
@@ -83,7 +82,7 @@ def report_of(source: Source, model: Model) -> Report:
         family_known=source.evidence,
         dtype=max(dtypes, key=lambda name: dtypes[name]),
         quantized=sorted({form.name for form in formats_of(source.weights).values()}),
-        rows=_outline(source, BACKBONE).shape[0],
+        rows=outline_of(source.weights, BACKBONE).shape[0],
         special_ids=_special_ids(layout),
         image_offset=layout.image_offset,
         image_codes=layout.codebook_size,
@@ -105,24 +104,14 @@ def _special_ids(layout: Layout) -> dict[str, int]:
 def _template_tail(model: Model) -> list[str]:
     answer = TokenState(torch.full((1, 1), MASKED), torch.full((1, 1, 1), MASKED))
     ids = model.layout.encode("make it red", None, answer).instruction[0, -_TAIL:].tolist()
-    return [f"{token} ({i})" for token, i in zip(_names(model.tokenizer, ids), ids, strict=True)]
-
-
-def _names(tokenizer: Any, ids: list[int]) -> list[str]:
-    return [str(name) for name in tokenizer.convert_ids_to_tokens(ids)]
-
-
-def _outline(source: Source, name: str) -> Outline:
-    if isinstance(source.weights, SafetensorsFiles):
-        return source.weights.outline(name)
-    weight = source.weights[name]
-    return Outline(weight.dtype, tuple(weight.shape))
+    tokens = model.tokenizer.convert_ids_to_tokens(ids)
+    return [f"{token} ({i})" for token, i in zip(tokens, ids, strict=True)]
 
 
 def _bytes_by_dtype(source: Source) -> Counter[str]:
     sizes: Counter[str] = Counter()
     for name in source.weights:
-        outline = _outline(source, name)
+        outline = outline_of(source.weights, name)
         sizes[str(outline.dtype).removeprefix("torch.")] += outline.bytes
     return sizes
 
@@ -134,7 +123,8 @@ def _odd(source: Source, layout: Layout, dtypes: Counter[str]) -> list[str]:
             f"nothing but shapes says that this is {source.variant.name}; if it is another family, "
             "say --family (in Python family=)."
         )
-    rows, said = _outline(source, BACKBONE).shape[0], source.config.get("vocab_size")
+    rows = outline_of(source.weights, BACKBONE).shape[0]
+    said = source.config.get("vocab_size")
     if said not in (None, rows):
         sentences.append(f"config.json has vocab_size {said}, the embedding {rows} rows.")
     if (vocabulary := len(source.tokenizer)) > layout.image_offset:

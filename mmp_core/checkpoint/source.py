@@ -15,7 +15,7 @@ from ..errors import CheckpointError
 from ..variants.base import Variant
 from ..variants.registry import BACKBONE, variant_of
 from ..variants.strangers import ASSUMED, GIVEN, evidence_of
-from .tensors import SafetensorsFiles, read_json, refuse_pointer
+from .tensors import SafetensorsFiles, outline_of, read_json, refuse_pointer
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -85,10 +85,8 @@ def with_stored_rows(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -
     may be of an earlier save."""
     if BACKBONE not in weights:
         return dict(config)
-    rows = (
-        weights.outline(BACKBONE) if isinstance(weights, SafetensorsFiles) else weights[BACKBONE]
-    ).shape[0]
-    fixed = {name: rows for name in ("new_vocab_size",) if config.get(name)}
+    rows = outline_of(weights, BACKBONE).shape[0]
+    fixed = {"new_vocab_size": rows} if config.get("new_vocab_size") else {}
     return {**config, **fixed, "embedding_size": rows}
 
 
@@ -112,7 +110,10 @@ def image_tokenizer(
     """File, configuration and tensors of the image tokenizer: where the user says, else inside or
     beside ``folder``."""
     file = _image_file(folder, variant, given)
-    return file, _image_config(file, variant), _image_weights(file)
+    config = file.with_name("config.json")
+    is_the_checkpoint_s = file.with_name("tokenizer.json").is_file()
+    needed = variant.image_config_needed or (config.is_file() and not is_the_checkpoint_s)
+    return file, read_json(config) if needed else {}, _image_weights(file)
 
 
 def _transformer_weights(folder: Path) -> Mapping[str, Tensor]:
@@ -173,14 +174,6 @@ def _image_file(folder: Path, variant: Variant, given: Path | None) -> Path:
         raise CheckpointError(f"No image tokenizer at {given}: expected one of its weight files.")
     advice = variant.image_advice.format(folder=folder)
     raise CheckpointError(f"The image tokenizer is missing: {advice}.")
-
-
-def _image_config(weights: Path, variant: Variant) -> dict[str, Any]:
-    file = weights.parent / "config.json"
-    is_the_checkpoint_s = (weights.parent / "tokenizer.json").is_file()
-    if not variant.image_config_needed and (is_the_checkpoint_s or not file.is_file()):
-        return {}
-    return read_json(file)
 
 
 def _image_weights(file: Path) -> Mapping[str, Tensor]:

@@ -137,6 +137,20 @@ class SafetensorsFiles(Mapping):
         return self._open[file]
 
 
+def outline_of(tensors: Mapping[str, Tensor], name: str) -> Outline:
+    """That of one of ``tensors``, without reading it from a file."""
+    if isinstance(tensors, SafetensorsFiles):
+        return tensors.outline(name)
+    return Outline(tensors[name].dtype, tuple(tensors[name].shape))
+
+
+def blocks_of(tensors: Mapping[str, Tensor], name: str) -> Iterator[Tensor]:
+    """One of ``tensors`` in blocks of rows, or whole where it is in memory."""
+    if isinstance(tensors, SafetensorsFiles):
+        return tensors.blocks(name)
+    return iter([tensors[name]])
+
+
 def _opened(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")

@@ -72,22 +72,21 @@ def upstream_plan(
 class UpstreamSelection(ABC):
     """Noise over whole regions, ranking, and what is written back.
 
-    ``vocabulary``: number of ids. ``dtype``: the model's, which most draws are made in.
+    ``vocabulary``: number of ids. ``dtype``: the model's, which most draws are made in;
+    ``noise_dtype``: that of the text's noise.
     """
 
     def __init__(self, model: DenoisingModel, prompt: Prompt, settings: SamplerSettings):
         self.layout, self.settings = model.layout, settings
         self.generators: Generators = seeded_generators(settings.seeds(prompt.batch), model.device)
         self.vocabulary = model.transformer.config.embedding_size
-        self.dtype = model.transformer.dtype
+        self.dtype = self.noise_dtype = model.transformer.dtype
 
     @abstractmethod
-    def text_noise(self, positions: MaskedPositions) -> Tensor:
-        """(B, n, ids) uniform draws for the text."""
-
-    @abstractmethod
-    def text_ranks(self, positions: MaskedPositions) -> Tensor:
-        """(B, n) uniform draws that rank the text under random remasking."""
+    def text_draws(
+        self, positions: MaskedPositions, dtype: torch.dtype, choices: tuple[int, ...] = ()
+    ) -> Tensor:
+        """(B, n, *choices) uniform draws for the text."""
 
     @abstractmethod
     def noisy(self, scores: Tensor, uniform: Tensor) -> Tensor:
@@ -113,8 +112,11 @@ class UpstreamSelection(ABC):
         self, targets: Targets, before: TokenUpdate, logits: Callable[[Tensor], Tensor]
     ) -> TokenUpdate:
         positions = targets.positions
-        noise = self.text_noise(positions) if self.settings.text_temperature else None
-        random = self.text_ranks(positions) if self.settings.remasking == "random" else None
+        noise = random = None
+        if self.settings.text_temperature:
+            noise = self.text_draws(positions, self.noise_dtype, (self.vocabulary,))
+        if self.settings.remasking == "random":
+            random = self.text_draws(positions, torch.float32)
         if not positions.index.shape[1]:
             return before
         scores = logits(positions.index)

@@ -85,9 +85,12 @@ class MMaDAParallelA(Variant):
         global generator."""
         quotas = truncated_quotas(masked_counts(prompt.initial.text), settings.text_steps)
         plan = upstream_plan(quotas, prompt, settings, model.device)
-        return Policies(
-            plan, OverlayGuidance.of(model, prompt, settings), SelectionA(model, prompt, settings)
-        )
+        layout = model.layout
+        assert isinstance(layout, LayoutA)
+        conditional = layout.model_input(prompt, prompt.initial)
+        prefixes = layout.prefix(prompt, drop_text=True), layout.prefix(prompt, drop_image=True)
+        guidance = OverlayGuidance(conditional, settings, *prefixes)
+        return Policies(plan, guidance, SelectionA(model, prompt, settings))
 
 
 class LayoutA(Layout):
@@ -131,15 +134,8 @@ class LayoutA(Layout):
         text = f"<system>{system}</system><user>{user}</user>"
         return torch.tensor([self.tokenizer(text)["input_ids"]], dtype=torch.int64)
 
-    def model_input(
-        self,
-        prompt: Prompt,
-        state: TokenState,
-        *,
-        drop_text: bool = False,
-        drop_image: bool = False,
-    ) -> ModelInput:
-        prefix = self.prefix(prompt, drop_text=drop_text, drop_image=drop_image)
+    def model_input(self, prompt: Prompt, state: TokenState, **drops: bool) -> ModelInput:
+        prefix = self.prefix(prompt, **drops)
         height, width = state.grid
         image, text = self._image_segment(state.image), self.text_ids(state.text)
         answer, answer_end = column(prefix, self.answer), column(prefix, self.answer_end)
@@ -151,7 +147,9 @@ class LayoutA(Layout):
         text_positions = first_word + torch.arange(text.shape[1], device=ids.device)
         return ModelInput(ids, image_positions, text_positions)
 
-    def prefix(self, prompt: Prompt, *, drop_text: bool, drop_image: bool) -> Tensor:
+    def prefix(
+        self, prompt: Prompt, *, drop_text: bool = False, drop_image: bool = False
+    ) -> Tensor:
         """(B, P) ids before the answer."""
         words = prompt.unconditional if drop_text else prompt.instruction
         if prompt.image is None or drop_image:
@@ -192,20 +190,10 @@ class OverlayGuidance:
         self.active = any(scales[name] > 0 and prefixes[name] is not None for name in scales)
         self.branches = {CONDITIONAL: conditional}
         for name, prefix in prefixes.items():
-            self.branches[name] = _overlaid(conditional, prefix)
-
-    @classmethod
-    def of(
-        cls, model: DenoisingModel, prompt: Prompt, settings: SamplerSettings
-    ) -> OverlayGuidance:
-        layout = model.layout
-        assert isinstance(layout, LayoutA)
-        return cls(
-            layout.model_input(prompt, prompt.initial),
-            settings,
-            layout.prefix(prompt, drop_text=True, drop_image=False),
-            layout.prefix(prompt, drop_text=False, drop_image=True),
-        )
+            self.branches[name] = conditional
+            if prefix is not None:
+                ids = torch.cat((prefix, conditional.ids[:, prefix.shape[1] :]), dim=1)
+                self.branches[name] = replace(conditional, ids=ids)
 
     def text_logits(self, outputs: BranchOutputs, index: Tensor) -> Tensor:
         return outputs.text_logits(CONDITIONAL, index, slice(None))
@@ -219,34 +207,20 @@ class OverlayGuidance:
         return guided
 
 
-def _overlaid(conditional: ModelInput, prefix: Tensor | None) -> ModelInput:
-    if prefix is None:
-        return conditional
-    ids = torch.cat((prefix, conditional.ids[:, prefix.shape[1] :]), dim=1)
-    return replace(conditional, ids=ids)
-
-
 class SelectionA(UpstreamSelection):
     """Samples without masked text draw nothing for it."""
 
-    def text_noise(self, positions: MaskedPositions) -> Tensor:
-        shape = (positions.tokens.shape[1], self.vocabulary)
-        return self._text_draws(positions, shape, self.dtype)
-
-    def text_ranks(self, positions: MaskedPositions) -> Tensor:
-        return self._text_draws(positions, (positions.tokens.shape[1],), torch.float32)
-
-    def _text_draws(
-        self, positions: MaskedPositions, shape: tuple[int, ...], dtype: torch.dtype
+    def text_draws(
+        self, positions: MaskedPositions, dtype: torch.dtype, choices: tuple[int, ...] = ()
     ) -> Tensor:
-        draws = torch.zeros(
-            (*positions.index.shape, *shape[1:]), dtype=dtype, device=positions.index.device
-        )
+        index, shape = positions.index, (positions.tokens.shape[1], *choices)
+        draws = torch.zeros((*index.shape, *choices), dtype=dtype, device=index.device)
         for i, count in enumerate(positions.counts):
             if count:
                 sample = slice(i, i + 1)
+                generators = self.generators[sample]
                 draws[sample] = region_draws(
-                    positions.index[sample], shape, dtype, Tensor.uniform_, self.generators[sample]
+                    index[sample], shape, dtype, Tensor.uniform_, generators
                 )
         return draws
 

@@ -137,15 +137,8 @@ class LayoutM(Layout):
         unconditional[:, 0] = self.bos
         return Prompt(conditional, unconditional, image, initial)
 
-    def model_input(
-        self,
-        prompt: Prompt,
-        state: TokenState,
-        *,
-        drop_text: bool = False,
-        drop_image: bool = False,
-    ) -> ModelInput:
-        prefix = self.prefix(prompt, state, drop_text=drop_text, drop_image=drop_image)
+    def model_input(self, prompt: Prompt, state: TokenState, **drops: bool) -> ModelInput:
+        prefix = self.prefix(prompt, state, **drops)
         image, text = self.image_ids(state.image.flatten(1)), self.text_ids(state.text)
         soi, eoi, bos = (column(text, token) for token in (self.soi, self.eoi, self.bos))
         ids = torch.cat((prefix, soi, image, eoi, bos, text), dim=1)
@@ -156,7 +149,12 @@ class LayoutM(Layout):
         return ModelInput(ids, image_positions, text_positions)
 
     def prefix(
-        self, prompt: Prompt, state: TokenState, *, drop_text: bool, drop_image: bool
+        self,
+        prompt: Prompt,
+        state: TokenState,
+        *,
+        drop_text: bool = False,
+        drop_image: bool = False,
     ) -> Tensor:
         """(B, P) ids before the answer."""
         words = prompt.unconditional if drop_text else prompt.instruction
@@ -202,16 +200,14 @@ class JointGuidance:
 class SelectionM(UpstreamSelection):
     """The text region starts with the fixed bos, and draws from the global generator."""
 
-    def text_noise(self, positions: MaskedPositions) -> Tensor:
-        shape = (positions.tokens.shape[1] + 1, self.vocabulary)
-        return self._text_draws(positions, shape, torch.float64)
+    def __init__(self, model: DenoisingModel, prompt: Prompt, settings: SamplerSettings):
+        super().__init__(model, prompt, settings)
+        self.noise_dtype = torch.float64
 
-    def text_ranks(self, positions: MaskedPositions) -> Tensor:
-        return self._text_draws(positions, (positions.tokens.shape[1] + 1,), torch.float32)
-
-    def _text_draws(
-        self, positions: MaskedPositions, shape: tuple[int, ...], dtype: torch.dtype
+    def text_draws(
+        self, positions: MaskedPositions, dtype: torch.dtype, choices: tuple[int, ...] = ()
     ) -> Tensor:
+        shape = (positions.tokens.shape[1] + 1, *choices)
         unseeded = [None] * len(positions.counts)
         return region_draws(positions.index + 1, shape, dtype, Tensor.uniform_, unseeded)
 
