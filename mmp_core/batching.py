@@ -104,10 +104,8 @@ def _attempt(
     callback: Callback | None,
     record: int | None,
 ) -> Trajectory | None:
-    """Denoise ``samples`` of ``prompt`` by the plan of the whole.
-
-    ``None`` when memory ran out; all that the run held is free again then.
-    """
+    """Denoise ``samples`` of ``prompt`` by the plan of the whole. ``None`` when memory ran out; all
+    that the run held is free again then."""
     try:
         if len(samples) == prompt.batch:
             return denoise(model, prompt, settings, callback=callback, record=record)

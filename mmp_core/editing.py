@@ -24,10 +24,8 @@ and repetitions, since compiling it takes time and memory, too."""
 
 
 def text_pieces(model: Model, state: TokenState) -> list[list[str]]:
-    """Split each sample's text into one string per position, which together read as the text.
-
-    A masked position is ``" ░"``, special tokens are empty.
-    """
+    """Split each sample's text into one string per position, which together read as the text. A
+    masked position is ``" ░"``, special tokens are empty."""
     return [pieces_of(model.tokenizer, row.tolist()) for row in state.text]
 
 
@@ -56,11 +54,9 @@ def words_selected(pieces: Sequence[str], spans: str) -> list[bool]:
 
 
 def pattern_selected(pieces: Sequence[str], pattern: str) -> list[bool]:
-    """Select the positions that share a character with a match of a regular expression.
-
-    Raises ``InputError`` for a pattern that is not one, is too long, repeats too much, or takes
-    too long to search.
-    """
+    """Select the positions that share a character with a match of a regular expression. Raises
+    ``InputError`` for a pattern that is not one, is too long, repeats too much, or takes too long
+    to search."""
     repeats = math.prod(max(1, int(n)) for n in re.findall(r"[{,]\s*(\d{1,9})\s*(?=[,}])", pattern))
     if len(pattern) > REGEX_LENGTH or repeats > REGEX_REPEATS:
         raise InputError(
@@ -92,10 +88,8 @@ def _overlapping(pieces: Sequence[str], spans: Sequence[tuple[int, int]]) -> lis
 
 def cells_of(mask: Tensor, grid: tuple[int, int], coverage: float = 0.5) -> Tensor:
     """(B, H, W) bool: the image tokens of which more than ``coverage`` of the area is set.
-
     ``mask``: (B, h, w) float 0 … 1, of any size; it is taken to cover the whole picture.
-    ``coverage``: 0 … 1; 0 takes every token that is touched.
-    """
+    ``coverage``: 0 … 1; 0 takes every token that is touched."""
     return F.interpolate(mask[:, None].float(), size=grid, mode="area")[:, 0] > coverage
 
 

@@ -56,11 +56,8 @@ def free_bytes(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that denoising needs beside the weights.
-
-    ``fixed``: for any batch. Per sample: ``working``, at the worst moment of a step, and
-    ``retained`` from step to step.
-    """
+    """Bytes that denoising needs beside the weights. ``fixed``: for any batch. Per sample:
+    ``working``, at the worst moment of a step, and ``retained`` from step to step."""
 
     fixed: int
     working: int
@@ -84,11 +81,9 @@ def module_bytes(module: nn.Module) -> int:
 
 
 def forward_bytes(config: ModelConfig, tokens: int, itemsize: int) -> int:
-    """The most that one forward of ``tokens`` (batch · length) holds, without gradients.
-
-    That is either where keys are rotated (input, its norm, q, k, v, rotated q; the rotation's own,
-    in float32), or where the MLP multiplies (two residuals, norm, q, k, v; three of its width).
-    """
+    """The most that one forward of ``tokens`` (batch · length) holds, without gradients. That is
+    either where keys are rotated (input, its norm, q, k, v, rotated q; the rotation's own, in
+    float32), or where the MLP multiplies (two residuals, norm, q, k, v; three of its width)."""
     width, kv = config.d_model, config.n_kv_heads * config.head_dim
     upcast = config.rope_full_precision and itemsize < 4
     rotation = 4 * 4 * kv if upcast else 3 * itemsize * kv
@@ -98,10 +93,8 @@ def forward_bytes(config: ModelConfig, tokens: int, itemsize: int) -> int:
 
 
 def dequantised_bytes(transformer: MaskedDiffusionTransformer, itemsize: int) -> int:
-    """The largest layer that is stored in a byte per weight, while it is dequantised.
-
-    ``itemsize``: bytes of a dequantised weight, which is there twice: cast, and times its scale.
-    """
+    """The largest layer that is stored in a byte per weight, while it is dequantised. ``itemsize``:
+    bytes of a dequantised weight, which is there twice: cast, and times its scale."""
     weights = (getattr(layer, "weight", None) for layer in transformer.modules())
     sizes = (
         weight.numel() * itemsize
@@ -114,9 +107,7 @@ def dequantised_bytes(transformer: MaskedDiffusionTransformer, itemsize: int) ->
 
 def selection_bytes(positions: int, choices: int, branches: int, noise: int, itemsize: int) -> int:
     """Logits of ``branches`` at ``positions``, guided, noised and chosen from in float32.
-
-    ``noise``: bytes of a random number, 0 without.
-    """
+    ``noise``: bytes of a random number, 0 without."""
     per_logit = itemsize * branches + 8 + 3 * noise
     if branches > 1 and itemsize < 4:
         per_logit += 4

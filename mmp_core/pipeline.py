@@ -73,10 +73,8 @@ def encode_instruction(
 
 
 def encode_image(model: Model, image: Picture, *, offset: Offset = "center") -> Tensor:
-    """Codes (1, h, w) of a picture, cropped or squashed as its family does.
-
-    Its size is about the area of the checkpoint's default size, see :func:`seen_size`.
-    """
+    """Codes (1, h, w) of a picture, cropped or squashed as its family does. Its size is about the
+    area of the checkpoint's default size, see :func:`seen_size`."""
     return encode_seen(model, [_fitted(model, load_image(image), offset)])
 
 
@@ -122,10 +120,8 @@ def _around(
 
 
 def grid_of(model: Model, size: Size) -> tuple[int, int]:
-    """(height, width) in image codes of ``size`` (width, height) in pixels.
-
-    Raises ``InputError`` naming the nearest valid size.
-    """
+    """(height, width) in image codes of ``size`` (width, height) in pixels. Raises ``InputError``
+    naming the nearest valid size."""
     unit = model.downsample
     if tuple(size) == NO_PICTURE:
         return 0, 0
@@ -167,11 +163,8 @@ def masked_pixels(model: Model, state: TokenState) -> Tensor:
 
 @torch.no_grad()
 def _decode(model: Model, state: TokenState, fill: tuple[float, float, float]) -> Tensor:
-    """(B, 3, H, W) in the tokenizer's range.
-
-    Masked codes are decoded as the mean of the others, since the decoder mixes neighbours, and then
-    painted over.
-    """
+    """(B, 3, H, W) in the tokenizer's range. Masked codes are decoded as the mean of the others,
+    since the decoder mixes neighbours, and then painted over."""
     tokenizer, codes = model.image_tokenizer, state.image.to(model.device)
     if not codes[0].numel():
         return torch.zeros(codes.shape[0], 3, 0, 0, device=model.device)

@@ -191,11 +191,9 @@ class Trajectory:
         return iter(self.steps)
 
     def at(self, fraction: float) -> Step:
-        """The recorded step that stands after ``fraction`` (0 … 1) of the run's steps.
-
-        0 is what stands before the first, 1 the :attr:`end`; between two recorded steps the earlier
-        one. Raises ``ValueError`` where the fraction is out of range.
-        """
+        """The recorded step that stands after ``fraction`` (0 … 1) of the run's steps. 0 is what
+        stands before the first, 1 the :attr:`end`; between two recorded steps the earlier one.
+        Raises ``ValueError`` where the fraction is out of range."""
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction is {fraction}; expected 0 to 1.")
         done = round(fraction * self.total_steps)

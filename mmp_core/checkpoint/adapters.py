@@ -39,9 +39,7 @@ _ENDS = ("wte", "ff_out", "lm_head")
 
 def read_adapter(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a file or PEFT folder: the state of an :class:`~.lora.Adapter` of scale 1, and metadata.
-
-    Raises ``InputError`` for a file that is missing, damaged, pickled or holds no plain LoRA.
-    """
+    Raises ``InputError`` for a file that is missing, damaged, pickled or holds no plain LoRA."""
     file = Path(path).expanduser()
     if file.is_dir():
         file = file / PEFT_WEIGHTS
@@ -64,10 +62,8 @@ def adapter_state(
     tensors: Mapping[str, Tensor], name: str, alpha: float | None = None
 ) -> dict[str, Tensor]:
     """Name ``tensors`` as :class:`~.lora.Adapter` does, with alpha / rank multiplied into B.
-
     ``name``: of the file, for messages. ``alpha``: of all layers; by default what ``tensors`` say,
-    else the rank. Raises ``InputError`` where they are not the pairs of plain LoRA.
-    """
+    else the rank. Raises ``InputError`` where they are not the pairs of plain LoRA."""
     matrices: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
     for key, tensor in tensors.items():
@@ -127,11 +123,9 @@ def build_adapter(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Adapter:
-    """Build the adapter that :func:`read_adapter` gave, for ``model``.
-
-    ``dtype``, ``device``: of its weights; default, those of the final norm and of the model's
-    inputs. Raises ``InputError`` where it belongs to another variant or does not fit.
-    """
+    """Build the adapter that :func:`read_adapter` gave, for ``model``. ``dtype``, ``device``: of
+    its weights; default, those of the final norm and of the model's inputs. Raises ``InputError``
+    where it belongs to another variant or does not fit."""
     if (variant := metadata.get("variant", model.variant.id)) != model.variant.id:
         raise InputError(
             f"{name} was trained on variant {variant}; this checkpoint is of variant "

@@ -151,10 +151,8 @@ def _outlines(source: Source, layers: Mapping[str, Format]) -> dict[str, Outline
 def _laid_out(
     outlines: Mapping[str, Outline], notes: Mapping[str, str]
 ) -> tuple[bytes, dict[str, tuple[int, int]]]:
-    """The file's header, and where after it each tensor begins and ends.
-
-    Wide dtypes come first, so that every tensor is aligned.
-    """
+    """The file's header, and where after it each tensor begins and ends. Wide dtypes come first, so
+    that every tensor is aligned."""
     places, end = {}, 0
     entries: dict[str, Any] = {"__metadata__": dict(notes)}
     for name in sorted(outlines, key=lambda name: -outlines[name].dtype.itemsize):

@@ -61,10 +61,8 @@ class Report:
 def inspect_checkpoint(
     path: str | Path, *, image_tokenizer_path: str | Path | None = None, family: Family = None
 ) -> Report:
-    """Report on a checkpoint without reading its large weights.
-
-    Raises as :func:`.load.load_checkpoint` does, but for what only the values can show.
-    """
+    """Report on a checkpoint without reading its large weights. Raises as
+    :func:`.load.load_checkpoint` does, but for what only the values can show."""
     source = open_checkpoint(path, image_tokenizer_path=image_tokenizer_path, family=family)
     model = build_model(source)
     check_complete(model.transformer, source.weights, str(source.path))

@@ -50,10 +50,7 @@ def packed_metadata(
 
 def open_packed(file: Path, image_tokenizer_path: Path | None, family: Family) -> Source:
     """A checkpoint in one file; its own image tokenizer gives way to one named by the user, and the
-    family in its header to ``family``.
-
-    Raises ``CheckpointError``.
-    """
+    family in its header to ``family``. Raises ``CheckpointError``."""
     _refuse_other_formats(file)
     tensors = SafetensorsFiles.of(file)
     metadata = tensors.metadata(file)

@@ -22,10 +22,8 @@ FORMAT = "mmada-parallel tokens 1"
 
 def token_identity(model: Model) -> dict[str, str]:
     """What tokens depend on: ``variant``, and checksums of ``vocabulary`` and ``codebook``.
-
-    Checkpoints that were trained further from one another share them. The image tokenizer's
-    weights must be loaded.
-    """
+    Checkpoints that were trained further from one another share them. The image tokenizer's weights
+    must be loaded."""
     words = json.dumps(model.tokenizer.get_vocab(), sort_keys=True).encode()
     codes = torch.arange(model.layout.codebook_size, device=model.device).view(1, 1, -1)
     with torch.no_grad():
@@ -48,11 +46,9 @@ def save_tokens(
 
 
 def load_tokens(path: str | Path, model: Model) -> TokenState:
-    """Read what :func:`save_tokens` wrote.
-
-    Raises ``InputError`` for a file that is no such file, is damaged, or holds tokens of a
-    checkpoint with another variant, vocabulary or codebook than ``model``'s.
-    """
+    """Read what :func:`save_tokens` wrote. Raises ``InputError`` for a file that is no such file,
+    is damaged, or holds tokens of a checkpoint with another variant, vocabulary or codebook than
+    ``model``'s."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

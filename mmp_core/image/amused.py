@@ -60,11 +60,9 @@ class AmusedConfig:
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> AmusedConfig:
-        """Read the parsed ``vqvae/config.json``.
-
-        Raises ``CheckpointError`` naming the first value that is not supported. An unknown field is
-        ignored with a warning: newer versions of diffusers may write one more.
-        """
+        """Read the parsed ``vqvae/config.json``. Raises ``CheckpointError`` naming the first value
+        that is not supported. An unknown field is ignored with a warning: newer versions of
+        diffusers may write one more."""
         names = {field.name for field in fields(cls)}
         known = names | FIXED.keys() | BLOCK_TYPES.keys() | IGNORED
         for name, value in config.items():

@@ -141,11 +141,8 @@ class SignQuantizer(nn.Module):
 
 
 class MagvitV2(ImageTokenizer):
-    """Image tokenizer with a 13-bit sign code.
-
-    Of ``config`` only ``ch`` is read, the width of the first level, a positive multiple of 32; the
-    released file has the default, 128.
-    """
+    """Image tokenizer with a 13-bit sign code. Of ``config`` only ``ch`` is read, the width of the
+    first level, a positive multiple of 32; the released file has the default, 128."""
 
     pixel_range = (-1.0, 1.0)
     downsample = 2 ** (len(ENCODER_WIDTHS) - 1)

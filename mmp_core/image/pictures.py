@@ -103,10 +103,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 def crop_sizes(area: int, patch: int, max_ratio: float = 4.0) -> list[Size]:
     """List every (width, height), widest first, of whole patches of ``patch`` x ``patch`` pixels
-    that fills a budget of ``area`` patches, with sides at most ``max_ratio`` apart.
-
-    Raises ``InputError`` for an area or patch below 1 or a ratio below 1.
-    """
+    that fills a budget of ``area`` patches, with sides at most ``max_ratio`` apart. Raises
+    ``InputError`` for an area or patch below 1 or a ratio below 1."""
     if area < 1 or patch < 1 or max_ratio < 1.0:
         raise InputError(
             f"area {area}, patch {patch}, max_ratio {max_ratio}: expected all at least 1."
@@ -191,10 +189,8 @@ def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
 
 def squash_image(image: Image.Image, size: int | Size) -> Image.Image:
     """Resize ``image`` (RGB), bicubic, to ``size``: (width, height), or one number for a square.
-    Nothing is cropped, so the aspect ratio changes.
-
-    Raises ``InputError`` where the image is not RGB or the size is not positive.
-    """
+    Nothing is cropped, so the aspect ratio changes. Raises ``InputError`` where the image is not
+    RGB or the size is not positive."""
     _check_rgb(image)
     width, height = (size, size) if isinstance(size, int) else size
     if width < 1 or height < 1:
@@ -205,10 +201,8 @@ def squash_image(image: Image.Image, size: int | Size) -> Image.Image:
 def to_pixels(
     image: Image.Image, pixel_range: tuple[float, float], dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Pixels (1, 3, H, W) of an RGB image, black and white at the ends of ``pixel_range``.
-
-    Raises ``InputError`` where the image is not RGB or the range is not [0, 1] or [-1, 1].
-    """
+    """Pixels (1, 3, H, W) of an RGB image, black and white at the ends of ``pixel_range``. Raises
+    ``InputError`` where the image is not RGB or the range is not [0, 1] or [-1, 1]."""
     _check_rgb(image)
     signed = _is_signed(pixel_range)
     levels = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0).contiguous()

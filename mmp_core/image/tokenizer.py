@@ -36,10 +36,8 @@ class ImageTokenizer(nn.Module, ABC):
         device: torch.device | str | None = None,
     ):
         """``config``: the parsed ``config.json``. ``operations``: where layers are taken from;
-        ``dtype``, ``device``: of their parameters.
-
-        Raises ``CheckpointError`` naming what in ``config`` is not supported.
-        """
+        ``dtype``, ``device``: of their parameters. Raises ``CheckpointError`` naming what in
+        ``config`` is not supported."""
         super().__init__()
 
     @property

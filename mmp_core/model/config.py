@@ -59,11 +59,8 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> ModelConfig:
-        """Read a released ``config.json``.
-
-        Raises ``CheckpointError`` for a missing field or an architecture option that these blocks
-        do not compute.
-        """
+        """Read a released ``config.json``. Raises ``CheckpointError`` for a missing field or an
+        architecture option that these blocks do not compute."""
         for name, allowed in _FIXED.items():
             if name in config and config[name] not in allowed:
                 raise CheckpointError(

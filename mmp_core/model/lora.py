@@ -108,10 +108,8 @@ class Adapter(nn.Module):
     def attach(
         self, transformer: MaskedDiffusionTransformer, strength: float = 1.0
     ) -> AttachedAdapter:
-        """Add this to what ``transformer`` computes until the result is removed.
-
-        Several adapters may be attached at once; they add up.
-        """
+        """Add this to what ``transformer`` computes until the result is removed. Several adapters
+        may be attached at once; they add up."""
         return AttachedAdapter(self, transformer, strength)
 
 

@@ -25,10 +25,8 @@ TensorMap = Callable[[Tensor], Tensor]
 
 
 def quantise(weight: Tensor, form: Format) -> tuple[Tensor, Tensor]:
-    """``weight`` (out, in) as stored, and its scale: () or (out, 1) float32.
-
-    Raises ``ValueError`` for values that are not finite.
-    """
+    """``weight`` (out, in) as stored, and its scale: () or (out, 1) float32. Raises ``ValueError``
+    for values that are not finite."""
     largest = weight.abs().amax(dim=1, keepdim=True).float()
     if not largest.isfinite().all():
         raise ValueError("values that are not finite")
@@ -101,10 +99,8 @@ def replace_linears(
 
 
 class FrozenFunction(torch.autograd.Function):
-    """``compute(x)``, whose gradient for ``x`` is ``pull_back`` of that of its result.
-
-    The backward holds nothing but ``pull_back``, which may make or fetch weights again.
-    """
+    """``compute(x)``, whose gradient for ``x`` is ``pull_back`` of that of its result. The backward
+    holds nothing but ``pull_back``, which may make or fetch weights again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, compute: TensorMap, pull_back: TensorMap) -> Tensor:
@@ -117,10 +113,8 @@ class FrozenFunction(torch.autograd.Function):
 
 
 class WeightOnlyLinear(nn.Module):
-    """A linear layer without bias whose weight is stored quantised and dequantised on use.
-
-    It computes in its input's dtype; converting the module to another dtype leaves what it stores.
-    """
+    """A linear layer without bias whose weight is stored quantised and dequantised on use. It
+    computes in its input's dtype; converting the module to another dtype leaves what it stores."""
 
     weight: Tensor
     weight_scale: Tensor

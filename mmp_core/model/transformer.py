@@ -27,10 +27,8 @@ RenewKeysValues = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class RMSNorm(nn.RMSNorm):
-    """Rounds to the input's dtype before the gain is applied, as the released code does.
-
-    torch's own rounds once, after; in bf16 every token then differs sooner or later.
-    """
+    """Rounds to the input's dtype before the gain is applied, as the released code does. torch's
+    own rounds once, after; in bf16 every token then differs sooner or later."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.with_gain(x, self.weight)
@@ -74,19 +72,15 @@ def rotary_table(length: int, head_dim: int, theta: float, device: torch.device)
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Apply RoPE to ``x`` (B, heads, n, head_dim) in the table's dtype; returns ``x``'s dtype.
-
-    ``table``: (2, n, head_dim), or (2, B, 1, n, head_dim) where the samples' positions differ.
-    """
+    ``table``: (2, n, head_dim), or (2, B, 1, n, head_dim) where the samples' positions differ."""
     t = x.to(table.dtype)
     first, second = t.chunk(2, dim=-1)
     return (t * table[0] + torch.cat((-second, first), dim=-1) * table[1]).to(x.dtype)
 
 
 class KeyValueCache:
-    """Keys and values of every block for one sequence (B, L), any part of which can be renewed.
-
-    The position ``L`` stands for none: what is written there is never read.
-    """
+    """Keys and values of every block for one sequence (B, L), any part of which can be renewed. The
+    position ``L`` stands for none: what is written there is never read."""
 
     def __init__(self) -> None:
         self.blocks: dict[int, Tensor] = {}
@@ -142,10 +136,8 @@ class Block(nn.Module):
         self.ff_out = linear(config.mlp_hidden_size, width)
 
     def forward(self, x: Tensor, rotary: Tensor, renew: RenewKeysValues | None = None) -> Tensor:
-        """(B, n, d_model) of ``x`` (B, n, d_model). ``rotary``: see :func:`rotate`.
-
-        ``renew`` gives the keys and values attended to; by default those of ``x`` alone.
-        """
+        """(B, n, d_model) of ``x`` (B, n, d_model). ``rotary``: see :func:`rotate`. ``renew`` gives
+        the keys and values attended to; by default those of ``x`` alone."""
         h = self.attn_norm(x)
         q = self.q_proj(h).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k = self.k_proj(h).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
@@ -219,9 +211,7 @@ class MaskedDiffusionTransformer(nn.Module):
 
     def logits(self, hidden: Tensor, choices: slice = slice(None)) -> Tensor:
         """(…, choices) logits of normed hidden states (…, d_model), in the model's dtype.
-
-        ``choices``: the contiguous part of the vocabulary wanted.
-        """
+        ``choices``: the contiguous part of the vocabulary wanted."""
         with self.head(hidden, choices) as weight:
             logits = F.linear(hidden, weight)
         return logits if self.logit_scale is None else logits * self.logit_scale

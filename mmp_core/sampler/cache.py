@@ -96,10 +96,8 @@ class CachePolicy:
         ids: Tensor,
         targets: StepTargets,
     ) -> Tensor | None:
-        """(B, n) positions of ``ids`` (B, L) to compute, ``L`` for none; ``None`` for all.
-
-        How many there are is known without reading anything back from the device.
-        """
+        """(B, n) positions of ``ids`` (B, L) to compute, ``L`` for none; ``None`` for all. How many
+        there are is known without reading anything back from the device."""
         length = ids.shape[1]
         text = targets.text.positions if targets.text and branch in self.text_branches else None
         image = targets.image.positions if targets.image and branch in self.image_branches else None
@@ -130,10 +128,8 @@ class CachePolicy:
     def _size(
         self, runs: SampleRuns, masked: Masked, tokens: Masked, predicted: Masked, length: int
     ) -> int:
-        """How many positions of one sample to compute at this run, which is counted.
-
-        ``tokens``: masked or not. ``predicted``: text and image positions. ``length``: all.
-        """
+        """How many positions of one sample to compute at this run, which is counted. ``tokens``:
+        masked or not. ``predicted``: text and image positions. ``length``: all."""
         refreshes = runs.refreshed_at is None or any(
             before - now > self.changed_share * total
             for before, now, total in zip(runs.refreshed_at, masked, tokens, strict=True)

@@ -40,10 +40,8 @@ class Guidance(Protocol[Text, Image]):
         ...
 
     def image_logits(self, outputs: BranchOutputs, updated: TokenState, index: Tensor) -> Image:
-        """Logits at image positions ``index`` (B, n).
-
-        ``updated``: the state of ``outputs`` with the text unmasked at this step.
-        """
+        """Logits at image positions ``index`` (B, n). ``updated``: the state of ``outputs`` with
+        the text unmasked at this step."""
         ...
 
 

@@ -59,10 +59,8 @@ class StepTargets:
 
 @dataclass(frozen=True)
 class Plan:
-    """All steps of a run, in order.
-
-    ``counts``: what they count, by name: (S, B) int64 on the model's device.
-    """
+    """All steps of a run, in order. ``counts``: what they count, by name: (S, B) int64 on the
+    model's device."""
 
     steps: tuple[PlannedStep, ...]
     counts: Mapping[str, Tensor]

@@ -72,11 +72,9 @@ class PlannedStep:
 
 
 def corrected_steps(text: Counts, image: Counts, settings: SamplerSettings) -> list[PlannedStep]:
-    """The steps of the "corrected" preset; those that would unmask nothing are left out.
-
-    ``text``, ``image``: masked tokens at the start, per sample; both may be 0. Each modality keeps
-    its own number of steps, none of which collapse.
-    """
+    """The steps of the "corrected" preset; those that would unmask nothing are left out. ``text``,
+    ``image``: masked tokens at the start, per sample; both may be 0. Each modality keeps its own
+    number of steps, none of which collapse."""
     text_schedule, image_schedule = map(
         SCHEDULES.__getitem__, (settings.text_schedule, settings.image_schedule)
     )
@@ -115,11 +113,9 @@ def _changing(before: Counts | None, after: Counts | None) -> Counts | None:
 
 
 def _ranks(settings: SamplerSettings) -> tuple[dict[int, int], dict[int, int]]:
-    """The steps that unmask text, and those that unmask the image: {index: 1-based rank} each.
-
-    In parallel both end together, with as many steps as the larger number; image steps start after
-    a quarter of the run, as in the reference, or earlier where they would not fit.
-    """
+    """The steps that unmask text, and those that unmask the image: {index: 1-based rank} each. In
+    parallel both end together, with as many steps as the larger number; image steps start after a
+    quarter of the run, as in the reference, or earlier where they would not fit."""
     text, image = settings.text_steps, settings.image_steps
     if settings.order == "text_first":
         return spread(text, 0, text), spread(image, text, text + image)

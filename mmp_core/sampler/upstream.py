@@ -99,10 +99,8 @@ class UpstreamSelection(ABC):
     @abstractmethod
     def masking(self, selected: Tensor, keep: Tensor, noise: float) -> Tensor:
         """(B, N) bool: the codes that are masked again, about ``keep`` (B, 1) of each sample.
-
         ``selected``: (B, N) probability of each code, the dtype's largest where it was unmasked
-        before. ``noise``: scale of the noise on their ranking.
-        """
+        before. ``noise``: scale of the noise on their ranking."""
 
     @abstractmethod
     def finish(self, state: TokenState, guess: TokenState) -> TokenState:
@@ -161,9 +159,7 @@ def region_draws(
     index: Tensor, shape: tuple[int, ...], dtype: torch.dtype, fill: Fill, generators: Generators
 ) -> Tensor:
     """(B, n, …): random numbers drawn for a whole region ``shape`` per sample, those at ``index``.
-
-    The reference draws for unmasked positions, too, so the random stream depends on them.
-    """
+    The reference draws for unmasked positions, too, so the random stream depends on them."""
     parts = []
     for row, generator in zip(index, generators, strict=True):
         region = torch.empty(shape, dtype=dtype, device=index.device)

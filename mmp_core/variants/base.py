@@ -68,10 +68,8 @@ class Layout(ABC):
 
     @abstractmethod
     def encode(self, instruction: str, image: Tensor | None, initial: TokenState) -> Prompt:
-        """Tokenise ``instruction`` around ``image`` codes (B, h, w), or for generation without.
-
-        The prompt's batch is ``initial``'s.
-        """
+        """Tokenise ``instruction`` around ``image`` codes (B, h, w), or for generation without. The
+        prompt's batch is ``initial``'s."""
 
     @abstractmethod
     def model_input(
@@ -83,9 +81,7 @@ class Layout(ABC):
         drop_image: bool = False,
     ) -> ModelInput:
         """The model's input for ``state`` under ``prompt``, or under its unconditional forms.
-
-        ``drop_text`` replaces the instruction, ``drop_image`` removes the input image.
-        """
+        ``drop_text`` replaces the instruction, ``drop_image`` removes the input image."""
 
     def decode_text(self, text: Tensor, *, masked: str = "") -> list[str]:
         """Strings of text tokens (B, T); ``masked`` stands for each masked position."""
@@ -143,10 +139,8 @@ class Variant(ABC):
 
     @abstractmethod
     def input_size(self, size: Size, side: int, unit: int) -> Size:
-        """(width, height) that a picture of ``size`` has as the model sees it.
-
-        ``side``: the checkpoint's default size; ``unit``: pixels per image code.
-        """
+        """(width, height) that a picture of ``size`` has as the model sees it. ``side``: the
+        checkpoint's default size; ``unit``: pixels per image code."""
 
     @abstractmethod
     def fit(self, image: Image.Image, size: Size, *, offset: Offset = "center") -> Image.Image:
@@ -193,11 +187,9 @@ def decode_ids(tokenizer: Any, ids: list[int], masked: str) -> str:
 
 
 def pieces_of(tokenizer: Any, ids: list[int]) -> list[str]:
-    """One string per id, which together read as :func:`decode_ids` does, spaces aside.
-
-    An id's string is what it adds to the ids just before it, since tokenizers put spaces between
-    words and make one letter of several ids.
-    """
+    """One string per id, which together read as :func:`decode_ids` does, spaces aside. An id's
+    string is what it adds to the ids just before it, since tokenizers put spaces between words and
+    make one letter of several ids."""
     pieces: list[str] = []
     recent, letter, gap = [], [], ""
     for token in ids:

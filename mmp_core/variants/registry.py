@@ -31,10 +31,8 @@ def variant_of(
     config: Mapping[str, Any], names: Iterable[str], family: str | Variant | None = None
 ) -> Variant:
     """The family of a checkpoint, from its parsed ``config.json`` and its tensors' names.
-
     ``family``: settles what these cannot tell. Raises ``CheckpointError`` for a checkpoint of no
-    known family or of another one, ``InputError`` for an unknown ``family``.
-    """
+    known family or of another one, ``InputError`` for an unknown ``family``."""
     if BACKBONE not in set(names):
         raise CheckpointError(
             f"The checkpoint has no tensor {BACKBONE}: it is not a LLaDA/MMaDA transformer."

@@ -26,10 +26,7 @@ _STRANGERS = {
 
 def evidence_of(path: Path, config: Mapping[str, Any]) -> str:
     """:data:`NAMED` for a checkpoint that is called ours or was written by this pack, else
-    :data:`ASSUMED`.
-
-    Raises ``CheckpointError`` for one that goes by the name of another model.
-    """
+    :data:`ASSUMED`. Raises ``CheckpointError`` for one that goes by the name of another model."""
     if "default_text_length" in config:  # written by this pack's training
         return STATED
     said = config.get("_name_or_path")

@@ -24,10 +24,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageLogits:
-    """What the branches of a guidance say about image positions.
-
-    ``logits``: (B, n, codes), of the conditional branch first, then of one per scale.
-    """
+    """What the branches of a guidance say about image positions. ``logits``: (B, n, codes), of the
+    conditional branch first, then of one per scale."""
 
     logits: tuple[Tensor, ...]
     scales: tuple[float, ...]
@@ -113,9 +111,7 @@ def _run_on(device: torch.device) -> bool:
 
 def _agree_with_torch(device: torch.device) -> bool:
     """Whether the kernels choose as torch does among 300 codes and words, with noise and without.
-
-    The numbers are whole, so that sums are exact; noise moves each choice far.
-    """
+    The numbers are whole, so that sums are exact; noise moves each choice far."""
     from .image import choose_image
     from .text import choose_text
 

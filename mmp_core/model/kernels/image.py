@@ -17,10 +17,8 @@ def choose_image(
     logits: Sequence[Tensor], scales: Sequence[float], exponential: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """:func:`.plain.choose_image` of what :func:`.plain.guided` makes of ``logits``: at most
-    ``MOST_BRANCHES`` of (..., C) each, C at most ``MOST_CODES``.
-
-    One program per row, which stays in registers.
-    """
+    ``MOST_BRANCHES`` of (..., C) each, C at most ``MOST_CODES``. One program per row, which stays
+    in registers."""
     *shape, codes = logits[0].shape
     chosen = torch.empty(shape, dtype=torch.int64, device=logits[0].device)
     log_p = torch.empty(shape, dtype=torch.float32, device=logits[0].device)

@@ -10,10 +10,8 @@ from torch import Tensor
 
 def choose_image(scores: Tensor, exponential: Tensor | None) -> tuple[Tensor, Tensor]:
     """The code at each position and the logarithm of its probability: (B, n) int64, float32.
-
     ``scores``: guided logits (B, n, C) float32. ``exponential``: (B, n, C) float32 draws, which
-    make it a sample; ``None`` takes the likeliest. Ties go to the lowest code.
-    """
+    make it a sample; ``None`` takes the likeliest. Ties go to the lowest code."""
     log_p = scores.log_softmax(dim=-1)
     noisy = log_p if exponential is None else log_p + gumbel(exponential)
     chosen = noisy.argmax(dim=-1)
@@ -23,11 +21,9 @@ def choose_image(scores: Tensor, exponential: Tensor | None) -> tuple[Tensor, Te
 def choose_text(
     scores: Tensor, temperature: float, exponential: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The word at each position and its :func:`log_odds`: (B, n) int64, float32.
-
-    ``scores``: guided logits (B, n, V) float32. ``exponential``: (B, n, V) float32 draws, for noise
-    of scale ``temperature`` on them. Ties go to the lowest word.
-    """
+    """The word at each position and its :func:`log_odds`: (B, n) int64, float32. ``scores``: guided
+    logits (B, n, V) float32. ``exponential``: (B, n, V) float32 draws, for noise of scale
+    ``temperature`` on them. Ties go to the lowest word."""
     noisy = scores if exponential is None else scores + temperature * gumbel(exponential)
     chosen = noisy.argmax(dim=-1)
     return chosen, log_odds(scores, chosen)
@@ -47,10 +43,8 @@ def gumbel(exponential: Tensor) -> Tensor:
 
 
 def log_odds(logits: Tensor, chosen: Tensor) -> Tensor:
-    """(B, n) logarithm of p/(1-p) of ``chosen`` (B, n) under float ``logits`` (B, n, V).
-
-    Ranks as the probability does, but keeps apart what rounds to 1, which in float32 p does not.
-    """
+    """(B, n) logarithm of p/(1-p) of ``chosen`` (B, n) under float ``logits`` (B, n, V). Ranks as
+    the probability does, but keeps apart what rounds to 1, which in float32 p does not."""
     scores = logits.gather(-1, chosen[..., None])[..., 0]
     others = logits.scatter(-1, chosen[..., None], -torch.inf).logsumexp(dim=-1)
     return scores - others
