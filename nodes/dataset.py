@@ -8,7 +8,7 @@ from ..training.data.dataset import BadItems, EditDataset, open_dataset
 from ..training.data.items import Item
 from ..views.examples import Example, dataset_sheet
 from . import host
-from .host import dataset_folders
+from .host import folders
 from .pictures import shown, to_pixels
 from .types import CATEGORY, Dataset
 
@@ -30,7 +30,7 @@ class LoadEditDataset(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "dataset",
-                    options=[*dataset_folders.generated(), *dataset_folders.stored()],
+                    options=[*folders.generated_datasets(), *folders.stored_datasets()],
                     default="demo (toy world)",
                     tooltip="Put a folder of cat.png and cat.txt (the instruction) into ComfyUI's "
                     "input folder, for SFT also cat.think.txt (the reasoning) and cat.target.png "
@@ -77,7 +77,7 @@ class LoadEditDataset(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, dataset: str, **_):
-        return dataset_folders.dataset_fingerprint(dataset)
+        return folders.fingerprint(lambda: folders.dataset_files(dataset))
 
     @classmethod
     def execute(cls, dataset: str, bad_items: str, limit: int) -> io.NodeOutput:
@@ -104,10 +104,10 @@ def _example(item: Item) -> Example:
 def _opened(
     name: str, bad_items: str, limit: int, callback: Callable[[int, int], None]
 ) -> EditDataset:
-    if name in (generated := dataset_folders.generated()):
+    if name in (generated := folders.generated_datasets()):
         return generated[name].make(limit or _GENERATED_ITEMS)
     return open_dataset(
-        dataset_folders.dataset_path(name),
+        folders.dataset_path(name),
         bad_items=_BAD_ITEMS[bad_items],
         limit=limit or None,
         callback=callback,

@@ -56,7 +56,7 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str, dtype: str, image_tokenizer: str):
-        return folders.fingerprint(checkpoint, image_tokenizer)
+        return folders.fingerprint(lambda: folders.checkpoint_paths(checkpoint, image_tokenizer))
 
     @classmethod
     def execute(cls, checkpoint: str, dtype: str, image_tokenizer: str) -> io.NodeOutput:

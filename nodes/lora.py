@@ -60,7 +60,7 @@ class ApplyLoRA(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora: str, strength: float, model=None, lora_model=None):
-        return folders.adapter_fingerprint(lora)
+        return folders.fingerprint(lambda: folders.adapter_files(lora))
 
     @classmethod
     def execute(

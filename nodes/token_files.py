@@ -80,7 +80,7 @@ class LoadTokens(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str, **_):
-        return folders.token_file_fingerprint(file)
+        return folders.fingerprint(lambda: [folders.token_file(file)])
 
     @classmethod
     def execute(cls, model: host.HostedModel, file: str) -> io.NodeOutput:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
-from ..mmp_core import Model
-from ..training.cases import Case, Pair, Reward
+from ..training.cases import Pair, Reward
 from ..training.data.dataset import EditDataset
 from ..training.loop.memory import pararl_bytes, sft_bytes
 from ..training.loop.run import TrainingRun
@@ -19,25 +17,23 @@ from ..training.rewards.registry import from_widget
 from ..training.samples import answers
 from ..training.sft.run import SFTRun
 from ..training.sft.settings import SFTSettings
-from ..training.weights.policies import LoRA
 from . import host
 
 Metrics = dict[str, float]
-Settings = TypeVar("Settings", bound=RunSettings)
-Run = TypeVar("Run", bound=TrainingRun)
 
 
-class Recipe(ABC, Generic[Settings, Run]):
+class Recipe(ABC):
     """One kind of training.
 
     ``need_target``: whether every case needs its target. ``curve``: the metric that is plotted,
-    and what it is called.
+    and what it is called. ``bytes_of``: the estimate of its memory, of ``training.loop.memory``.
     """
 
     need_target: ClassVar[bool]
     curve: ClassVar[tuple[str, str]]
+    bytes_of: ClassVar[Callable[..., int]]
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: RunSettings):
         self.settings = settings
 
     def load(self, dataset: EditDataset) -> list[host.HostedClip]:
@@ -53,34 +49,30 @@ class Recipe(ABC, Generic[Settings, Run]):
         """The number of sequences of a step."""
 
     @abstractmethod
-    def bytes_of(self, model: Model, cases: Sequence[Case], trained: int, at_once: int) -> int:
-        """Memory beside the weights that training on ``at_once`` sequences needs, in bytes."""
-
-    @abstractmethod
-    def run(
-        self, model: Model, cases: Sequence[Case], settings: Settings, folder: Path, policy: LoRA
-    ) -> Run:
-        """The run in ``folder``; ``settings``: those of the recipe, but for the micro-batch."""
+    def run(self, **parts: Any) -> TrainingRun:
+        """The run of ``parts``, which are what every run is made of."""
 
     @abstractmethod
     def figures(self, metrics: Metrics) -> str:
         """A few lines on a step."""
 
     @abstractmethod
-    def samples(self, run: Run, count: int) -> list[Pair]:
+    def samples(self, run: Any, count: int) -> list[Pair]:
         """Answers of the model as it is now."""
 
 
-class ParaRL(Recipe[ParaRLSettings, ParaRLRun]):
+class ParaRL(Recipe):
     """``reward``: as its widget says."""
 
     need_target = False
     curve = ("reward_mean", "mean reward")
+    bytes_of = staticmethod(pararl_bytes)
+    settings: ParaRLSettings
+    reward: Reward
 
     def __init__(self, settings: ParaRLSettings, reward: str):
         super().__init__(settings)
         self.kind, self.place = from_widget(reward)
-        self.reward: Reward | None = None
 
     def load(self, dataset: EditDataset) -> list[host.HostedClip]:
         self.kind.check(dataset)
@@ -97,19 +89,8 @@ class ParaRL(Recipe[ParaRLSettings, ParaRLRun]):
     def most(self) -> int:
         return self.settings.groups * self.settings.group_size
 
-    def bytes_of(self, model: Model, cases: Sequence[Case], trained: int, at_once: int) -> int:
-        return pararl_bytes(model, cases, self.settings, trained, at_once)
-
-    def run(
-        self,
-        model: Model,
-        cases: Sequence[Case],
-        settings: ParaRLSettings,
-        folder: Path,
-        policy: LoRA,
-    ) -> ParaRLRun:
-        assert self.reward is not None, "load() comes first"
-        return ParaRLRun(model, cases, self.reward, settings, folder, policy=policy)
+    def run(self, **parts: Any) -> ParaRLRun:
+        return ParaRLRun(reward=self.reward, **parts)
 
     def figures(self, metrics: Metrics) -> str:
         lines = [
@@ -134,21 +115,18 @@ class ParaRL(Recipe[ParaRLSettings, ParaRLRun]):
         return run.samples(count)
 
 
-class SFT(Recipe[SFTSettings, SFTRun]):
+class SFT(Recipe):
     need_target = True
     curve = ("loss", "loss")
+    bytes_of = staticmethod(sft_bytes)
+    settings: SFTSettings
 
     @property
     def most(self) -> int:
         return self.settings.batch_size
 
-    def bytes_of(self, model: Model, cases: Sequence[Case], trained: int, at_once: int) -> int:
-        return sft_bytes(model, cases, self.settings, trained, at_once)
-
-    def run(
-        self, model: Model, cases: Sequence[Case], settings: SFTSettings, folder: Path, policy: LoRA
-    ) -> SFTRun:
-        return SFTRun(model, cases, settings, folder, policy=policy)
+    def run(self, **parts: Any) -> SFTRun:
+        return SFTRun(**parts)
 
     def figures(self, metrics: Metrics) -> str:
         return (

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from comfy_api.latest import io
@@ -18,16 +19,18 @@ from ..training.loop.memory import trained_parameters
 from ..training.loop.run import TrainingRun
 from ..training.weights.adapter_files import adapter_tensors, base_metadata, save_adapter
 from ..training.weights.policies import LoRA
+from ..views.examples import answers_sheet
 from ..views.plot import line_plot
 from . import host
 from .host import folders
-from .host.training_folders import run_folder, runs_folder
 from .pictures import to_pixels
-from .training_recipes import Recipe
-from .training_view import TrainingView
+from .training_recipes import Metrics, Recipe
 
 _ADAPTER = "adapter.safetensors"
 _MOST_SEQUENCES = 64
+_RECENT = 10
+"""Steps over which the time per step is averaged."""
+_SAMPLES = 4
 _log = logging.getLogger(__name__)
 
 
@@ -52,17 +55,18 @@ class TrainingInputs:
 def train(
     hosted: host.HostedModel,
     dataset: EditDataset,
-    recipe: Recipe[Any, Any],
+    recipe: Recipe,
     inputs: TrainingInputs,
     node_id: str,
 ) -> io.NodeOutput:
     """Train as ``recipe`` says. After an ``InputError`` the run is kept as far as it came."""
     progress = host.Progress(node_id)
-    folder = run_folder(inputs.run_name, inputs.resume)
+    folder = folders.run_folder(inputs.run_name, inputs.resume)
     existing = _existing(hosted.model, inputs.existing_lora)
     rank, layers = inputs.rank, LAYER_SETS[inputs.layers]
     if existing:
-        rank, layers = _rank_and_layers(existing)
+        rank = max(tensor.shape[0] for name, tensor in existing.items() if ".lora_A." in name)
+        layers = tuple(sorted({name.split(".")[-3] for name in existing}))
     with host.trainable(hosted):
         clips = recipe.load(dataset)
         cases = _cases(hosted, dataset, recipe, inputs.text_length, progress)
@@ -70,7 +74,7 @@ def train(
         trained = trained_parameters(hosted.model, layers, rank)
 
         def bytes_of(at_once: int) -> int:
-            return recipe.bytes_of(hosted.model, cases, trained, at_once)
+            return recipe.bytes_of(hosted.model, cases, recipe.settings, trained, at_once)
 
         at_once = memory.sequences(bytes_of, min(recipe.most, _MOST_SEQUENCES), inputs.micro_batch)
         needed = memory.prepare(bytes_of(at_once))
@@ -84,7 +88,9 @@ def train(
             device=memory.device,
             start=existing or None,
         ) as policy:
-            run = recipe.run(hosted.model, cases, settings, folder, policy)
+            run = recipe.run(
+                model=hosted.model, cases=cases, settings=settings, folder=folder, policy=policy
+            )
             if inputs.resume:
                 run.resume()
             view = TrainingView(progress, run, recipe, inputs.preview_every, memory.in_use)
@@ -95,22 +101,26 @@ def _outputs(
     hosted: host.HostedModel,
     run: TrainingRun,
     policy: LoRA,
-    recipe: Recipe[Any, Any],
+    recipe: Recipe,
     view: TrainingView,
     place: str,
 ) -> io.NodeOutput:
-    about = {"dataset": place, **base_metadata(hosted.model)}
     adapter = run.folder.path / _ADAPTER
+
+    def save() -> None:
+        about = {"dataset": place, **base_metadata(hosted.model)}
+        save_adapter(adapter, policy, {**run.metadata(), **about})
+
     try:
         run.train(view.callback, view.progress)
     except host.Interrupted:
         if run.step:
-            save_adapter(adapter, policy, {**run.metadata(), **about})
+            save()
         view.show(f"Interrupted. {run.folder.last_good} Turn on resume to go on from there.")
         _log.info("MMaDA-Parallel: training was interrupted. %s", run.folder.last_good)
         raise
     try:
-        save_adapter(adapter, policy, {**run.metadata(), **about})
+        save()
     except OSError as error:
         raise InputError(
             f"{adapter} cannot be written ({error.strerror or error}): make room there, turn on "
@@ -134,7 +144,7 @@ def _outputs(
 def _cases(
     hosted: host.HostedModel,
     dataset: EditDataset,
-    recipe: Recipe[Any, Any],
+    recipe: Recipe,
     text_length: int,
     progress: host.Progress,
 ) -> tuple[Case, ...]:
@@ -149,7 +159,7 @@ def _cases(
     cases = tokenised(
         dataset,
         hosted.model,
-        cache=runs_folder() / "codes.safetensors",
+        cache=folders.runs_folder() / "codes.safetensors",
         batch=1,
         need_target=recipe.need_target,
         text_length=text_length or None,
@@ -170,6 +180,57 @@ def _existing(model: Model, name: str) -> dict[str, torch.Tensor]:
     return state
 
 
-def _rank_and_layers(state: dict[str, torch.Tensor]) -> tuple[int, tuple[str, ...]]:
-    rank = max(tensor.shape[0] for name, tensor in state.items() if ".lora_A." in name)
-    return rank, tuple(sorted({name.split(".")[-3] for name in state}))
+class TrainingView:
+    """``callback`` and ``progress`` for ``TrainingRun.train``; stops when interrupted.
+
+    ``preview_every``: steps between samples, 0 for none. ``memory``: gives a line about it.
+    """
+
+    def __init__(
+        self,
+        page: host.Progress,
+        run: TrainingRun,
+        recipe: Recipe,
+        preview_every: int,
+        memory: Callable[[], str],
+    ):
+        self.page, self.run, self.recipe = page, run, recipe
+        self.preview_every, self.memory = preview_every, memory
+        self._seconds: deque[float] = deque(maxlen=_RECENT)
+        self._lines = ""
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        host.stop_if_interrupted()
+        if self.page.text_due:
+            share = f", {100 * done // total} %" if total else ""
+            self.show(f"step {self.run.step + 1} of {self.run.settings.steps}: {phase}{share}")
+
+    def callback(self, step: int, metrics: Metrics) -> None:
+        total = self.run.settings.steps
+        self._seconds.append(metrics["seconds"])
+        each = sum(self._seconds) / len(self._seconds)
+        left = f", {_duration((total - step) * each)} left" if step < total else ""
+        figures, pace = self.recipe.figures(metrics), f"{each:.1f} s per step{left}"
+        self._lines = "\n".join((f"after step {step} of {total}:", figures, pace, self.memory()))
+        self.show()
+        samples = None
+        if self.preview_every and (step % self.preview_every == 0 or step == total):
+            pairs = self.recipe.samples(self.run, _SAMPLES)
+            shown = ((pair.case.instruction, pair.text, pair.picture) for pair in pairs)
+            samples = answers_sheet(shown)
+        self.page.show(step, total, samples)
+        host.stop_if_interrupted()
+
+    def show(self, line: str = "") -> str:
+        """``line`` above the latest figures; the whole text."""
+        text = "\n".join(filter(None, (line, self._lines)))
+        self.page.show_text(text)
+        return text
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from stat import S_ISREG
 from typing import TypeVar
@@ -14,6 +15,8 @@ from ...mmp_core import CheckpointError, InputError
 from ...mmp_core.checkpoint.adapters import PEFT_CONFIG
 from ...mmp_core.checkpoint.load import DEMO
 from ...mmp_core.variants.registry import image_tokenizer_folders
+from ...training.data.registry import GENERATED, GeneratedDataset
+from ...training.data.sources import files_of, is_saved_dataset
 from ...training.rewards.clip import CONFIG as CLIP_CONFIG
 from ...training.rewards.clip import DEMO_CLIP
 
@@ -29,6 +32,8 @@ FileState = tuple[str, int, int]
 """Name, size in bytes and time of change in ns of a file: another one means other content."""
 
 _ADAPTER_FOLDER = "loras"
+_DATASET_DEPTH = 3
+"""Levels of folders below the input folder that are searched."""
 P = TypeVar("P")
 
 
@@ -78,11 +83,7 @@ def _entries() -> dict[str, Path]:
     entries: dict[str, Path] = {}
 
     def visit(folder: Path, root: Path, depth: int) -> None:
-        try:
-            inside = sorted(folder.iterdir())
-        except OSError:  # not readable: not offered
-            return
-        for path in inside:
+        for path in _inside(folder):
             entries.setdefault(path.relative_to(root).as_posix(), path)
             if depth and path.is_dir() and not (path / "config.json").is_file():
                 visit(path, root, depth - 1)
@@ -92,14 +93,21 @@ def _entries() -> dict[str, Path]:
     return entries
 
 
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:  # not readable: not offered
+        return []
+
+
 def listed(name: str, paths: Mapping[str, P], folder: str = FOLDER) -> P:
     """The path that a widget's value names. Raises ``CheckpointError`` for one that is gone."""
     if name not in paths:
-        raise CheckpointError(missing(name, folder_paths.get_folder_paths(folder)[0]))
+        raise CheckpointError(_missing(name, folder_paths.get_folder_paths(folder)[0]))
     return paths[name]
 
 
-def missing(name: str, folder: str) -> str:
+def _missing(name: str, folder: str) -> str:
     return f"{name!r} is not in {folder}: put it there, then refresh ComfyUI's page."
 
 
@@ -109,13 +117,13 @@ def checkpoint_paths(checkpoint: str, image_tokenizer: str) -> tuple[Path, Path 
     return listed(checkpoint, checkpoints()), listed(image_tokenizer, image_tokenizers())
 
 
-def fingerprint(checkpoint: str, image_tokenizer: str) -> list[FileState]:
-    """Of every file that loading them may read."""
+def fingerprint(paths: Callable[[], Iterable[Path | None]]) -> list[FileState]:
+    """Of the files and folders that ``paths`` gives; nothing where it finds none, since the node
+    says why when it runs."""
     try:
-        paths = [path for path in checkpoint_paths(checkpoint, image_tokenizer) if path]
-    except CheckpointError:
+        return file_states([path for path in paths() if path])
+    except (InputError, OSError):
         return []
-    return file_states(paths)
 
 
 def file_states(paths: Iterable[Path]) -> list[FileState]:
@@ -141,17 +149,14 @@ def adapter_file(name: str) -> Path:
     """Raises ``InputError`` for a name that :func:`adapter_names` does not list."""
     path = folder_paths.get_full_path(_ADAPTER_FOLDER, name)
     if path is None or name not in adapter_names():
-        raise InputError(missing(name, folder_paths.get_folder_paths(_ADAPTER_FOLDER)[0]))
+        raise InputError(_missing(name, folder_paths.get_folder_paths(_ADAPTER_FOLDER)[0]))
     return Path(path)
 
 
-def adapter_fingerprint(name: str) -> list[FileState]:
-    """Of the file, and of PEFT's settings beside it."""
-    try:
-        file = adapter_file(name)
-    except InputError:
-        return []
-    return file_states([file, file.with_name(PEFT_CONFIG)])
+def adapter_files(name: str) -> tuple[Path, Path]:
+    """The adapter's file, and where PEFT's settings would be beside it."""
+    file = adapter_file(name)
+    return file, file.with_name(PEFT_CONFIG)
 
 
 def free_output_path(prefix: str, ending: str) -> Path:
@@ -192,8 +197,62 @@ def token_file(name: str) -> Path:
     return file
 
 
-def token_file_fingerprint(name: str) -> list[FileState]:
-    try:
-        return file_states([token_file(name)])
-    except InputError:
-        return []
+def generated_datasets() -> dict[str, GeneratedDataset]:
+    """Datasets that are not in any folder."""
+    return {dataset.label: dataset for dataset in GENERATED.values()}
+
+
+def stored_datasets() -> dict[str, Path]:
+    """Folders with instructions, manifests and saved datasets."""
+    paths: dict[str, Path] = {}
+    root = Path(folder_paths.get_input_directory())
+
+    def visit(folder: Path, depth: int) -> None:
+        inside = [path for path in _inside(folder) if not path.name.startswith(".")]
+        holds_items = any(p.suffix.lower() == ".txt" for p in inside) or is_saved_dataset(folder)
+        if folder != root and holds_items:
+            paths[folder.relative_to(root).as_posix()] = folder
+        for path in inside:
+            if path.suffix.lower() == ".jsonl" and path.is_file():
+                paths[path.relative_to(root).as_posix()] = path
+            elif depth and path.is_dir():
+                visit(path, depth - 1)
+
+    visit(root, _DATASET_DEPTH)
+    return dict(sorted(paths.items()))
+
+
+def dataset_path(name: str) -> Path:
+    """Raises ``InputError`` for a name that :func:`stored_datasets` does not list."""
+    paths = stored_datasets()
+    if name not in paths:
+        raise InputError(_missing(name, folder_paths.get_input_directory()))
+    return paths[name]
+
+
+def dataset_files(name: str) -> Iterable[Path]:
+    """Every file of the dataset; none for a generated one."""
+    return [] if name in generated_datasets() else files_of(dataset_path(name))
+
+
+def runs_folder() -> Path:
+    return Path(folder_paths.get_output_directory()) / FOLDER / "training"
+
+
+def run_folder(name: str, resume: bool) -> Path:
+    """The newest folder of the runs called ``name`` to resume, else a new one.
+
+    Raises ``InputError`` for a name that cannot be that of a folder.
+    """
+    if not re.fullmatch(r"[\w][\w .-]*", name) or name.endswith((".", " ")):
+        raise InputError(
+            f"run_name is {name!r}: give a name of letters, digits, spaces, - and _, without "
+            "folders."
+        )
+    numbers = [0]
+    if runs_folder().is_dir():
+        pattern = re.compile(re.escape(name) + r"_(\d{5,})")
+        matches = (pattern.fullmatch(path.name) for path in runs_folder().iterdir())
+        numbers += [int(match[1]) for match in matches if match]
+    number = max(numbers) if resume and max(numbers) else max(numbers) + 1
+    return runs_folder() / f"{name}_{number:05}"

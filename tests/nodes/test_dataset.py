@@ -40,8 +40,8 @@ def write_items(folder, *names, instruction="make it red"):
 
 @pytest.fixture
 def names(nodes):
-    folders = nodes.dataset.dataset_folders
-    return lambda: [*folders.generated(), *folders.stored()]
+    folders = nodes.dataset.folders
+    return lambda: [*folders.generated_datasets(), *folders.stored_datasets()]
 
 
 def test_datasets_of_the_input_folder_are_offered(names, input_folder):

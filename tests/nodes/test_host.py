@@ -78,13 +78,17 @@ def test_an_incomplete_checkpoint_is_named(host, model_folder):
     shutil.rmtree(broken)
 
 
-def test_the_fingerprint_changes_with_a_file_and_only_then(folders, model_folder):
-    before = folders.fingerprint("untrained", "auto")
-    assert before and before == folders.fingerprint("untrained", "auto")
+def test_the_fingerprint_changes_with_a_file_and_only_then(classes, model_folder):
+    def fingerprint(checkpoint):
+        loader = classes["MMaDAParallelLoader"]
+        return loader.fingerprint_inputs(checkpoint, "auto", image_tokenizer="auto")
+
+    before = fingerprint("untrained")
+    assert before and before == fingerprint("untrained")
     json.dumps(before)
     os.utime(model_folder / "untrained" / "vqvae" / "config.json", (0, 0))
-    assert folders.fingerprint("untrained", "auto") != before
-    assert folders.fingerprint("gone", "auto") == []
+    assert fingerprint("untrained") != before
+    assert fingerprint("gone") == []
 
 
 def test_comfyui_manages_both_parts(host, model):
