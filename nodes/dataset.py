@@ -10,7 +10,8 @@ from ..views.examples import Example, dataset_sheet
 from . import host
 from .host import folders
 from .pictures import shown, to_pixels
-from .types import CATEGORY, Dataset
+from .types import Dataset, Schema
+from .widgets import between
 
 _SHOWN = 8
 _GENERATED_ITEMS = 256
@@ -20,10 +21,9 @@ _BAD_ITEMS: dict[str, BadItems] = {"skip": "skip", "stop": "fail"}
 class LoadEditDataset(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="MMaDAParallelLoadEditDataset",
             display_name="Load Edit Dataset",
-            category=CATEGORY,
             description="Pictures with instructions to finetune on, from a folder inside the "
             "input folder: cat.png, with what to change in cat.txt.",
             search_aliases=["mmada", "load dataset", "training data", "finetune", "folder"],
@@ -47,9 +47,7 @@ class LoadEditDataset(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "limit",
-                    default=0,
-                    min=0,
-                    max=1_000_000,
+                    **between(0, 1_000_000, default=0),
                     tooltip="Use only the first so many items. 0: all; of the toy world, which is "
                     f"endless, {_GENERATED_ITEMS}.",
                 ),

@@ -5,7 +5,7 @@ from comfy_api.latest import io, ui
 
 from ..mmp_core import MASKED_TEXT, TokenState, decode_pixels, decode_text, masked_pixels
 from .host import HostedModel, stop_if_interrupted, to_intermediate
-from .types import CATEGORY, Model, Tokens
+from .types import Model, Schema, Tokens
 
 FILLS = {
     "grey": (0.5, 0.5, 0.5),
@@ -18,10 +18,9 @@ FILLS = {
 class DecodeText(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="MMaDAParallelDecodeText",
             display_name="Decode Text",
-            category=CATEGORY,
             description="Reads the text out of tokens: what the model reasoned while it drew.",
             search_aliases=["mmada", "reasoning", "thinking"],
             inputs=[
@@ -49,10 +48,9 @@ class DecodeText(io.ComfyNode):
 class DecodeImage(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="MMaDAParallelDecodeImage",
             display_name="Decode Image",
-            category=CATEGORY,
             description="Draws the picture that tokens stand for.",
             search_aliases=["mmada", "vae decode"],
             inputs=[

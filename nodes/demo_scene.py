@@ -7,7 +7,8 @@ from ..demo.kinds import EDITS
 from ..demo.render import render
 from ..demo.world import task
 from .pictures import shown, to_pixels
-from .types import CATEGORY
+from .types import Schema
+from .widgets import between
 
 _ANY = "any"
 
@@ -15,19 +16,16 @@ _ANY = "any"
 class DemoScene(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="MMaDAParallelDemoScene",
             display_name="Demo Scene",
-            category=CATEGORY,
             description="A picture of the toy world that the demo checkpoint knows, and an "
             "instruction that fits it. Neither was seen in training.",
             search_aliases=["mmada", "toy world", "example"],
             inputs=[
                 io.Int.Input(
                     "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFF,
+                    **between(0, 0xFFFFFFFF, default=0),
                     control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip="Number of the scene.",
                 ),

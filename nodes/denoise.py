@@ -8,9 +8,9 @@ from ..mmp_core.options import options_of
 from ..mmp_core.variants.base import Variant
 from .host import HostedModel, Progress
 from .live import LiveView
-from .types import CATEGORY, Model, Tokens, Trajectory
+from .types import Model, Schema, Tokens, Trajectory
 from .types import Prompt as PromptType
-from .widgets import MOST_SEED, widget
+from .widgets import MOST_SEED, between, widget
 
 _RECOMMENDED = {
     "text_steps": 0,
@@ -29,10 +29,9 @@ class ParallelDenoise(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="MMaDAParallelDenoise",
             display_name="Parallel Denoise",
-            category=CATEGORY,
             description="Unmasks the text and the picture together, a few tokens per step, each "
             "seeing the other. Shows both while they form.",
             search_aliases=["mmada", "sampler", "thinking"],
@@ -106,9 +105,7 @@ def _widgets() -> list[io.Input]:
     return [
         io.Int.Input(
             "seed",
-            default=0,
-            min=0,
-            max=MOST_SEED,
+            **between(0, MOST_SEED, default=0),
             control_after_generate=True,
             tooltip="The same seed gives the same text and picture again. A batch uses seed, "
             "seed + 1, …",
@@ -122,9 +119,7 @@ def _widgets() -> list[io.Input]:
         ),
         io.Int.Input(
             "batch_size",
-            default=1,
-            min=1,
-            max=64,
+            **between(1, 64, default=1),
             tooltip="How many results to make of each prompt, with seeds counting up. They are "
             "made all at once if memory allows, else in smaller batches, which does not change "
             "them.",
@@ -133,9 +128,7 @@ def _widgets() -> list[io.Input]:
         *map(setting, ("text_temperature", "image_temperature", "remasking", "preset")),
         io.Int.Input(
             "preview_every",
-            default=1,
-            min=0,
-            max=4096,
+            **between(0, 4096, default=1),
             advanced=True,
             tooltip="Steps between two previews of the picture, of which there are at most two a "
             "second. 0: no pictures, only text and progress.",
@@ -143,9 +136,7 @@ def _widgets() -> list[io.Input]:
         setting("order"),
         io.Int.Input(
             "record_steps",
-            default=128,
-            min=0,
-            max=4096,
+            **between(0, 4096, default=128),
             advanced=True,
             tooltip="The most steps that the trajectory keeps, evenly spread: about 30 KB each "
             "for a picture of 512x512 pixels and 256 words. 0: none.",

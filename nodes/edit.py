@@ -19,8 +19,9 @@ from ..mmp_core.editing import (
 from .denoise import started
 from .host import HostedModel
 from .pictures import masks_for, to_picture
-from .types import CATEGORY, Model, Tokens
+from .types import Model, Schema, Tokens
 from .types import Prompt as PromptType
+from .widgets import between
 
 _WORDS = ("keep all", "reopen all", "keep selected", "reopen selected")
 _PATCHES = ("keep all", "reopen all", "keep masked", "reopen masked")
@@ -29,10 +30,9 @@ _PATCHES = ("keep all", "reopen all", "keep masked", "reopen masked")
 class Remask(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="MMaDAParallelRemask",
             display_name="Lock / Re-mask",
-            category=CATEGORY,
             description="Keeps the parts of text and picture that are good and masks the rest "
             "again, for Parallel Denoise to fill. What is kept does not change.",
             search_aliases=["mmada", "lock tokens", "inpaint", "keep"],
@@ -68,10 +68,7 @@ class Remask(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "coverage",
-                    default=0.5,
-                    min=0.0,
-                    max=0.99,
-                    step=0.05,
+                    **between(0.0, 0.99, default=0.5, step=0.05),
                     advanced=True,
                     tooltip="An image token is masked when the mask covers more than this share "
                     "of it. 0: as soon as the mask touches it.",
@@ -141,10 +138,9 @@ def _to_reopen(choice: str, selected: torch.Tensor) -> torch.Tensor:
 class SetTokens(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="MMaDAParallelSetTokens",
             display_name="Set Tokens",
-            category=CATEGORY,
             description="Sets the text, the picture, or parts of them, for Parallel Denoise to "
             "fill in the rest: it draws your own plan, or explains a finished picture.",
             search_aliases=["mmada", "given text", "given image", "explain"],
@@ -240,17 +236,13 @@ class ExtendCanvas(io.ComfyNode):
         def side(name: str) -> io.Int.Input:
             return io.Int.Input(
                 name,
-                default=0,
-                min=0,
-                max=4096,
-                step=8,
+                **between(0, 4096, default=0, step=8),
                 tooltip="Pixels to add on this side, rounded up to whole image tokens.",
             )
 
-        return io.Schema(
+        return Schema(
             node_id="MMaDAParallelExtendCanvas",
             display_name="Extend Canvas",
-            category=CATEGORY,
             description="Outpainting: the image tokens of the input picture stay, and Parallel "
             "Denoise draws what lies beyond its sides.",
             search_aliases=["mmada", "outpaint", "pad"],

@@ -7,17 +7,17 @@ from PIL import Image
 from ..mmp_core import InputError, Prompt, encode_instruction
 from .host import HostedModel
 from .pictures import masks_for, to_picture
-from .types import CATEGORY, Model
+from .types import Model, Schema
 from .types import Prompt as PromptType
+from .widgets import between
 
 
 class EncodeInstruction(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="MMaDAParallelEncodeInstruction",
             display_name="Encode Instruction",
-            category=CATEGORY,
             description="Turns an instruction, and the picture to edit, into a prompt. Without a "
             "picture the model makes a new one from the instruction.",
             search_aliases=["mmada", "edit image", "prompt"],
@@ -40,27 +40,19 @@ class EncodeInstruction(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "width",
-                    default=0,
-                    min=0,
-                    max=4096,
-                    step=16,
+                    **between(0, 4096, default=0, step=16),
                     tooltip="Width of the result in pixels. 0: the size at which the model sees "
                     "the input picture, or without one the checkpoint's own size. Set both sides "
                     "or none.",
                 ),
                 io.Int.Input(
                     "height",
-                    default=0,
-                    min=0,
-                    max=4096,
-                    step=16,
+                    **between(0, 4096, default=0, step=16),
                     tooltip="Height of the result in pixels. 0: as for width.",
                 ),
                 io.Int.Input(
                     "text_length",
-                    default=0,
-                    min=0,
-                    max=4096,
+                    **between(0, 4096, default=0),
                     advanced=True,
                     tooltip="Number of text tokens the model may use to reason. 0: the "
                     "checkpoint's own length.",

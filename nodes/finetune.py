@@ -17,8 +17,8 @@ from ..training.weights.settings import AdapterSettings
 from .host import HostedModel, folders
 from .training_recipes import SFT, ParaRL
 from .training_run import TrainingInputs, train
-from .types import CATEGORY, Dataset, LoraModel, LossMap, Model
-from .widgets import widget
+from .types import Dataset, LoraModel, LossMap, Model, Schema
+from .widgets import between, widget
 
 _ROLLOUTS = ("text_steps", "image_steps", "text_temperature", "image_temperature")
 
@@ -116,8 +116,7 @@ def _split(widgets: dict[str, Any]) -> tuple[TrainingInputs, dict[str, Any]]:
 
 
 def _schema(curve: str, **details: Any) -> io.Schema:
-    return io.Schema(
-        category=CATEGORY,
+    return Schema(
         outputs=[
             LoraModel.Output(
                 display_name="lora", tooltip="The trained adapter, for Apply LoRA and Save LoRA."
@@ -190,9 +189,7 @@ def _run_widgets(name: str, preview_every: int) -> list[Any]:
         ),
         io.Int.Input(
             "preview_every",
-            default=preview_every,
-            min=0,
-            max=10_000,
+            **between(0, 10_000, default=preview_every),
             tooltip="Steps between two sets of samples on the node. 0: none.",
         ),
         widget(options_of(AdapterSettings)["layers"]),
@@ -201,9 +198,7 @@ def _run_widgets(name: str, preview_every: int) -> list[Any]:
         widget(options["checkpoint_every"], default=10),
         io.Int.Input(
             "text_length",
-            default=0,
-            min=0,
-            max=4096,
+            **between(0, 4096, default=0),
             advanced=True,
             tooltip="How many tokens the text may have. 0: the checkpoint's own number. Fewer: "
             "faster, and less memory.",

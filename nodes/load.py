@@ -4,16 +4,15 @@ from comfy_api.latest import io
 
 from . import host
 from .host import folders
-from .types import CATEGORY, Model
+from .types import Model, Schema
 
 
 class LoadModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="MMaDAParallelLoader",
             display_name="Load MMaDA-Parallel",
-            category=CATEGORY,
             description="Loads a MMaDA-Parallel checkpoint: transformer, tokenizer and image "
             "tokenizer. The small demo checkpoint comes with the pack.",
             search_aliases=["mmada", "load checkpoint", "diffusion language model"],

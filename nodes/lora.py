@@ -7,16 +7,16 @@ from comfy_api.latest import io
 
 from ..mmp_core.checkpoint.adapters import adapter_state, doubt_about, read_adapter
 from .host import HostedModel, folders, with_adapter
-from .types import CATEGORY, LoraModel, Model
+from .types import LoraModel, Model, Schema
+from .widgets import between
 
 
 class ApplyLoRA(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="MMaDAParallelApplyLoRA",
             display_name="Apply LoRA",
-            category=CATEGORY,
             description="Adds a trained adapter to what the model computes. Its weights, quantised "
             "or not, stay as they are, and so does the model for other branches of the graph.",
             search_aliases=["mmada", "load lora", "adapter", "finetune"],
@@ -36,10 +36,7 @@ class ApplyLoRA(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "strength",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
+                    **between(-10.0, 10.0, default=1.0, step=0.05),
                     tooltip="How much of the adapter is added. 0: nothing. 1: as it was trained. "
                     "Negative values push the other way.",
                 ),

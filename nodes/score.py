@@ -13,8 +13,9 @@ from ..views.plot import line_plot
 from . import host
 from .host import folders
 from .pictures import shown, to_picture, to_pixels
-from .types import CATEGORY, Model, Tokens
+from .types import Model, Schema, Tokens
 from .types import Trajectory as TrajectoryType
+from .widgets import between
 
 T = TypeVar("T")
 
@@ -25,10 +26,9 @@ _AGREEMENT = "agreement of text and image (CLIP)"
 class ScoreAlignment(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="MMaDAParallelScoreAlignment",
             display_name="Score Alignment",
-            category=CATEGORY,
             description="Measures by CLIP how well text and picture agree: of a pair, of each "
             "result of a batch, or of a run step by step.",
             search_aliases=["mmada", "clip score", "best of n", "reward"],
@@ -96,10 +96,9 @@ class ScoreAlignment(io.ComfyNode):
 class PickSample(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="MMaDAParallelPickSample",
             display_name="Pick Sample",
-            category=CATEGORY,
             description="Takes one sample out of a batch of tokens. With the number of the best "
             "sample from Score Alignment: best of N.",
             search_aliases=["mmada", "best of n", "from batch"],
@@ -107,9 +106,7 @@ class PickSample(io.ComfyNode):
                 Tokens.Input("tokens", tooltip="A batch, from Parallel Denoise."),
                 io.Int.Input(
                     "index",
-                    default=0,
-                    min=0,
-                    max=_LAST_SAMPLE,
+                    **between(0, _LAST_SAMPLE, default=0),
                     tooltip="Number of the sample, from 0. Connect the best of Score Alignment.",
                 ),
             ],

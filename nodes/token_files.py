@@ -8,16 +8,15 @@ from ..mmp_core import InputError, TokenState
 from ..mmp_core.checkpoint.tokens import load_tokens, save_tokens
 from . import host
 from .host import folders
-from .types import CATEGORY, Model, Tokens
+from .types import Model, Schema, Tokens
 
 
 class SaveTokens(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="MMaDAParallelSaveTokens",
             display_name="Save Tokens",
-            category=CATEGORY,
             description="Writes text and picture tokens, half denoised or done, to a file in the "
             "output folder.",
             search_aliases=["mmada", "save latent"],
@@ -50,10 +49,9 @@ class SaveTokens(io.ComfyNode):
 class LoadTokens(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="MMaDAParallelLoadTokens",
             display_name="Load Tokens",
-            category=CATEGORY,
             description="Reads tokens that Save Tokens wrote. Refuses those of a checkpoint of "
             "another variant, vocabulary or codebook.",
             search_aliases=["mmada", "load latent"],

@@ -8,16 +8,16 @@ from ..views.sheet import contact_sheet
 from ..views.trajectory import spread_steps, trajectory_frames
 from .host import HostedModel, stop_if_interrupted
 from .pictures import to_pixels
-from .types import CATEGORY, Model, Tokens, Trajectory
+from .types import Model, Schema, Tokens, Trajectory
+from .widgets import between
 
 
 class TrajectoryStep(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="MMaDAParallelTrajectoryStep",
             display_name="Trajectory Step",
-            category=CATEGORY,
             description="Picks one step of a run, half denoised: to show it, to change it, or to "
             "go on from it with other settings.",
             search_aliases=["mmada", "resume", "intermediate"],
@@ -25,17 +25,12 @@ class TrajectoryStep(io.ComfyNode):
                 Trajectory.Input("trajectory", tooltip="From Parallel Denoise."),
                 io.Float.Input(
                     "fraction",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
+                    **between(0.0, 1.0, default=0.5, step=0.01),
                     tooltip="How far into the run. 0: before its first step. 1: its end.",
                 ),
                 io.Int.Input(
                     "index",
-                    default=-1,
-                    min=-1,
-                    max=4095,
+                    **between(-1, 4095, default=-1),
                     advanced=True,
                     tooltip="Number of a recorded step, from 0, instead of the fraction. -1: use "
                     "the fraction.",
@@ -70,10 +65,9 @@ class TrajectoryStep(io.ComfyNode):
 class TrajectorySheet(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return Schema(
             node_id="MMaDAParallelTrajectorySheet",
             display_name="Trajectory Sheet",
-            category=CATEGORY,
             description="The run at a glance: text beside picture at several steps, on one sheet "
             "and as frames for a video.",
             search_aliases=["mmada", "contact sheet", "video", "animation"],
@@ -82,12 +76,12 @@ class TrajectorySheet(io.ComfyNode):
                 Trajectory.Input("trajectory", tooltip="From Parallel Denoise."),
                 io.Int.Input(
                     "steps",
-                    default=8,
-                    min=1,
-                    max=4096,
+                    **between(1, 4096, default=8),
                     tooltip="How many steps to show, evenly spread over those that were recorded.",
                 ),
-                io.Int.Input("columns", default=2, min=1, max=64, tooltip="Columns of the sheet."),
+                io.Int.Input(
+                    "columns", **between(1, 64, default=2), tooltip="Columns of the sheet."
+                ),
                 io.Boolean.Input(
                     "confidence",
                     default=False,
@@ -96,18 +90,13 @@ class TrajectorySheet(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "side",
-                    default=256,
-                    min=64,
-                    max=2048,
-                    step=16,
+                    **between(64, 2048, default=256, step=16),
                     advanced=True,
                     tooltip="Height of each picture in pixels.",
                 ),
                 io.Int.Input(
                     "sample",
-                    default=0,
-                    min=0,
-                    max=4095,
+                    **between(0, 4095, default=0),
                     advanced=True,
                     tooltip="Which result of a batch, from 0.",
                 ),

@@ -1,8 +1,10 @@
 """What our nodes pass to each other, and where they are listed."""
 
+from functools import partial
+
 from comfy_api.latest import io
 
-CATEGORY = "MMaDA-Parallel"
+Schema = partial(io.Schema, category="MMaDA-Parallel")
 
 Model = io.Custom("MMADA_MODEL")
 """A ``host.HostedModel``."""

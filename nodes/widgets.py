@@ -12,6 +12,13 @@ from ..mmp_core.options import Option
 MOST_SEED = 2**64 - 1
 
 
+def between(
+    low: float, high: float, *, default: float, step: float | None = None
+) -> dict[str, Any]:
+    """The range of a number on a node, for its input."""
+    return {"default": default, "min": low, "max": high, "step": step}
+
+
 def widget(
     declared: Option, *, display_name: str | None = None, control: Any = None, **changes: Any
 ) -> Any:
