@@ -17,8 +17,7 @@ from .denoise import ParallelDenoise
 from .edit import ExtendCanvas, Remask, SetTokens
 from .encode import EncodeInstruction
 from .finetune import ParaRLFinetune, SFTFinetune
-from .load import LoadModel
-from .lora import ApplyLoRA
+from .load import ApplyLoRA, LoadModel
 from .score import PickSample, ScoreAlignment
 from .token_files import LoadTokens, SaveTokens
 from .trajectory import TrajectorySheet, TrajectoryStep

@@ -1,10 +1,8 @@
 """Load Edit Dataset."""
 
-from collections.abc import Callable
-
 from comfy_api.latest import io
 
-from ..training.data.dataset import BadItems, EditDataset, open_dataset
+from ..training.data.dataset import BadItems, open_dataset
 from ..training.data.items import Item
 from ..views.examples import Example, dataset_sheet
 from . import host
@@ -85,7 +83,15 @@ class LoadEditDataset(io.ComfyNode):
             host.stop_if_interrupted()
             progress.show(done, total)
 
-        opened = _opened(dataset, bad_items, limit, callback)
+        if dataset in (generated := folders.generated_datasets()):
+            opened = generated[dataset].make(limit or _GENERATED_ITEMS)
+        else:
+            opened = open_dataset(
+                folders.dataset_path(dataset),
+                bad_items=_BAD_ITEMS[bad_items],
+                limit=limit or None,
+                callback=callback,
+            )
         count = min(_SHOWN, len(opened))
         spread = [opened[i * len(opened) // count] for i in range(count)]
         pixels, report = to_pixels([dataset_sheet(list(map(_example, spread)))]), opened.report()
@@ -97,16 +103,3 @@ class LoadEditDataset(io.ComfyNode):
 def _example(item: Item) -> Example:
     image, target = (picture and picture.read() for picture in (item.image, item.target))
     return Example(item.name, item.instruction, item.think, image, target)
-
-
-def _opened(
-    name: str, bad_items: str, limit: int, callback: Callable[[int, int], None]
-) -> EditDataset:
-    if name in (generated := folders.generated_datasets()):
-        return generated[name].make(limit or _GENERATED_ITEMS)
-    return open_dataset(
-        folders.dataset_path(name),
-        bad_items=_BAD_ITEMS[bad_items],
-        limit=limit or None,
-        callback=callback,
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
@@ -72,18 +72,14 @@ class ParaRLFinetune(io.ComfyNode):
     def execute(
         cls, model: HostedModel, dataset: EditDataset, reward: str, **widgets: Any
     ) -> io.NodeOutput:
-        sampler = {name: widgets.pop(name) for name in _ROLLOUTS}
-        inputs, settings = _split(widgets)
-        recipe = ParaRL(
-            ParaRLSettings(
-                groups=settings.pop("batch_size"),
-                clip=settings.pop("clip_range"),
-                sampler=replace(ROLLOUT_SAMPLER, **sampler),
-                **settings,
-            ),
-            reward,
+        inputs = TrainingInputs.taken_from(widgets)
+        settings = ParaRLSettings(
+            groups=widgets.pop("batch_size"),
+            clip=widgets.pop("clip_range"),
+            sampler=replace(ROLLOUT_SAMPLER, **{name: widgets.pop(name) for name in _ROLLOUTS}),
+            **widgets,
         )
-        return train(model, dataset, recipe, inputs, cls.hidden.unique_id)
+        return train(model, dataset, ParaRL(settings, reward), inputs, cls.hidden.unique_id)
 
 
 class SFTFinetune(io.ComfyNode):
@@ -105,14 +101,8 @@ class SFTFinetune(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: HostedModel, dataset: EditDataset, **widgets: Any) -> io.NodeOutput:
-        inputs, settings = _split(widgets)
-        return train(model, dataset, SFT(SFTSettings(**settings)), inputs, cls.hidden.unique_id)
-
-
-def _split(widgets: dict[str, Any]) -> tuple[TrainingInputs, dict[str, Any]]:
-    """What both nodes have, and what goes into the settings of a run."""
-    inputs = TrainingInputs(**{f.name: widgets.pop(f.name) for f in fields(TrainingInputs)})
-    return inputs, widgets
+        inputs = TrainingInputs.taken_from(widgets)
+        return train(model, dataset, SFT(SFTSettings(**widgets)), inputs, cls.hidden.unique_id)
 
 
 def _schema(curve: str, **details: Any) -> io.Schema:

@@ -1,6 +1,5 @@
 """Score Alignment and Pick Sample: how well text and picture agree, and the best of a batch."""
 
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -67,15 +66,19 @@ class ScoreAlignment(io.ComfyNode):
     ) -> io.NodeOutput:
         texts = None if text is None else [text]
         pictures = None if image is None else [to_picture(pixels) for pixels in image]
-        made = _to_score(texts is not None and pictures is not None, model, tokens, trajectory)
+        _check(texts is not None and pictures is not None, model, tokens, trajectory)
         scorer, progress = host.load_clip(clip), host.Progress(cls.hidden.unique_id)
-        if made and isinstance(made.result, Trajectory):
-            scores, plot = _over_steps(scorer, made.model, made.result, texts, pictures, progress)
+        if model and trajectory is not None:
+            scores, plot = _over_steps(scorer, model, trajectory, texts, pictures, progress)
         else:
-            if made and isinstance(made.result, TokenState):
-                texts = texts or decode_text(made.model.model, made.result)
-                pictures = pictures or _decoded(made.model, made.result, progress)
-            scores = _scores(scorer, texts or [], pictures or [])
+            if model and tokens is not None:
+                texts = texts or decode_text(model.model, tokens)
+                pictures = pictures or _decoded(model, tokens, progress)
+            texts, pictures = texts or [], pictures or []
+            count = max(len(texts), len(pictures))
+            scores = scorer.score(
+                _spread(texts, count, "texts"), _spread(pictures, count, "images")
+            )
             plot = line_plot(
                 scores[:, None],
                 range(len(scores)),
@@ -84,12 +87,15 @@ class ScoreAlignment(io.ComfyNode):
                 joined=False,
             )
         pixels, best = to_pixels([plot]), int(scores.argmax())
+        summary = f"{scores[best]:.3f}"
+        if len(scores) > 1:
+            summary = f"best: sample {best}, {summary}; mean {scores.mean():.3f}"
         return io.NodeOutput(
             float(scores[best]),
             float(scores.mean()),
             best,
             host.to_intermediate(pixels),
-            ui=shown(pixels, _summary(scores, best), cls),
+            ui=shown(pixels, summary, cls),
         )
 
 
@@ -121,12 +127,6 @@ class PickSample(io.ComfyNode):
                 f"{tokens.batch - 1}."
             )
         return io.NodeOutput(tokens[index : index + 1])
-
-
-def _summary(scores: torch.Tensor, best: int) -> str:
-    if len(scores) == 1:
-        return f"{scores[0]:.3f}"
-    return f"best: sample {best}, {scores[best]:.3f}; mean {scores.mean():.3f}"
 
 
 def _inputs() -> list[io.Input]:
@@ -170,41 +170,30 @@ def _inputs() -> list[io.Input]:
     ]
 
 
-@dataclass(frozen=True)
-class _Made:
-    """What a model made, to be scored."""
-
-    model: host.HostedModel
-    result: TokenState | Trajectory
-
-
-def _to_score(
+def _check(
     whole_pair: bool,
     model: host.HostedModel | None,
     tokens: TokenState | None,
     trajectory: Trajectory | None,
-) -> _Made | None:
-    """None for a text and an image. Raises ``InputError`` where it is not clear what to score."""
+) -> None:
+    """Raises ``InputError`` where it is not clear what to score."""
     if tokens is not None and trajectory is not None:
         raise InputError("Both tokens and a trajectory are connected: disconnect one of them.")
-    result = tokens if trajectory is None else trajectory
-    if whole_pair and result is not None:
+    made = tokens is not None or trajectory is not None
+    if whole_pair and made:
         raise InputError(
             "Text and image are already a pair to score: disconnect the tokens or the trajectory, "
             "or one of the two."
         )
-    if whole_pair:
-        return None
-    if result is None:
+    if not whole_pair and not made:
         raise InputError(
             "There is nothing to score: connect tokens or a trajectory, or both a text and an "
             "image."
         )
-    if model is None:
+    if made and model is None:
         raise InputError(
             "Tokens and trajectories are scored with the model that made them: connect it."
         )
-    return _Made(model, result)
 
 
 def _over_steps(
@@ -245,12 +234,6 @@ def _decoded(
         progress.show(index, tokens.batch)
         pictures += decode_image(model.model, tokens[index : index + 1])
     return pictures
-
-
-def _scores(scorer: host.HostedClip, texts: list[str], pictures: list[Image.Image]) -> torch.Tensor:
-    """Where there is one text or picture, it goes with all of the others."""
-    count = max(len(texts), len(pictures))
-    return scorer.score(_spread(texts, count, "texts"), _spread(pictures, count, "images"))
 
 
 def _spread(values: list[T], count: int, name: str) -> list[T]:

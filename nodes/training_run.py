@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from comfy_api.latest import io
@@ -50,6 +51,11 @@ class TrainingInputs:
     run_name: str
     resume: bool
     preview_every: int
+
+    @classmethod
+    def taken_from(cls, widgets: dict[str, Any]) -> TrainingInputs:
+        """Leaves in ``widgets`` what goes into the settings of a run."""
+        return cls(**{field.name: widgets.pop(field.name) for field in fields(cls)})
 
 
 def train(

@@ -150,7 +150,7 @@ def test_tokens_are_saved_found_and_loaded(
     assert sorted(folders.token_files()) == sorted(names)
     (again,) = run_node("LoadTokens", model=model, file=names[1])
     assert torch.equal(again.text, half.text) and torch.equal(again.image, half.image)
-    json.dumps(folders.token_file_fingerprint(names[0]))
+    json.dumps(folders.fingerprint(lambda: [folders.token_file(names[0])]))
     with pytest.raises(InputError, match="is neither in"):
         run_node("LoadTokens", model=model, file="../secret.tokens.safetensors")
 

@@ -20,7 +20,7 @@ COMFYUI = {"comfy", "comfy_extras", "comfy_execution", "folder_paths", "server",
 
 def imports(room):
     """(file, name) of every import in ``room``, its own modules' names from the root on, such as
-    ``nodes/lora.py`` and ``mmp_core.state.TokenState``."""
+    ``nodes/load.py`` and ``mmp_core.state.TokenState``."""
     for file in sorted((ROOT / room).rglob("*.py")):
         path = file.relative_to(ROOT)
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
