@@ -56,19 +56,12 @@ class TokenState(_Tensors):
     image: Tensor
 
     def __post_init__(self) -> None:
-        if self.text.ndim != 2 or self.image.ndim != 3:
+        text, image = self.text, self.image
+        shaped = text.ndim == 2 and image.ndim == 3 and len(text) == len(image)
+        if not shaped or {text.dtype, image.dtype} != {torch.int64}:
             raise ValueError(
-                "TokenState needs text (B, T) and image (B, H, W), got "
-                f"{tuple(self.text.shape)} and {tuple(self.image.shape)}."
-            )
-        if self.text.dtype != torch.int64 or self.image.dtype != torch.int64:
-            raise ValueError(
-                f"TokenState needs int64 tokens, got {self.text.dtype} and {self.image.dtype}."
-            )
-        if self.text.shape[0] != self.image.shape[0]:
-            raise ValueError(
-                f"TokenState needs one batch size, got text of {self.text.shape[0]} and image of "
-                f"{self.image.shape[0]}."
+                "TokenState needs int64 text (B, T) and image (B, H, W) of one batch size, got "
+                f"{text.dtype} {tuple(text.shape)} and {image.dtype} {tuple(image.shape)}."
             )
 
     @classmethod

@@ -112,7 +112,7 @@ def _quantised_layers(source: Source, form: Format | None) -> dict[str, Format]:
 
 
 def _provenance(source: Source) -> dict[str, Any]:
-    files = {name: source.path / name for name in _HASHED}
+    files = [source.path / name for name in _HASHED]
     try:
         version = metadata.version("mmada-parallel")
     except metadata.PackageNotFoundError:
@@ -120,8 +120,8 @@ def _provenance(source: Source) -> dict[str, Any]:
     return {
         "source": source.path.resolve().name,
         "sha256": {
-            name: hashlib.sha256(file.read_bytes()).hexdigest()
-            for name, file in files.items()
+            file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in files
             if file.is_file()
         },
         "image_tokenizer": "/".join(source.image_path.resolve().parts[-2:]),
@@ -137,9 +137,8 @@ def _outlines(source: Source, layers: Mapping[str, Format]) -> dict[str, Outline
         outline = outline_of(source.weights, name)
         if form := layers.get(layer := name.removesuffix(".weight")):
             outlines[name] = Outline(form.storage, outline.shape)
-            outlines[f"{layer}.weight_scale"] = Outline(
-                torch.float32, form.scale_shape(outline.shape[0])
-            )
+            scale_shape = form.scale_shape(outline.shape[0])
+            outlines[f"{layer}.weight_scale"] = Outline(torch.float32, scale_shape)
             outlines[f"{layer}.comfy_quant"] = Outline(torch.uint8, tuple(marker(form).shape))
         else:
             outlines[name] = outline

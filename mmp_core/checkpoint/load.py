@@ -33,12 +33,9 @@ DEMO = Path(__file__).parents[2] / "demo" / "checkpoint"
 
 @dataclass
 class Model:
-    """A loaded checkpoint.
-
-    ``device``: where its inputs go; change it with the modules' own. ``config``: the raw
-    ``config.json``. ``default_image_size``: side in pixels of a square image; ``downsample``:
-    pixels per image code.
-    """
+    """A loaded checkpoint. ``device``: where its inputs go; change it with the modules' own.
+    ``config``: the raw ``config.json``. ``default_image_size``: side in pixels of a square image;
+    ``downsample``: pixels per image code."""
 
     transformer: MaskedDiffusionTransformer
     image_tokenizer: ImageTokenizer

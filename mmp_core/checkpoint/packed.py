@@ -66,6 +66,7 @@ def open_packed(file: Path, image_tokenizer_path: Path | None, family: Family) -
     weights, image_weights = tensors.split(IMAGE_PREFIX)
     config = with_stored_rows(config, weights)
     variant = variant_of(config, weights, family or about.get("variant"))
+    texts = {n: metadata[_TOKENIZER + n] for n in TOKENIZER_FILES if _TOKENIZER + n in metadata}
     image_path, image_config = file, _parsed(metadata, _IMAGE_CONFIG, file)
     if image_tokenizer_path is not None:
         image_path, image_config, image_weights = image_tokenizer(
@@ -75,7 +76,7 @@ def open_packed(file: Path, image_tokenizer_path: Path | None, family: Family) -
         path=file,
         config=config,
         weights=weights,
-        tokenizer=_packed_tokenizer(metadata, file),
+        tokenizer=tokenizer_of(texts, str(file)),
         variant=variant,
         evidence=GIVEN if family else STATED,
         image_path=image_path,
@@ -86,7 +87,9 @@ def open_packed(file: Path, image_tokenizer_path: Path | None, family: Family) -
 
 def _refuse_other_formats(file: Path) -> None:
     refuse_pointer(file)
-    if file.suffix.lower() == ".gguf" or _starts_with(file, b"GGUF"):
+    with file.open("rb") as stream:
+        magic = stream.read(4)
+    if file.suffix.lower() == ".gguf" or magic == b"GGUF":
         raise CheckpointError(
             f"{file} is a GGUF file, which this pack cannot read; give the folder that holds "
             "config.json and the .safetensors weights."
@@ -98,11 +101,6 @@ def _refuse_other_formats(file: Path) -> None:
         )
 
 
-def _starts_with(file: Path, magic: bytes) -> bool:
-    with file.open("rb") as stream:
-        return stream.read(len(magic)) == magic
-
-
 def _parsed(metadata: Mapping[str, str], key: str, file: Path) -> dict[str, Any]:
     try:
         content = json.loads(metadata[key])
@@ -111,8 +109,3 @@ def _parsed(metadata: Mapping[str, str], key: str, file: Path) -> dict[str, Any]
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} has no readable {key} in its header; convert it again.")
     return content
-
-
-def _packed_tokenizer(metadata: Mapping[str, str], file: Path) -> Any:
-    names = [name for name in TOKENIZER_FILES if _TOKENIZER + name in metadata]
-    return tokenizer_of({name: metadata[_TOKENIZER + name] for name in names}, str(file))

@@ -40,12 +40,9 @@ Family = str | Variant | None
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint as stored, before anything is built.
-
-    ``weights`` and ``image_weights``: tensors by name, read when asked for. ``image_config``: the
-    image tokenizer's own configuration. ``evidence``: how the variant is known, see
-    :mod:`~..variants.strangers`.
-    """
+    """A checkpoint as stored, before anything is built. ``weights`` and ``image_weights``: tensors
+    by name, read when asked for. ``image_config``: the image tokenizer's own configuration.
+    ``evidence``: how the variant is known, see :mod:`~..variants.strangers`."""
 
     path: Path
     config: Mapping[str, Any]
@@ -129,8 +126,8 @@ def _transformer_weights(folder: Path) -> Mapping[str, Tensor]:
     )
 
 
-def read_tokenizer(folder: Path, name: str | None = None) -> Any:
-    """The tokenizer whose files ``folder`` holds; ``name`` tells where they come from."""
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer whose files ``folder`` holds."""
     texts = {}
     for file in (folder / name for name in TOKENIZER_FILES):
         if file.is_file():
@@ -139,7 +136,7 @@ def read_tokenizer(folder: Path, name: str | None = None) -> Any:
                 texts[file.name] = file.read_text(encoding="utf-8-sig")
             except UnicodeDecodeError as error:
                 raise CheckpointError(f"{file} cannot be read ({error}).") from None
-    return tokenizer_of(texts, name or str(folder))
+    return tokenizer_of(texts, str(folder))
 
 
 def tokenizer_of(texts: Mapping[str, str], name: str) -> Any:

@@ -47,11 +47,9 @@ class Outline:
 
 
 class SafetensorsFiles(Mapping):
-    """Tensors of one or more safetensors files by name, each read when asked for.
-
-    ``where``: {tensor name: file}. ``prefix``: what the files put before each of these names.
-    Raises ``CheckpointError`` for files that cannot be read.
-    """
+    """Tensors of one or more safetensors files by name, each read when asked for. ``where``:
+    {tensor name: file}. ``prefix``: what the files put before each of these names. Raises
+    ``CheckpointError`` for files that cannot be read."""
 
     def __init__(self, where: Mapping[str, Path], prefix: str = ""):
         self._where = dict(where)

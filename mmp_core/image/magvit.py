@@ -1,7 +1,5 @@
-"""MAGVIT-v2 with lookup-free quantisation (showlab/magvitv2), which MMaDA-Parallel-M uses.
-
-Each of 13 latent channels gives one bit of the code by its sign, the first channel the highest.
-"""
+"""MAGVIT-v2 with lookup-free quantisation (showlab/magvitv2), which MMaDA-Parallel-M uses. Each of
+13 latent channels gives one bit of the code by its sign, the first channel the highest."""
 
 from __future__ import annotations
 

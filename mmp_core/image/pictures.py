@@ -187,27 +187,24 @@ def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def squash_image(image: Image.Image, size: int | Size) -> Image.Image:
-    """Resize ``image`` (RGB), bicubic, to ``size``: (width, height), or one number for a square.
-    Nothing is cropped, so the aspect ratio changes. Raises ``InputError`` where the image is not
-    RGB or the size is not positive."""
+def squash_image(image: Image.Image, size: Size) -> Image.Image:
+    """Resize ``image`` (RGB), bicubic, to ``size``, (width, height). Nothing is cropped, so
+    the aspect ratio changes. Raises ``InputError`` where the image is not RGB or the size is not
+    positive."""
     _check_rgb(image)
-    width, height = (size, size) if isinstance(size, int) else size
-    if width < 1 or height < 1:
-        raise InputError(f"size is {width}x{height}; expected at least 1x1.")
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+    if min(size) < 1:
+        raise InputError(f"size is {size[0]}x{size[1]}; expected at least 1x1.")
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def to_pixels(
-    image: Image.Image, pixel_range: tuple[float, float], dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """Pixels (1, 3, H, W) of an RGB image, black and white at the ends of ``pixel_range``. Raises
-    ``InputError`` where the image is not RGB or the range is not [0, 1] or [-1, 1]."""
+def to_pixels(image: Image.Image, pixel_range: tuple[float, float]) -> Tensor:
+    """Pixels (1, 3, H, W) float32 of an RGB image, black and white at the ends of ``pixel_range``.
+    Raises ``InputError`` where the image is not RGB or the range is not [0, 1] or [-1, 1]."""
     _check_rgb(image)
     signed = _is_signed(pixel_range)
     levels = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0).contiguous()
     unit = levels.to(torch.float32) / 255
-    return (unit * 2 - 1 if signed else unit).to(dtype)
+    return unit * 2 - 1 if signed else unit
 
 
 def to_pil(pixels: Tensor, pixel_range: tuple[float, float]) -> list[Image.Image]:

@@ -33,11 +33,9 @@ options offer; a new set is one more line here."""
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and constants of a LLaDA-style transformer.
-
-    Field names follow the released ``config.json``. ``rope_theta`` has no default: LLaDA's class
-    default (1e4) differs from the released value (5e5), so it must come from the checkpoint.
-    """
+    """Sizes and constants of a LLaDA-style transformer. Field names follow the released
+    ``config.json``. ``rope_theta`` has no default: LLaDA's class default (1e4) differs from the
+    released value (5e5), so it must come from the checkpoint."""
 
     d_model: int
     n_layers: int

@@ -1,7 +1,5 @@
-"""Quantisation formats: how a linear layer's weight may be stored, in one byte each.
-
-Imports no torch, so that options can be declared from it.
-"""
+"""Quantisation formats: how a linear layer's weight may be stored, in one byte each. Imports no
+torch, so that options can be declared from it."""
 
 from __future__ import annotations
 

@@ -75,10 +75,8 @@ def capture(run: Run) -> Run:
 
 class GraphedForward:
     """Normed hidden states of ids (B, L), by one graph per shape from its second call on.
-
     ``capture`` makes a graph, see :func:`capture`. Shapes that keep the GPU busy, and those whose
-    capture fails, run without.
-    """
+    capture fails, run without."""
 
     def __init__(self, transformer: MaskedDiffusionTransformer, capture: Callable[[Run], Run]):
         self.transformer, self.capture = transformer, capture

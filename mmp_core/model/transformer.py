@@ -153,11 +153,9 @@ class Block(nn.Module):
 
 
 class MaskedDiffusionTransformer(nn.Module):
-    """LLaDA backbone shared by both released variants.
-
-    ``operations`` offers what :class:`TorchOperations` does, so that a host may cast or stream
-    weights. Parameter names carry the released prefix ``model.transformer.``.
-    """
+    """LLaDA backbone shared by both released variants. ``operations`` offers what
+    :class:`TorchOperations` does, so that a host may cast or stream weights. Parameter names carry
+    the released prefix ``model.transformer.``."""
 
     def __init__(
         self,

@@ -37,11 +37,9 @@ Masked = tuple[int, int]
 
 @dataclass
 class SampleRuns:
-    """The runs of one branch for one sample.
-
-    ``masked``: masked tokens at the last run; ``refreshed_at``: at the last refresh; ``None``
-    before the first. ``image_runs``: how many so far predicted image codes.
-    """
+    """The runs of one branch for one sample. ``masked``: masked tokens at the last run;
+    ``refreshed_at``: at the last refresh; ``None`` before the first. ``image_runs``: how many so
+    far predicted image codes."""
 
     masked: Masked | None = None
     refreshed_at: Masked | None = None

@@ -46,11 +46,9 @@ class Guidance(Protocol[Text, Image]):
 
 
 class CorrectedGuidance:
-    """``cond + Σ scale·(cond - branch)`` in float32, all branches on one and the same state.
-
-    A branch replaces the whole prompt. One whose scale is 0, or that has nothing to drop, is not
-    run; branches that are alike, as two are without an input image, are one.
-    """
+    """``cond + Σ scale·(cond - branch)`` in float32, all branches on one and the same state. A
+    branch replaces the whole prompt. One whose scale is 0, or that has nothing to drop, is not run;
+    branches that are alike, as two are without an input image, are one."""
 
     def __init__(self, layout: Layout, prompt: Prompt, settings: SamplerSettings):
         image_scales = {

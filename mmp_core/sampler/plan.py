@@ -21,11 +21,9 @@ _LEFT_ALONE = 2**62
 
 @dataclass(frozen=True)
 class Targets:
-    """What one step has to unmask of one modality.
-
-    ``positions``: those to predict. ``count``: (B,) int64 on the device; of text how many to
-    unmask, of the image how many stay masked. ``noise``: scale of the noise on confidences.
-    """
+    """What one step has to unmask of one modality. ``positions``: those to predict. ``count``: (B,)
+    int64 on the device; of text how many to unmask, of the image how many stay masked. ``noise``:
+    scale of the noise on confidences."""
 
     positions: MaskedPositions
     count: Tensor
@@ -34,11 +32,9 @@ class Targets:
 
 @dataclass(frozen=True)
 class StepTargets:
-    """What one step has to unmask; ``None`` for a modality that it leaves alone.
-
-    ``last``: the step before. ``planned``: masked text and image tokens before the step, per
-    sample, as far as the plan knows them.
-    """
+    """What one step has to unmask; ``None`` for a modality that it leaves alone. ``last``: the step
+    before. ``planned``: masked text and image tokens before the step, per sample, as far as the
+    plan knows them."""
 
     text: Targets | None
     image: Targets | None

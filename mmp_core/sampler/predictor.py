@@ -16,10 +16,8 @@ from .plan import StepTargets
 
 class Predictor:
     """Runs named branches of one prompt: the conditional sequence and its unconditional forms.
-
     ``branches``: template per branch; its text and image positions are overwritten by each state.
-    ``cache``: what is computed anew of a branch; ``None`` computes all of it.
-    """
+    ``cache``: what is computed anew of a branch; ``None`` computes all of it."""
 
     def __init__(
         self,

@@ -1,7 +1,5 @@
-"""Remasking policies: which of the predicted text tokens are unmasked first.
-
-Knows no torch, so that settings and options can be declared from it.
-"""
+"""Remasking policies: which of the predicted text tokens are unmasked first. Knows no torch, so
+that settings and options can be declared from it."""
 
 from __future__ import annotations
 

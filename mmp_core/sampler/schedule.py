@@ -1,7 +1,5 @@
-"""Schedule: how many tokens are unmasked at which step, settled before the first one.
-
-Knows no torch, so that settings and options can be declared from it.
-"""
+"""Schedule: how many tokens are unmasked at which step, settled before the first one. Knows no
+torch, so that settings and options can be declared from it."""
 
 from __future__ import annotations
 

@@ -28,12 +28,9 @@ Image = TypeVar("Image", contravariant=True)
 
 @dataclass(frozen=True)
 class TokenUpdate:
-    """What one step did to one modality, (B, N) each.
-
-    ``guess``: a token everywhere; unmasked ones as they were. ``confidence``: float32, 1 where a
-    token was unmasked before the step. ``revealed``: bool, what the step unmasked. ``after``: the
-    tokens after the step.
-    """
+    """What one step did to one modality, (B, N) each. ``guess``: a token everywhere; unmasked ones
+    as they were. ``confidence``: float32, 1 where a token was unmasked before the step.
+    ``revealed``: bool, what the step unmasked. ``after``: the tokens after the step."""
 
     guess: Tensor
     confidence: Tensor
@@ -88,10 +85,8 @@ class Selection(Protocol[Text, Image]):
 
 class CorrectedSelection:
     """Gumbel-max tokens, unmasked by confidence, in float32, with one random stream per sample.
-
-    ``sure``: probability (0 … 1) from which on a token is unmasked before its turn; by default
-    none is.
-    """
+    ``sure``: probability (0 … 1) from which on a token is unmasked before its turn; by default none
+    is."""
 
     def __init__(self, settings: SamplerSettings, generators: Generators, sure: float = math.inf):
         self.settings, self.generators, self.sure = settings, generators, sure

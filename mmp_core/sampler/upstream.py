@@ -70,11 +70,9 @@ def upstream_plan(
 
 
 class UpstreamSelection(ABC):
-    """Noise over whole regions, ranking, and what is written back.
-
-    ``vocabulary``: number of ids. ``dtype``: the model's, which most draws are made in;
-    ``noise_dtype``: that of the text's noise.
-    """
+    """Noise over whole regions, ranking, and what is written back. ``vocabulary``: number of ids.
+    ``dtype``: the model's, which most draws are made in; ``noise_dtype``: that of the text's
+    noise."""
 
     def __init__(self, model: DenoisingModel, prompt: Prompt, settings: SamplerSettings):
         self.layout, self.settings = model.layout, settings

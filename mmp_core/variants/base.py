@@ -33,11 +33,9 @@ _CONTEXT = 4
 
 @dataclass(frozen=True)
 class ModelInput:
-    """The ids that the model is run on, and where its answer lies in them.
-
-    ``ids``: (B, L) int64. ``image_positions``: (H·W,) int64, raster order; ``text_positions``:
-    (T,) int64. Either may be empty.
-    """
+    """The ids that the model is run on, and where its answer lies in them. ``ids``: (B, L) int64.
+    ``image_positions``: (H·W,) int64, raster order; ``text_positions``: (T,) int64. Either may be
+    empty."""
 
     ids: Tensor
     image_positions: Tensor

@@ -94,12 +94,9 @@ class MMaDAParallelA(Variant):
 
 
 class LayoutA(Layout):
-    """``<system>…</system><user>instruction [boi rows eoi] </user>``, then the answer
-    ``<answer> boi rows eoi text </answer>``.
-
-    ``rows``: each row of image codes followed by one newline id. The input image stands just
-    before the closing ``</user>``.
-    """
+    """``<system>…</system><user>instruction [boi rows eoi] </user>``, then the answer ``<answer>
+    boi rows eoi text </answer>``. ``rows``: each row of image codes followed by one newline id. The
+    input image stands just before the closing ``</user>``."""
 
     def __init__(self, tokenizer: Any, config: Mapping[str, Any]):
         super().__init__(tokenizer, config, _RELEASED_IMAGE_OFFSET)

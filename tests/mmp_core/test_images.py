@@ -205,17 +205,15 @@ def test_a_long_strip_needs_no_huge_memory(size):
     assert images.fit_image(Image.new("RGB", size, "red"), sizes).size in sizes
 
 
-@pytest.mark.parametrize("size, expected", [(64, (64, 64)), ((48, 32), (48, 32))])
-def test_squash_keeps_the_whole_picture(size, expected):
-    assert images.squash_image(noise(50, 20), size).size == expected
+def test_squash_keeps_the_whole_picture():
+    assert images.squash_image(noise(50, 20), (48, 32)).size == (48, 32)
 
 
 @pytest.mark.parametrize("pixel_range", [images.UNIT_RANGE, images.SIGNED_RANGE])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_pixels_come_back_within_one_level(pixel_range, dtype):
+def test_pixels_come_back_within_one_level(pixel_range):
     levels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
-    pixels = images.to_pixels(Image.fromarray(levels), pixel_range, dtype)
-    assert pixels.shape == (1, 3, 16, 16) and pixels.dtype == dtype
+    pixels = images.to_pixels(Image.fromarray(levels), pixel_range)
+    assert pixels.shape == (1, 3, 16, 16) and pixels.dtype == torch.float32
     assert (pixels.min(), pixels.max()) == pixel_range
     back = np.asarray(images.to_pil(pixels, pixel_range)[0]).astype(int)
     assert np.abs(back - levels).max() <= (0 if pixel_range == images.UNIT_RANGE else 1)
@@ -237,7 +235,7 @@ def test_pictures_of_a_batch_clip_and_survive_nan():
         (lambda: images.fit_image(noise(4, 4), []), "sizes is empty"),
         (lambda: images.fit_image(noise(4, 4), SIZES, offset="left"), "offset is 'left'"),
         (lambda: images.fit_image(Image.new("L", (4, 4)), SIZES), "mode L"),
-        (lambda: images.squash_image(noise(4, 4), 0), "size is 0x0"),
+        (lambda: images.squash_image(noise(4, 4), (0, 0)), "size is 0x0"),
         (lambda: images.to_pixels(Image.new("P", (4, 4)), images.UNIT_RANGE), "mode P"),
         (lambda: images.to_pixels(noise(4, 4), (0, 255)), "pixel_range"),
         (lambda: images.to_pil(torch.zeros(3, 4, 4), images.UNIT_RANGE), r"shape \(3, 4, 4\)"),

@@ -185,7 +185,7 @@ def test_squash_equals_torchvision(size):
             transforms.Normalize(mean=[0.5] * 3, std=[0.5] * 3),
         ]
     )(picture)
-    ours = images.to_pixels(images.squash_image(picture, 96), (-1.0, 1.0))
+    ours = images.to_pixels(images.squash_image(picture, (96, 96)), (-1.0, 1.0))
     assert torch.equal(ours[0], theirs)
 
 

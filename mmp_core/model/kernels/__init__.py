@@ -51,11 +51,9 @@ class ImageLogits:
 
 @dataclass(frozen=True)
 class TextLogits:
-    """What the branches of a guidance say about text positions, before the head.
-
-    ``hidden``: normed states (B, n, d_model), of the conditional branch first, then of one per
-    scale. ``words``: the part of the vocabulary to choose from.
-    """
+    """What the branches of a guidance say about text positions, before the head. ``hidden``: normed
+    states (B, n, d_model), of the conditional branch first, then of one per scale. ``words``: the
+    part of the vocabulary to choose from."""
 
     transformer: MaskedDiffusionTransformer
     hidden: tuple[Tensor, ...]
