@@ -1,12 +1,15 @@
-"""``convert``: a checkpoint folder into one file."""
+"""``convert`` and ``check``: a checkpoint into one file, and what it is."""
 
 from __future__ import annotations
 
 import argparse
+import json
+from dataclasses import asdict
 
 from tqdm import tqdm
 
 from ..mmp_core.checkpoint.convert import convert as write_packed
+from ..mmp_core.checkpoint.inspect import inspect_checkpoint
 from ..mmp_core.files import readable_size
 from .model import note
 
@@ -28,3 +31,10 @@ def convert(args: argparse.Namespace) -> None:
             progress=advance,
         )
     print(f"{args.out}  ({readable_size(args.out.stat().st_size)})")
+
+
+def check(args: argparse.Namespace) -> None:
+    report = inspect_checkpoint(
+        args.path, image_tokenizer_path=args.image_tokenizer, family=args.family
+    )
+    print(json.dumps(asdict(report)) if args.json else "\n".join(report.lines()))

@@ -56,9 +56,9 @@ def draw(args: argparse.Namespace) -> None:
         answer = answered(args, model, picture, settings)
     path = args.out or _free_path(args.instruction, seed)
     if args.text_out:
-        with _writing(args.text_out) as file:
+        with _writable(args.text_out), replacing(args.text_out) as file:
             file.write_text(answer.text + "\n", encoding="utf-8")
-    with _writing(path) as file:
+    with _writable(path), replacing(path) as file:
         _save(file, answer, args, settings)
     _report(args, answer, path, seed)
 
@@ -105,12 +105,6 @@ def _writable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error}).") from None
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[Path]:
-    with _writable(path), replacing(path) as temporary:
-        yield temporary
 
 
 def _note_unknown_words(args: argparse.Namespace, model: Model) -> None:

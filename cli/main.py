@@ -91,12 +91,13 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     edit = _command(commands, "edit", "edit a picture by an instruction", _EDIT, _EDIT_EXAMPLE)
     edit.add_argument("image", metavar="IMAGE", type=Path, help="the picture to edit")
-    _complete_drawing(edit)
     generate = _command(
         commands, "generate", "make a picture from words alone", _GENERATE, _GENERATE_EXAMPLE
     )
     generate.set_defaults(image=None)
-    _complete_drawing(generate)
+    for drawing in (edit, generate):
+        options.add_drawing(drawing)
+        drawing.set_defaults(run="draw:draw")
     train = _command(commands, "train", "finetune, by rewards or on targets", _TRAIN)
     methods = train.add_subparsers(title="methods", metavar="METHOD", required=True)
     pararl = _command(methods, "pararl", "training by rewards", _PARARL, _PARARL_EXAMPLE)
@@ -115,26 +116,17 @@ def build_parser() -> argparse.ArgumentParser:
     convert.set_defaults(run="convert:convert")
     check = _command(commands, "check", "say what a checkpoint is", _CHECK)
     options.add_check(check)
-    check.set_defaults(run="check:check")
+    check.set_defaults(run="convert:check")
     return parser
 
 
 def _command(
     commands: argparse._SubParsersAction, name: str, brief: str, description: str, epilog: str = ""
 ) -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
     return commands.add_parser(
-        name,
-        help=brief,
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        name, help=brief, description=description, epilog=epilog, formatter_class=raw
     )
-
-
-def _complete_drawing(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("instruction", metavar="INSTRUCTION", help="what to change, or to show")
-    options.add_drawing(parser)
-    parser.set_defaults(run="draw:draw")
 
 
 def _version() -> str:
@@ -148,20 +140,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv``; the exit code."""
     try:
         args = build_parser().parse_args(argv)
-        return _run(args)
+        module, _, function = args.run.partition(":")  # imported now, so that help is instant
+        getattr(import_module(f".{module}", __package__), function)(args)
+    except InputError as error:
+        print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     except SystemExit as end:  # argparse: help, version, usage errors
         return int(end.code or 0)
     except KeyboardInterrupt:
         print(f"\n{PROGRAM}: stopped", file=sys.stderr)
         return INTERRUPTED
-
-
-def _run(args: argparse.Namespace) -> int:
-    """Import and run the command, which is named "module:function"."""
-    module, _, function = args.run.partition(":")
-    try:
-        getattr(import_module(f".{module}", __package__), function)(args)
-    except InputError as error:
-        print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
     return 0

@@ -6,8 +6,6 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -47,31 +45,23 @@ def load_model(args: argparse.Namespace) -> Model:
     if auto and device == "cpu" and computes_in_float32(parameters):
         model.transformer.float()
     for file, strength in args.lora:
-        _add_lora(args, model, file, strength)
+        state, metadata = read_adapter(file)
+        build_adapter(model, state, metadata, str(file)).attach(model.transformer, strength)
+        if doubt := doubt_about(model, metadata, str(file)):
+            note(args, doubt)
     return model
-
-
-def _add_lora(args: argparse.Namespace, model: Model, file: Path, strength: float) -> None:
-    state, metadata = read_adapter(file)
-    build_adapter(model, state, metadata, str(file)).attach(model.transformer, strength)
-    if doubt := doubt_about(model, metadata, str(file)):
-        note(args, doubt)
 
 
 def check_settings(args: argparse.Namespace, seed: int) -> None:
     """Refuse values out of range before a model is loaded."""
-    SamplerSettings(**_sampler_options(args), seed=seed)
+    SamplerSettings(**given(args, options_of(SamplerSettings)), seed=seed)
 
 
 def settings_of(args: argparse.Namespace, model: Model, seed: int) -> SamplerSettings:
-    chosen = _sampler_options(args)
+    chosen = given(args, options_of(SamplerSettings))
     if args.preset == "upstream":
         return SamplerSettings.upstream(model.variant, **chosen, seed=seed)
     return SamplerSettings(**chosen, seed=seed)
-
-
-def _sampler_options(args: argparse.Namespace) -> dict[str, Any]:
-    return given(args, options_of(SamplerSettings))
 
 
 @contextmanager

@@ -45,7 +45,8 @@ def given(args: argparse.Namespace, options: Iterable[str]) -> dict[str, Any]:
 
 
 def add_drawing(parser: argparse.ArgumentParser) -> None:
-    """Options of ``edit`` and ``generate``."""
+    """Instruction and options of ``edit`` and ``generate``."""
+    parser.add_argument("instruction", metavar="INSTRUCTION", help="what to change, or to show")
     parser.add_argument(
         "--seed",
         type=int,
@@ -132,7 +133,7 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
         "none as they are (default none)",
     )
     _add_image_tokenizer(parser)
-    _add_quiet(parser)
+    add_quiet(parser)
 
 
 def add_check(parser: argparse.ArgumentParser) -> None:
@@ -162,7 +163,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "PEFT; STRENGTH 1, the default, is as it was trained; repeat it for several",
     )
     _add_image_tokenizer(group)
-    _add_device(group)
+    group.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="auto",
+        help="where to compute (default auto: a GPU if there is one)",
+    )
     group.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
@@ -184,23 +190,14 @@ def _add_image_tokenizer(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def _add_device(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda", "mps"),
-        default="auto",
-        help="where to compute (default auto: a GPU if there is one)",
-    )
-
-
-def _add_quiet(parser: argparse.ArgumentParser) -> None:
+def add_quiet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quiet", action="store_true", help="no progress or notes on standard error"
     )
 
 
 def _add_sampler(parser: argparse.ArgumentParser) -> None:
-    _add_quiet(parser)
+    add_quiet(parser)
     group = parser.add_argument_group("sampler", "The upstream preset has defaults of its own.")
     add_settings(group, options_of(SamplerSettings).values())
 

@@ -18,11 +18,12 @@ from tqdm import tqdm
 from ..demo.train import recipe_for, transformer_run, write_result
 from ..mmp_core import InputError, Model
 from ..mmp_core.checkpoint.load import DEMO, open_checkpoint
+from ..mmp_core.checkpoint.source import Source
 from ..mmp_core.files import readable_size
 from ..mmp_core.memory import free_bytes
 from ..mmp_core.model.config import LAYER_SETS
 from ..mmp_core.options import options_of
-from ..training.cases import Case, Reward
+from ..training.cases import Case
 from ..training.data.dataset import EditDataset, open_dataset, tokenised
 from ..training.data.registry import GENERATED
 from ..training.loop.memory import pararl_bytes, sft_bytes, trained_parameters
@@ -30,7 +31,7 @@ from ..training.loop.ranks import AcceleratedRanks, Ranks, launched_ranks
 from ..training.loop.run import TrainingRun
 from ..training.loop.settings import RunSettings
 from ..training.pararl.run import ParaRLRun
-from ..training.pararl.settings import ParaRLSettings
+from ..training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
 from ..training.rewards.clip import ClipScorer, clip_folder
 from ..training.rewards.registry import weighted_reward
 from ..training.sft.run import SFTRun
@@ -42,7 +43,7 @@ from ..training.weights.settings import AdapterSettings
 from ..training.weights.sharded import ShardedWeights
 from .model import load_model, memory_explained, note, pick_device
 from .options import given
-from .training_options import chosen, chosen_rollouts
+from .training_options import ROLLOUTS
 
 Save = Callable[[Mapping[str, Tensor]], Path]
 """Writes trained weights; where they are."""
@@ -52,28 +53,25 @@ _MICRO_BATCHES = (64, 32, 16, 8, 4, 2, 1)
 _SHARE = 0.9
 """Of a GPU's free memory, that may be counted on."""
 _FROM_NOTHING_FOLDER, _FROM_NOTHING_STEPS = Path("build/sft"), 3000
-_ONLY_WITH_DATA = (
-    "output",
-    "cases",
-    "bad_items",
-    "text_length",
-    "run_folder",
-    "full",
-    "rank",
-    "layers",
-    "lora",
-    "image_tokenizer",
-    "dtype",
-)
+_OF_DATA = ("output", "cases", "bad_items", "text_length", "run_folder")
+_OF_ADAPTERS = ("full", "rank", "layers", "lora", "image_tokenizer", "dtype")
 
 
 def pararl(args: argparse.Namespace) -> None:
-    settings = ParaRLSettings(**chosen(args, ParaRLSettings), sampler=chosen_rollouts(args))
+    settings = ParaRLSettings(
+        **given(args, options_of(ParaRLSettings)),
+        sampler=replace(ROLLOUT_SAMPLER, **given(args, ROLLOUTS)),
+    )
     _check_places(args)
     if not args.reward and args.data not in GENERATED:
         raise InputError("--reward: say what to train for, such as clip:FOLDER.")
     dataset = _dataset(args)
-    reward = _reward(args, dataset)
+    device = pick_device(args.device)
+    reward = weighted_reward(
+        args.reward or [GENERATED[args.data].reward],
+        lambda place: ClipScorer(clip_folder(place), device=device),
+        dataset,
+    )
     with memory_explained():
         parts = _prepared(args, dataset, settings, pararl_bytes, need_target=False)
         run = ParaRLRun(reward=reward, **parts)
@@ -90,7 +88,7 @@ def sft(args: argparse.Namespace) -> None:
         )
     if args.output is None:
         raise InputError("--data needs --output FILE.safetensors: where the adapter goes.")
-    settings = SFTSettings(**chosen(args, SFTSettings))
+    settings = SFTSettings(**given(args, options_of(SFTSettings)))
     _check_places(args)
     dataset = _dataset(args)
     with memory_explained():
@@ -99,7 +97,7 @@ def sft(args: argparse.Namespace) -> None:
 
 
 def _sft_from_nothing(args: argparse.Namespace) -> None:
-    names = [name for name in _ONLY_WITH_DATA if getattr(args, name)]
+    names = [name for name in (*_OF_DATA, *_OF_ADAPTERS) if getattr(args, name)]
     if names or args.model != "demo":
         option = (names or ["model"])[0].replace("_", "-")
         raise InputError(f"--{option} needs --data: without it the toy world's model is trained.")
@@ -109,7 +107,7 @@ def _sft_from_nothing(args: argparse.Namespace) -> None:
             "missing; install the package again."
         )
     device, folder = pick_device(args.device), args.folder or _FROM_NOTHING_FOLDER
-    options = {"steps": _FROM_NOTHING_STEPS} | chosen(args, SFTSettings)
+    options = {"steps": _FROM_NOTHING_STEPS} | given(args, options_of(SFTSettings))
     falls = options.get("schedule") != "constant"
     decay = {"decay_steps": max(1, options["steps"] // 3) if falls else 0}
     settings = replace(recipe_for(device), **(decay | options))
@@ -127,13 +125,15 @@ def _check_places(args: argparse.Namespace) -> None:
     if args.output.is_dir():
         raise InputError(f"{args.output} is a folder; give the name of a file in it.")
     if args.full:
-        check_source(
-            open_checkpoint(
-                args.model, image_tokenizer_path=args.image_tokenizer, family=args.family
-            )
-        )
+        check_source(_source(args))
     _check_run_folder(args, _folder(args), "--run-folder")
     _make(args.output.parent)
+
+
+def _source(args: argparse.Namespace) -> Source:
+    return open_checkpoint(
+        args.model, image_tokenizer_path=args.image_tokenizer, family=args.family
+    )
 
 
 def _folder(args: argparse.Namespace) -> Path:
@@ -164,15 +164,6 @@ def _dataset(args: argparse.Namespace) -> EditDataset:
     return open_dataset(args.data, bad_items=args.bad_items or "skip", limit=args.cases)
 
 
-def _reward(args: argparse.Namespace, dataset: EditDataset) -> Reward:
-    device = pick_device(args.device)
-    return weighted_reward(
-        args.reward or [GENERATED[args.data].reward],
-        lambda place: ClipScorer(clip_folder(place), device=device),
-        dataset,
-    )
-
-
 def _prepared(
     args: argparse.Namespace,
     dataset: EditDataset,
@@ -182,18 +173,12 @@ def _prepared(
     need_target: bool,
 ) -> dict[str, Any]:
     """What every run is made of."""
-    ranks = _ranks(args)
-    model = load_model(args)
+    ranks, model = _ranks(args), load_model(args)
     with ranks.first_one_first():  # the others then find the first one's cache
         cases = _tokenised(args, dataset, model, need_target)
-    return {
-        "model": model,
-        "cases": cases,
-        "settings": _fitted(args, model, cases, settings, bytes_of),
-        "folder": _folder(args),
-        "policy": _policy(args, model, ranks),
-        "ranks": ranks,
-    }
+    settings, policy = _fitted(args, model, cases, settings, bytes_of), _policy(args, model, ranks)
+    parts = {"model": model, "cases": cases, "settings": settings, "policy": policy}
+    return {**parts, "folder": _folder(args), "ranks": ranks}
 
 
 def _ranks(args: argparse.Namespace) -> Ranks:
@@ -326,10 +311,7 @@ def _save(args: argparse.Namespace, run: TrainingRun, weights: Mapping[str, Tens
         if isinstance(run.policy, LoRA):
             save_adapter(args.output, run.policy, {**about, **base_metadata(run.model)})
         else:
-            source = open_checkpoint(
-                args.model, image_tokenizer_path=args.image_tokenizer, family=args.family
-            )
-            save_whole(args.output, weights, source, about)
+            save_whole(args.output, weights, _source(args), about)
     except OSError as error:
         raise InputError(
             f"{args.output} cannot be written ({error.strerror or error}): --resume with another "

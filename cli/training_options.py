@@ -1,23 +1,21 @@
-"""The options of ``train``, and what they mean for a run. Imports nothing heavy."""
+"""The options of ``train``. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..mmp_core.options import Option, options_of
-from ..mmp_core.sampler.settings import SamplerSettings
 from ..training.data.registry import GENERATED
 from ..training.loop.settings import RunSettings
 from ..training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
 from ..training.rewards.registry import REWARDS
 from ..training.sft.settings import SFTSettings
 from ..training.weights.settings import AdapterSettings
-from .options import add_model, add_settings, given, positive
+from .options import add_model, add_quiet, add_settings, positive
 
-_ROLLOUTS = ("text_steps", "image_steps", "text_temperature", "image_temperature", "joint_guidance")
+ROLLOUTS = ("text_steps", "image_steps", "text_temperature", "image_temperature", "joint_guidance")
 
 
 def add_pararl(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +37,7 @@ def add_pararl(parser: argparse.ArgumentParser) -> None:
     add_dataset(parser, "demo")
     add_settings(parser.add_argument_group("ParaRL"), _own(ParaRLSettings))
     options = options_of(ROLLOUT_SAMPLER)
-    add_settings(parser.add_argument_group("rollouts"), [options[name] for name in _ROLLOUTS])
+    add_settings(parser.add_argument_group("rollouts"), [options[name] for name in ROLLOUTS])
     add_run(parser)
     add_model(parser)
 
@@ -123,21 +121,10 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     text = f"{micro_batch.help} By default {micro_batch.default}, or as many as fit on a GPU."
     options["micro_batch"] = replace(micro_batch, default=None, help=text)
     add_settings(group, options.values())
-    parser.add_argument(
-        "--quiet", action="store_true", help="no progress or notes on standard error"
-    )
+    add_quiet(parser)
 
 
 def _own(settings: type[RunSettings]) -> list[Option]:
     """The options that other kinds of runs do not have."""
     shared = options_of(RunSettings)
     return [option for name, option in options_of(settings).items() if name not in shared]
-
-
-def chosen(args: argparse.Namespace, settings: type[RunSettings]) -> dict[str, Any]:
-    """The fields of ``settings`` that were given; the others have their defaults."""
-    return given(args, options_of(settings))
-
-
-def chosen_rollouts(args: argparse.Namespace) -> SamplerSettings:
-    return replace(ROLLOUT_SAMPLER, **given(args, _ROLLOUTS))
