@@ -45,23 +45,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "MASKED": "state",
-    "MASKED_TEXT": "variants.base",
-    "CheckpointError": "errors",
-    "InputError": "errors",
-    "Model": "checkpoint.load",
-    "Prompt": "state",
-    "SamplerSettings": "sampler.settings",
-    "Step": "state",
-    "TokenState": "state",
-    "Trajectory": "state",
-    "denoise": "sampler.loop",
-    "load_checkpoint": "checkpoint.load",
+    "checkpoint.load": ("Model", "load_checkpoint"),
+    "errors": ("CheckpointError", "InputError"),
+    "sampler.loop": ("denoise",),
+    "sampler.settings": ("SamplerSettings",),
+    "state": ("MASKED", "Prompt", "Step", "TokenState", "Trajectory"),
+    "variants.base": ("MASKED_TEXT",),
 }
-"""The module of each name that is not of ``pipeline``."""
+"""The names of each module; the others are of ``pipeline``."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES.get(name, 'pipeline')}", __name__), name)
+    home = next((module for module, names in _HOMES.items() if name in names), "pipeline")
+    return getattr(import_module(f".{home}", __name__), name)

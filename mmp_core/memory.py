@@ -8,6 +8,7 @@ numbers with counted peaks: they are at most 1.1 times too small and at most twi
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,7 @@ channels of float32 where it is widest."""
 _STEP_BYTES_PER_TOKEN = 8 + 8 + 1 + 4
 """A recorded step: the state after it, its guess, what it unmasked, confidences."""
 _SMALL = 10**9
+_REFUSALS = "out of memory|can't allocate memory|not enough memory|status_alloc_failed"
 
 
 class OutOfMemory(InputError, torch.OutOfMemoryError):
@@ -35,15 +37,9 @@ class OutOfMemory(InputError, torch.OutOfMemoryError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` is a device's or the CPU's refusal to allocate."""
-    messages = (
-        "out of memory",
-        "can't allocate memory",
-        "not enough memory",
-        "status_alloc_failed",
-    )
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and any(m in str(error).lower() for m in messages)
-    )
+    if isinstance(error, RuntimeError) and re.search(_REFUSALS, str(error), re.IGNORECASE):
+        return True
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 def free_bytes(device: torch.device) -> float:

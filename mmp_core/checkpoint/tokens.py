@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from ..errors import InputError
 from ..files import replacing
@@ -65,11 +64,9 @@ def load_tokens(path: str | Path, model: Model) -> TokenState:
                 f"{path} was made with another {name} than this checkpoint's: load the checkpoint "
                 "that it was made with."
             )
-    _check_range(path, "text", state.text, model.transformer.config.embedding_size)
-    _check_range(path, "image", state.image, model.layout.codebook_size)
+    known = model.transformer.config.embedding_size, model.layout.codebook_size
+    for name, end in zip(("text", "image"), known, strict=True):
+        tokens = getattr(state, name)
+        if tokens.numel() and not MASKED <= int(tokens.min()) <= int(tokens.max()) < end:
+            raise InputError(f"{path} is damaged: its {name} has tokens outside 0 to {end - 1}.")
     return state
-
-
-def _check_range(path: str | Path, name: str, tokens: Tensor, end: int) -> None:
-    if tokens.numel() and not MASKED <= int(tokens.min()) <= int(tokens.max()) < end:
-        raise InputError(f"{path} is damaged: its {name} has tokens outside 0 to {end - 1}.")

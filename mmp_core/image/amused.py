@@ -26,8 +26,8 @@ from .blocks import (
     ResidualBlock,
     Upsample,
     check_codes,
+    check_floats,
     check_pixels,
-    check_vectors,
 )
 from .tokenizer import ImageTokenizer
 
@@ -82,11 +82,10 @@ class AmusedConfig:
         widths = self.block_out_channels
         if not isinstance(widths, list | tuple) or not widths:
             raise _refusal("block_out_channels", widths, "a list of positive whole numbers")
+        names = ["layers_per_block", "latent_channels", "norm_num_groups", "num_vq_embeddings"]
+        names += [] if self.vq_embed_dim is None else ["vq_embed_dim"]
         numbers = [("block_out_channels", width) for width in widths]
-        for name in ("layers_per_block", "latent_channels", "norm_num_groups", "num_vq_embeddings"):
-            numbers.append((name, getattr(self, name)))
-        if self.vq_embed_dim is not None:
-            numbers.append(("vq_embed_dim", self.vq_embed_dim))
+        numbers += [(name, getattr(self, name)) for name in names]
         for name, value in numbers:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise _refusal(name, value, "a positive whole number")
@@ -212,7 +211,7 @@ class AmusedVQ(ImageTokenizer):
     @torch.no_grad()
     def nearest(self, latents: Tensor) -> Tensor:
         """As of any tokenizer: the nearest vectors, Euclidean, in float32."""
-        check_vectors(latents, self.vector_width)
+        check_floats("vectors", latents, self.vector_width)
         every_code = torch.arange(self.codebook_size, device=latents.device)
         codebook = self.quantize.embedding(every_code).float()
         cells = latents.permute(0, 2, 3, 1).reshape(-1, self.vector_width).float()
@@ -225,5 +224,5 @@ class AmusedVQ(ImageTokenizer):
         return self.quantize.embedding(codes.long()).permute(0, 3, 1, 2).contiguous()
 
     def decode_vectors(self, vectors: Tensor) -> Tensor:
-        check_vectors(vectors, self.vector_width)
+        check_floats("vectors", vectors, self.vector_width)
         return self.decoder(self.post_quant_conv(vectors.to(self.dtype)))

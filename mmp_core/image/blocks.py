@@ -116,14 +116,19 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
+def check_floats(name: str, tensor: Tensor, channels: int) -> None:
+    """Raise ``InputError`` unless ``tensor`` is a float (B, channels, H, W)."""
+    if tensor.ndim != 4 or tensor.shape[1] != channels or not tensor.is_floating_point():
+        raise InputError(
+            f"{name} has shape {tuple(tensor.shape)} and type {tensor.dtype}; expected floats of "
+            f"shape (B, {channels}, H, W)."
+        )
+
+
 def check_pixels(pixels: Tensor, downsample: int) -> None:
     """Raise ``InputError`` unless ``pixels`` is a float (B, 3, H, W), H and W multiples of
     ``downsample``."""
-    if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
-        raise InputError(
-            f"pixels has shape {tuple(pixels.shape)} and type {pixels.dtype}; expected floats of "
-            "shape (B, 3, H, W). pictures.to_pixels makes them from a picture."
-        )
+    check_floats("pixels", pixels, 3)
     height, width = pixels.shape[2:]
     if not height or not width or height % downsample or width % downsample:
         raise InputError(
@@ -147,13 +152,4 @@ def check_codes(codes: Tensor, codebook_size: int) -> None:
         raise InputError(
             f"codes range over {low}..{high}; expected 0..{codebook_size - 1}. Codes that are "
             "still masked (-1) must be filled before decoding."
-        )
-
-
-def check_vectors(vectors: Tensor, width: int) -> None:
-    """Raise ``InputError`` unless ``vectors`` is a float (B, width, h, w)."""
-    if vectors.ndim != 4 or vectors.shape[1] != width or not vectors.is_floating_point():
-        raise InputError(
-            f"vectors has shape {tuple(vectors.shape)} and type {vectors.dtype}; expected floats "
-            f"of shape (B, {width}, h, w), as latents() and vectors() give them."
         )

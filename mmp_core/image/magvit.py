@@ -20,8 +20,8 @@ from .blocks import (
     ResidualBlock,
     Upsample,
     check_codes,
+    check_floats,
     check_pixels,
-    check_vectors,
 )
 from .tokenizer import ImageTokenizer
 
@@ -163,7 +163,7 @@ class MagvitV2(ImageTokenizer):
 
     def nearest(self, latents: Tensor) -> Tensor:
         """As of any tokenizer: by the signs of the channels; 0 counts as -1."""
-        check_vectors(latents, self.vector_width)
+        check_floats("vectors", latents, self.vector_width)
         return self.quantize.codes(latents)
 
     def vectors(self, codes: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class MagvitV2(ImageTokenizer):
         return self.quantize.vectors(codes.long(), self.dtype)
 
     def decode_vectors(self, vectors: Tensor) -> Tensor:
-        check_vectors(vectors, self.vector_width)
+        check_floats("vectors", vectors, self.vector_width)
         return self.decoder(vectors.to(self.dtype))
 
 

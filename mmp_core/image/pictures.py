@@ -19,6 +19,7 @@ from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from ..errors import InputError
+from .blocks import check_floats
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -216,11 +217,7 @@ def to_pil(pixels: Tensor, pixel_range: tuple[float, float]) -> list[Image.Image
     Raises ``InputError`` for another shape or a range that is not [0, 1] or [-1, 1].
     """
     signed = _is_signed(pixel_range)
-    if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
-        raise InputError(
-            f"pixels has shape {tuple(pixels.shape)} and type {pixels.dtype}; "
-            "expected floats of shape (B, 3, H, W)."
-        )
+    check_floats("pixels", pixels, 3)
     unit = pixels.detach().float()
     if signed:
         unit = (unit + 1) / 2

@@ -79,9 +79,8 @@ class CorrectedGuidance:
         return {name: scale for name, scale in run.items() if scale}
 
     def text_logits(self, outputs: BranchOutputs, index: Tensor) -> TextLogits:
-        hidden = tuple(
-            outputs.text_hidden(name, index) for name in (CONDITIONAL, *self.text_scales)
-        )
+        names = (CONDITIONAL, *self.text_scales)
+        hidden = tuple(outputs.text_hidden(name, index) for name in names)
         scales = tuple(self.text_scales.values())
         return TextLogits(outputs.predictor.transformer, hidden, scales, self.text_choices)
 

@@ -73,9 +73,8 @@ def corrected_steps(text: Counts, image: Counts, settings: SamplerSettings) -> l
     """The steps of the "corrected" preset; those that would unmask nothing are left out. ``text``,
     ``image``: masked tokens at the start, per sample; both may be 0. Each modality keeps its own
     number of steps, none of which collapse."""
-    text_schedule, image_schedule = map(
-        SCHEDULES.__getitem__, (settings.text_schedule, settings.image_schedule)
-    )
+    text_schedule = SCHEDULES[settings.text_schedule]
+    image_schedule = SCHEDULES[settings.image_schedule]
     text_ranks, image_ranks = _ranks(settings)
     steps, text_masked, image_masked = [], text, image
     for index in range(max(*text_ranks, *image_ranks) + 1):

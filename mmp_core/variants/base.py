@@ -9,6 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -169,18 +171,13 @@ def column(like: Tensor, token: int) -> Tensor:
 
 def decode_ids(tokenizer: Any, ids: list[int], masked: str) -> str:
     """The text of ids, each masked position replaced by ``masked``."""
+    decoded = partial(tokenizer.decode, skip_special_tokens=True)
     if not masked or MASKED not in ids:
-        return tokenizer.decode([i for i in ids if i != MASKED], skip_special_tokens=True)
-    parts, run = [], []
-    for token in [*ids, None]:
-        if token is not None and token != MASKED:
-            run.append(token)
-            continue
-        if run:
-            parts.append(tokenizer.decode(run, skip_special_tokens=True))
-            run = []
-        if token == MASKED:
-            parts.append(masked)
+        return decoded([i for i in ids if i != MASKED])
+    parts = []
+    for is_masked, run in groupby(ids, MASKED.__eq__):
+        same = list(run)
+        parts += [masked] * len(same) if is_masked else [decoded(same)]
     return " ".join(part.strip() for part in parts if part.strip())
 
 
