@@ -100,21 +100,14 @@ def train(
             if inputs.resume:
                 run.resume()
             view = TrainingView(progress, run, recipe, inputs.preview_every, memory.in_use)
-            return _outputs(hosted, run, policy, recipe, view, dataset.place)
+            return _outputs(run, policy, view, dataset.place)
 
 
-def _outputs(
-    hosted: host.HostedModel,
-    run: TrainingRun,
-    policy: LoRA,
-    recipe: Recipe,
-    view: TrainingView,
-    place: str,
-) -> io.NodeOutput:
+def _outputs(run: TrainingRun, policy: LoRA, view: TrainingView, place: str) -> io.NodeOutput:
     adapter = run.folder.path / _ADAPTER
 
     def save() -> None:
-        about = {"dataset": place, **base_metadata(hosted.model)}
+        about = {"dataset": place, **base_metadata(run.model)}
         save_adapter(adapter, policy, {**run.metadata(), **about})
 
     try:
@@ -134,7 +127,7 @@ def _outputs(
         ) from None
     text = view.show(f"Done. The adapter is kept in {adapter}.")
     lines = run.folder.lines()
-    metric, label = recipe.curve
+    metric, label = view.recipe.curve
     values = torch.tensor([[line[metric]] for line in lines])
     steps = [int(line["step"]) for line in lines]
     curve = line_plot(values, steps, x_label="step", y_label=label)

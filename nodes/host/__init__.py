@@ -1,8 +1,7 @@
 """All that touches ComfyUI itself: memory, layers, folders, and what a node shows on the page."""
 
 from .clip import HostedClip, load_clip
-from .lora import with_adapter
-from .models import DTYPES, HostBudget, HostedAdapter, HostedModel, load
+from .models import DTYPES, HostBudget, HostedAdapter, HostedModel, load, with_adapter
 from .page import Progress, metadata_wanted, save_temporary, stop_if_interrupted, to_intermediate
 from .training import Interrupted, TrainingMemory, trainable
 

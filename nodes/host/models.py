@@ -1,26 +1,30 @@
-"""Checkpoints as ComfyUI's models: loaded, offloaded and unloaded by it."""
+"""Checkpoints and adapters as ComfyUI's models: loaded, offloaded and unloaded by it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.ops
 import comfy.quant_ops
 import comfy.utils
 import torch
+from comfy.patcher_extension import PatcherInjection
 
 from ...mmp_core import CheckpointError, Model, Prompt
+from ...mmp_core.checkpoint.adapters import build_adapter
 from ...mmp_core.checkpoint.load import build_model, load_weights, open_checkpoint, stored_dtype
 from ...mmp_core.checkpoint.source import Source
 from ...mmp_core.checkpoint.tensors import SafetensorsFiles
 from ...mmp_core.files import readable_size
 from ...mmp_core.image.pictures import Size
 from ...mmp_core.memory import PICTURE_BYTES_PER_PIXEL, MemoryEstimate, computes_in_float32
+from ...mmp_core.model.lora import Adapter, AttachedAdapter
 from ...mmp_core.model.quantised import formats_of
 from ...mmp_core.pipeline import seen_size
 from .clip import HostedClip
@@ -29,6 +33,7 @@ from .layers import attention, operations
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
+_INJECTIONS = "mmada_parallel.adapters"
 _log = logging.getLogger(__name__)
 
 
@@ -141,6 +146,55 @@ class HostBudget:
             readable_size(size),
         )
         comfy.model_management.load_models_gpu(self._patchers, memory_required=memory)
+
+
+def with_adapter(
+    model: HostedModel,
+    state: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str],
+    name: str,
+    strength: float,
+) -> HostedModel:
+    """``model`` with one adapter more, as ``checkpoint.adapters.read_adapter`` gave it.
+
+    The weights are shared with ``model``, which stays as it is: the two take turns in being
+    loaded. Raises ``InputError`` where the adapter does not fit.
+    """
+    devices = {
+        "load_device": model.patcher.load_device,
+        "offload_device": model.patcher.offload_device,
+    }
+    with torch.inference_mode(False):  # in which nodes run; see load
+        adapter = build_adapter(
+            model.model,
+            {key: t.clone() if t.is_inference() else t for key, t in state.items()},
+            metadata,
+            name,
+            operations=comfy.ops.manual_cast,
+            device=model.patcher.offload_device,
+        )
+    hosted = HostedAdapter(comfy.model_patcher.CoreModelPatcher(adapter, **devices), strength)
+    adapters = (*model.adapters, hosted)
+    patcher = model.patcher.clone()
+    patcher.set_injections(
+        _INJECTIONS, [_injection(added.patcher.model, added.strength) for added in adapters]
+    )
+    return replace(model, patcher=patcher, adapters=adapters)
+
+
+def _injection(adapter: Adapter, strength: float) -> PatcherInjection:
+    """Not ComfyUI 0.33.0's bypass: where two share a layer it does not come off, and it does not
+    count the memory of its adapters."""
+    at_work: list[AttachedAdapter] = []
+
+    def inject(patcher: comfy.model_patcher.ModelPatcher) -> None:
+        at_work.append(adapter.attach(patcher.model, strength))
+
+    def eject(patcher: comfy.model_patcher.ModelPatcher) -> None:
+        while at_work:
+            at_work.pop().remove()
+
+    return PatcherInjection(inject=inject, eject=eject)
 
 
 def load(checkpoint: str, dtype: str, image_tokenizer: str) -> HostedModel:
