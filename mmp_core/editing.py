@@ -109,13 +109,10 @@ def fixed_text(
 ) -> Tensor:
     """Tokenise the user's words to (1, T) int64; each ░ in them is one masked token.
 
-    ``length``: tokens that the text may have. ``rest``: what follows the words. "end": end-of-text
-    tokens up to ``length``, as checkpoints expect that were trained on padded answers;
-    "undecided": masked tokens up to ``length``; "auto": "end" for such checkpoints, and nothing
-    for those that take any length (the released variant A).
-
-    Raises ``InputError`` for a text that does not fit ``length``, or has words that the tokenizer
-    does not know.
+    ``length``: tokens that the text may have. ``rest``: what fills it up after the words: "end",
+    end-of-text tokens; "undecided", masked ones; "auto", end-of-text tokens for checkpoints trained
+    on padded answers, nothing for others (the released variant A). Raises ``InputError`` for a text
+    that does not fit, or has words that the tokenizer does not know.
     """
     parts = text.split(MASKED_TEXT)
     parts = [part.rstrip() for part in parts[:-1]] + parts[-1:]  # a word's space is its own token's

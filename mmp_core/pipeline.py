@@ -36,12 +36,11 @@ def encode_instruction(
 ) -> Prompt:
     """Make the prompt for editing ``image`` by ``instruction``, or for generating without an image.
 
-    ``size``: (width, height) of the result in pixels, multiples of ``model.downsample``; by
-    default that of the input image as the model sees it, else a square of the checkpoint's own
-    size; :data:`NO_PICTURE` for text alone. ``text_length``: tokens of the answer's text, up to
-    4096, 0 for an image alone; by default the checkpoint's own, or 0 where the family answers with
-    an image alone.
-    ``batch``: samples of this one prompt, all masked. ``mask``: of mode "L", white where the
+    ``size``: (width, height) of the result in pixels, multiples of ``model.downsample``; by default
+    that of the input image as the model sees it, else a square of the checkpoint's own size;
+    :data:`NO_PICTURE` for text alone. ``text_length``: tokens of the answer's text, up to 4096, 0
+    for an image alone; by default the checkpoint's own, or 0 where the family answers with an image
+    alone. ``batch``: samples of this one prompt, all masked. ``mask``: of mode "L", white where the
     picture is to be painted anew; elsewhere its image tokens stay as they are, bit for bit.
     ``offset``: see :func:`.pictures.fit_image`.
 

@@ -144,11 +144,10 @@ class Step(_Tensors):
     """One denoising step. Its tensors are shared with its neighbours, not copied.
 
     ``index``: position in the run, 0-based. ``state``, ``after``: the tokens before and after it.
-    ``guess``: a token everywhere: the model's latest guess where masked. ``MASKED`` where the model
-    has not yet been asked.
-    ``text_revealed`` (B, T) and ``image_revealed`` (B, H, W) bool: unmasked at this step.
-    ``text_confidence`` (B, T) and ``image_confidence`` (B, H, W) float32: probability of the guess
-    where masked, 1 elsewhere.
+    ``guess``: the tokens, with the model's latest guess where masked, ``MASKED`` where it was not
+    asked yet.
+    ``…_revealed``, (B, T) and (B, H, W) bool: unmasked at this step. ``…_confidence``, the same
+    shapes in float32: probability of the guess where masked, 1 elsewhere.
     """
 
     index: int

@@ -68,14 +68,12 @@ def load_checkpoint(
 ) -> Model:
     """Load a checkpoint folder or file, or the embedded one by the name ``demo``.
 
-    ``dtype``: of the transformer, where it is not quantised, and of its results; ``None`` keeps
-    the stored one. The image tokenizer is always float32, as in the reference.
-    ``image_tokenizer_path``: file or folder of the image tokenizer where it is not inside or
-    beside the checkpoint (variant M's MAGVIT-v2). ``family``: id or name of the checkpoint's
-    family, where its files cannot tell (see ``variants.registry``).
-
-    Raises ``CheckpointError``: one sentence naming what is missing or wrong, and where it goes;
-    ``InputError`` for an unknown family.
+    ``dtype``: of the transformer, where it is not quantised, and of its results; ``None`` keeps the
+    stored one. The image tokenizer is always float32, as in the reference.
+    ``image_tokenizer_path``: file or folder of the image tokenizer where it is not inside or beside
+    the checkpoint. ``family``: its id or name, where the files cannot tell (see
+    ``variants.registry``). Raises ``CheckpointError``: one sentence naming what is missing or
+    wrong, and where it goes; ``InputError`` for an unknown family.
     """
     source = open_checkpoint(path, image_tokenizer_path=image_tokenizer_path, family=family)
     model = build_model(source, operations=operations, attention=attention, dtype=dtype)

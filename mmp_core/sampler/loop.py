@@ -10,7 +10,7 @@ import torch
 from ..errors import InputError
 from ..state import MASKED, Prompt, Step, TokenState, Trajectory
 from .policies import DenoisingModel, Policies, corrected_policies
-from .predictor import Predictor
+from .predictor import BranchOutputs, Predictor
 from .schedule import spread
 from .selection import TokenUpdate
 from .settings import SamplerSettings
@@ -67,7 +67,7 @@ def take_step(predictor: Predictor, policies: Policies, index: int, last: Step) 
     """The step at position ``index`` of the plan, from the state after ``last``."""
     guidance, selection, state = policies.guidance, policies.selection, last.after
     targets = policies.plan.targets(index, last)
-    outputs = predictor.outputs(state, targets)
+    outputs = BranchOutputs(predictor, state, targets)
     text = TokenUpdate.none(state.text, last.guess.text, last.text_confidence)
     if targets.text:
         text = selection.text(targets.text, text, partial(guidance.text_logits, outputs))

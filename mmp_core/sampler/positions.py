@@ -30,8 +30,7 @@ class MaskedPositions:
 
     ``tokens``: (B, N) int64 that the positions index. ``counts``: positions per sample.
     ``index``: (B, n) int64, n the largest count; each row starts with the sample's masked positions
-    in order, as many as counted, and is filled up with others.
-    ``valid``: (B, n) bool, which are counted.
+    in order and is filled up with others. ``valid``: (B, n) bool, which are counted.
     """
 
     tokens: Tensor

@@ -32,10 +32,6 @@ class Predictor:
             name: BranchCache(branch.ids.shape[0]) for name, branch in branches.items()
         }
 
-    def outputs(self, state: TokenState, targets: StepTargets | None = None) -> BranchOutputs:
-        """``targets``: all that will be asked of the outputs; without it anything may be."""
-        return BranchOutputs(self, state, targets)
-
     def ids(self, branch: str, state: TokenState) -> Tensor:
         """The model's input (B, L) for ``state`` in ``branch``."""
         template, layout = self.branches[branch], self.layout
@@ -54,9 +50,10 @@ class Predictor:
 
 
 class BranchOutputs:
-    """One state as seen by the model. Each branch is run at most once, when first asked for."""
+    """One state as seen by the model. Each branch is run at most once, when first asked for.
+    ``targets``: all that will be asked; without it anything may be."""
 
-    def __init__(self, predictor: Predictor, state: TokenState, targets: StepTargets | None):
+    def __init__(self, predictor: Predictor, state: TokenState, targets: StepTargets | None = None):
         self.predictor, self.state, self.targets = predictor, state, targets
         self._hidden: dict[str, Tensor] = {}
 

@@ -37,12 +37,10 @@ SCHEDULES: dict[str, MaskSchedule] = {"linear": linear, "cosine": cosine}
 class PlannedStep:
     """What one step has to unmask. Each field but the last: one number per sample.
 
-    ``text_quota``: text tokens to unmask; ``None`` when the step leaves text alone.
-    ``image_masked_after``: image codes still masked after the step; ``None`` when it leaves the
-    image alone.
-    ``text_masked_before``, ``image_masked_before``: tokens masked before the step, if all went by
-    the plan; ``None`` where that is not known, which costs a synchronisation per step.
-    ``image_noise``: scale of the noise on the image's confidence.
+    ``text_quota``: text tokens to unmask; ``image_masked_after``: image codes still masked after
+    the step; ``None`` when it leaves text or image alone. ``text_masked_before``,
+    ``image_masked_before``: tokens masked before the step by the plan; ``None`` where not known,
+    which costs a synchronisation per step. ``image_noise``: its scale, on the codes' confidence.
     """
 
     text_quota: Counts | None = None

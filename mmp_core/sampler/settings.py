@@ -44,13 +44,11 @@ class SamplerSettings:
     away from those of an unconditional branch by a guidance's multiple of the difference; 0 skips
     the branch. A guidance weight *w* of the form ``w·cond - (w - 1)·uncond`` is ``w - 1`` here.
 
-    ``speed``: see ``sampler.cache`` for "cached". The threshold of "fast" is that of Fast-dLLM
-    (arXiv 2505.22618), here for both modalities.
-    ``seed``: one number, sample *i* of the batch then uses ``seed + i``; or one per sample; or
-    ``None``: unseeded. A sample's result depends on its own seed only.
-    ``text_schedule``, ``image_schedule``: names of :data:`.schedule.SCHEDULES`.
-
-    Raises ``InputError`` for a value out of range.
+    ``speed``: see :mod:`.cache` for "cached"; "fast" has the threshold of Fast-dLLM (arXiv
+    2505.22618) for both modalities. ``seed``: one number, sample *i* of the batch then uses
+    ``seed + i``; or one per sample; or ``None``: unseeded. A sample's result depends on its own
+    seed only. Schedules: names of :data:`.schedule.SCHEDULES`. Raises ``InputError`` for a value
+    out of range.
     """
 
     text_steps: int = option(128, "Steps at which text tokens are unmasked.", **_STEPS)

@@ -1,10 +1,9 @@
 """What the released samplers share, as policies: the same tokens and the same random draws.
 
-What a family's sampler does of its own is in its file of ``variants``. What they all do that the
-corrected policies do not: random numbers are drawn for whole regions in the dtype of the logits;
-text may be any id, image codes and the mask included; the image's mask ratio follows the loop step
-and the whole grid; image steps that round to the same loop step are one; one image code is never
-unmasked.
+Unlike the corrected policies: random numbers are drawn for whole regions in the dtype of the
+logits; text may be any id, image codes and the mask included; the image's mask ratio follows the
+loop step and the whole grid; image steps that round to the same loop step are one; one image code
+is never unmasked.
 """
 
 from __future__ import annotations

@@ -47,12 +47,10 @@ class ModelInput:
 class Layout(ABC):
     """Segment order and ids of one checkpoint, from its tokenizer and its parsed ``config.json``.
 
-    ``image_offset``: id of image code 0; code *c* is ``image_offset + c``.
-    ``codebook_size``: number of image codes.
-    ``mask_id``: id of a masked position; also the end of the ids that text may take:
-    ``text_choices`` is the half-open range of ids that a corrected sampler chooses text from.
-    ``end_of_text``: id that follows the answer's last word. ``pads_text``: whether the checkpoint
-    was trained on answers filled up with it, so that every answer has the same length.
+    ``image_offset``: id of image code 0. ``codebook_size``: number of image codes. ``mask_id``: id
+    of a masked position. ``text_choices``: ids that a corrected sampler chooses text from, those
+    below ``mask_id``. ``end_of_text``: id that follows the answer's last word. ``pads_text``:
+    whether the checkpoint was trained on answers filled up with it to one length.
     """
 
     end_of_text: int
@@ -105,14 +103,13 @@ class Variant(ABC):
     """A checkpoint family: all that tells it from the others. It has no state.
 
     ``id``: what files store. ``name``: what people read; either, in any case, names the family.
-    ``answers``: what its checkpoints were trained to answer with.
-    ``image_tokenizer``: the class of its image tokenizer, made with the parsed ``config.json`` of
-    one, ``operations``, ``dtype`` and ``device``; ``image_folders``: where that may lie in or
-    beside a checkpoint's folder; ``image_config_needed``: whether it must have a ``config.json``;
-    ``image_advice``: what to do where it is missing, with ``{folder}`` for the checkpoint's.
-    ``upstream_guidance``: the guidances that the authors' sampler knows; ``upstream_settings``: the
-    values of their command.
-    ``upstream_noise_bytes``: bytes of a random number that it draws for text.
+    ``answers``: what its checkpoints were trained to answer with. ``image_tokenizer``: the class of
+    its image tokenizer, made with the parsed ``config.json`` of one, ``operations``, ``dtype`` and
+    ``device``; ``image_folders``: where that may lie in or beside a checkpoint's folder;
+    ``image_config_needed``: whether it must have a ``config.json``; ``image_advice``: what to do
+    where it is missing, with ``{folder}`` for the checkpoint's. ``upstream_guidance``: the
+    guidances that the authors' sampler knows; ``upstream_settings``: the values of their command;
+    ``upstream_noise_bytes``: of a random number that it draws for text.
     """
 
     id: ClassVar[str]

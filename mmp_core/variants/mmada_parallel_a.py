@@ -197,7 +197,7 @@ class OverlayGuidance:
 
     def image_logits(self, outputs: BranchOutputs, updated: TokenState, index: Tensor) -> Tensor:
         conditional = guided = outputs.image_logits(CONDITIONAL, index)
-        later = outputs.predictor.outputs(updated)
+        later = BranchOutputs(outputs.predictor, updated)
         for name, scale in self.scales.items():
             other = later.image_logits(name, index) if self.active else 0.0
             guided = guided + scale * (conditional - other)

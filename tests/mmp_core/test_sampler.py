@@ -10,7 +10,7 @@ from mmada_parallel.mmp_core.model.kernels.plain import log_odds
 from mmada_parallel.mmp_core.sampler.guidance import CorrectedGuidance
 from mmada_parallel.mmp_core.sampler.policies import corrected_policies
 from mmada_parallel.mmp_core.sampler.positions import MaskedPositions
-from mmada_parallel.mmp_core.sampler.predictor import Predictor
+from mmada_parallel.mmp_core.sampler.predictor import BranchOutputs, Predictor
 from mmada_parallel.mmp_core.sampler.schedule import corrected_steps
 from mmada_parallel.mmp_core.variants.mmada_parallel_a import truncated_quotas
 from mmada_parallel.mmp_core.variants.mmada_parallel_m import even_quotas
@@ -385,7 +385,8 @@ def test_guidance_replaces_the_whole_prompt_on_the_same_state():
     model, start = MODEL["A"], prompt(grid=(2, 2))
     own = SamplerSettings(text_guidance=2, image_guidance=3, joint_guidance=5, reasoning_guidance=7)
     guidance = CorrectedGuidance(model.layout, start, own)
-    outputs = Predictor(model.transformer, model.layout, guidance.branches).outputs(start.initial)
+    predictor = Predictor(model.transformer, model.layout, guidance.branches)
+    outputs = BranchOutputs(predictor, start.initial)
     elsewhere = TokenState(start.initial.text + 3, start.initial.image)
     index = torch.arange(4)[None]
 
