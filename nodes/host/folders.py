@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from stat import S_ISREG
 from typing import TypeVar
@@ -16,7 +17,7 @@ from ...mmp_core.checkpoint.adapters import PEFT_CONFIG
 from ...mmp_core.checkpoint.load import DEMO
 from ...mmp_core.variants.registry import image_tokenizer_folders
 from ...training.data.registry import GENERATED, GeneratedDataset
-from ...training.data.sources import files_of, is_saved_dataset
+from ...training.data.sources import KINDS, files_of
 from ...training.rewards.clip import CONFIG as CLIP_CONFIG
 from ...training.rewards.clip import DEMO_CLIP
 
@@ -208,17 +209,17 @@ def stored_datasets() -> dict[str, Path]:
     root = Path(folder_paths.get_input_directory())
 
     def visit(folder: Path, depth: int) -> None:
-        inside = [path for path in _inside(folder) if not path.name.startswith(".")]
-        holds_items = any(p.suffix.lower() == ".txt" for p in inside) or is_saved_dataset(folder)
-        if folder != root and holds_items:
-            paths[folder.relative_to(root).as_posix()] = folder
-        for path in inside:
-            if path.suffix.lower() == ".jsonl" and path.is_file():
-                paths[path.relative_to(root).as_posix()] = path
-            elif depth and path.is_dir():
-                visit(path, depth - 1)
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith(".") or (path.is_dir() and not depth):
+                continue
+            with suppress(OSError, InputError):  # not readable: not offered
+                if any(kind.offered(path) for kind in KINDS):
+                    paths[path.relative_to(root).as_posix()] = path
+                if path.is_dir():
+                    visit(path, depth - 1)
 
-    visit(root, _DATASET_DEPTH)
+    with suppress(OSError):
+        visit(root, _DATASET_DEPTH)
     return dict(sorted(paths.items()))
 
 

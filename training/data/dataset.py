@@ -23,7 +23,7 @@ from ...mmp_core.variants.base import MASKED_TEXT, Variant
 from ..cases import Case
 from .codes import CodeCache, codes_fingerprint, encode_pictures, key_of
 from .items import Item, Picture, UnreadItem
-from .sources import folder_items, is_saved_dataset, manifest_items, saved_items
+from .sources import KINDS, is_manifest
 
 BadItems = Literal["skip", "fail"]
 Skipped = tuple[str, str]
@@ -117,17 +117,13 @@ def open_dataset(
 
 
 def _unread_items(path: Path) -> list[UnreadItem]:
-    if path.is_dir() and is_saved_dataset(path):
-        items = saved_items(path)
-    elif path.is_dir():
-        items = folder_items(path)
-    elif path.is_file() and path.suffix.lower() == ".jsonl":
-        items = manifest_items(path)
-    else:
+    kind = next((kind for kind in KINDS if kind.fits(path)), None)
+    if kind is None:
         raise InputError(
             f"There is no dataset at {path}: give a folder of pictures and instructions, a .jsonl "
             "manifest, or a folder that save_to_disk of Hugging Face's datasets wrote."
         )
+    items = kind.items(path)
     if not items:
         raise InputError(f"{path} is empty: {_advice(path)}")
     return items
@@ -139,7 +135,7 @@ def _advice(path: Path) -> str:
         return 'write a line such as {"image": "a.png", "instruction": "…"}.'
     inside = sorted(path.iterdir())
     for kind, names in (
-        ("manifest", [p.name for p in inside if p.suffix.lower() == ".jsonl"]),
+        ("manifest", [p.name for p in inside if is_manifest(p)]),
         ("subfolder", [p.name for p in inside if p.is_dir() and not p.name.startswith(".")]),
     ):
         if names:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -282,3 +282,31 @@ def files_of(path: Path) -> list[Path]:
 
 def _any(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def is_manifest(path: Path) -> bool:
+    return path.suffix.lower() == ".jsonl" and path.is_file()
+
+
+def holds_instructions(path: Path) -> bool:
+    return path.is_dir() and any(file.suffix.lower() == ".txt" for file in _listed(path))
+
+
+class DatasetKind(NamedTuple):
+    """A form that datasets have on disk.
+
+    ``fits``: whether a path is opened as one. ``offered``: whether a list of datasets names it.
+    ``items``: what it holds, not yet read.
+    """
+
+    fits: Callable[[Path], bool]
+    offered: Callable[[Path], bool]
+    items: Callable[[Path], list[UnreadItem]]
+
+
+KINDS = (
+    DatasetKind(is_saved_dataset, is_saved_dataset, saved_items),
+    DatasetKind(is_manifest, is_manifest, manifest_items),
+    DatasetKind(Path.is_dir, holds_instructions, folder_items),
+)
+"""The first that fits is meant."""
