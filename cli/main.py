@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from ..demo.register import register as register_toy_world
 from ..mmp_core.errors import InputError
-from . import options, training_options
+from . import options
 
 PROGRAM = "mmada-parallel"
 INTERRUPTED = 130
@@ -101,10 +101,10 @@ def build_parser() -> argparse.ArgumentParser:
     train = _command(commands, "train", "finetune, by rewards or on targets", _TRAIN)
     methods = train.add_subparsers(title="methods", metavar="METHOD", required=True)
     pararl = _command(methods, "pararl", "training by rewards", _PARARL, _PARARL_EXAMPLE)
-    training_options.add_pararl(pararl)
+    options.add_pararl(pararl)
     pararl.set_defaults(run="train:pararl")
     sft = _command(methods, "sft", "supervised finetuning", _SFT)
-    training_options.add_sft(sft)
+    options.add_sft(sft)
     sft.set_defaults(run="train:sft")
     evaluate = _command(commands, "evaluate", "judge a checkpoint on the toy world", _EVALUATE)
     options.add_evaluation(evaluate)

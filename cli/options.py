@@ -5,17 +5,25 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..mmp_core.model.formats import FORMATS
 from ..mmp_core.options import Option, options_of, plain
 from ..mmp_core.sampler.settings import SamplerSettings
+from ..training.data.registry import GENERATED
+from ..training.loop.settings import RunSettings
+from ..training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
+from ..training.rewards.registry import REWARDS
+from ..training.sft.settings import SFTSettings
+from ..training.weights.settings import AdapterSettings
 
+ROLLOUTS = ("text_steps", "image_steps", "text_temperature", "image_temperature", "joint_guidance")
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
-def add_settings(parser: argparse._ActionsContainer, options: Iterable[Option]) -> None:
+def _add_settings(parser: argparse._ActionsContainer, options: Iterable[Option]) -> None:
     """An argument for each option; None where it is not given, so that a preset may decide."""
     for option in options:
         if option.kind is bool:
@@ -83,20 +91,20 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokens that the text may have (default: the checkpoint's own)",
     )
-    add_model(parser)
+    _add_model(parser)
     _add_sampler(parser)
 
 
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--cases", type=positive, default=500, metavar="N", help="tasks to judge (default 500)"
+        "--cases", type=_positive, default=500, metavar="N", help="tasks to judge (default 500)"
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="case i uses seed N + i (default 0)"
     )
     parser.add_argument(
         "--repeats",
-        type=positive,
+        type=_positive,
         default=1,
         metavar="N",
         help="answers to each task, with different seeds; each is reported (default 1)",
@@ -108,11 +116,123 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
         "open_clip_torch)",
     )
     parser.add_argument(
-        "--batch", type=positive, default=16, metavar="N", help="cases at a time (default 16)"
+        "--batch", type=_positive, default=16, metavar="N", help="cases at a time (default 16)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_model(parser)
+    _add_model(parser)
     _add_sampler(parser)
+
+
+def add_pararl(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE.safetensors",
+        help="where the trained adapter goes; an existing file is replaced",
+    )
+    kinds = "; or ".join(f"{kind.usage}, {kind.help}" for kind in REWARDS.values())
+    parser.add_argument(
+        "--reward",
+        action="append",
+        metavar="NAME[:PLACE][=WEIGHT]",
+        help=f"what to train for: {kinds}; repeat it for a weighted sum (default for --data demo: "
+        "checker)",
+    )
+    _add_dataset(parser, "demo")
+    _add_settings(parser.add_argument_group("ParaRL"), _own(ParaRLSettings))
+    options = options_of(ROLLOUT_SAMPLER)
+    _add_settings(parser.add_argument_group("rollouts"), [options[name] for name in ROLLOUTS])
+    _add_run(parser)
+    _add_model(parser)
+
+
+def add_sft(parser: argparse.ArgumentParser) -> None:
+    _add_settings(parser, _own(SFTSettings))
+    group = parser.add_argument_group(
+        "from nothing, without --data",
+        "Defaults are then 3000 steps of 128 items (on a GPU 2048), muon, and a learning rate of\n"
+        "8e-4 that falls over the last third.",
+    )
+    group.add_argument(
+        "--folder",
+        type=Path,
+        metavar="FOLDER",
+        help="where the run is kept, and FOLDER/checkpoint is written (default build/sft)",
+    )
+    _add_dataset(parser, None)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE.safetensors",
+        help="with --data: where the trained adapter goes; an existing file is replaced",
+    )
+    _add_run(parser)
+    _add_model(parser)
+
+
+def _add_dataset(parser: argparse.ArgumentParser, default: str | None) -> None:
+    otherwise = f" (default {default})" if default else ""
+    generated = ", ".join(f"or {each.name}: {each.help}" for each in GENERATED.values())
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data",
+        default=default,
+        metavar="demo|PATH",
+        help="a folder of pictures and instructions (name.png and name.txt; for SFT also "
+        "name.think.txt and name.target.png), a .jsonl manifest, a dataset that Hugging Face's "
+        f"datasets saved, {generated}{otherwise}",
+    )
+    group.add_argument(
+        "--cases",
+        type=_positive,
+        metavar="N",
+        help="use so many (default all; of the toy world 1000)",
+    )
+    group.add_argument(
+        "--bad-items",
+        choices=("skip", "fail"),
+        help="what to do with items that cannot be used: leave them out and name them, or fail "
+        "(default skip)",
+    )
+    group.add_argument(
+        "--text-length",
+        type=_positive,
+        metavar="N",
+        help="tokens that the text may have (default: the checkpoint's own)",
+    )
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("adapter")
+    _add_settings(group, options_of(AdapterSettings).values())
+    group.add_argument(
+        "--full",
+        action="store_true",
+        help="train all weights instead, of a model that is small and not quantised; the result "
+        "is a whole checkpoint, for --model",
+    )
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--run-folder",
+        type=Path,
+        metavar="FOLDER",
+        help="where state and log of the run are kept (default: the output's name without "
+        ".safetensors, and -run)",
+    )
+    group.add_argument("--resume", action="store_true", help="continue the run that is kept there")
+    options = options_of(RunSettings)
+    micro_batch = options["micro_batch"]
+    text = f"{micro_batch.help} By default {micro_batch.default}, or as many as fit on a GPU."
+    options["micro_batch"] = replace(micro_batch, default=None, help=text)
+    _add_settings(group, options.values())
+    _add_quiet(parser)
+
+
+def _own(settings: type[RunSettings]) -> list[Option]:
+    """The options that other kinds of runs do not have."""
+    shared = options_of(RunSettings)
+    return [option for name, option in options_of(settings).items() if name not in shared]
 
 
 def add_conversion(parser: argparse.ArgumentParser) -> None:
@@ -133,7 +253,7 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
         "none as they are (default none)",
     )
     _add_image_tokenizer(parser)
-    add_quiet(parser)
+    _add_quiet(parser)
 
 
 def add_check(parser: argparse.ArgumentParser) -> None:
@@ -144,7 +264,7 @@ def add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def _add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -190,16 +310,16 @@ def _add_image_tokenizer(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_quiet(parser: argparse.ArgumentParser) -> None:
+def _add_quiet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quiet", action="store_true", help="no progress or notes on standard error"
     )
 
 
 def _add_sampler(parser: argparse.ArgumentParser) -> None:
-    add_quiet(parser)
+    _add_quiet(parser)
     group = parser.add_argument_group("sampler", "The upstream preset has defaults of its own.")
-    add_settings(group, options_of(SamplerSettings).values())
+    _add_settings(group, options_of(SamplerSettings).values())
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -216,7 +336,7 @@ def _lora(text: str) -> tuple[Path, float]:
     return Path(text), 1.0
 
 
-def positive(text: str) -> int:
+def _positive(text: str) -> int:
     if not re.fullmatch(r"\d{1,18}", text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
     return int(text)

@@ -42,8 +42,7 @@ from ..training.weights.policies import FullWeights, LoRA, Policy
 from ..training.weights.settings import AdapterSettings
 from ..training.weights.sharded import ShardedWeights
 from .model import load_model, memory_explained, note, pick_device
-from .options import given
-from .training_options import ROLLOUTS
+from .options import ROLLOUTS, given
 
 Save = Callable[[Mapping[str, Tensor]], Path]
 """Writes trained weights; where they are."""

@@ -113,8 +113,7 @@ def _missing(name: str, folder: str) -> str:
 
 
 def checkpoint_paths(checkpoint: str, image_tokenizer: str) -> tuple[Path, Path | None]:
-    """What the loader's widgets name; no image tokenizer for ``auto``. Raises
-    ``CheckpointError``."""
+    """No image tokenizer for ``auto``. Raises ``CheckpointError``."""
     return listed(checkpoint, checkpoints()), listed(image_tokenizer, image_tokenizers())
 
 
