@@ -19,6 +19,7 @@ from environment import ROOT, SetupError, tell
 
 OLDEST = (0, 16)
 PACK = "mmada-parallel"
+_ALONE = ("--disable-all-custom-nodes", "--whitelist-custom-nodes")
 _SOURCE = "https://github.com/comfyanonymous/ComfyUI"
 _CLONE_SECONDS, _START_SECONDS = 600, 300
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -110,15 +111,8 @@ def _pack_options(folder: Path, work: Path) -> list[str]:
     packs = folder / "custom_nodes"
     for pack in packs.iterdir() if packs.is_dir() else ():
         if pack.resolve() == ROOT:
-            return ["--disable-all-custom-nodes", "--whitelist-custom-nodes", pack.name]
-    _link(work / "packs" / PACK)
-    paths = work / "paths.yaml"
-    paths.write_text(json.dumps({PACK: {"base_path": str(work), "custom_nodes": "packs"}}))
-    only = ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK]
-    return [*only, "--extra-model-paths-config", str(paths)]
-
-
-def _link(link: Path) -> None:
+            return [*_ALONE, pack.name]
+    link = work / "packs" / PACK
     link.parent.mkdir(parents=True)
     if os.name == "nt":  # a junction: symbolic links need an administrator
         import _winapi
@@ -126,6 +120,9 @@ def _link(link: Path) -> None:
         _winapi.CreateJunction(str(ROOT), str(link))
     else:
         link.symlink_to(ROOT, target_is_directory=True)
+    paths = work / "paths.yaml"
+    paths.write_text(json.dumps({PACK: {"base_path": str(work), "custom_nodes": "packs"}}))
+    return [*_ALONE, PACK, "--extra-model-paths-config", str(paths)]
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:

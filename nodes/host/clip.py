@@ -37,10 +37,7 @@ class HostedClip(ClipScorer):
 
 
 def load_clip(name: str) -> HostedClip:
-    """The CLIP that a widget names; from memory if it was the last one and its files are the same.
-
-    Raises ``CheckpointError`` or ``InputError`` as :class:`ClipScorer` does.
-    """
+    """The CLIP that a widget names, kept while its files stay. Raises as ``ClipScorer`` does."""
     folder = listed(name, clips(), CLIP_FOLDER)
     return _loaded(folder, tuple(file_states([folder])))
 

@@ -50,7 +50,7 @@ def free_bytes(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class HostedAdapter:
-    """``patcher``: of a ``model.lora.Adapter``, whose memory is ComfyUI's to manage, too."""
+    """``patcher``: of a ``model.lora.Adapter``."""
 
     patcher: comfy.model_patcher.ModelPatcher
     strength: float
