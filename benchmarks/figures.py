@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from mmada_parallel.demo.dataset import HELD_OUT
-from mmada_parallel.demo.evaluate import prompt_of, with_picture, with_text
+from mmada_parallel.demo.evaluate import prompt_of, with_text
 from mmada_parallel.demo.render import render
 from mmada_parallel.demo.scenes import COLOURS
 from mmada_parallel.demo.tasks import Task
@@ -137,7 +137,8 @@ def explain(model: Model) -> Image.Image:
     task = held_out_task("replace", 7)
     prompt = prompt_of(model, task)
     after = denoise(model, prompt, record=0).final
-    explained = denoise(model, with_picture(prompt, after.image), record=0).final
+    with_picture = prompt.starting_from(TokenState(prompt.initial.text, after.image))
+    explained = denoise(model, with_picture, record=0).final
     return side_by_side(
         [
             panel(render(task.source), "before", ""),

@@ -25,13 +25,14 @@ from mmada_parallel.benchmarks.measure import parser_of
 from mmada_parallel.demo import world
 from mmada_parallel.demo.checker import apply_sentence, check
 from mmada_parallel.demo.dataset import HELD_OUT
-from mmada_parallel.demo.evaluate import judge, prompt_of, with_picture, with_text
+from mmada_parallel.demo.evaluate import judge, prompt_of, with_text
 from mmada_parallel.demo.kinds import EDITS, KINDS
 from mmada_parallel.demo.tasks import Task
 from mmada_parallel.mmp_core import (
     MASKED,
     Prompt,
     SamplerSettings,
+    TokenState,
     decode_image,
     decode_text,
     denoise,
@@ -68,7 +69,8 @@ def given(
 
 def explains(model: Model, task: Task, settings: SamplerSettings, instructed: bool) -> bool:
     codes = torch.tensor([task.after.codes()])
-    start = with_picture(_prompt(model, task, instructed), codes)
+    prompt = _prompt(model, task, instructed)
+    start = prompt.starting_from(TokenState(prompt.initial.text, codes))
     final = denoise(model, start, settings, record=0).final
     assert torch.equal(final.image, codes)
     sentence = decode_text(model, final)[0]

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..mmp_core import (
     Prompt,
@@ -65,11 +64,6 @@ def with_text(model: Model, prompt: Prompt, sentence: str) -> Prompt:
     """``prompt`` with ``sentence`` as its whole text; the picture is still to be drawn."""
     text = fixed_text(model, sentence, model.default_text_length)
     return prompt.starting_from(TokenState(text, prompt.initial.image))
-
-
-def with_picture(prompt: Prompt, codes: Tensor) -> Prompt:
-    """``prompt`` with the picture of ``codes`` (1, h, w); the text is still to be written."""
-    return prompt.starting_from(TokenState(prompt.initial.text, codes))
 
 
 def answer(

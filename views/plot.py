@@ -19,6 +19,7 @@ _SCALE = 3
 _TOP, _BOTTOM, _RIGHT = 36, 48, 20
 _PADDING, _TICK = 8, 4
 _LEGEND_ROW, _LEGEND_COLUMN, _SWATCH = 18, 44, 14
+_LEGEND_ROWS = (SIZE[1] - _TOP - _BOTTOM) // _LEGEND_ROW
 _MANY_POINTS = 40
 _FRAME, _GRID, _INK = "#9a9a9a", "#e6e6e6", "#303030"
 _COLOURS = (
@@ -92,7 +93,8 @@ def _axes(columns: list[list[float]], x: Sequence[int], font: Font) -> tuple[_Ax
     ticks = _ticks(low, high, 8)
     vertical = _Axis(low, high, SIZE[1] - _BOTTOM, _TOP, ticks)
     left = 2 * _PADDING + _TICK + max(font.getlength(label) for _, label in ticks)
-    legend = 0 if len(columns) == 1 else _PADDING + _legend_columns(len(columns)) * _LEGEND_COLUMN
+    legend_columns = math.ceil(len(columns) / _LEGEND_ROWS)
+    legend = 0 if len(columns) == 1 else _PADDING + legend_columns * _LEGEND_COLUMN
     margin = 0.02 * (x[-1] - x[0]) or 1.0
     whole = [tick for tick in _ticks(x[0], x[-1], 10, smallest=1) if x[0] <= tick[0] <= x[-1]]
     right = SIZE[0] - max(_RIGHT, legend)
@@ -176,17 +178,9 @@ def _write_axes(
     draw.text((_PADDING, _TOP / 2), y_label, _INK, font, anchor="lm")
 
 
-def _legend_rows() -> int:
-    return (SIZE[1] - _TOP - _BOTTOM) // _LEGEND_ROW
-
-
-def _legend_columns(count: int) -> int:
-    return math.ceil(count / _legend_rows())
-
-
 def _draw_legend(draw: ImageDraw.ImageDraw, colours: list[str], left: float, font: Font) -> None:
     for number, colour in enumerate(colours):
-        column, row = divmod(number, _legend_rows())
+        column, row = divmod(number, _LEGEND_ROWS)
         across = left + column * _LEGEND_COLUMN
         middle = _TOP + (row + 0.5) * _LEGEND_ROW
         draw.rectangle((across, middle - 1, across + _SWATCH, middle + 1), colour)

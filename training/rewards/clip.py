@@ -53,7 +53,10 @@ class ClipScorer:
             if weights.suffix == ".bin":  # open_clip itself retries unsafely on a TypeError
                 torch.load(weights, map_location="cpu", weights_only=True)
             model, self._preprocess = open_clip.create_model_from_pretrained(name, device=device)
-            options = _tokenizer_options(config)
+            # no network, no code of the folder, and no words left out
+            options: dict[str, Any] = {"reduction_mask": ""}
+            if config["text_cfg"].get("hf_tokenizer_name"):
+                options = {"local_files_only": True, "trust_remote_code": False}
             self._tokenizer = open_clip.get_tokenizer(name, **options)
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -233,14 +236,6 @@ def _find_weights(folder: Path) -> Path:
     raise CheckpointError(
         f"{folder} has no weights: put {' or '.join(WEIGHTS)} of the same checkpoint there."
     )
-
-
-def _tokenizer_options(config: dict[str, Any]) -> dict[str, Any]:
-    """What keeps a tokenizer from the network, from running code of the folder, and from leaving
-    out words."""
-    if config["text_cfg"].get("hf_tokenizer_name"):
-        return {"local_files_only": True, "trust_remote_code": False}
-    return {"reduction_mask": ""}
 
 
 def _import_open_clip() -> Any:

@@ -185,12 +185,9 @@ class FullWeights(Policy):
 
 def refuse_quantised(transformer: MaskedDiffusionTransformer) -> None:
     """Raises ``InputError`` for a model that cannot be trained as a whole."""
-    if any(_quantised(layer) for layer in adaptable_layers(transformer).values()):
+    layers = adaptable_layers(transformer).values()
+    if any(not isinstance(x, nn.Linear) or x.weight.dtype.itemsize == 1 for x in layers):
         raise InputError(
             "A quantised model cannot be trained as a whole: train adapters, or load the "
             "checkpoint that is not quantised."
         )
-
-
-def _quantised(layer: nn.Module) -> bool:
-    return not isinstance(layer, nn.Linear) or layer.weight.dtype.itemsize == 1
