@@ -90,10 +90,6 @@ class TrainingRun:
         """One step; its metrics. The run is as before when this is interrupted by ``progress``."""
         raise NotImplementedError
 
-    def recomputing(self) -> AbstractContextManager:
-        """Inside, blocks are computed again in the backward, if the settings say so."""
-        return recomputing(self.model.transformer, self.settings.gradient_checkpointing)
-
     def averaged(self) -> AbstractContextManager:
         """Inside, the policy has its averaged weights, which are the result of a run with ema."""
         return self.average.applied() if self.average else nullcontext()
@@ -284,8 +280,7 @@ def fingerprint(cases: Sequence[Case]) -> str:
 
 @contextmanager
 def recomputing(transformer: MaskedDiffusionTransformer, enabled: bool) -> Iterator[None]:
-    """Inside, if ``enabled``, blocks do not keep activations for the backward but compute them
-    again."""
+    """Inside, if ``enabled``, the backward computes the blocks' activations again."""
     blocks = list(cast(nn.ModuleList, transformer.layers["blocks"])) if enabled else []
     for block in blocks:
         block.forward = partial(

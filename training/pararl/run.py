@@ -34,7 +34,7 @@ from ...mmp_core.errors import InputError
 from ..cases import Cases, Pair, Reward
 from ..loop.draw import draw_cases
 from ..loop.ranks import Ranks
-from ..loop.run import DivergenceError, PhaseCallback, StepCallback, TrainingRun
+from ..loop.run import DivergenceError, PhaseCallback, StepCallback, TrainingRun, recomputing
 from ..rewards.weighted import Weighted, checked, described, name_of
 from ..weights.policies import Policy
 from .log_probs import log_probs
@@ -121,7 +121,7 @@ class ParaRLRun(TrainingRun):
         advantage = [advantages(r, self.settings.std_floor) for r in normalised]
         batches = self._batches(rolled, advantage)
         metrics = self._summary(rolled, normalised, advantage)
-        with self.recomputing():
+        with recomputing(self.model.transformer, self.settings.gradient_checkpointing):
             metrics |= self._update(batches, progress)
         self.scale, self._latest = scale, rolled
         self._has_learnt = self._has_learnt or metrics["tokens"] > 0

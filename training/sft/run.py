@@ -14,7 +14,7 @@ from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.errors import InputError
 from ..cases import Cases, EndlessCases
 from ..loop.ranks import Ranks
-from ..loop.run import PhaseCallback, TrainingRun
+from ..loop.run import PhaseCallback, TrainingRun, recomputing
 from ..weights.policies import Policy
 from .batches import MicroBatch, Windows
 from .loss import masked_losses
@@ -74,7 +74,7 @@ class SFTRun(TrainingRun):
     def _backward(self, batch: MicroBatch, share: float) -> tuple[float, float]:
         """Add ``share`` of the gradient; the losses of text and image, times ``share``."""
         model, device = self.model, self.model.device
-        with self.recomputing():
+        with recomputing(model.transformer, self.settings.gradient_checkpointing):
             with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.bf16):
                 losses = masked_losses(model.transformer, model.layout, batch.to(device))
             ((losses.text + losses.image) * share).backward()
