@@ -40,7 +40,7 @@ class NoTokenizer:
     def convert_tokens_to_ids(self, name: str) -> None:
         return None
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
         return {"input_ids": list(range(1000, 1042))}
 
 

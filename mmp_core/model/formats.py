@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Format:
     """``name``: ComfyUI's. ``dtype_name``: torch's name of the dtype of a stored weight.
     ``largest``: the largest number that it holds. ``per_row``: whether each row of the weight has a
-    scale of its own; else the weight has one."""
+    scale of its own; else the weight has one. One byte for each weight."""
 
     name: str
     dtype_name: str

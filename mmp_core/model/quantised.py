@@ -32,10 +32,12 @@ def quantise(weight: Tensor, form: Format) -> tuple[Tensor, Tensor]:
         raise ValueError("values that are not finite")
     if form.per_row:
         scale = _as_bfloat16_above(largest / form.largest)
-        wanted = weight.float() / scale.clamp_min(torch.finfo(torch.float32).tiny)
-        return wanted.round_().clamp_(-form.largest, form.largest).to(form.storage), scale
-    scale = torch.tensor(_power_of_two_above(largest.max().item() / form.largest))
-    return (weight.float() / scale).to(form.storage), scale
+    else:
+        scale = torch.tensor(_power_of_two_above(largest.max().item() / form.largest))
+    scaled = weight.float() / scale.clamp_min(torch.finfo(torch.float32).tiny)
+    if not form.storage.is_floating_point:  # a cast to whole numbers cuts off what it cannot hold
+        scaled = scaled.round_().clamp_(-form.largest, form.largest)
+    return scaled.to(form.storage), scale
 
 
 def marker(form: Format) -> Tensor:

@@ -25,10 +25,11 @@ _SEED = Option(int, None, "", low=0, high=2**64 - 1, name="seed")
 _SCHEDULE = Option(str, "", "", choices=tuple(SCHEDULES))
 _UPSTREAM = {
     # What the reference knows.
-    "order": "parallel",
-    "speed": "exact",
-    "text_schedule": "linear",
-    "image_schedule": "cosine",
+    "order": ("parallel",),
+    "speed": ("exact",),
+    "text_schedule": ("linear",),
+    "image_schedule": ("cosine",),
+    "remasking": ("low_confidence", "random"),
 }
 
 
@@ -86,7 +87,8 @@ class SamplerSettings:
     )
     remasking: str = option(
         "low_confidence",
-        "Which text tokens stay masked longer: those the model is least sure of, or random ones.",
+        "Which text tokens stay masked longer. low_confidence: those the model is least sure of. "
+        "random: random ones.",
         choices=REMASKING,
         advanced=True,
     )
@@ -119,16 +121,16 @@ class SamplerSettings:
         check(self)
         for name in ("text_schedule", "image_schedule"):
             replace(_SCHEDULE, name=name).check(getattr(self, name))
-        for name, only in _UPSTREAM.items():
-            if self.preset == "upstream" and getattr(self, name) != only:
+        for name, known in _UPSTREAM.items():
+            if self.preset == "upstream" and getattr(self, name) not in known:
                 raise InputError(
                     f"{name} is {getattr(self, name)!r} with the upstream preset, whose reference "
-                    f"knows only {only!r}; use the corrected preset."
+                    f"knows only {' and '.join(map(repr, known))}; use the corrected preset."
                 )
-        if self.reveals_early and self.remasking == "random":
+        if self.reveals_early and self.remasking != "low_confidence":
             raise InputError(
-                f"speed is {self.speed!r} with remasking 'random', which does not look at what the "
-                "model is sure of; use 'low_confidence', or speed 'exact' or 'cached'."
+                f"speed is {self.speed!r} with remasking {self.remasking!r}, which does not look "
+                "at what the model is sure of; use 'low_confidence', or speed 'exact' or 'cached'."
             )
         for seed in self.seed if isinstance(self.seed, Sequence) else (self.seed,):
             _SEED.check(seed)

@@ -91,3 +91,12 @@ def test_the_module_is_the_command():
         "mmada-parallel edit: the following arguments are required: INSTRUCTION "
         "(see mmada-parallel edit --help)"
     ]
+
+
+def test_a_reader_that_closes_early_is_no_error():
+    command = [sys.executable, "-m", "mmada_parallel.cli", "convert", "--help"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 1

@@ -20,7 +20,7 @@ from mmada_parallel.mmp_core.checkpoint import tensors as tensor_files
 from mmada_parallel.mmp_core.checkpoint.convert import KINDS, convert
 from mmada_parallel.mmp_core.checkpoint.load import open_checkpoint
 from mmada_parallel.mmp_core.checkpoint.tokens import token_identity
-from mmada_parallel.mmp_core.model.formats import FORMATS
+from mmada_parallel.mmp_core.model.formats import FORMATS, Format
 from mmada_parallel.mmp_core.model.quantised import WeightOnlyLinear, formats_of, marker, quantise
 from mmada_parallel.tests.mmp_core import tiny
 from safetensors import safe_open
@@ -315,3 +315,11 @@ def test_the_quantised_demo_still_edits(name, tmp_path):
     tasks = [task(HELD_OUT + i, kinds=("recolour", "add")) for i in range(6)]
     found = judge(model, tasks, settings=SamplerSettings(joint_guidance=0), batch=6)
     assert found["picture"] >= 5 / 6 and found["sentence"] >= 5 / 6
+
+
+@pytest.mark.parametrize("per_row", [True, False])
+def test_whole_numbers_are_rounded_with_any_scale(per_row):
+    form = Format("int8_tensorwise", "int8", 127, per_row=per_row)
+    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+    stored, scale = quantise(weight, form)
+    assert (stored * scale - weight).abs().max() <= scale.max() / 2 * (1 + 1e-6)

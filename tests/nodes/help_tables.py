@@ -73,9 +73,11 @@ def plain(value):
 def filled(page, schema):
     """The text of a page with the schema's tables in place of those there."""
     for title, content in tables(schema).items():
-        pattern = rf"(?<=## {title}\n\n)(\|[^\n]*\n)+"
+        pattern = rf"(?<=## {title}\n\n)(\|[^\n]*\n)*"
         page, count = re.subn(pattern, lambda _, content=content: f"{content}\n", page)
-        assert count == 1, f"The page of {schema.node_id} has no table below {title}."
+        assert count == 1, (
+            f"The page of {schema.node_id} has no heading {title} with an empty line below it."
+        )
     return page
 
 

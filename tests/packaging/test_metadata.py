@@ -89,6 +89,6 @@ def test_what_is_imported_is_declared(pyproject):
     names = {"PIL": "pillow", "open_clip": "open_clip_torch"}
     imported = {name.partition(".")[0] for room in BELOW for _, name in imports(room)}
     others = imported - set(sys.stdlib_module_names) - set(BELOW) - COMFYUI
-    others -= {"comfy_api", "comfyui_version"}
+    others -= {"aiohttp", "comfy_api", "comfyui_version"}  # ComfyUI and what it serves its page by
     assert {"torch", "PIL"} <= others
     assert {names.get(name, name) for name in others} - declared - WITH_DEPENDENCIES == set()

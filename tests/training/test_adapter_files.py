@@ -162,7 +162,7 @@ def test_an_adapter_of_another_variant_is_refused(model, trained, tmp_path):
                 "model.transformer.ff_out.lora_A.weight": (4, 16),
                 "model.transformer.ff_out.lora_B.weight": (16, 4),
             },
-            "adapts model.transformer.ff_out, where",
+            "adapts model.transformer.ff_out, the embedding or output layer",
         ),
     ],
 )
