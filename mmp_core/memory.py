@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .model.config import ModelConfig
+from .model.formats import FORMATS
 from .model.kernels import available
+from .model.lora import adaptable_layers
+from .model.quantised import WeightOnlyLinear, replace_linears
 from .model.transformer import KeyValueCache, MaskedDiffusionTransformer
 from .sampler.policies import DenoisingModel
 from .sampler.settings import SamplerSettings
@@ -74,6 +77,18 @@ def module_bytes(module: nn.Module) -> int:
     """Weights and buffers of ``module`` as they are stored."""
     tensors = module.state_dict(keep_vars=True).values()
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def stored_bytes(
+    config: ModelConfig, dtype: torch.dtype = torch.bfloat16, quantised: str | None = None
+) -> int:
+    """A transformer's weights: in ``dtype``, the blocks' linear layers ``quantised`` ("fp8" or
+    "int8") as ``mmada-parallel convert`` does."""
+    model = MaskedDiffusionTransformer(config, dtype=dtype, device="meta")
+    if quantised:
+        formats = dict.fromkeys(adaptable_layers(model), FORMATS[quantised])
+        replace_linears(model, formats, WeightOnlyLinear)
+    return module_bytes(model)
 
 
 def forward_bytes(config: ModelConfig, tokens: int, itemsize: int) -> int:

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
@@ -226,6 +227,40 @@ def to_pil(pixels: Tensor, pixel_range: tuple[float, float]) -> list[Image.Image
     if not levels.shape[2] or not levels.shape[3]:  # an answer of text alone
         return [Image.new("RGB", (0, 0)) for _ in levels]
     return [Image.fromarray(array) for array in levels.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def painting_mask(
+    height: int,
+    width: int,
+    grid_h: int,
+    grid_w: int,
+    mode: Literal["inpainting", "outpainting"],
+    h_ratio: float,
+    w_ratio: float,
+) -> Tensor:
+    """Which codes are to be painted: bool (grid_h, grid_w) for a picture of ``height`` x ``width``
+    pixels.
+
+    A centred rectangle takes the given shares of height and width; a code is True where more than
+    half of its area lies inside it ("inpainting") or outside it ("outpainting").
+
+    Raises ``InputError`` for an unknown mode, a ratio outside [0, 1] or a side below 1.
+    """
+    if mode not in ("inpainting", "outpainting"):
+        raise InputError(f"mode is {mode!r}; expected 'inpainting' or 'outpainting'.")
+    if not (0 <= h_ratio <= 1 and 0 <= w_ratio <= 1):
+        raise InputError(f"h_ratio {h_ratio}, w_ratio {w_ratio}: expected both within 0 … 1.")
+    if min(height, width, grid_h, grid_w) < 1:
+        raise InputError(
+            f"a picture of {width}x{height} on a grid of {grid_w}x{grid_h}: expected "
+            "every side to be at least 1."
+        )
+    rows, columns = round(height * h_ratio), round(width * w_ratio)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    inside = torch.zeros(1, 1, height, width)
+    inside[:, :, top : top + rows, left : left + columns] = 1.0
+    painted = inside if mode == "inpainting" else 1.0 - inside
+    return F.interpolate(painted, size=(grid_h, grid_w), mode="area")[0, 0] > 0.5
 
 
 def _check_rgb(image: Image.Image) -> None:

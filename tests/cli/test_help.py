@@ -94,7 +94,7 @@ def test_the_module_is_the_command():
 
 
 def test_a_reader_that_closes_early_is_no_error():
-    command = [sys.executable, "-m", "mmada_parallel.cli", "convert", "--help"]
+    command = [sys.executable, "-m", "mmada_parallel.cli", "check", "demo"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == b""

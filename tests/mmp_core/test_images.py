@@ -226,6 +226,19 @@ def test_pictures_of_a_batch_clip_and_survive_nan():
     assert [picture.getpixel((0, 0))[0] for picture in pictures] == [0, 255, 0]
 
 
+@given(st.integers(1, 12), st.integers(1, 12), st.floats(0, 1), st.floats(0, 1))
+def test_outpainting_complements_inpainting(grid_h, grid_w, h_ratio, w_ratio):
+    height, width = 16 * grid_h, 16 * grid_w
+    inside, outside = (
+        images.painting_mask(height, width, grid_h, grid_w, mode, h_ratio, w_ratio)
+        for mode in ("inpainting", "outpainting")
+    )
+    assert inside.shape == (grid_h, grid_w) and inside.dtype == torch.bool
+    assert not (inside & outside).any()
+    if h_ratio == w_ratio == 1:
+        assert inside.all()
+
+
 @pytest.mark.parametrize(
     "call, named",
     [
@@ -240,6 +253,9 @@ def test_pictures_of_a_batch_clip_and_survive_nan():
         (lambda: images.to_pixels(noise(4, 4), (0, 255)), "pixel_range"),
         (lambda: images.to_pil(torch.zeros(3, 4, 4), images.UNIT_RANGE), r"shape \(3, 4, 4\)"),
         (lambda: images.to_pil(torch.zeros(1, 3, 4, 4).int(), images.UNIT_RANGE), "int32"),
+        (lambda: images.painting_mask(32, 32, 2, 2, "paint", 0.5, 0.5), "mode is 'paint'"),
+        (lambda: images.painting_mask(32, 32, 2, 2, "inpainting", 1.5, 0.5), "h_ratio 1.5"),
+        (lambda: images.painting_mask(32, 32, 0, 2, "inpainting", 0.5, 0.5), "grid of 2x0"),
     ],
 )
 def test_bad_input_is_named(call, named):

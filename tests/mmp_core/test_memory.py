@@ -18,6 +18,7 @@ from mmada_parallel.mmp_core.memory import (
     forward_bytes,
     is_out_of_memory,
     module_bytes,
+    stored_bytes,
 )
 from mmada_parallel.mmp_core.model.config import ModelConfig
 from mmada_parallel.mmp_core.model.formats import FORMATS
@@ -164,6 +165,7 @@ def test_stored_weights_are_counted_to_the_byte(tmp_path, kind):
         if name.startswith("model.") and not name.endswith(".comfy_quant")
     }
     assert module_bytes(stored) == sum(sizes.values())
+    assert module_bytes(stored) == stored_bytes(stored.config, torch.float32, kind)
 
 
 @torch.no_grad()

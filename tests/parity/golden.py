@@ -130,15 +130,6 @@ def weight_sums():
     pytest.skip(f"weights_sha256.json is neither in nor above {golden_folder()}")
 
 
-def painted(height, width, mode, height_share, width_share):
-    """(1, height, width): the centred rectangle that the reference paints anew, or its outside."""
-    rows, columns = round(height * height_share), round(width * width_share)
-    top, left = (height - rows) // 2, (width - columns) // 2
-    inside = torch.zeros(1, height, width)
-    inside[:, top : top + rows, left : left + columns] = 1.0
-    return inside if mode == "inpainting" else 1.0 - inside
-
-
 def picture(seed, width, height):
     """The recipe's test picture: uint8 (height, width, 3), colour blocks of 8x8 plus noise."""
     stream = np.random.RandomState(seed)

@@ -15,7 +15,7 @@ from mmada_parallel.mmp_core import (
     denoise,
     encode_instruction,
 )
-from mmada_parallel.mmp_core.editing import cells_of
+from mmada_parallel.mmp_core.image.pictures import painting_mask
 from mmada_parallel.tests.parity import golden
 from PIL import Image
 from safetensors.torch import load_file
@@ -94,14 +94,15 @@ def encode(model, picture, options, offset):
     if "painting_mode" not in options:
         return prompt
     height, width = prompt.image.shape[1:]
-    painted = golden.painted(
+    mask = painting_mask(
         height * model.downsample,
         width * model.downsample,
+        height,
+        width,
         options["painting_mode"],
         float(options.get("mask_h_ratio", 0.5)),
         float(options.get("mask_w_ratio", 0.5)),
     )
-    mask = cells_of(painted, (height, width))
     codes = torch.where(mask, MASKED, prompt.image)
     return prompt.starting_from(TokenState(prompt.initial.text, codes))
 

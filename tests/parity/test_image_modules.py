@@ -6,7 +6,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from mmada_parallel.mmp_core.editing import cells_of
 from mmada_parallel.mmp_core.image import pictures as images
 from mmada_parallel.mmp_core.image.amused import AmusedVQ
 from mmada_parallel.mmp_core.image.magvit import MagvitV2
@@ -129,10 +128,15 @@ def test_crops_are_those_of_the_reference():
 def test_painting_masks_are_those_of_the_reference():
     for case in json.loads(golden.golden_file("modules", "painting.json").read_text()):
         width, height = case["size_wh"]
-        painted = golden.painted(
-            height, width, case["mode"], case["mask_h_ratio"], case["mask_w_ratio"]
+        mask = images.painting_mask(
+            height,
+            width,
+            height // 16,
+            width // 16,
+            case["mode"],
+            case["mask_h_ratio"],
+            case["mask_w_ratio"],
         )
-        mask = cells_of(painted, (height // 16, width // 16))
         assert mask.flatten().int().tolist() == case["masked"], case
 
 
