@@ -184,14 +184,14 @@ def pieces_of(tokenizer: Any, ids: list[int]) -> list[str]:
     make one letter of several ids."""
     pieces: list[str] = []
     recent, letter, gap = [], [], ""
-    for token in ids:
+    for token, following in zip(ids, [*ids[1:], MASKED], strict=False):
         if token == MASKED:
             pieces.append(f" {MASKED_TEXT}")
             recent, letter, gap = [], [], " "
             continue
         letter.append(token)
         longer = tokenizer.decode(recent + letter, skip_special_tokens=True)
-        if longer.endswith("\ufffd"):  # its other ids are still to come
+        if longer.endswith("\ufffd") and following != MASKED:  # its other ids may be still to come
             pieces.append("")
             continue
         added = longer[len(tokenizer.decode(recent, skip_special_tokens=True)) :]
