@@ -18,8 +18,9 @@ SLOW = {
     if any(kind in path.read_text() for kind in frozen.TRAINING)
     or path.stem in ("Denoise in every way", "Parallel against sequential")
 }
+EXHAUSTIVE = (pytest.mark.slow, pytest.mark.exhaustive)
 hosts = pytest.mark.parametrize(
-    "comfy", ["current", pytest.param("oldest", marks=pytest.mark.slow)], indirect=True
+    "comfy", ["current", pytest.param("oldest", marks=EXHAUSTIVE)], indirect=True
 )
 
 
@@ -72,7 +73,7 @@ def decided_alike(now, before):
 
 
 @hosts
-@pytest.mark.parametrize("path", [case(p, pytest.mark.slow if p in SLOW else ()) for p in OLD])
+@pytest.mark.parametrize("path", [case(p, EXHAUSTIVE if p in SLOW else ()) for p in OLD])
 def test_it_gives_the_same(provided, path):
     workflow, before = json.loads(path.read_text()), kept(path)
     after = frozen.outcome(provided, provided.object_info(), workflow, path.stem)
