@@ -1,0 +1,8 @@
+from collections.abc import Mapping
+from typing import Any
+
+class Request:
+    async def post(self) -> Mapping[str, Any]: ...
+
+class Response:
+    def __init__(self, *, status: int = ...) -> None: ...
