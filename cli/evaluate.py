@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..demo import evaluate as judge
+from ..training.data.registry import GENERATED
 from ..training.rewards.clip import ClipScorer, clip_folder
 from .model import check_settings, load_model, memory_explained, settings_of
 
@@ -20,7 +20,7 @@ def evaluate(args: argparse.Namespace) -> None:
         model = load_model(args)
         total = args.cases * args.repeats
         with tqdm(total=total, desc="judging", unit="case", disable=args.quiet) as bar:
-            measured = judge.evaluate(
+            measured = GENERATED["demo"].evaluate(
                 model,
                 cases=args.cases,
                 seed=args.seed,
@@ -35,7 +35,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def table(measured: Mapping[str, Any]) -> str:
     """All answers, copying, each repeat and each kind of task as rows, the measures as columns."""
-    columns = [m for m in (*judge.MEASURES, "words", "clip") if m in measured]
+    columns = list(measured["interval"])
 
     def row(name: str, cases: str, values: Mapping[str, float]) -> list[str]:
         return [name, cases, *(f"{values[c]:.3f}" if c in values else "" for c in columns)]

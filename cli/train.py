@@ -15,9 +15,8 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from ..demo.train import recipe_for, transformer_run, write_result
 from ..mmp_core import InputError, Model
-from ..mmp_core.checkpoint.load import DEMO, open_checkpoint
+from ..mmp_core.checkpoint.load import open_checkpoint
 from ..mmp_core.checkpoint.source import Source
 from ..mmp_core.files import readable_size
 from ..mmp_core.memory import free_bytes
@@ -100,21 +99,17 @@ def _sft_from_nothing(args: argparse.Namespace) -> None:
     if names or args.model != "demo":
         option = (names or ["model"])[0].replace("_", "-")
         raise InputError(f"--{option} needs --data: without it the toy world's model is trained.")
-    if not (DEMO / "vqvae").is_dir():
-        raise InputError(
-            f"{DEMO} has no vqvae folder: the demo's image tokenizer, which this run shares, is "
-            "missing; install the package again."
-        )
+    world = GENERATED["demo"]
     device, folder = pick_device(args.device), args.folder or _FROM_NOTHING_FOLDER
     options = {"steps": _FROM_NOTHING_STEPS} | given(args, options_of(SFTSettings))
     falls = options.get("schedule") != "constant"
     decay = {"decay_steps": max(1, options["steps"] // 3) if falls else 0}
-    settings = replace(recipe_for(device), **(decay | options))
+    settings = replace(world.recipe(device), **(decay | options))
     _check_run_folder(args, folder, "--folder")
     with memory_explained():
-        run = transformer_run(folder, settings, device, DEMO, ranks=_ranks(args))
+        run = world.from_nothing(folder, settings, device, _ranks(args))
         out = folder / "checkpoint"
-        _train(args, run, ("text_loss", "image_loss"), partial(write_result, run, DEMO, out))
+        _train(args, run, ("text_loss", "image_loss"), partial(world.write_checkpoint, run, out))
 
 
 def _check_places(args: argparse.Namespace) -> None:

@@ -2,22 +2,67 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..mmp_core.errors import InputError
 from ..training.data import registry as datasets
 from ..training.rewards import registry as rewards
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..mmp_core.checkpoint.load import Model
     from ..training.cases import Reward
     from ..training.data.dataset import EditDataset
+    from ..training.loop.ranks import Ranks
+    from ..training.sft.run import SFTRun
+    from ..training.sft.settings import SFTSettings
+
+
+class ToyWorld(datasets.GeneratedDataset):
+    name, label, help = "demo", "demo (toy world)", "the toy world"
+    reward = "checker"
+
+    def make(self, count: int) -> EditDataset:
+        from .items import world_dataset
+
+        return world_dataset(count)
+
+    def evaluate(self, model: Model, **options: Any) -> dict[str, Any]:
+        from .evaluate import evaluate
+
+        return evaluate(model, **options)
+
+    def recipe(self, device: str) -> SFTSettings:
+        from .train import recipe_for
+
+        return recipe_for(device)
+
+    def from_nothing(
+        self, folder: Path, settings: SFTSettings, device: str, ranks: Ranks
+    ) -> SFTRun:
+        from ..mmp_core.checkpoint.load import DEMO
+        from .train import transformer_run
+
+        if not (DEMO / "vqvae").is_dir():
+            raise InputError(
+                f"{DEMO} has no vqvae folder: the demo's image tokenizer, which this run shares, "
+                "is missing; install the package again."
+            )
+        return transformer_run(folder, settings, device, DEMO, ranks=ranks)
+
+    def write_checkpoint(self, run: SFTRun, out: Path, weights: Mapping[str, Tensor]) -> Path:
+        from ..mmp_core.checkpoint.load import DEMO
+        from .train import write_result
+
+        return write_result(run, DEMO, out, weights)
 
 
 def register() -> None:
     """Make them known to nodes and command line."""
-    datasets.register(
-        datasets.GeneratedDataset("demo", "demo (toy world)", "the toy world", _dataset, "checker")
-    )
+    datasets.register(ToyWorld())
     rewards.register(
         rewards.RewardKind(
             "checker",
@@ -27,12 +72,6 @@ def register() -> None:
             check=_check_tasks,
         )
     )
-
-
-def _dataset(count: int) -> EditDataset:
-    from .items import world_dataset
-
-    return world_dataset(count)
 
 
 def _checker(place: str, load_clip: rewards.ClipLoader) -> Reward:

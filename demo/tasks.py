@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -32,7 +33,7 @@ class Task:
         return self.before
 
 
-class Kind:
+class Kind(ABC):
     """A kind of task: takes a scene and gives tasks with exactly one right result each.
 
     ``form``: regular expression of its sentences, without the full stop; ``apply`` takes its
@@ -45,16 +46,17 @@ class Kind:
     words: ClassVar[str]
     edits: ClassVar[bool] = True
 
+    @abstractmethod
     def make(self, rng: random.Random, scene: Scene) -> Task:
-        raise NotImplementedError
+        """A task on ``scene``, drawn with ``rng``."""
 
+    @abstractmethod
     def apply(self, scene: Scene, *groups: str) -> Scene | None:
         """The scene after a sentence of this kind; ``None`` where it makes no sense there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sentences(self, before: Scene, after: Scene) -> Iterator[str]:
         """All sentences of this kind that lead from ``before`` to ``after``."""
-        raise NotImplementedError
 
     def task(self, scene: Scene, instruction: str, sentence: str, after: Scene) -> Task:
         return Task(self.name, instruction, scene if self.edits else None, f"{sentence} .", after)

@@ -67,7 +67,9 @@ def pattern_selected(pieces: Sequence[str], pattern: str) -> list[bool]:
         matches = regex.finditer(pattern, "".join(pieces), timeout=REGEX_SECONDS)
         spans = [match.span() for match in matches]
     except (regex.error, RecursionError, OverflowError) as error:
-        raise InputError(f"pattern is {pattern!r}, no regular expression: {error}.") from None
+        raise InputError(
+            f"pattern is {pattern!r}; expected a regular expression: {error}."
+        ) from None
     except TimeoutError:
         raise InputError(
             f"pattern {pattern!r} took more than {REGEX_SECONDS:g} s to search; simplify it."

@@ -36,16 +36,16 @@ export function eachResult(outputs, show) {
 /** Calls `show(node, detail)` with each of the server's events of this name. The server is told that
  * this page takes them; to others it sends a plain text for the page's own preview. */
 export function onLive(event, show) {
-  let told = null
+  let announced = null
   const tell = () => {
-    if (!api.clientId || api.clientId === told) return
-    told = api.clientId
-    const body = new URLSearchParams({ client_id: told, event })
+    if (!api.clientId || api.clientId === announced) return
+    announced = api.clientId
+    const body = new URLSearchParams({ client_id: announced, event })
     api.fetchApi('/mmada_parallel/listen', { method: 'POST', body })
   }
   api.addEventListener('status', tell)
   api.addEventListener('reconnected', () => {
-    told = null
+    announced = null
     tell()
   })
   api.addEventListener(event, ({ detail }) => {

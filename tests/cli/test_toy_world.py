@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from mmada_parallel.cli import train
 from mmada_parallel.demo import train as demo_train
+from mmada_parallel.mmp_core.checkpoint import load
 from mmada_parallel.training.sft.run import SFTRun
 
 FAST = ("--text-steps", 1, "--image-steps", 1, "--joint-guidance", 0)
@@ -17,7 +17,7 @@ def sft(run, checkpoint, tmp_path, monkeypatch):
     (checkpoint / "clip").mkdir(exist_ok=True)
     small = {"d_model": 32, "n_layers": 1, "n_heads": 2, "mlp_hidden_size": 32}
     monkeypatch.setattr(demo_train, "SIZES", small)
-    monkeypatch.setattr(train, "DEMO", checkpoint)
+    monkeypatch.setattr(load, "DEMO", checkpoint)
     common = ("--folder", tmp_path / "run", "--batch-size", 2, "--device", "cpu")
     return lambda *arguments: run("train", "sft", *common, *arguments)
 
@@ -99,7 +99,7 @@ def test_ctrl_c_keeps_the_run(sft, tmp_path, monkeypatch):
 
 
 def test_without_the_demo_nothing_is_trained(sft, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "DEMO", tmp_path / "gone")
+    monkeypatch.setattr(load, "DEMO", tmp_path / "gone")
     code, _, err = sft("--steps", 1)
     assert code == 2 and "gone" in err
     assert not (tmp_path / "run").exists()

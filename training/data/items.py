@@ -90,7 +90,9 @@ def checked_picture(name: str, content: bytes, read: Callable[[], Image.Image]) 
             opened.draft("RGB", (1, 1))
             opened.load()
     except UnidentifiedImageError:
-        raise InputError(f"{name} is no picture in a format that is read: replace it.") from None
+        raise InputError(
+            f"{name} is not a picture that can be read (PNG, JPEG, WebP …): replace it."
+        ) from None
     except Exception as error:  # PIL's decoders raise anything on damaged data
         raise InputError(f"{name} cannot be read as a picture ({error}): replace it.") from error
     if min(width, height) < SMALLEST_SIDE:
