@@ -36,8 +36,14 @@ class ToyWorld(datasets.GeneratedDataset):
         return evaluate(model, **options)
 
     def recipe(self, device: str) -> SFTSettings:
+        from ..mmp_core.checkpoint.load import DEMO
         from .train import recipe_for
 
+        if not (DEMO / "vqvae").is_dir():
+            raise InputError(
+                f"{DEMO} has no vqvae folder: the demo's image tokenizer, which this run shares, "
+                "is missing; install the package again."
+            )
         return recipe_for(device)
 
     def from_nothing(
@@ -46,11 +52,6 @@ class ToyWorld(datasets.GeneratedDataset):
         from ..mmp_core.checkpoint.load import DEMO
         from .train import transformer_run
 
-        if not (DEMO / "vqvae").is_dir():
-            raise InputError(
-                f"{DEMO} has no vqvae folder: the demo's image tokenizer, which this run shares, "
-                "is missing; install the package again."
-            )
         return transformer_run(folder, settings, device, DEMO, ranks=ranks)
 
     def write_checkpoint(self, run: SFTRun, out: Path, weights: Mapping[str, Tensor]) -> Path:

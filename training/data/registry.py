@@ -39,16 +39,16 @@ class GeneratedDataset(ABC):
 
     @abstractmethod
     def recipe(self, device: str) -> SFTSettings:
-        """What its checkpoint is trained with from nothing on ``device``."""
+        """What its checkpoint is trained with from nothing on ``device``.
+
+        Raises ``InputError`` if the image tokenizer, which such a run shares, is missing.
+        """
 
     @abstractmethod
     def from_nothing(
         self, folder: Path, settings: SFTSettings, device: str, ranks: Ranks
     ) -> SFTRun:
-        """The run in ``folder`` that trains its checkpoint from nothing.
-
-        Raises ``InputError`` if the image tokenizer, which the run shares, is missing.
-        """
+        """The run in ``folder`` that trains its checkpoint from nothing."""
 
     @abstractmethod
     def write_checkpoint(self, run: SFTRun, out: Path, weights: Mapping[str, Tensor]) -> Path:
