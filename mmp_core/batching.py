@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .files import readable_size
+from .image.placement import Placement
 from .memory import (
     MemoryEstimate,
     OutOfMemory,
@@ -137,6 +138,8 @@ def concatenated(batches: list[Trajectory]) -> Trajectory:
             if key not in made:
                 made[key] = torch.cat(values)
             return made[key]
+        if isinstance(first, tuple) and first and isinstance(first[0], Placement):
+            return sum(values, ())
         if isinstance(first, tuple):
             return tuple(join(list(items)) for items in zip(*values, strict=True))
         if is_dataclass(first) and not isinstance(first, type):

@@ -100,9 +100,10 @@ def reopened(
 ) -> TokenState:
     """Mask the tokens where ``text`` (B or 1, T) or ``image`` (B or 1, H, W), both bool, are set.
     The others stay as they are, bit for bit."""
-    return TokenState(
-        state.text if text is None else state.text.masked_fill(text, MASKED),
-        state.image if image is None else state.image.masked_fill(image, MASKED),
+    return replace(
+        state,
+        text=state.text if text is None else state.text.masked_fill(text, MASKED),
+        image=state.image if image is None else state.image.masked_fill(image, MASKED),
     )
 
 
@@ -153,9 +154,16 @@ def extended(prompt: Prompt, *, left: int, top: int, right: int, bottom: int) ->
     if min(left, top, right, bottom) < 0 or not any((left, top, right, bottom)):
         raise InputError("Nothing is added: give at least one side a positive number of pixels.")
     image = prompt.initial.image
+    placement = prompt.placement
+    unit = placement[0].size[0] // image.shape[2] if placement else 0
     if (image == MASKED).all():
         if prompt.image is None:
             raise InputError("There is no picture to extend: give Encode Instruction an image.")
         image = prompt.image
+        size = image.shape[2] * unit, image.shape[1] * unit
+        placement = placement and tuple(one.input.resized(size) for one in placement)
     wider = F.pad(image, (left, right, top, bottom), value=MASKED)
-    return prompt.starting_from(replace(prompt.initial, image=wider))
+    sides = [tokens * unit for tokens in (left, top, right, bottom)]
+    placement = placement and tuple(one.extended(*sides) for one in placement)
+    start = replace(prompt.initial, image=wider, placement=placement)
+    return prompt.starting_from(start)

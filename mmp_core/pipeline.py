@@ -14,7 +14,8 @@ from torch import Tensor
 from .checkpoint.load import Model
 from .editing import cells_of
 from .errors import InputError
-from .image.pictures import UNIT_RANGE, Offset, Picture, Size, load_image, to_pil, to_pixels
+from .image.pictures import UNIT_RANGE, Offset, Picture, load_image, to_pil, to_pixels
+from .image.placement import Size
 from .state import MASKED, Prompt, TokenState
 
 GREY = (0.5, 0.5, 0.5)
@@ -62,6 +63,11 @@ def encode_instruction(
         grid = grid_of(model, size or (model.default_image_size, model.default_image_size))
     model.variant.check_answer(text_length, grid)
     initial = TokenState.masked(batch, text_length, grid)
+    if upright is not None and min(grid):
+        seen = seen_size(model, upright.size)
+        placement = model.variant.placement(upright.size, seen, offset=copy.copy(same_offset))
+        answer = placement.resized((grid[1] * model.downsample, grid[0] * model.downsample))
+        initial = replace(initial, placement=(answer,) * batch)
     if mask is not None:
         if upright is None or codes is None:
             raise InputError("A mask needs an input picture: give one, or leave the mask open.")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .image.placement import Placement
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -20,15 +22,18 @@ MASKED = -1
 class _Tensors:
     """Tensors, or dataclasses of such, with the batch as first dimension."""
 
-    def _map(self, fn: Callable[[Tensor], Tensor]) -> Self:
-        """Apply ``fn`` to each tensor."""
-        changes = {}
+    def _map(self, fn: Callable[[Tensor], Tensor], *, rows: bool = False) -> Self:
+        """Apply ``fn`` to each tensor; where it chooses ``rows``, the placements follow."""
+        changes, device = {}, None
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
-                changes[field.name] = fn(value)
+                changes[field.name], device = fn(value), value.device
             elif isinstance(value, _Tensors):
-                changes[field.name] = value._map(fn)
+                changes[field.name] = value._map(fn, rows=rows)
+            elif isinstance(value, tuple) and rows:
+                chosen = fn(torch.arange(len(value), device=device)).tolist()
+                changes[field.name] = tuple(value[row] for row in chosen)
         return replace(self, **changes)
 
     def to(self, device: torch.device | str) -> Self:
@@ -36,10 +41,10 @@ class _Tensors:
 
     def repeat(self, n: int) -> Self:
         """Each sample ``n`` times: batch ``B`` becomes ``n·B`` (sample-major)."""
-        return self._map(lambda tensor: tensor.repeat_interleave(n, dim=0))
+        return self._map(lambda tensor: tensor.repeat_interleave(n, dim=0), rows=True)
 
     def __getitem__(self, samples: slice | Tensor) -> Self:
-        return self._map(lambda tensor: tensor[samples])
+        return self._map(lambda tensor: tensor[samples], rows=True)
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,14 @@ class TokenState(_Tensors):
 
     ``text``: (B, T) int64, text ids in the checkpoint's vocabulary, ``MASKED`` where masked.
     ``image``: (B, H, W) int64, codebook indices, ``MASKED`` where masked.
+    ``placement``: where each sample's picture lies in the one it was made from, where there is one.
 
     Raises ``ValueError`` on wrong ranks, dtypes or unequal batch sizes.
     """
 
     text: Tensor
     image: Tensor
+    placement: tuple[Placement, ...] | None = None
 
     def __post_init__(self) -> None:
         text, image = self.text, self.image
@@ -63,6 +70,8 @@ class TokenState(_Tensors):
                 "TokenState needs int64 text (B, T) and image (B, H, W) of one batch size, got "
                 f"{text.dtype} {tuple(text.shape)} and {image.dtype} {tuple(image.shape)}."
             )
+        if self.placement is not None and len(self.placement) != len(text):
+            raise ValueError(f"TokenState has {len(self.placement)} placements for {len(text)}.")
 
     @classmethod
     def masked(cls, batch: int, text_length: int, grid: tuple[int, int]) -> TokenState:
@@ -108,12 +117,18 @@ class Prompt(_Tensors):
     def batch(self) -> int:
         return self.initial.batch
 
+    @property
+    def placement(self) -> tuple[Placement, ...] | None:
+        """Where each sample's picture, of the size of the answer, lies in its original."""
+        return self.initial.placement
+
     @classmethod
     def stack(cls, prompts: Sequence[Prompt]) -> Prompt:
         """Prompts of equal shapes as one batch. Raises ``ValueError`` when shapes differ."""
         images = [p.image for p in prompts if p.image is not None]
         if len(images) not in (0, len(prompts)):
             raise ValueError("Prompts with and without an input image cannot be stacked.")
+        placements = [p.placement for p in prompts if p.placement is not None]
         return cls(
             _stacked([p.instruction for p in prompts]),
             _stacked([p.unconditional for p in prompts]),
@@ -121,11 +136,15 @@ class Prompt(_Tensors):
             TokenState(
                 _stacked([p.initial.text for p in prompts]),
                 _stacked([p.initial.image for p in prompts]),
+                sum(placements, ()) if len(placements) == len(prompts) else None,
             ),
         )
 
     def starting_from(self, initial: TokenState) -> Prompt:
-        """The same conditions with another start, e.g. a re-masked or half-denoised state."""
+        """The same conditions with another start, e.g. a re-masked or half-denoised state. On the
+        same canvas it keeps the prompt's placement."""
+        if self.placement and (initial.batch, initial.grid) == (self.batch, self.initial.grid):
+            initial = replace(initial, placement=self.placement)
         return replace(self, initial=initial)
 
     def without_instruction(self) -> Prompt:

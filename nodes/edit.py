@@ -1,6 +1,7 @@
 """Lock / Re-mask, Set Tokens and Extend Canvas: tokens changed between two runs."""
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -212,7 +213,7 @@ class SetTokens(io.ComfyNode):
             codes = _codes_of(model, image, prompt.initial)
         if instruction == "leave out" or (instruction == "auto" and whole):
             prompt = prompt.without_instruction()
-        return io.NodeOutput(prompt.starting_from(TokenState(words, codes)))
+        return io.NodeOutput(prompt.starting_from(replace(prompt.initial, text=words, image=codes)))
 
 
 def _codes_of(model: HostedModel, image: torch.Tensor, start: TokenState) -> torch.Tensor:

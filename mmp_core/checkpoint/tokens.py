@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 
 from ..errors import InputError
 from ..files import replacing
+from ..image.placement import Placement
 from ..state import MASKED, TokenState
 from .load import Model
 
@@ -37,9 +39,12 @@ def token_identity(model: Model) -> dict[str, str]:
 def save_tokens(
     path: str | Path, state: TokenState, model: Model, notes: Mapping[str, str] | None = None
 ) -> None:
-    """Write ``state`` to ``path``, whole or not at all. ``notes``: more metadata for the header."""
+    """Write ``state`` to ``path``, whole or not at all; the placement stands in the header.
+    ``notes``: more metadata for it."""
     tensors = {"text": state.text.cpu().contiguous(), "image": state.image.cpu().contiguous()}
     metadata = {**(notes or {}), "format": FORMAT, **token_identity(model)}
+    if state.placement:
+        metadata["placement"] = json.dumps([asdict(one) for one in state.placement])
     with replacing(Path(path)) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
@@ -53,10 +58,11 @@ def load_tokens(path: str | Path, model: Model) -> TokenState:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise InputError(f"{path} holds no tokens: expected a file that Save Tokens wrote.")
-            state = TokenState(file.get_tensor("text"), file.get_tensor("image"))
+            placement = _placement(metadata.get("placement", "null"))
+            state = TokenState(file.get_tensor("text"), file.get_tensor("image"), placement)
     except InputError:
         raise
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, LookupError) as error:
         raise InputError(f"{path} cannot be read ({error}); save the tokens again.") from None
     for name, expected in token_identity(model).items():
         if metadata.get(name) != expected:
@@ -70,3 +76,11 @@ def load_tokens(path: str | Path, model: Model) -> TokenState:
         if tokens.numel() and not MASKED <= int(tokens.min()) <= int(tokens.max()) < end:
             raise InputError(f"{path} is damaged: its {name} has tokens outside 0 to {end - 1}.")
     return state
+
+
+def _placement(written: str) -> tuple[Placement, ...] | None:
+    """Raises ``ValueError``, ``TypeError`` or ``LookupError`` where it is none."""
+    placements = json.loads(written)
+    if placements is None:
+        return None
+    return tuple(Placement(**{n: tuple(v) for n, v in dict(one).items()}) for one in placements)

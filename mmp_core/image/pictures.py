@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,9 +21,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from .blocks import check_floats
+from .placement import Placement, Size
 
-Size = tuple[int, int]
-"""Width and height in pixels."""
 Picture = Image.Image | str | os.PathLike
 Offset = Literal["center"] | random.Random
 """Where to crop: see :func:`fit_image`."""
@@ -148,14 +147,18 @@ def fit_image(
         )
     if offset != "center" and not isinstance(offset, random.Random):
         raise InputError(f"offset is {offset!r}; expected 'center' or a random.Random.")
-    best = nearest_size(image.size, sizes)
-    if offset == "center":
-        return _middle(_cover(image, best), *best)
-    width, height = offset.choice([best])
-    covering = _cover(image, (width, height))
-    left = offset.randint(0, covering.width - width)
-    top = offset.randint(0, covering.height - height)
-    return covering.crop((left, top, left + width, top + height))
+    for method, numbers in _cover_steps(image.size, nearest_size(image.size, sizes), offset):
+        image = image.crop(numbers) if method is None else image.resize(numbers, method)
+    return image
+
+
+def covering_placement(original: Size, size: Size, *, offset: Offset = "center") -> Placement:
+    """Where the picture that :func:`fit_image` makes for ``size`` alone lies in one of ``original``
+    pixels. ``offset``: a generator must be in the state that :func:`fit_image` meets it in."""
+    placement = Placement.whole(original)
+    for method, numbers in _cover_steps(original, size, offset):
+        placement = placement.cropped(*numbers) if method is None else placement.resized(numbers)
+    return placement
 
 
 def nearest_size(image: Size, sizes: Sequence[Size]) -> Size:
@@ -168,25 +171,33 @@ def nearest_size(image: Size, sizes: Sequence[Size]) -> Size:
     return max((coverage(size), (size[0], size[1])) for size in sizes)[1]
 
 
-def _cover(image: Image.Image, crop: Size) -> Image.Image:
-    """``image`` resized to the smallest size that covers ``crop``; a strip too long to be resized
-    whole is cut to its middle part first."""
-    while image.width >= 2 * crop[0] and image.height >= 2 * crop[1]:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = max(crop[0] / image.width, crop[1] / image.height)
+def _cover_steps(size: Size, crop: Size, offset: Offset) -> Iterator[tuple[Any, Any]]:
+    """How a picture of ``size`` is brought to ``crop``: (None, edges) crops it, (filter, size)
+    resizes the whole of it. It is resized to the smallest size that covers ``crop``; a strip too
+    long to be resized whole is cut to its middle part first."""
+    while size[0] >= 2 * crop[0] and size[1] >= 2 * crop[1]:
+        size = size[0] // 2, size[1] // 2
+        yield Image.Resampling.BOX, size
+    scale = max(crop[0] / size[0], crop[1] / size[1])
     limit = max(LARGEST_RESIZE, crop[0] * crop[1])
-    if image.width * image.height * scale**2 > limit:
-        image = _middle(
-            image, math.ceil(limit / (crop[1] * scale)), math.ceil(limit / (crop[0] * scale))
-        )
-    target = (round(image.width * scale), round(image.height * scale))
-    return image.resize(target, Image.Resampling.BICUBIC)
+    if size[0] * size[1] * scale**2 > limit:
+        most = math.ceil(limit / (crop[1] * scale)), math.ceil(limit / (crop[0] * scale))
+        middle = min(size[0], most[0]), min(size[1], most[1])
+        yield None, _edges(size, middle, "center")
+        size = middle
+    size = round(size[0] * scale), round(size[1] * scale)
+    yield Image.Resampling.BICUBIC, size
+    yield None, _edges(size, crop, offset)
 
 
-def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
-    width, height = min(width, image.width), min(height, image.height)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+def _edges(size: Size, crop: Size, offset: Offset) -> tuple[int, int, int, int]:
+    if offset == "center":
+        crop = min(crop[0], size[0]), min(crop[1], size[1])
+        left, top = (size[0] - crop[0]) // 2, (size[1] - crop[1]) // 2
+    else:
+        offset.choice([crop])  # as the released code draws, which chooses among sizes
+        left, top = offset.randint(0, size[0] - crop[0]), offset.randint(0, size[1] - crop[1])
+    return left, top, left + crop[0], top + crop[1]
 
 
 def squash_image(image: Image.Image, size: Size) -> Image.Image:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
 
 from ..errors import InputError
-from ..state import MASKED, Prompt, Step, TokenState, Trajectory
+from ..state import MASKED, Prompt, Step, Trajectory
 from .policies import DenoisingModel, Policies, corrected_policies
 from .predictor import BranchOutputs, Predictor
 from .schedule import spread
@@ -71,7 +72,7 @@ def take_step(predictor: Predictor, policies: Policies, index: int, last: Step) 
     text = TokenUpdate.none(state.text, last.guess.text, last.text_confidence)
     if targets.text:
         text = selection.text(targets.text, text, partial(guidance.text_logits, outputs))
-    updated = TokenState(text.after, state.image)
+    updated = replace(state, text=text.after)
     codes = (state.image, last.guess.image, last.image_confidence)
     image = TokenUpdate.none(*(tokens.flatten(1) for tokens in codes))
     if targets.image:
@@ -81,8 +82,8 @@ def take_step(predictor: Predictor, policies: Policies, index: int, last: Step) 
     return Step(
         index=index,
         state=state,
-        guess=TokenState(text.guess, image.guess.view(grid)),
-        after=TokenState(text.after, image.after.view(grid)),
+        guess=replace(state, text=text.guess, image=image.guess.view(grid)),
+        after=replace(state, text=text.after, image=image.after.view(grid)),
         text_revealed=text.revealed,
         image_revealed=image.revealed.view(grid),
         text_confidence=text.confidence,

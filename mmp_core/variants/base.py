@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError
-from ..image.pictures import Offset, Size
+from ..image.pictures import Offset
+from ..image.placement import Placement, Size
 from ..image.tokenizer import ImageTokenizer
 from ..state import MASKED, Prompt, TokenState
 
@@ -143,6 +144,11 @@ class Variant(ABC):
     def fit(self, image: Image.Image, size: Size, *, offset: Offset = "center") -> Image.Image:
         """``image`` (RGB) brought to ``size``, an :meth:`input_size`. Pictures of one shape stay
         aligned. ``offset``: where to crop, see :func:`.pictures.fit_image`."""
+
+    def placement(self, original: Size, size: Size, *, offset: Offset = "center") -> Placement:
+        """Where what :meth:`fit` makes lies in a picture of ``original`` pixels: all of it, unless
+        the family crops."""
+        return Placement.whole(original).resized(size)
 
     def upstream_policies(
         self, model: DenoisingModel, prompt: Prompt, settings: SamplerSettings

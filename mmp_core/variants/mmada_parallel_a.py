@@ -17,7 +17,14 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..image.amused import AmusedVQ
-from ..image.pictures import Offset, Size, fit_image, nearest_size, sizes_near
+from ..image.pictures import (
+    Offset,
+    covering_placement,
+    fit_image,
+    nearest_size,
+    sizes_near,
+)
+from ..image.placement import Placement, Size
 from ..sampler.guidance import CONDITIONAL
 from ..sampler.policies import DenoisingModel, Policies
 from ..sampler.positions import MaskedPositions, masked_counts
@@ -76,6 +83,9 @@ class MMaDAParallelA(Variant):
 
     def fit(self, image: Image.Image, size: Size, *, offset: Offset = "center") -> Image.Image:
         return fit_image(image, [size], offset=offset)
+
+    def placement(self, original: Size, size: Size, *, offset: Offset = "center") -> Placement:
+        return covering_placement(original, size, offset=offset)
 
     def upstream_policies(
         self, model: DenoisingModel, prompt: Prompt, settings: SamplerSettings
@@ -240,4 +250,4 @@ class SelectionA(UpstreamSelection):
         masked = state.image == MASKED
         random_codes = torch.randint(0, self.layout.codebook_size, (int(masked.sum()),))
         image = state.image.masked_scatter(masked, random_codes.to(masked.device))
-        return TokenState(state.text, image)
+        return replace(state, image=image)

@@ -7,6 +7,7 @@ Reference: tyfeld/MMaDA-Parallel 5cf8978, ``inference.py`` and ``interleave_gene
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..image.magvit import MagvitV2
-from ..image.pictures import Offset, Size, squash_image
+from ..image.pictures import Offset, squash_image
+from ..image.placement import Size
 from ..sampler.guidance import CONDITIONAL
 from ..sampler.policies import DenoisingModel, Policies
 from ..sampler.positions import MaskedPositions, masked_counts
@@ -226,7 +228,7 @@ class SelectionM(UpstreamSelection):
         return ranking < ranking.sort(dim=1).values.gather(1, keep)
 
     def finish(self, state: TokenState, guess: TokenState) -> TokenState:
-        return TokenState(state.text, guess.image)
+        return replace(state, image=guess.image)
 
 
 def _log(x: Tensor) -> Tensor:
