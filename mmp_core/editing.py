@@ -88,13 +88,6 @@ def _overlapping(pieces: Sequence[str], spans: Sequence[tuple[int, int]]) -> lis
     return selected
 
 
-def cells_of(mask: Tensor, grid: tuple[int, int], coverage: float = 0.5) -> Tensor:
-    """(B, H, W) bool: the image tokens of which more than ``coverage`` of the area is set.
-    ``mask``: (B, h, w) float 0 … 1, of any size; it is taken to cover the whole picture.
-    ``coverage``: 0 … 1; 0 takes every token that is touched."""
-    return F.interpolate(mask[:, None].float(), size=grid, mode="area")[:, 0] > coverage
-
-
 def reopened(
     state: TokenState, *, text: Tensor | None = None, image: Tensor | None = None
 ) -> TokenState:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,16 +13,16 @@ from PIL import Image
 from torch import Tensor
 
 from .checkpoint.load import Model
-from .editing import cells_of
 from .errors import InputError
-from .image.pictures import UNIT_RANGE, Offset, Picture, load_image, to_pil, to_pixels
-from .image.placement import Size
+from .image.masks import Region, cells_of, is_painted, mask_values
+from .image.pictures import Offset, Picture, load_image, to_pil, to_pixels
+from .image.placement import Placement, Size
 from .state import MASKED, Prompt, TokenState
 
 GREY = (0.5, 0.5, 0.5)
 NO_PICTURE = (0, 0)
 """The size of the result where the answer is text alone."""
-_COVERED = 0.1
+_log = logging.getLogger(__name__)
 
 
 def encode_instruction(
@@ -33,6 +34,9 @@ def encode_instruction(
     text_length: int | None = None,
     batch: int = 1,
     mask: Image.Image | None = None,
+    coverage: float = 0.0,
+    grow: int = 0,
+    region: Region | None = None,
     offset: Offset = "center",
 ) -> Prompt:
     """Make the prompt for editing ``image`` by ``instruction``, or for generating without an image.
@@ -41,11 +45,13 @@ def encode_instruction(
     that of the input image as the model sees it, else a square of the checkpoint's own size;
     :data:`NO_PICTURE` for text alone. ``text_length``: tokens of the answer's text, up to 4096, 0
     for an image alone; by default the checkpoint's own, or 0 where the family answers with an image
-    alone. ``batch``: samples of this one prompt, all masked. ``mask``: of mode "L", white where the
-    picture is to be painted anew; elsewhere its image tokens stay as they are, bit for bit.
-    ``offset``: see :func:`.pictures.fit_image`.
+    alone. ``batch``: samples of this one prompt, all masked. ``mask``: white where the picture is
+    to be painted anew, over the whole picture whatever its size; elsewhere its image tokens stay as
+    they are, bit for bit. One that is not painted at all is no mask. ``coverage``, ``grow``: see
+    :func:`.masks.cells_of`. ``region``: the part of the upright picture that the model gets, by
+    default all of it. ``offset``: see :func:`.pictures.fit_image`.
 
-    Raises ``InputError`` for a size, length, picture or mask that cannot be used.
+    Raises ``InputError`` for a size, length, picture, mask or region that cannot be used.
     """
     if batch < 1:
         raise InputError(f"batch is {batch}; expected at least 1.")
@@ -54,26 +60,24 @@ def encode_instruction(
         text_length = model.default_text_length if with_text else 0
     if not 0 <= text_length <= 4096:
         raise InputError(f"text_length is {text_length}; expected 1 to 4096 tokens.")
-    same_offset = copy.copy(offset) if isinstance(offset, random.Random) else offset
-    upright = None if image is None else load_image(image)
-    codes = None if upright is None else encode_seen(model, [_fitted(model, upright, offset)])
+    if image is None and (mask is not None or region is not None):
+        raise InputError("A mask needs an input picture: give one, or leave the mask open.")
+    codes, placement = None, None
+    if image is not None:
+        codes, placement = _encoded(model, load_image(image), region, offset)
     if size is None and codes is not None:
         grid = codes.shape[1], codes.shape[2]
     else:
         grid = grid_of(model, size or (model.default_image_size, model.default_image_size))
     model.variant.check_answer(text_length, grid)
     initial = TokenState.masked(batch, text_length, grid)
-    if upright is not None and min(grid):
-        seen = seen_size(model, upright.size)
-        placement = model.variant.placement(upright.size, seen, offset=copy.copy(same_offset))
+    if placement is not None and codes is not None and min(grid):
         answer = placement.resized((grid[1] * model.downsample, grid[0] * model.downsample))
         initial = replace(initial, placement=(answer,) * batch)
-    if mask is not None:
-        if upright is None or codes is None:
-            raise InputError("A mask needs an input picture: give one, or leave the mask open.")
-        around = _around(model, mask, upright, codes, grid, same_offset)
-        initial = replace(initial, image=around.expand(batch, -1, -1))
-    codes = None if codes is None else codes.cpu().expand(batch, -1, -1)
+        if mask is not None:
+            around = _around(model, mask, codes, answer, coverage, grow)
+            initial = replace(initial, image=around.expand(batch, -1, -1))
+    codes = None if codes is None else codes.expand(batch, -1, -1)
     return model.layout.encode(instruction, codes, initial)
 
 
@@ -99,29 +103,58 @@ def _fitted(model: Model, upright: Image.Image, offset: Offset) -> Image.Image:
     return model.variant.fit(upright, seen_size(model, upright.size), offset=offset)
 
 
+def _encoded(
+    model: Model, upright: Image.Image, region: Region | None, offset: Offset
+) -> tuple[Tensor, Placement]:
+    """Codes (1, h, w) on the CPU of a picture's region, and where it lies in the picture."""
+    left, top, right, bottom = region or (0, 0, *upright.size)
+    inside = 0 <= left < right <= upright.width and 0 <= top < bottom <= upright.height
+    if not inside:
+        raise InputError(
+            f"The region {left}, {top} to {right}, {bottom} does not lie in the picture of "
+            f"{upright.width}x{upright.height} pixels: choose another."
+        )
+    part = upright.crop((left, top, right, bottom))
+    seen = seen_size(model, part.size)
+    same_offset = copy.copy(offset) if isinstance(offset, random.Random) else offset
+    placement = model.variant.placement(part.size, seen, offset=same_offset)
+    codes = encode_seen(model, [_fitted(model, part, offset)])
+    return codes.cpu(), placement.within(upright.size, left, top)
+
+
 def _around(
     model: Model,
     mask: Image.Image,
-    upright: Image.Image,
     codes: Tensor,
-    grid: tuple[int, int],
-    offset: Offset,
+    placement: Placement,
+    coverage: float,
+    grow: int,
 ) -> Tensor:
-    """(1, H, W): the input's codes, masked where the mask covers more than a tenth of one."""
+    """(1, H, W): the input's codes, masked where the mask selects them."""
+    grid = placement.size[1] // model.downsample, placement.size[0] // model.downsample
     if codes.shape[1:] != grid:
         raise InputError(
             f"With a mask the result has the input's size, {codes.shape[2] * model.downsample}x"
             f"{codes.shape[1] * model.downsample} as the model sees it: leave the size open."
         )
-    whole = mask.convert("RGB").resize(upright.size, Image.Resampling.BILINEAR)
-    painted = to_pixels(_fitted(model, whole, offset), UNIT_RANGE)[:, 0]
-    cells = cells_of(painted, grid, _COVERED)
+    values = mask_values(mask)
+    if not is_painted(values):
+        _log.info("The mask is not painted: the whole picture is drawn anew.")
+        return torch.full_like(codes, MASKED)
+    cells = cells_of(values, grid, coverage, grow, box=placement.in_size(mask.size).box)
     if not cells.any():
         raise InputError(
-            "The mask covers no part of the picture as the model sees it: paint a larger one, or "
-            "leave the mask open."
+            "The mask covers no part of the picture as the model sees it: paint a larger one, "
+            "lower the coverage, or let the model get the region around the mask."
         )
-    return codes.cpu().masked_fill(cells, MASKED)
+    return codes.masked_fill(cells, MASKED)
+
+
+def legal_size(model: Model, size: Size) -> Size:
+    """The size nearest to ``size`` that is made of whole image tokens."""
+    unit = model.downsample
+    width, height = (max(unit, round(side / unit) * unit) for side in size)
+    return width, height
 
 
 def grid_of(model: Model, size: Size) -> tuple[int, int]:
@@ -130,7 +163,7 @@ def grid_of(model: Model, size: Size) -> tuple[int, int]:
     unit = model.downsample
     if tuple(size) == NO_PICTURE:
         return 0, 0
-    nearest = tuple(max(unit, round(side / unit) * unit) for side in size)
+    nearest = legal_size(model, size)
     if tuple(size) != nearest:
         raise InputError(
             f"The size {size[0]}x{size[1]} is not made of {unit}x{unit} image tokens; the nearest "

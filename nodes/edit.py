@@ -9,7 +9,6 @@ from comfy_api.latest import io
 
 from ..mmp_core import MASKED, MASKED_TEXT, InputError, Prompt, TokenState, encode_image
 from ..mmp_core.editing import (
-    cells_of,
     extended,
     fixed_text,
     pattern_selected,
@@ -17,6 +16,7 @@ from ..mmp_core.editing import (
     text_pieces,
     words_selected,
 )
+from ..mmp_core.image.masks import cells_of
 from .denoise import started
 from .host import HostedModel
 from .pictures import masks_for, to_picture

@@ -15,7 +15,6 @@ from mmada_parallel.mmp_core import (
     load_checkpoint,
 )
 from mmada_parallel.mmp_core.editing import (
-    cells_of,
     extended,
     fixed_text,
     pattern_selected,
@@ -23,6 +22,7 @@ from mmada_parallel.mmp_core.editing import (
     text_pieces,
     words_selected,
 )
+from mmada_parallel.mmp_core.image.masks import cells_of
 from mmada_parallel.mmp_core.variants.base import decode_ids, pieces_of
 from mmada_parallel.tests.mmp_core import tiny
 
@@ -263,9 +263,11 @@ def test_inpainting_keeps_what_is_not_masked(demo):
     assert torch.equal(start.initial.image[:, :, 2:], start.image[:, :, 2:])
     final = denoise(demo, start).final
     assert torch.equal(final.image[:, :, 2:], start.image[:, :, 2:])
-    for wrong in ({"image": None}, {"size": (96, 96)}, {"mask": Image.new("L", (64, 64))}):
+    for wrong in ({"image": None}, {"size": (96, 96)}):
         with pytest.raises(InputError, match="mask"):
             encode_instruction(demo, "x", **{"image": picture, "mask": mask, **wrong})
+    unpainted = Image.new("L", (64, 64))
+    assert (encode_instruction(demo, "x", picture, mask=unpainted).initial.image == MASKED).all()
 
 
 def test_a_mask_is_cropped_as_its_picture_is(demo):
@@ -292,8 +294,14 @@ def test_a_mask_is_cropped_where_its_picture_is_at_random(demo, monkeypatch):
         "fit_image",
         lambda *a, offset: seen.append(fit(*a, offset=offset)) or seen[-1],
     )
-    picture = Image.linear_gradient("L").resize((1000, 100)).convert("RGB")
+    picture = Image.new("RGB", (1000, 100))
+    for left in (250, 750):
+        picture.paste("white", (left, 0, left + 250, 100))
     for seed in range(3):
         start = random.Random(seed)
-        encode_instruction(demo, "x", picture, mask=picture.convert("L"), offset=start)
-        assert seen[-1].tobytes() == seen[-2].tobytes()
+        prompt = encode_instruction(
+            demo, "x", picture, mask=picture.convert("L"), coverage=0.5, offset=start
+        )
+        small = seen[-1].convert("L").resize(prompt.initial.grid[::-1], Image.Resampling.BOX)
+        levels = torch.tensor(list(small.tobytes()))
+        assert torch.equal(prompt.initial.image[0].flatten() == MASKED, levels > 127)

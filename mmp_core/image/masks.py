@@ -1,0 +1,122 @@
+"""Masks as people paint them: which image tokens they touch, and the region around them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from .placement import Box, Size
+
+UNPAINTED = 0.05
+"""Values below this are unpainted: what resizing and lossy files leave beside a stroke."""
+_ROUNDING = 1e-5
+"""Shares of an image token up to this are rounding."""
+Region = tuple[int, int, int, int]
+"""Left, top, right and bottom edge of a part of a picture, in whole pixels."""
+
+
+def mask_values(mask: Image.Image) -> Tensor:
+    """(1, h, w) float32 in 0 … 1 of a picture that is white where painted."""
+    return torch.from_numpy(np.array(mask.convert("L"))).float()[None] / 255
+
+
+def is_painted(mask: Tensor) -> bool:
+    """Whether anything is painted; what nodes give in place of no mask is all 0."""
+    return bool((mask >= UNPAINTED).any())
+
+
+def covered(mask: Tensor, grid: tuple[int, int], box: Box | None = None) -> Tensor:
+    """(B, H, W) float32: the painted share of each cell of a grid, by exact areas of pixels.
+
+    ``mask``: (B, h, w) 0 … 1, of any size. ``box``: where the grid lies, in the mask's pixels; all
+    of it by default. What lies beyond the mask is not painted.
+    """
+    height, width = mask.shape[-2:]
+    left, top, right, bottom = box or (0.0, 0.0, float(width), float(height))
+    rows = _overlaps(top, bottom, grid[0], height).to(mask.device)
+    columns = _overlaps(left, right, grid[1], width).to(mask.device)
+    painted = torch.where(mask >= UNPAINTED, mask, 0).float()
+    return rows @ painted @ columns.T
+
+
+def _overlaps(first: float, last: float, cells: int, pixels: int) -> Tensor:
+    """(cells, pixels) float32: which share of each cell between two edges each pixel is."""
+    edges = torch.linspace(first, last, cells + 1, dtype=torch.float64)[:, None]
+    start = torch.arange(pixels, dtype=torch.float64)
+    shared = torch.minimum(edges[1:], start + 1) - torch.maximum(edges[:-1], start)
+    return (shared.clamp_min(0) * (cells / (last - first))).float()
+
+
+def cells_of(
+    mask: Tensor,
+    grid: tuple[int, int],
+    coverage: float = 0.0,
+    grow: int = 0,
+    *,
+    box: Box | None = None,
+) -> Tensor:
+    """(B, H, W) bool: the image tokens of which more than ``coverage`` of the area is painted, and
+    ``grow`` more on every side of them.
+
+    ``mask``, ``box``: as for :func:`covered`. ``coverage``: 0 … 1; 0 takes every token that is
+    touched.
+    """
+    cells = covered(mask, grid, box) > coverage + _ROUNDING
+    if not grow:
+        return cells
+    return F.max_pool2d(cells[:, None].float(), 2 * grow + 1, 1, grow)[:, 0] > 0
+
+
+def bounds_of(mask: Tensor, size: Size) -> Region:
+    """The smallest part of a picture of ``size`` that holds all that is painted in ``mask``
+    (h, w), which covers the whole picture and must be painted."""
+    painted = mask >= UNPAINTED
+    edges = []
+    for pixels, along in zip(size, (painted.any(0), painted.any(1)), strict=True):
+        index, scale = along.nonzero()[:, 0], pixels / len(along)
+        edges.append((math.floor(int(index[0]) * scale), math.ceil((int(index[-1]) + 1) * scale)))
+    (left, right), (top, bottom) = edges
+    return left, top, right, bottom
+
+
+def regions_around(
+    bounds: Sequence[Region], size: Size, context: float, seen_size: Callable[[Size], Size]
+) -> list[Region]:
+    """The regions of one size that a model gets of pictures of ``size``, one around each of
+    ``bounds``.
+
+    As small as the bounds and ``context`` on every side, in multiples of a bound's longer side,
+    allow, in the shape that the model sees (``seen_size``), but not smaller than the model's own
+    picture, where nothing would be gained. All lie inside the picture.
+    """
+    most = [max(box[i + 2] - box[i] for box in bounds) for i in (0, 1)]
+    margin = 2 * context * max(most)
+    want = [min(pixels, side + margin) for pixels, side in zip(size, most, strict=True)]
+    width, height = (max(1, math.ceil(side)) for side in want)
+    seen = seen_size((width, height))
+    scale = max(width / seen[0], height / seen[1], 1)
+    region = [min(pixels, math.ceil(side * scale)) for pixels, side in zip(size, seen, strict=True)]
+    region = _in_shape(region, most, seen_size((region[0], region[1])))
+    return [_around(box, size, region) for box in bounds]
+
+
+def _in_shape(region: Sequence[int], least: Sequence[int], seen: Size) -> Size:
+    """``region`` cut to the shape of ``seen``, as far as ``least`` fits into it."""
+    width, height = region
+    width = max(least[0], min(width, round(height * seen[0] / seen[1])))
+    height = max(least[1], min(height, round(width * seen[1] / seen[0])))
+    return width, height
+
+
+def _around(box: Region, size: Size, region: Sequence[int]) -> Region:
+    starts = []
+    for i in (0, 1):
+        middle = (box[i] + box[i + 2] - region[i]) // 2
+        starts.append(min(max(0, middle), size[i] - region[i]))
+    return starts[0], starts[1], starts[0] + region[0], starts[1] + region[1]
