@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -38,19 +38,26 @@ def words_selected(pieces: Sequence[str], spans: str) -> list[bool]:
     """
     words = [match.span() for match in re.finditer(r"\S+", "".join(pieces))]
     chosen, rest = [], len(pieces)
+    for part, first, last in word_spans(spans):
+        end = len(words) if last is None else last
+        if not 1 <= first <= end <= len(words):
+            raise InputError(f"words has {part!r}; the text has {len(words)} words, from 1.")
+        span = (words[first - 1][0], words[end - 1][1])
+        chosen.append(span)
+        if last is None:
+            rest = min(rest, _overlapping(pieces, [span]).index(True))
+    return [s or i >= rest for i, s in enumerate(_overlapping(pieces, chosen))]
+
+
+def word_spans(spans: str) -> Iterator[tuple[str, int, int | None]]:
+    """Read numbers and ranges such as ``"2-4, 7"``: each as it is written, its first and its last
+    number, None for a range without end. Raises ``InputError`` for one that cannot be read."""
     for part in filter(None, (part.strip() for part in spans.split(","))):
         match = re.fullmatch(r"(\d{1,6})(?:\s*(-)\s*(\d{0,6}))?", part)
         if not match:
             raise InputError(f"words has {part!r}; expected numbers and ranges such as 2-4, 7.")
-        first = int(match[1])
-        last = first if not match[2] else int(match[3] or len(words))
-        if not 1 <= first <= last <= len(words):
-            raise InputError(f"words has {part!r}; the text has {len(words)} words, from 1.")
-        span = (words[first - 1][0], words[last - 1][1])
-        chosen.append(span)
-        if match[2] and not match[3]:
-            rest = min(rest, _overlapping(pieces, [span]).index(True))
-    return [s or i >= rest for i, s in enumerate(_overlapping(pieces, chosen))]
+        last = match[3] if match[2] else match[1]
+        yield part, int(match[1]), int(last) if last else None
 
 
 def pattern_selected(pieces: Sequence[str], pattern: str) -> list[bool]:

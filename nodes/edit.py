@@ -6,24 +6,32 @@ from typing import Literal
 
 import torch
 from comfy_api.latest import io
+from PIL import Image
 
-from ..mmp_core import MASKED, MASKED_TEXT, InputError, Prompt, TokenState, encode_image
+from ..mmp_core import MASKED, MASKED_TEXT, InputError, Prompt, TokenState, decode_image
 from ..mmp_core.editing import (
     extended,
     fixed_text,
     pattern_selected,
     reopened,
     text_pieces,
+    word_spans,
     words_selected,
 )
-from ..mmp_core.image.masks import cells_of
+from ..mmp_core.fitting import fitted_codes, in_turn, mask_box, selected_cells, selected_note
+from ..mmp_core.image.mask_settings import MaskSettings
+from ..mmp_core.options import options_of
+from ..views.mask_overlay import mask_overlay
 from .denoise import started
 from .host import HostedModel
-from .pictures import masks_for, to_picture
+from .pictures import said, to_picture
 from .types import Model, Schema, Tokens
 from .types import Prompt as PromptType
-from .widgets import between
+from .widgets import between, widget
 
+_MASK = options_of(MaskSettings)
+_LARGEST = 4096
+_PIXELS_OF = ("the model's picture", "the original")
 _WORDS = ("keep all", "reopen all", "keep selected", "reopen selected")
 _PATCHES = ("keep all", "reopen all", "keep masked", "reopen masked")
 
@@ -67,19 +75,14 @@ class Remask(io.ComfyNode):
                     tooltip="Selects words by a regular expression: every word that shares a "
                     "letter with a match. Example: red|blue",
                 ),
-                io.Float.Input(
-                    "coverage",
-                    **between(0.0, 0.99, default=0.5, step=0.05),
-                    advanced=True,
-                    tooltip="An image token is masked when the mask covers more than this share "
-                    "of it. 0: as soon as the mask touches it.",
-                ),
+                widget(_MASK["coverage"]),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Selects parts of the picture. It may have any size: it is stretched "
-                    "over the whole picture.",
+                    tooltip="Selects parts of the picture. A mask of the original's size lies on "
+                    "the original, one of any other size is stretched over the whole result.",
                 ),
+                widget(_MASK["grow"]),
             ],
             outputs=[
                 Tokens.Output(
@@ -87,6 +90,16 @@ class Remask(io.ComfyNode):
                 )
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, words: str | None = None, pattern: str | None = None) -> bool | str:
+        """Refuse what cannot be read when it is queued. None: it is linked."""
+        try:
+            list(word_spans(words or ""))
+            pattern_selected([], pattern or "")
+        except InputError as problem:
+            return str(problem)
+        return True
 
     @classmethod
     def execute(
@@ -99,17 +112,37 @@ class Remask(io.ComfyNode):
         pattern: str,
         coverage: float,
         mask: torch.Tensor | None = None,
+        grow: int = 0,
     ) -> io.NodeOutput:
-        masked = torch.zeros(1, *tokens.grid, dtype=torch.bool)
+        masked, masks, notes = torch.zeros(tokens.image.shape, dtype=torch.bool), None, []
         if mask is not None:
-            masked = cells_of(masks_for(mask, tokens.batch), tokens.grid, coverage)
+            flat = mask.reshape(-1, *mask.shape[-2:]).cpu()
+            masks, notes = in_turn(flat, tokens.batch, "mask", "result")
+            unit = model.model.downsample
+            masked, empty = selected_cells(tokens, masks, unit, coverage, grow)
+            notes += empty
         selected = torch.zeros(tokens.text.shape, dtype=torch.bool)
         if text.endswith("selected"):
             selected = _selected(text_pieces(model.model, tokens), words, pattern)
-        changed = reopened(
-            tokens, text=_to_reopen(text, selected), image=_to_reopen(picture, masked)
-        )
-        return io.NodeOutput(changed)
+        cells = _to_reopen(picture, masked)
+        changed = reopened(tokens, text=_to_reopen(text, selected), image=cells)
+        if masks is None or not picture.endswith("masked"):
+            return io.NodeOutput(changed, ui=said(notes, cls))
+        notes.append(selected_note(changed))
+        return io.NodeOutput(changed, ui=said(notes, cls, _overlays(model, tokens, masks, cells)))
+
+
+def _overlays(
+    model: HostedModel, tokens: TokenState, masks: torch.Tensor, cells: torch.Tensor
+) -> list[Image.Image]:
+    """Each sample's picture with its mask and the image tokens that are reopened."""
+    model.prepare_decoding(tokens.grid)
+    unit, overlays = model.model.downsample, []
+    for sample, (mask, selected) in enumerate(zip(masks, cells, strict=True)):
+        (picture,) = decode_image(model.model, tokens[sample : sample + 1])
+        box = mask_box(tokens, sample, mask, unit)
+        overlays.append(mask_overlay(picture, mask, selected, box))
+    return overlays
 
 
 def _selected(texts: list[list[str]], words: str, pattern: str) -> torch.Tensor:
@@ -176,7 +209,8 @@ class SetTokens(io.ComfyNode):
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="The finished picture, in the size of the result.",
+                    tooltip="The finished picture, or one for each result. It is brought to the "
+                    "result's size as an input picture is to the model's.",
                 ),
                 Tokens.Input(
                     "tokens",
@@ -206,29 +240,18 @@ class SetTokens(io.ComfyNode):
     ) -> io.NodeOutput:
         prompt = started(prompt, tokens)
         words, codes, whole = prompt.initial.text, prompt.initial.image, False
+        notes: list[str] = []
         if text.strip():
             fixed = fixed_text(model.model, text, words.shape[1], rest)
             words, whole = fixed.expand(prompt.batch, -1), not (fixed == MASKED).any()
         if image is not None:
-            codes = _codes_of(model, image, prompt.initial)
+            pictures = [to_picture(pixels) for pixels in image]
+            model.prepare_decoding(prompt.initial.grid)
+            codes, notes = fitted_codes(model.model, pictures, prompt.initial)
         if instruction == "leave out" or (instruction == "auto" and whole):
             prompt = prompt.without_instruction()
-        return io.NodeOutput(prompt.starting_from(replace(prompt.initial, text=words, image=codes)))
-
-
-def _codes_of(model: HostedModel, image: torch.Tensor, start: TokenState) -> torch.Tensor:
-    """(B, H, W) of one picture, or of one for each result."""
-    pictures = [to_picture(pixels) for pixels in image]
-    model.prepare_encoding(picture.size for picture in pictures)
-    codes = torch.cat([encode_image(model.model, picture).cpu() for picture in pictures])
-    if codes.shape[1:] != start.grid or codes.shape[0] not in (1, start.batch):
-        (height, width), unit = start.grid, model.model.downsample
-        raise InputError(
-            f"The model sees the image as {codes.shape[0]} picture(s) of {codes.shape[2] * unit}x"
-            f"{codes.shape[1] * unit}, and the prompt asks for {start.batch} of {width * unit}x"
-            f"{height * unit}: give one picture of that size, or one for each result."
-        )
-    return codes.expand(start.batch, -1, -1)
+        start = replace(prompt.initial, text=words, image=codes)
+        return io.NodeOutput(prompt.starting_from(start), ui=said(notes, cls))
 
 
 class ExtendCanvas(io.ComfyNode):
@@ -237,8 +260,9 @@ class ExtendCanvas(io.ComfyNode):
         def side(name: str) -> io.Int.Input:
             return io.Int.Input(
                 name,
-                **between(0, 4096, default=0, step=8),
-                tooltip="Pixels to add on this side, rounded up to whole image tokens.",
+                **between(0, _LARGEST, default=0, step=8),
+                tooltip="Pixels to add on this side, rounded up to whole image tokens; of which "
+                "picture, pixels_of says.",
             )
 
         return Schema(
@@ -251,15 +275,56 @@ class ExtendCanvas(io.ComfyNode):
                 Model.Input("model", tooltip="From Load MMaDA-Parallel."),
                 PromptType.Input("prompt", tooltip="From Encode Instruction, with an image."),
                 *map(side, ("left", "top", "right", "bottom")),
+                io.Combo.Input(
+                    "pixels_of",
+                    options=list(_PIXELS_OF),
+                    default=_PIXELS_OF[0],
+                    tooltip="What left, top, right and bottom are measured in: pixels of the "
+                    "picture as the model sees it, or of the original, to which Put Back adds the "
+                    "border at its own scale.",
+                ),
             ],
             outputs=[PromptType.Output(display_name="prompt", tooltip="For Parallel Denoise.")],
         )
 
     @classmethod
+    def validate_inputs(
+        cls,
+        left: int | None = 0,
+        top: int | None = 0,
+        right: int | None = 0,
+        bottom: int | None = 0,
+    ) -> bool | str:
+        """Refuse what adds nothing when it is queued. None: that side is linked."""
+        sides = (left, top, right, bottom)
+        if any(side is not None and not 0 <= side <= _LARGEST for side in sides):
+            return f"A side is out of range: expected 0 to {_LARGEST} pixels."
+        if any(side != 0 for side in sides):
+            return True
+        return "Nothing is added: give at least one side a positive number of pixels."
+
+    @classmethod
     def execute(
-        cls, model: HostedModel, prompt: Prompt, left: int, top: int, right: int, bottom: int
+        cls,
+        model: HostedModel,
+        prompt: Prompt,
+        left: int,
+        top: int,
+        right: int,
+        bottom: int,
+        pixels_of: str = _PIXELS_OF[0],
     ) -> io.NodeOutput:
-        unit = model.model.downsample
         sides = {"left": left, "top": top, "right": right, "bottom": bottom}
-        tokens = {name: math.ceil(pixels / unit) for name, pixels in sides.items()}
-        return io.NodeOutput(extended(prompt, **tokens))
+        unit = model.model.downsample
+        across = down = float(unit)
+        if pixels_of != _PIXELS_OF[0] and prompt.placement:
+            scale = prompt.placement[0].scale
+            across, down = unit * scale[0], unit * scale[1]
+        units = {"left": across, "top": down, "right": across, "bottom": down}
+        tokens = {name: math.ceil(pixels / units[name] - 1e-6) for name, pixels in sides.items()}
+        added = {name: round(tokens[name] * units[name]) for name in sides if tokens[name]}
+        notes = []
+        if any(pixels != sides[name] for name, pixels in added.items()):
+            words = ", ".join(f"{pixels} on the {name}" for name, pixels in added.items())
+            notes.append(f"Pixels added, of {pixels_of}, in whole image tokens: {words}.")
+        return io.NodeOutput(extended(prompt, **tokens), ui=said(notes, cls))

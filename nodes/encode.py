@@ -2,14 +2,20 @@
 
 import torch
 from comfy_api.latest import io
-from PIL import Image
 
-from ..mmp_core import InputError, Prompt, encode_instruction
+from ..mmp_core import Prompt, encode_instruction
+from ..mmp_core.fitting import fitted_input, selected_note
+from ..mmp_core.image.mask_settings import MaskSettings
+from ..mmp_core.image.masks import Region
+from ..mmp_core.options import options_of
+from ..views.mask_overlay import prompt_overlays
 from .host import HostedModel
-from .pictures import masks_for, to_picture
+from .pictures import said, to_masks, to_picture
 from .types import Model, Schema
 from .types import Prompt as PromptType
-from .widgets import between
+from .widgets import between, widget
+
+_MASK = options_of(MaskSettings)
 
 
 class EncodeInstruction(io.ComfyNode):
@@ -41,14 +47,14 @@ class EncodeInstruction(io.ComfyNode):
                 io.Int.Input(
                     "width",
                     **between(0, 4096, default=0, step=16),
-                    tooltip="Width of the result in pixels. 0: the size at which the model sees "
-                    "the input picture, or without one the checkpoint's own size. Set both sides "
-                    "or none.",
+                    tooltip="Width of the result in pixels, rounded to whole image tokens. 0: it "
+                    "follows from the height. Both 0: the size at which the model sees the input "
+                    "picture, or without one the checkpoint's own size.",
                 ),
                 io.Int.Input(
                     "height",
                     **between(0, 4096, default=0, step=16),
-                    tooltip="Height of the result in pixels. 0: as for width.",
+                    tooltip="Height of the result in pixels. 0: it follows from the width.",
                 ),
                 io.Int.Input(
                     "text_length",
@@ -60,10 +66,12 @@ class EncodeInstruction(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Inpainting: only the masked part is drawn anew. All other image "
-                    "tokens stay the same; pixels can still change a little, since the whole "
-                    "picture is decoded again. The mask is cropped as the picture is.",
+                    tooltip="Inpainting: only the image tokens that the mask selects are drawn "
+                    "anew. All other tokens stay; their pixels are decoded again, and Put Back "
+                    "restores those of the original. A mask of another size is stretched over the "
+                    "picture, one that is not painted is no mask.",
                 ),
+                *map(widget, _MASK.values()),
             ],
             outputs=[
                 PromptType.Output(
@@ -72,7 +80,15 @@ class EncodeInstruction(io.ComfyNode):
                     "Parallel Denoise.",
                 )
             ],
+            is_output_node=True,  # so that mask and tokens can be looked at before a run
         )
+
+    @classmethod
+    def validate_inputs(cls, instruction: str | None = None) -> bool | str:
+        """Refuse what is sure to be a mistake when it is queued. None: it is linked."""
+        if instruction is None or instruction.strip():
+            return True
+        return "The instruction is empty: say what to change, or what to show."
 
     @classmethod
     def execute(
@@ -84,27 +100,41 @@ class EncodeInstruction(io.ComfyNode):
         text_length: int,
         image: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
+        **mask_choices,
     ) -> io.NodeOutput:
-        if (width == 0) != (height == 0):
-            raise InputError(
-                f"The size is {width}x{height}: set both width and height, or leave both at 0."
-            )
-        pictures = [None] if image is None else [to_picture(pixels) for pixels in image]
-        if image is not None:
-            model.prepare_encoding(picture.size for picture in pictures if picture)
-        masks: list[Image.Image | None] = [None] * len(pictures)
-        if mask is not None:
-            painted = masks_for(mask, len(pictures)).expand(len(pictures), -1, -1)
-            masks = [to_picture(one[..., None]) for one in painted]
+        pictures = [] if image is None else [to_picture(pixels) for pixels in image]
+        settings = MaskSettings(**mask_choices)
+        size = pictures[0].size if pictures else None
+        masks, count = to_masks(mask), max(1, len(pictures))
+        fitted = fitted_input(model.model, (width, height), size, masks, count, settings)
+        if size:
+            model.prepare_encoding([size, *(_size(region) for region in fitted.regions if region)])
         prompts = [
             encode_instruction(
                 model.model,
                 instruction,
                 picture,
-                size=(width, height) if width else None,
+                size=fitted.size,
                 text_length=text_length or None,
                 mask=painted,
+                coverage=settings.coverage,
+                grow=settings.grow,
+                region=region,
             )
-            for picture, painted in zip(pictures, masks, strict=True)
+            for picture, painted, region in zip(
+                pictures or [None], fitted.masks, fitted.regions, strict=True
+            )
         ]
-        return io.NodeOutput(Prompt.stack(prompts))
+        prompt, notes = Prompt.stack(prompts), list(fitted.notes)
+        if masks and not pictures:
+            notes.append("The mask is not used, since there is no picture.")
+        if not any(fitted.masks):
+            return io.NodeOutput(prompt, ui=said(notes, cls))
+        overlays = prompt_overlays(prompt, pictures, fitted.masks)
+        return io.NodeOutput(
+            prompt, ui=said([*notes, selected_note(prompt.initial)], cls, overlays)
+        )
+
+
+def _size(region: Region) -> tuple[int, int]:
+    return region[2] - region[0], region[3] - region[1]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from comfy_api.latest import ui
 from PIL import Image
 
-from ..mmp_core import InputError
+_log = logging.getLogger(__name__)
 
 
 def to_picture(pixels: torch.Tensor) -> Image.Image:
@@ -24,17 +25,25 @@ def to_pixels(pictures: Iterable[Image.Image]) -> torch.Tensor:
     return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).float() / 255
 
 
-def masks_for(mask: torch.Tensor, count: int) -> torch.Tensor:
-    """(1 or ``count``, H, W) on the CPU. Raises ``InputError`` for another number of masks."""
-    masks = mask.reshape(-1, *mask.shape[-2:]).cpu()
-    if masks.shape[0] not in (1, count):
-        raise InputError(
-            f"There are {masks.shape[0]} masks for {count} picture(s): give one mask, or one for "
-            "each picture."
-        )
-    return masks
+def to_masks(mask: torch.Tensor | None) -> list[Image.Image]:
+    """The masks of a batch; none where there is no batch."""
+    if mask is None:
+        return []
+    return [to_picture(one[..., None]) for one in mask.reshape(-1, *mask.shape[-2:])]
 
 
 def shown(pixels: torch.Tensor, text: str, node: Any) -> dict[str, Any]:
     """The ui data of a node that shows a picture and a text."""
     return {**ui.PreviewImage(pixels, cls=node).as_dict(), **ui.PreviewText(text).as_dict()}
+
+
+def said(
+    notes: Sequence[str], node: Any, pictures: Sequence[Image.Image] = ()
+) -> dict[str, Any] | None:
+    """The ui data of a node that says what it did, and writes it to the log; ``pictures`` of one
+    size are shown with it."""
+    for note in notes:
+        _log.info(note)
+    preview = ui.PreviewImage(to_pixels(pictures), cls=node).as_dict() if pictures else {}
+    text = ui.PreviewText("\n".join(notes)).as_dict() if notes else {}
+    return {**preview, **text} or None

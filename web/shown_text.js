@@ -12,6 +12,12 @@ const NODES = [
   'MMaDAParallelScoreAlignment',
   'MMaDAParallelSFTFinetune'
 ]
+const NOTING = [
+  'MMaDAParallelEncodeInstruction',
+  'MMaDAParallelExtendCanvas',
+  'MMaDAParallelRemask',
+  'MMaDAParallelSetTokens'
+] // have a text only while they have something to say
 const TEXT_EVENT = 'mmada_parallel.text' // nodes/host/page.py
 const WIDGET = 'shown_text'
 const MIN_WIDTH = 240
@@ -23,7 +29,23 @@ function show(node, text) {
   if (widget) widget.value = text
 }
 
+function addText(node) {
+  const look = { multiline: true, placeholder: ' ' }
+  const { widget } = ComfyWidgets.STRING(node, WIDGET, ['STRING', look], app)
+  widget.label = 'text'
+  widget.serialize = widget.options.serialize = false
+  widget.options.read_only = true
+  if (widget.element) widget.element.readOnly = true
+}
+
 function showResult(node, output) {
+  if (NOTING.includes(node.comfyClass)) {
+    if (output?.text && !textOf(node)) {
+      addText(node)
+      const [width, height] = node.computeSize()
+      node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)])
+    } else if (!output?.text && textOf(node)) node.removeWidget(textOf(node))
+  }
   if (output?.text) show(node, [output.text].flat().join('\n\n'))
 }
 
@@ -33,14 +55,10 @@ app.registerExtension({
     onLive(TEXT_EVENT, (node, { text }) => show(node, text))
   },
   nodeCreated(node) {
-    if (!NODES.includes(node.comfyClass)) return
-    const look = { multiline: true, placeholder: ' ' }
-    const { widget } = ComfyWidgets.STRING(node, WIDGET, ['STRING', look], app)
-    widget.label = 'text'
-    widget.serialize = widget.options.serialize = false
-    widget.options.read_only = true
-    if (widget.element) widget.element.readOnly = true
+    if (![...NODES, ...NOTING].includes(node.comfyClass)) return
     onResult(node, (output) => showResult(node, output))
+    if (NOTING.includes(node.comfyClass)) return
+    addText(node)
     node.setSize([Math.max(node.size[0], MIN_WIDTH), node.computeSize()[1]])
   },
   onNodeOutputsUpdated(outputs) {

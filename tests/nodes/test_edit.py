@@ -1,6 +1,7 @@
 """Half-denoised tokens on wires: picked, locked, fixed, extended, saved."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,8 +42,6 @@ def test_a_step_is_picked_by_fraction_or_by_index(run_node, trajectory):
 
 
 def test_a_run_that_recorded_nothing_says_how_to_record(run_node, model, trajectory):
-    from dataclasses import replace
-
     empty = replace(trajectory, steps=())
     with pytest.raises(InputError, match="record_steps"):
         run_node("TrajectoryStep", trajectory=empty, fraction=0.5, index=-1)
@@ -66,8 +65,48 @@ def test_patches_are_reopened_or_kept_by_a_mask(remask, trajectory):
     assert (remask(tokens, picture="reopen all").image == MASKED).all()
     assert torch.equal(remask(tokens, mask).image, tokens.image)
     assert torch.equal(remask(tokens, picture="reopen masked").image, tokens.image)
-    with pytest.raises(InputError, match="3 masks for 2 picture"):
-        remask(tokens, mask.repeat(3, 1, 1), picture="keep masked")
+
+
+def said(output):
+    """The sentences of a node's text, and its pictures."""
+    ui = output.ui or {}
+    return "".join(ui.get("text", ())), ui.get("images", [])
+
+
+def test_masks_of_any_count_and_none_painted_are_fitted_and_said(run_node, model, trajectory):
+    tokens, mask = trajectory.final, torch.zeros(3, 10, 10)
+    mask[0, :5], mask[1, 5:] = 1, 1
+
+    def run(mask, **changes):
+        own = {**KEEP, "picture": "reopen masked", **changes}
+        return run_node("Remask", model=model, tokens=tokens, mask=mask, **own)
+
+    opened = run(mask)
+    assert (opened[0].image[0, :2] == MASKED).all() and (opened[0].image[1, 2:] == MASKED).all()
+    text, images = said(opened)
+    assert "3 masks for 2 results: the others are not used." in text and len(images) == 2
+    assert "8 of 16 image tokens are drawn anew" in text
+    unpainted = run(torch.zeros(1, 64, 64))
+    assert torch.equal(unpainted[0].image, tokens.image)
+    assert "not painted: it selects nothing" in said(unpainted)[0]
+    dot = torch.zeros(1, 64, 64)
+    dot[:, 20, 20] = 1
+    assert (run(dot, coverage=0.0)[0].image[:, 1, 1] == MASKED).all()
+    grown = run(dot, coverage=0.0, grow=1)[0].image == MASKED
+    assert grown[:, :3, :3].all() and grown.sum() == 2 * 9
+
+
+def test_a_mask_of_the_originals_size_lies_on_the_original(run_node, model, encoded):
+    picture, mask = torch.rand(1, 100, 1000, 3), torch.zeros(1, 100, 1000)
+    mask[:, :, 640:] = 1  # the model sees 300 to 700
+    tokens = encoded(picture).initial
+    own = {**KEEP, "picture": "reopen masked", "coverage": 0.0, "model": model}
+    own["tokens"] = replace(tokens, image=torch.zeros_like(tokens.image))
+    assert tokens.grid == (2, 8) and tokens.placement[0].box == pytest.approx((300, 0, 700, 100))
+    on_original = run_node("Remask", mask=mask, **own)[0].image[0, 0] == MASKED
+    stretched = run_node("Remask", mask=mask[:, :50], **own)[0].image[0, 0] == MASKED
+    assert on_original.tolist() == [False] * 6 + [True] * 2
+    assert stretched.tolist() == [False] * 5 + [True] * 3
 
 
 def test_words_are_reopened_or_kept_by_number_and_pattern(remask, model):
@@ -106,8 +145,11 @@ def test_a_given_picture_is_explained(run_node, model, encoded, denoised):
     assert torch.equal(prompt.instruction, encoded().instruction)
     final, _ = denoised(prompt)
     assert torch.equal(final.image, prompt.initial.image) and (final.text != MASKED).all()
-    with pytest.raises(InputError, match="of 64x64"):
-        run_node("SetTokens", prompt=encoded(width=64, height=64), image=picture, **own)
+    smaller = run_node("SetTokens", prompt=encoded(width=64, height=64), image=picture, **own)
+    assert smaller[0].initial.grid == (2, 2) and (smaller[0].initial.image != MASKED).all()
+    assert "from 128x128 to 64x64 pixels" in said(smaller)[0]
+    several = run_node("SetTokens", prompt=encoded(), image=picture.repeat(3, 1, 1, 1), **own)
+    assert "3 pictures for 1 result" in said(several)[0]
 
 
 def test_inpainting_and_outpainting_keep_the_picture(run_node, classes, model, encoded, denoised):
@@ -117,8 +159,6 @@ def test_inpainting_and_outpainting_keep_the_picture(run_node, classes, model, e
     final, _ = denoised(prompt)
     assert (prompt.initial.image == MASKED).sum() == 4
     assert torch.equal(final.image[:, :, 1:], prompt.image[:, :, 1:])
-    with pytest.raises(InputError, match="2 masks for 1 picture"):
-        encoded(picture, mask=mask.repeat(2, 1, 1))
     sides = {"left": 0, "top": 1, "right": 64, "bottom": 0}
     (wider,) = run_node("ExtendCanvas", model=model, prompt=encoded(picture), **sides)
     assert wider.initial.grid == (5, 6)

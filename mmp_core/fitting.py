@@ -1,0 +1,191 @@
+"""Sizes and masks as users give them, brought to what a model takes; a sentence for each change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .checkpoint.load import Model
+from .errors import InputError
+from .image.mask_settings import MaskSettings
+from .image.masks import Region, bounds_of, cells_of, is_painted, mask_values, regions_around
+from .image.pictures import load_image
+from .image.placement import Box, Size
+from .pipeline import encode_seen, legal_size, seen_size
+from .state import MASKED, TokenState
+
+LARGEST_SIDE = 4096
+"""Of a side that follows from the other."""
+
+
+@dataclass(frozen=True)
+class FittedInput:
+    """What to encode. ``size``: of the result in pixels, None for the size at which the model sees
+    the picture. ``masks``: one for each picture, None where nothing is painted. ``regions``: the
+    part of each picture that the model gets, None for all of it. ``notes``: sentences about what
+    was changed."""
+
+    size: Size | None
+    masks: tuple[Image.Image | None, ...]
+    regions: tuple[Region | None, ...]
+    notes: tuple[str, ...]
+
+
+def fitted_input(
+    model: Model,
+    size: Size,
+    picture: Size | None = None,
+    masks: Sequence[Image.Image] = (),
+    count: int = 1,
+    settings: MaskSettings | None = None,
+) -> FittedInput:
+    """Bring the wanted ``size`` of the result, (width, height) with 0 for an open side, and
+    ``masks`` to what a model takes for ``count`` pictures of one size, ``picture``.
+
+    An open side follows from the other, in the shape that the model sees. Sides are rounded to
+    whole image tokens; with a mask the result has the size at which the model sees the picture.
+    Masks are stretched over the pictures, and used in turn where they are fewer.
+    """
+    fitted = FittedInput(None, (None,) * count, (None,) * count, ())
+    if masks and picture is not None:
+        fitted = _with_masks(model, fitted, masks, picture, settings or MaskSettings())
+    if not any(size):
+        return fitted
+    if any(fitted.masks):
+        note = "With a mask the result has the size at which the model sees the picture; the width "
+        return replace(fitted, notes=(*fitted.notes, f"{note}and height that were set are unused."))
+    shape = (1, 1) if picture is None else seen_size(model, picture)
+    sides, note = _whole_size(model, size, shape)
+    return replace(fitted, size=sides, notes=(*fitted.notes, *note))
+
+
+def _whole_size(model: Model, size: Size, shape: Size) -> tuple[Size, list[str]]:
+    width = size[0] or min(LARGEST_SIDE, size[1] * shape[0] / shape[1])
+    height = size[1] or min(LARGEST_SIDE, size[0] * shape[1] / shape[0])
+    legal, unit = legal_size(model, (width, height)), model.downsample
+    if legal == size:
+        return legal, []
+    asked = f"{size[0]}x{size[1]}"
+    if not all(size):
+        asked = f"a width of {size[0]}" if size[0] else f"a height of {size[1]}"
+    note = f"The result has {legal[0]}x{legal[1]} pixels, the nearest to {asked} that is made of "
+    return legal, [f"{note}{unit}x{unit} image tokens."]
+
+
+def _with_masks(
+    model: Model,
+    fitted: FittedInput,
+    masks: Sequence[Image.Image],
+    picture: Size,
+    settings: MaskSettings,
+) -> FittedInput:
+    count = len(fitted.masks)
+    notes = [] if len(masks) in (1, count) else [count_note("mask", len(masks), count)]
+    each = [masks[i % len(masks)] for i in range(count)]
+    values = [mask_values(mask)[0] for mask in each]
+    blank = [number for number, mask in enumerate(values, 1) if not is_painted(mask)]
+    if blank:
+        which = "The mask is" if len(blank) == count else f"Mask {', '.join(map(str, blank))} is"
+        notes.append(f"{which} not painted: the whole picture is drawn anew.")
+    if len(blank) < count and _other_shape(each[0].size, picture):
+        given, wanted = (f"{width}x{height}" for width, height in (each[0].size, picture))
+        notes.append(f"The mask of {given} pixels is stretched over the picture of {wanted}.")
+    painted = tuple(None if n in blank else mask for n, mask in enumerate(each, 1))
+    fitted = replace(fitted, masks=painted)
+    if settings.region != "whole picture" and any(painted):
+        regions, note = _regions(model, values, blank, picture, settings.context)
+        notes.append(note)
+        fitted = replace(fitted, regions=regions or fitted.regions)
+    return replace(fitted, notes=tuple(notes))
+
+
+def _regions(
+    model: Model, values: Sequence[Tensor], blank: Sequence[int], picture: Size, context: float
+) -> tuple[tuple[Region, ...], str]:
+    if blank:
+        return (), "The model gets the whole pictures, since not every mask is painted."
+    bounds = [bounds_of(mask, picture) for mask in values]
+    regions = regions_around(bounds, picture, context, lambda part: seen_size(model, part))
+    left, top, right, bottom = regions[0]
+    width, height = right - left, bottom - top
+    if (width, height) == picture:
+        return (), "The model gets the whole picture: around the mask nothing would be gained."
+    place = f", from {left}, {top}" if len(regions) == 1 else ""
+    note = f"The model gets {width}x{height} of the picture's {picture[0]}x{picture[1]} pixels"
+    return tuple(regions), f"{note}, around the mask{place}."
+
+
+def _other_shape(mask: Size, picture: Size) -> bool:
+    """Whether the mask's shape differs by more than rounding a scaled size to whole pixels."""
+    (low, high), (other_low, other_high) = (
+        ((side - 1) / full, (side + 1) / full) for side, full in zip(mask, picture, strict=True)
+    )
+    return high < other_low or other_high < low
+
+
+def count_note(name: str, given: int, count: int, wanted: str = "picture") -> str:
+    """What happens to ``given`` things where ``count`` are needed."""
+    used = "the others are not used." if given > count else "they are used in turn."
+    return f"{given} {name}s for {count} {wanted}{'s' if count > 1 else ''}: {used}"
+
+
+def selected_note(start: TokenState) -> str:
+    """How much of the picture is drawn anew from ``start``, and what stays."""
+    masked = start.image == MASKED
+    counts = [int(n) for n in masked.sum((1, 2))]
+    some = " to ".join(map(str, sorted({min(counts), max(counts)})))
+    return (
+        f"{some} of {masked[0].numel()} image tokens are drawn anew, the others stay. Their pixels "
+        "are decoded again: Put Back restores those of the original."
+    )
+
+
+def mask_box(state: TokenState, sample: int, mask: Tensor, unit: int) -> Box | None:
+    """Where a sample's picture, of ``unit`` pixels per token, lies in a mask (…, h, w): a mask of
+    the original's size lies on the original, any other (None) on the whole picture."""
+    place = state.placement[sample] if state.placement else None
+    size, seen = (mask.shape[-1], mask.shape[-2]), (state.grid[1] * unit, state.grid[0] * unit)
+    return place.box if place and size == place.original != seen else None
+
+
+def selected_cells(
+    state: TokenState, masks: Tensor, unit: int, coverage: float, grow: int
+) -> tuple[Tensor, list[str]]:
+    """(B, H, W) bool: the image tokens of each sample that ``masks`` (B, h, w) select, see
+    :func:`mask_box`, and a sentence where they select nothing."""
+    if not is_painted(masks):
+        nothing = torch.zeros(state.image.shape, dtype=torch.bool)
+        return nothing, ["The mask is not painted: it selects nothing."]
+    cells = [
+        cells_of(mask[None], state.grid, coverage, grow, box=mask_box(state, i, mask, unit))
+        for i, mask in enumerate(masks)
+    ]
+    return torch.cat(cells), []
+
+
+def in_turn(things: Tensor, count: int, name: str, wanted: str) -> tuple[Tensor, list[str]]:
+    """``count`` rows of ``things`` (N, …) in turn; a sentence where N is not 1 or that."""
+    notes = [] if len(things) in (1, count) else [count_note(name, len(things), count, wanted)]
+    return things[torch.arange(count) % len(things)], notes
+
+
+def fitted_codes(
+    model: Model, pictures: Sequence[Image.Image], state: TokenState
+) -> tuple[Tensor, list[str]]:
+    """(B, H, W) on the CPU: codes of ``pictures`` brought to the size of the answer ``state``, and
+    a sentence for each thing that was changed."""
+    (height, width), unit = state.grid, model.downsample
+    if not height or not width:
+        raise InputError("The prompt asks for text alone: there is no picture to set.")
+    size, given = (width * unit, height * unit), pictures[0].size
+    fitted = [model.variant.fit(load_image(picture), size) for picture in pictures]
+    codes = torch.cat([encode_seen(model, [picture]).cpu() for picture in fitted])
+    codes, notes = in_turn(codes, state.batch, "picture", "result")
+    if given != size and seen_size(model, given) != size:
+        change = f"from {given[0]}x{given[1]} to {size[0]}x{size[1]} pixels, the result's size."
+        notes.append(f"The picture is brought {change}")
+    return codes, notes

@@ -1,0 +1,132 @@
+"""Encode Instruction takes sizes, masks and pictures as they come, and says what it did."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mmada_parallel.mmp_core import MASKED
+from PIL import Image
+
+AROUND = {"region": "around the mask", "context": 0.5}
+
+
+@pytest.fixture(scope="module")
+def encode(run_node, model):
+    def node(image=None, width=0, height=0, mask=None, **choices):
+        output = run_node(
+            "EncodeInstruction",
+            model=model,
+            image=image,
+            mask=mask,
+            width=width,
+            height=height,
+            instruction="remove the red star",
+            text_length=0,
+            **choices,
+        )
+        ui = output.ui or {}
+        return output[0], "".join(ui.get("text", ())), ui.get("images", [])
+
+    return node
+
+
+def painted(height, width, top, left, bottom, right):
+    mask = torch.zeros(1, height, width)
+    mask[:, top:bottom, left:right] = 1
+    return mask
+
+
+@given(width=st.integers(0, 300), height=st.integers(0, 300), picture=st.booleans())
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_size_becomes_the_nearest_of_whole_tokens(encode, model, width, height, picture):
+    unit = model.model.downsample
+    prompt, text, _ = encode(torch.rand(1, 60, 90, 3) if picture else None, width, height)
+    sides = [cells * unit for cells in reversed(prompt.initial.grid)]
+    for side, asked in zip(sides, (width, height), strict=True):
+        assert not asked or abs(side - asked) <= unit / 2 or side == unit
+    exact = (width, height) in ((0, 0), tuple(sides))
+    assert bool(text) != exact
+    assert exact or f"{sides[0]}x{sides[1]}" in text
+
+
+def test_one_side_follows_from_the_other(encode):
+    prompt, text, _ = encode(torch.rand(1, 128, 128, 3), height=64)
+    assert prompt.initial.grid == (2, 2) and "a height of 64" in text
+    wide, _, _ = encode(torch.rand(1, 100, 400, 3), width=256)
+    assert wide.initial.grid[1] == 8 and wide.initial.grid[0] < 4
+
+
+def test_with_a_mask_the_result_has_the_pictures_size(encode):
+    prompt, text, _ = encode(torch.rand(1, 128, 128, 3), 64, 64, painted(128, 128, 0, 0, 32, 32))
+    assert prompt.initial.grid == (4, 4) and "width and height that were set are unused" in text
+
+
+def test_a_mask_that_is_not_painted_is_no_mask(encode):
+    prompt, text, images = encode(torch.rand(1, 128, 128, 3), mask=torch.zeros(1, 64, 64))
+    assert (prompt.initial.image == MASKED).all() and not images
+    assert text == "The mask is not painted: the whole picture is drawn anew."
+    both = torch.cat([torch.zeros(1, 128, 128), painted(128, 128, 0, 0, 32, 32)])
+    prompt, text, images = encode(torch.rand(2, 128, 128, 3), mask=both, **AROUND)
+    assert (prompt.initial.image == MASKED).sum((1, 2)).tolist() == [16, 1] and len(images) == 2
+    assert "Mask 1 is not painted" in text
+    assert "not used, since there is no picture" in encode(mask=both)[1]
+
+
+def test_masks_of_another_size_and_count_are_fitted(encode):
+    pictures = torch.rand(3, 128, 128, 3)
+    masks = torch.cat([painted(32, 64, 0, 0, 8, 16), painted(32, 64, 24, 48, 32, 64)])
+    prompt, text, images = encode(pictures, mask=masks)
+    masked = prompt.initial.image == MASKED
+    assert masked[0, 0, 0] and masked[1, 3, 3] and masked[2, 0, 0] and masked.sum() == 3
+    assert "2 masks for 3 pictures: they are used in turn." in text and len(images) == 3
+    assert "of 64x32 pixels is stretched over the picture of 128x128" in text
+    assert "1 of 16 image tokens are drawn anew" in text
+
+
+def test_the_region_around_the_mask_and_what_is_shown_of_it(encode, host):
+    import folder_paths
+
+    picture = torch.rand(1, 600, 900, 3)
+    prompt, text, images = encode(picture, mask=painted(600, 900, 300, 400, 310, 420), **AROUND)
+    (placement,) = prompt.placement
+    assert placement.original == (900, 600) and placement.scale == pytest.approx((1, 1), abs=0.1)
+    assert placement.box[0] < 400 and placement.box[2] > 420
+    assert 1 <= (prompt.initial.image == MASKED).sum() <= 4
+    assert "of the picture's 900x600 pixels, around the mask" in text
+    (file,) = images
+    folder = folder_paths.get_temp_directory()
+    shown = np.asarray(Image.open(f"{folder}/{file['filename']}"), float)
+    red = (shown[..., 0] - shown[..., 1:].max(-1)) > 60
+    left, top = placement.to_model(400, 300)
+    rows, columns = np.nonzero(red)
+    times = shown.shape[1] / placement.size[0]
+    assert columns.mean() / times == pytest.approx(left + 10, abs=3)
+    assert rows.mean() / times == pytest.approx(top + 5, abs=3)
+    two = torch.cat([painted(600, 900, 10, 10, 30, 60), painted(600, 900, 500, 700, 590, 720)])
+    prompt, _, _ = encode(picture.repeat(2, 1, 1, 1), mask=two, **AROUND)
+    boxes = [place.box for place in prompt.placement]
+    assert boxes[0][0] < 10 and boxes[1][3] > 590
+
+
+def test_what_is_sure_to_be_a_mistake_is_refused_when_queued(classes):
+    encode = classes["MMaDAParallelEncodeInstruction"].validate_inputs
+    assert "empty" in encode(instruction="  ") and encode(instruction=None) is encode("go") is True
+    extend = classes["MMaDAParallelExtendCanvas"].validate_inputs
+    assert "Nothing is added" in extend(0, 0, 0, 0) and extend(0, 0, None, 0) is extend(8) is True
+    assert "range" in extend(left=-1)
+    remask = classes["MMaDAParallelRemask"].validate_inputs
+    assert "expected numbers" in remask(words="a-b") and "pattern" in remask(pattern="(")
+    assert remask(words="2-4, 7", pattern="red|blue") is remask() is True
+
+
+def test_the_canvas_is_extended_by_pixels_of_the_original(run_node, encoded, model):
+    prompt = encoded(torch.rand(1, 512, 512, 3))
+    sides = {"left": 0, "top": 0, "right": 130, "bottom": 0}
+    output = run_node("ExtendCanvas", model=model, prompt=prompt, pixels_of="the original", **sides)
+    (placement,) = output[0].placement
+    assert output[0].initial.grid == (4, 6)
+    assert placement.original == (512, 512) and placement.box == (0, 0, 768, 512)
+    assert "256 on the right" in output.ui["text"][0]
