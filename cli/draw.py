@@ -6,14 +6,11 @@ import argparse
 import json
 import re
 import secrets
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from PIL import Image, PngImagePlugin
+from PIL import Image
 from tqdm import tqdm
 
 from ..mmp_core import (
@@ -25,8 +22,8 @@ from ..mmp_core import (
     encode_instruction,
 )
 from ..mmp_core.batching import denoise_in_batches
-from ..mmp_core.files import readable_size, replacing
-from ..mmp_core.image.pictures import load_image
+from ..mmp_core.files import readable_size, replacing, writable_file, writing
+from ..mmp_core.image.files import load_image, writable_picture, write_picture
 from ..mmp_core.memory import denoising_estimate, module_bytes
 from .model import check_settings, load_model, memory_explained, note, settings_of
 
@@ -47,7 +44,7 @@ def draw(args: argparse.Namespace) -> None:
     check_settings(args, seed)
     if not args.instruction.strip():
         raise InputError("The instruction is empty; say what to change or to show.")
-    picture = None if args.image is None else load_image(args.image)
+    picture = None if args.image is None else load_image(_checked_image(args))
     _check_files(args)
     with memory_explained():
         model = load_model(args)
@@ -56,10 +53,9 @@ def draw(args: argparse.Namespace) -> None:
         answer = answered(args, model, picture, settings)
     path = args.out or _free_path(args.instruction, seed)
     if args.text_out:
-        with _writable(args.text_out), replacing(args.text_out) as file:
+        with writing(args.text_out), replacing(args.text_out) as file:
             file.write_text(answer.text + "\n", encoding="utf-8")
-    with _writable(path), replacing(path) as file:
-        _save(file, answer, args, settings)
+    write_picture(path, answer.image, quality=args.quality, notes=_notes(answer, args, settings))
     _report(args, answer, path, seed)
 
 
@@ -85,26 +81,20 @@ def answered(
     return Answer(text, image, trajectory.total_steps, time.perf_counter() - began)
 
 
+def _checked_image(args: argparse.Namespace) -> Path:
+    if not args.image.is_file() and Path(args.instruction).is_file():
+        raise InputError(
+            f"The picture {args.image} is not there, and the instruction is the name of a file: "
+            "give the picture first, then the instruction."
+        )
+    return args.image
+
+
 def _check_files(args: argparse.Namespace) -> None:
     """Refuse, before the work, files that could not be written after it."""
-    if args.out and args.out.suffix.lower() != ".png":
-        raise InputError(f"--out {args.out}: pictures are written as PNG; end the name in .png.")
-    for path in (args.out or Path("picture.png"), args.text_out):
-        if path is None:
-            continue
-        if path.is_dir():
-            raise InputError(f"{path} is a folder; give the name of a file in it.")
-        with _writable(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=path.parent).close()
-
-
-@contextmanager
-def _writable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error}).") from None
+    writable_picture(args.out or Path("picture.png"), "--out", args.quality)
+    if args.text_out:
+        writable_file(args.text_out, "--text-out")
 
 
 def _note_unknown_words(args: argparse.Namespace, model: Model) -> None:
@@ -127,7 +117,8 @@ def _free_path(instruction: str, seed: int) -> Path:
     return path
 
 
-def _save(file: Path, answer: Answer, args: argparse.Namespace, settings: SamplerSettings) -> None:
+def _notes(answer: Answer, args: argparse.Namespace, settings: SamplerSettings) -> dict[str, str]:
+    """How the picture was made, for its file."""
     notes = {
         "instruction": args.instruction,
         "text": answer.text,
@@ -137,10 +128,7 @@ def _save(file: Path, answer: Answer, args: argparse.Namespace, settings: Sample
     }
     if args.lora:
         notes["loras"] = json.dumps([f"{file.name}:{strength:g}" for file, strength in args.lora])
-    info = PngImagePlugin.PngInfo()
-    for key, value in notes.items():
-        info.add_text(key, value)
-    answer.image.save(file, format="PNG", pnginfo=info)
+    return notes
 
 
 def _report(args: argparse.Namespace, answer: Answer, path: Path, seed: int) -> None:

@@ -10,12 +10,14 @@ from typing import Any
 from tqdm import tqdm
 
 from ..training.data.registry import GENERATED
-from ..training.rewards.clip import ClipScorer, clip_folder
+from ..training.rewards.clip import ClipScorer, check_clip, clip_folder
 from .model import check_settings, load_model, memory_explained, settings_of
 
 
 def evaluate(args: argparse.Namespace) -> None:
     check_settings(args, args.seed)
+    if args.clip:
+        check_clip(clip_folder(args.clip))
     with memory_explained():
         model = load_model(args)
         total = args.cases * args.repeats

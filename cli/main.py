@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module, metadata
-from pathlib import Path
 from typing import NoReturn
 
 from ..demo.register import register as register_toy_world
@@ -25,7 +24,7 @@ exit codes: 0 done; 2 bad input, with one line on standard error; 130 stopped wi
 """
 _EDIT = """\
 Edit a picture by an instruction. The text that the model reasons with is printed, the picture is
-written as PNG with text, instruction, seed, model and settings in its metadata."""
+written as PNG, JPEG or WebP with text, instruction, seed, model and settings in its metadata."""
 _EDIT_EXAMPLE = """\
 example:
   mmada-parallel edit scene.png "make the circle the colour of grass" --seed 7 --out edited.png
@@ -91,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {_version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     edit = _command(commands, "edit", "edit a picture by an instruction", _EDIT, _EDIT_EXAMPLE)
-    edit.add_argument("image", metavar="IMAGE", type=Path, help="the picture to edit")
+    edit.add_argument("image", metavar="IMAGE", type=options.path, help="the picture to edit")
     generate = _command(
         commands, "generate", "make a picture from words alone", _GENERATE, _GENERATE_EXAMPLE
     )

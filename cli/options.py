@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..mmp_core.errors import InputError
+from ..mmp_core.files import checked_path
 from ..mmp_core.model.formats import FORMATS
 from ..mmp_core.options import Option, options_of, plain
 from ..mmp_core.sampler.settings import SamplerSettings
@@ -64,13 +66,20 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
-        metavar="FILE.png",
-        help="where the picture goes; an existing file is replaced (default: INSTRUCTION_SEED.png "
-        "in the current folder, with a counter where that exists)",
+        type=path,
+        metavar="FILE",
+        help="where the picture goes, as PNG, JPEG or WebP by the ending of its name; an existing "
+        "file is replaced (default: INSTRUCTION_SEED.png in the current folder, with a counter "
+        "where that exists)",
     )
     parser.add_argument(
-        "--text-out", type=Path, metavar="FILE.txt", help="write the text to this file, too"
+        "--quality",
+        type=_percent,
+        metavar="N",
+        help="of JPEG and WebP, from 1 to 100 (default 95)",
+    )
+    parser.add_argument(
+        "--text-out", type=path, metavar="FILE.txt", help="write the text to this file, too"
     )
     parser.add_argument(
         "--json",
@@ -111,6 +120,7 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--clip",
+        type=_place,
         metavar="demo|FOLDER",
         help="also score text against picture by this CLIP (open_clip's format; needs "
         "open_clip_torch)",
@@ -126,7 +136,7 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
 def add_pararl(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
-        type=Path,
+        type=path,
         required=True,
         metavar="FILE.safetensors",
         help="where the trained adapter goes; an existing file is replaced",
@@ -156,14 +166,14 @@ def add_sft(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--folder",
-        type=Path,
+        type=path,
         metavar="FOLDER",
         help="where the run is kept, and FOLDER/checkpoint is written (default build/sft)",
     )
     _add_dataset(parser, None)
     parser.add_argument(
         "--output",
-        type=Path,
+        type=path,
         metavar="FILE.safetensors",
         help="with --data: where the trained adapter goes; an existing file is replaced",
     )
@@ -177,6 +187,7 @@ def _add_dataset(parser: argparse.ArgumentParser, default: str | None) -> None:
     group = parser.add_argument_group("data")
     group.add_argument(
         "--data",
+        type=_place,
         default=default,
         metavar="demo|PATH",
         help="a folder of pictures and instructions (name.png and name.txt; for SFT also "
@@ -215,7 +226,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
     group.add_argument(
         "--run-folder",
-        type=Path,
+        type=path,
         metavar="FOLDER",
         help="where state and log of the run are kept (default: the output's name without "
         ".safetensors, and -run)",
@@ -237,12 +248,15 @@ def _own(settings: type[RunSettings]) -> list[Option]:
 
 def add_conversion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", metavar="SRC", help="the folder of a checkpoint in the released layout, or demo"
+        "source",
+        type=_place,
+        metavar="SRC",
+        help="the folder of a checkpoint in the released layout, or demo",
     )
     parser.add_argument(
         "out",
         metavar="OUT.safetensors",
-        type=Path,
+        type=path,
         help="the file to write; an existing one is replaced once the new one is whole",
     )
     parser.add_argument(
@@ -258,7 +272,10 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
 
 def add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "path", metavar="PATH", help="the folder of a checkpoint, or a file that convert wrote"
+        "path",
+        type=_place,
+        metavar="PATH",
+        help="the folder of a checkpoint, or a file that convert wrote",
     )
     _add_image_tokenizer(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -268,6 +285,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
+        type=_place,
         default="demo",
         metavar="demo|PATH",
         help="demo, which comes with the package and knows a toy world, the folder of a checkpoint "
@@ -300,7 +318,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _add_image_tokenizer(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--image-tokenizer",
-        type=Path,
+        type=path,
         metavar="PATH",
         help="file or folder of the image tokenizer where it is not inside or beside the "
         "checkpoint (variant M: that of showlab/magvitv2)",
@@ -329,11 +347,31 @@ def _size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def path(text: str) -> Path:
+    """A name that the file system can hold; the commands say what must be there."""
+    try:
+        return checked_path(text, "the name")
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _place(text: str) -> str:
+    """The same, which may also be the name of something that comes with the package."""
+    path(text)
+    return text
+
+
 def _lora(text: str) -> tuple[Path, float]:
     file, _, strength = text.rpartition(":")
     if file and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)", strength):
-        return Path(file), float(strength)
-    return Path(text), 1.0
+        return path(file), float(strength)
+    return path(text), 1.0
+
+
+def _percent(text: str) -> int:
+    if not re.fullmatch(r"\d{1,3}", text) or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 100")
+    return int(text)
 
 
 def _positive(text: str) -> int:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..mmp_core import InputError, Model
 from ..mmp_core.checkpoint.load import open_checkpoint
 from ..mmp_core.checkpoint.source import Source
-from ..mmp_core.files import readable_size
+from ..mmp_core.files import checked_path, readable_size, writable_file
 from ..mmp_core.memory import free_bytes
 from ..mmp_core.model.config import LAYER_SETS
 from ..mmp_core.options import options_of
@@ -114,14 +114,10 @@ def _sft_from_nothing(args: argparse.Namespace) -> None:
 
 def _check_places(args: argparse.Namespace) -> None:
     """Refuse, before anything is loaded, what cannot be written or resumed."""
-    if args.output.suffix != ".safetensors":
-        raise InputError(f"{args.output}: end the name in .safetensors.")
-    if args.output.is_dir():
-        raise InputError(f"{args.output} is a folder; give the name of a file in it.")
+    writable_file(args.output, "--output", (".safetensors",))
     if args.full:
         check_source(_source(args))
     _check_run_folder(args, _folder(args), "--run-folder")
-    _make(args.output.parent)
 
 
 def _source(args: argparse.Namespace) -> Source:
@@ -135,6 +131,7 @@ def _folder(args: argparse.Namespace) -> Path:
 
 
 def _check_run_folder(args: argparse.Namespace, folder: Path, option: str) -> None:
+    checked_path(folder, option)
     begun = (folder / "run.pt").exists()
     if begun and not args.resume:
         raise InputError(
@@ -142,14 +139,7 @@ def _check_run_folder(args: argparse.Namespace, folder: Path, option: str) -> No
         )
     if args.resume and not begun:
         raise InputError(f"{folder} holds no run to resume.")
-    _make(folder)
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be made ({error.strerror or error}).") from None
+    writable_file(folder / "run.pt", option)
 
 
 def _dataset(args: argparse.Namespace) -> EditDataset:

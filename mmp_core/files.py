@@ -1,19 +1,93 @@
-"""Files written whole or not at all."""
+"""Names of files that are checked before they are used, and files written whole or not at all."""
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+_SHOWN = 100
+_PREFIX = 40
+_IMPOSSIBLE = {
+    errno.ENAMETOOLONG: "the name is longer than the file system allows",
+    errno.ELOOP: "it is a link that leads back to itself",
+    errno.EINVAL: "the name is none that the system allows",
+}
+
+
+def checked_path(value: Any, what: str) -> Path:
+    """``value``, text or a path, as a path that may exist, with ``~`` expanded. ``what``: how the
+    message calls it, such as "--out". Raises ``InputError`` for what no file can be called: an
+    empty name, one that is too long, or has NUL or undecodable characters in it."""
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise InputError(f"{what} is {shortened(repr(value))}; expected the name of a file.")
+    if not text.strip():
+        raise InputError(f"{what} is empty: give the name of a file.")
+    path = Path(text)
+    try:
+        path = path.expanduser()
+        os.stat(path)
+    except OSError as error:
+        if reason := _IMPOSSIBLE.get(error.errno or 0):
+            raise InputError(f"{what} {shortened(text)}: {reason}; give another.") from None
+    except (ValueError, RuntimeError) as error:  # NUL, a lone surrogate; the home of nobody
+        reason = f"no file can be called so ({error})"
+        raise InputError(f"{what} {shortened(repr(text))}: {reason}.") from None
+    return path
+
+
+def existing_file(value: Any, what: str, advice: str) -> Path:
+    """:func:`checked_path` of a regular file that is there. ``advice``: what to give instead."""
+    path = checked_path(value, what)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        problem = "a folder"
+    else:
+        problem = "a pipe or a device" if path.exists() else "no such file"
+    raise InputError(f"{what} {shortened(str(path))}: {problem}; {advice}.")
+
+
+def writable_file(value: Any, what: str, endings: tuple[str, ...] = ()) -> Path:
+    """:func:`checked_path` of a file that can be written; its folder is made. ``endings``: those
+    that it may have, in lower case. Raises ``InputError`` before any work is done."""
+    path = checked_path(value, what)
+    if path.is_dir():
+        raise InputError(f"{what} {path} is a folder; give the name of a file in it.")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{what} {path} is no regular file; give another name.")
+    if endings and path.suffix.lower() not in endings:
+        raise InputError(f"{what} {shortened(str(path))}: end the name in {' or '.join(endings)}.")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_temporary_prefix(path))
+        os.close(handle)
+        os.unlink(name)
+    return path
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write ``path`` into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{shortened(str(path))} cannot be written ({reason}).") from None
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends without error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_temporary_prefix(path))
     os.close(handle)
     temporary = Path(name)
     try:
@@ -24,6 +98,18 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary_prefix(path: Path) -> str:
+    """Short, so that the longest name that is allowed can be written."""
+    return f".{path.name[:_PREFIX]}."
+
+
+def shortened(text: str) -> str:
+    """``text`` for a message: its middle left out where it is long."""
+    if len(text) <= _SHOWN:
+        return text
+    return f"{text[: _SHOWN // 2]}…{text[-_SHOWN // 2 :]}"
 
 
 def readable_size(size: float) -> str:

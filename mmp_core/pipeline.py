@@ -14,8 +14,9 @@ from torch import Tensor
 
 from .checkpoint.load import Model
 from .errors import InputError
+from .image.files import Picture, load_image
 from .image.masks import Region, cells_of, is_painted, mask_values
-from .image.pictures import Offset, Picture, load_image, to_pil, to_pixels
+from .image.pictures import Offset, to_pil, to_pixels
 from .image.placement import Placement, Size
 from .state import MASKED, Prompt, TokenState
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, InputError
+from ..files import checked_path
 from ..model.lora import Adapter, CastOperations, LayerShape, adaptable_layers
 from .load import Model, load_module
 from .tensors import SafetensorsFiles, read_json
@@ -40,7 +41,7 @@ _ENDS = ("wte", "ff_out", "lm_head")
 def read_adapter(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a file or PEFT folder: the state of an :class:`~.lora.Adapter` of scale 1, and metadata.
     Raises ``InputError`` for a file that is missing, damaged, pickled or holds no plain LoRA."""
-    file = Path(path).expanduser()
+    file = checked_path(path, "The adapter")
     if file.is_dir():
         file = file / PEFT_WEIGHTS
     if not file.is_file():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, InputError
-from ..files import readable_size, replacing
+from ..files import readable_size, replacing, writable_file, writing
 from ..model.formats import FORMATS, Format
 from ..model.quantised import formats_of, marker, quantise
 from .load import build_model, check_complete, open_checkpoint
@@ -52,25 +52,22 @@ def convert(
     if quantize not in KINDS:
         raise InputError(f"quantize is {quantize!r}; expected {', '.join(KINDS)}.")
     source = open_checkpoint(source_path, image_tokenizer_path=image_tokenizer_path, family=family)
-    out = Path(out).expanduser()
+    out = writable_file(out, "OUT", (".safetensors",))
     _check_out(source, out)
     layers = _quantised_layers(source, FORMATS.get(quantize))
     notes = packed_metadata(source, quantize, _provenance(source))
     header, places = _laid_out(_outlines(source, layers), notes)
     total = max(stop for _, stop in places.values())
     _check_free_space(out, len(header) + total)
-    try:
-        with replacing(out) as temporary, open(temporary, "wb") as file:
-            file.write(header)
-            written = 0
-            for name, blocks in _tensors(source, layers):
-                start, stop = places[name]
-                _write(file, len(header) + start, blocks)
-                written += stop - start
-                if progress is not None:
-                    progress(written, total)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written ({error.strerror or error}).") from None
+    with writing(out), replacing(out) as temporary, open(temporary, "wb") as file:
+        file.write(header)
+        written = 0
+        for name, blocks in _tensors(source, layers):
+            start, stop = places[name]
+            _write(file, len(header) + start, blocks)
+            written += stop - start
+            if progress is not None:
+                progress(written, total)
 
 
 def _check_out(source: Source, out: Path) -> None:
@@ -78,10 +75,6 @@ def _check_out(source: Source, out: Path) -> None:
         raise InputError(f"{source.path} is one file already; give the folder it was made from.")
     if formats_of(source.weights):
         raise InputError(f"{source.path} is quantised already; give the folder it was made from.")
-    if out.suffix != ".safetensors":
-        raise InputError(f"{out}: end the name in .safetensors.")
-    if out.is_dir():
-        raise InputError(f"{out} is a folder; give the name of a file in it.")
     files = source.weights.files if isinstance(source.weights, SafetensorsFiles) else []
     if out.resolve() in {file.resolve() for file in (*files, source.image_path)}:
         raise InputError(f"{out} is read by this conversion; give another name.")

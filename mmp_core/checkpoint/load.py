@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..files import checked_path
 from ..image.tokenizer import ImageTokenizer
 from ..model.config import ModelConfig
 from ..model.quantised import formats_of, replace_linears
@@ -86,8 +87,10 @@ def open_checkpoint(
     path: str | Path, *, image_tokenizer_path: str | Path | None = None, family: Family = None
 ) -> Source:
     """Find and check a checkpoint's files without reading weights."""
-    place = DEMO if str(path) == "demo" else Path(path).expanduser()
-    given = None if image_tokenizer_path is None else Path(image_tokenizer_path).expanduser()
+    place = DEMO if str(path) == "demo" else checked_path(path, "The checkpoint")
+    given = None
+    if image_tokenizer_path is not None:
+        given = checked_path(image_tokenizer_path, "The image tokenizer")
     if place.is_file():
         return open_packed(place, given, family)
     if place.is_dir():

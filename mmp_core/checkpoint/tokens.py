@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import InputError
-from ..files import replacing
+from ..files import checked_path, existing_file, replacing, writing
 from ..image.placement import Placement
 from ..state import MASKED, TokenState
 from .load import Model
@@ -45,7 +45,8 @@ def save_tokens(
     metadata = {**(notes or {}), "format": FORMAT, **token_identity(model)}
     if state.placement:
         metadata["placement"] = json.dumps([asdict(one) for one in state.placement])
-    with replacing(Path(path)) as temporary:
+    path = checked_path(path, "The tokens")
+    with writing(path), replacing(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
 
@@ -53,6 +54,7 @@ def load_tokens(path: str | Path, model: Model) -> TokenState:
     """Read what :func:`save_tokens` wrote. Raises ``InputError`` for a file that is no such file,
     is damaged, or holds tokens of a checkpoint with another variant, vocabulary or codebook than
     ``model``'s."""
+    path = existing_file(path, "The tokens", "give a file that Save Tokens wrote")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -1,4 +1,4 @@
-"""Pixels in and out: any picture to what an image tokenizer reads, and back to a picture.
+"""Pixels in and out: RGB pictures to what an image tokenizer reads, and back to a picture.
 
 Families crop to the best-matching size (:func:`fit_image`) or squash (:func:`squash_image`), both
 as in the released MMaDA-Parallel code, which crops at random where ours crops the centre.
@@ -7,99 +7,29 @@ as in the released MMaDA-Parallel code, which crops at random where ours crops t
 from __future__ import annotations
 
 import math
-import os
 import random
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError
 from .blocks import check_floats
+from .files import Picture as Picture
+from .files import load_image as load_image
 from .placement import Placement, Size
 
-Picture = Image.Image | str | os.PathLike
 Offset = Literal["center"] | random.Random
 """Where to crop: see :func:`fit_image`."""
 
 UNIT_RANGE = (0.0, 1.0)
 SIGNED_RANGE = (-1.0, 1.0)
-WHITE = (255, 255, 255, 255)
 LARGEST_RESIZE = 2**26
 _CROP_PATCHES = 16
-
-
-def load_image(source: Picture) -> Image.Image:
-    """The picture as upright 8-bit RGB.
-
-    Transparency is laid on white, EXIF rotation applied, 16-bit, 32-bit and float greyscale scaled
-    to 8 bit. Of an animated file the first frame is taken, of a PIL image the current one; the PIL
-    image is not changed.
-
-    Raises ``InputError`` naming the file: missing, damaged or not a picture.
-    """
-    if isinstance(source, Image.Image):
-        return _convert(source, "the image given")
-    path = Path(source)
-    if not path.is_file():
-        raise InputError(f"image {path}: no such file; give the path of a picture.")
-    try:
-        with Image.open(path) as opened:
-            opened.load()
-            return _convert(opened, f"image {path}")
-    except InputError:
-        raise
-    except Exception as error:  # PIL's decoders raise anything on damaged data
-        raise InputError(
-            f"image {path}: cannot be read as a picture ({error}); it is damaged or "
-            "of an unknown format. Open it in an image editor and save it as PNG."
-        ) from error
-
-
-def _convert(image: Image.Image, name: str) -> Image.Image:
-    if not image.width or not image.height:
-        raise InputError(f"{name} is {image.width}x{image.height}; expected at least one pixel.")
-    try:
-        upright = ImageOps.exif_transpose(image) or image
-        if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
-            return _eight_bit(upright)
-        if upright.mode == "LAB":
-            profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-            converted = ImageCms.profileToProfile(upright, *profiles, outputMode="RGB")
-            return converted or upright.convert("RGB")
-        if upright.mode == "La":
-            upright = upright.convert("LA")
-        if upright.has_transparency_data:
-            colours = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", colours.size, WHITE), colours)
-        return upright.convert("RGB")
-    except Exception as error:
-        raise InputError(
-            f"{name} (mode {image.mode}) cannot be converted to RGB ({error}). "
-            "Open it in an image editor and save it as PNG."
-        ) from error
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Deep greyscale as 8-bit RGB. White is 65535 for I;16 and I, for F it is 1 where no value is
-    larger and else 255; values beyond 0 … white are stretched from their own minimum and maximum.
-    A transparent grey level becomes white."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))
-    low, high = 0.0, 65535.0
-    if image.mode == "F":
-        high = 1.0 if values.max() <= 1.0 else 255.0
-    if values.min() < low or values.max() > high:
-        low, high = values.min(), values.max()
-    grey = np.round((values - low) / max(high - low, np.finfo(float).tiny) * 255).astype(np.uint8)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[values == transparent] = 255
-    return Image.fromarray(grey).convert("RGB")
 
 
 def crop_sizes(area: int, patch: int, max_ratio: float = 4.0) -> list[Size]:

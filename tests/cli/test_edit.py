@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from mmada_parallel.cli import draw
+from mmada_parallel.cli import draw, model
 from mmada_parallel.mmp_core import SamplerSettings, batching
 from PIL import Image
 
@@ -52,6 +52,15 @@ def test_the_picture_carries_how_it_was_made(edit, tmp_path):
     assert (notes["seed"], notes["model"]) == ("5", "tiny")
     settings = SamplerSettings(**json.loads(notes["settings"]))
     assert settings == SamplerSettings(text_steps=2, image_steps=2, joint_guidance=1.5, seed=5)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "webp"])
+def test_other_formats_carry_it_too(edit, tmp_path, ending):
+    code, _, err = edit("--seed", 5, "--quality", 80, out=tmp_path / f"out.{ending}")
+    assert code == 0, err
+    notes = json.loads(Image.open(tmp_path / f"out.{ending}").getexif()[0x010E])
+    assert notes["instruction"] == EDIT.instruction and notes["seed"] == "5"
+    assert json.loads(notes["settings"])["text_steps"] == 2
 
 
 def test_a_seed_decides_the_result(edit, tmp_path):
@@ -138,7 +147,12 @@ REFUSED = {
         "--joint-guidance",
         "2",
     ),
-    "not a PNG": ("generate", "draw", "--out", "picture.jpg"),
+    "unknown ending": ("generate", "draw", "--out", "picture.tiff"),
+    "no ending": ("generate", "draw", "--out", "picture"),
+    "quality of a PNG": ("generate", "draw", "--out", "picture.png", "--quality", "80"),
+    "quality out of range": ("generate", "draw", "--out", "picture.jpg", "--quality", "101"),
+    "swapped": ("edit", "remove the star", "notes.txt"),
+    "a folder to edit": ("edit", "folder.png", "remove the star"),
     "a folder": ("generate", "draw", "--out", "folder.png"),
     "below a file": ("generate", "draw", "--out", "notes.txt/picture.png"),
     "text below a file": ("generate", "draw", "--text-out", "notes.txt/text.txt"),
@@ -148,6 +162,38 @@ REFUSED = {
     "no command": (),
     "missing instruction": ("edit", "scene.png"),
 }
+
+
+NAMES = {"long": "x" * 300, "long folder": "y" * 300 + "/a.png", "NUL": "a\0.png", "empty": ""}
+WHERE = {
+    "image": ("edit", "NAME", "remove the star"),
+    "out": ("generate", "draw", "--out", "NAME"),
+    "text-out": ("generate", "draw", "--text-out", "NAME"),
+    "model": ("generate", "draw", "--model", "NAME"),
+    "lora": ("generate", "draw", "--lora", "NAME"),
+    "image-tokenizer": ("generate", "draw", "--image-tokenizer", "NAME"),
+    "data": ("train", "sft", "--data", "NAME", "--output", "a.safetensors"),
+    "output": ("train", "sft", "--data", "demo", "--output", "NAME"),
+    "run-folder": ("train", "pararl", "--output", "a.safetensors", "--run-folder", "NAME"),
+    "folder": ("train", "sft", "--folder", "NAME"),
+    "reward": ("train", "pararl", "--output", "a.safetensors", "--reward", "clip:NAME"),
+    "clip": ("evaluate", "--clip", "NAME"),
+    "check": ("check", "NAME"),
+    "convert from": ("convert", "NAME", "a.safetensors"),
+    "convert to": ("convert", "demo", "NAME"),
+}
+
+
+@pytest.mark.parametrize("arguments", WHERE.values(), ids=WHERE)
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_a_name_that_no_file_can_have_is_refused_before_the_work(
+    run, tmp_path, monkeypatch, arguments, name
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(model, "load_checkpoint", None)  # the work
+    code, out, err = run(*(part.replace("NAME", name) for part in arguments))
+    assert (code, out) == (2, "")
+    assert any(said in the_line(err) for said in ("name", "called", "empty", "its folder"))
 
 
 @pytest.mark.parametrize("arguments", REFUSED.values(), ids=REFUSED)

@@ -16,6 +16,7 @@ from torch import Tensor
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.editing import fixed_text
 from ...mmp_core.errors import InputError
+from ...mmp_core.files import checked_path
 from ...mmp_core.image.pictures import Size
 from ...mmp_core.pipeline import grid_of, seen_size
 from ...mmp_core.state import TokenState
@@ -98,7 +99,7 @@ def open_dataset(
     Raises ``InputError`` where there is no dataset, none of its items can be used, or, with
     "fail", one of them cannot.
     """
-    path = Path(path).expanduser()
+    path = checked_path(path, "The dataset")
     items, skipped = [], []
     unread = _unread_items(path)
     for done, item in enumerate(unread):

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-from PIL.ExifTags import Base
+from PIL import Image
 
 from ...mmp_core.errors import InputError
-from ...mmp_core.image.pictures import Size
+from ...mmp_core.image.files import opened_picture, orientation_of
+from ...mmp_core.image.placement import Size
 
 SMALLEST_SIDE = 32
 LONGEST_STRIP = 8
@@ -82,19 +82,12 @@ def checked_picture(name: str, content: bytes, read: Callable[[], Image.Image]) 
     All of it is decoded once, JPEGs at an eighth of their size. Raises ``InputError`` for what
     cannot be decoded, is too small or too long a strip.
     """
-    try:
-        with Image.open(BytesIO(content)) as opened:
-            width, height = opened.size
-            if opened.getexif().get(Base.Orientation, 1) >= _TURNED_FROM:
-                width, height = height, width
-            opened.draft("RGB", (1, 1))
-            opened.load()
-    except UnidentifiedImageError:
-        raise InputError(
-            f"{name} is not a picture that can be read (PNG, JPEG, WebP …): replace it."
-        ) from None
-    except Exception as error:  # PIL's decoders raise anything on damaged data
-        raise InputError(f"{name} cannot be read as a picture ({error}): replace it.") from error
+    with opened_picture(BytesIO(content), name) as opened:
+        width, height = opened.size
+        opened.draft("RGB", (1, 1))
+        opened.load()
+        if orientation_of(opened) >= _TURNED_FROM:
+            width, height = height, width
     if min(width, height) < SMALLEST_SIDE:
         raise InputError(
             f"{name} is {width}x{height}: expected sides of at least {SMALLEST_SIDE} pixels."

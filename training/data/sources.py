@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from ...mmp_core.errors import InputError
-from ...mmp_core.image.pictures import load_image
+from ...mmp_core.image.files import load_image
 from .items import Item, Picture, UnreadItem, checked_picture, natural_order, wanted_text
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -253,7 +253,7 @@ def _content(column: str, cell: Mapping[str, Any]) -> bytes:
 
 
 def _read_cell(rows: Any, index: int, column: str) -> Image.Image:
-    return load_image(Image.open(BytesIO(_content(column, rows[index][column]))))
+    return load_image(BytesIO(_content(column, rows[index][column])))
 
 
 def _import_datasets() -> Any:

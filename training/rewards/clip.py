@@ -22,6 +22,7 @@ from ...mmp_core import (
     decode_text,
 )
 from ...mmp_core.checkpoint.load import DEMO
+from ...mmp_core.files import checked_path
 from ..cases import Pair
 
 DEMO_CLIP = DEMO / "clip"
@@ -196,12 +197,18 @@ def score_trajectory(
 
 def clip_folder(name: str | Path) -> Path:
     """The folder of a CLIP; that of the toy world for "demo"."""
-    return DEMO_CLIP if name == "demo" else Path(name)
+    return DEMO_CLIP if name == "demo" else checked_path(name, "The CLIP")
 
 
 def _pictures(model: Model, state: TokenState) -> list[Image.Image]:
     """Decoded one at a time, since a picture takes much memory to decode."""
     return [decode_image(model, state[i : i + 1])[0] for i in range(state.batch)]
+
+
+def check_clip(folder: Path) -> None:
+    """Raises ``CheckpointError`` where ``folder`` lacks config or weights, without loading them."""
+    _read_config(folder)
+    _find_weights(folder)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,279 @@
+"""Pictures on disk: the one reader, and the writer, which goes by the ending of the name."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin, UnidentifiedImageError
+
+from ..errors import InputError
+from ..files import existing_file, replacing, shortened, writable_file, writing
+
+Picture = Image.Image | str | os.PathLike
+WHITE = (255, 255, 255, 255)
+MOST_PIXELS = 178_000_000
+"""Larger pictures are refused before they are decoded: they are bombs, or need memory that a
+picture of a model's size is not worth."""
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""What is written, by the ending of the name."""
+QUALITY = 95
+"""Of JPEG and WebP by default, of 1 … 100."""
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How a picture is turned upright, by the values of EXIF's orientation that there are."""
+_WITH_PROGRAMS = ("EPS", "WMF")
+"""Formats that other programs would have to run for."""
+_PROFILES = {b"RGB ": ("RGB", "RGBA"), b"GRAY": ("L", "LA", "I;16")}
+_LONGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
+_NOTES_BYTES = 60_000
+"""Of EXIF, of which JPEG holds 64 KB."""
+_SAVE_AS_PNG = "Open it in an image editor and save it as PNG."
+
+
+def load_image(source: Picture | BinaryIO) -> Image.Image:
+    """The picture as upright 8-bit RGB.
+
+    Transparency is laid on white, EXIF rotation applied, 16-bit, 32-bit and float greyscale scaled
+    to 8 bit. Of an animated file the first frame is taken, of a PIL image the current one; the PIL
+    image is not changed.
+
+    Raises ``InputError`` naming the file: missing, damaged, not a picture, or too large a one.
+    """
+    with _decoded(source) as (image, name):
+        return _stripped(_rgb(image, name))
+
+
+def read_original(source: Picture | BinaryIO) -> Image.Image:
+    """The upright picture with all that Pillow can give of it: mode L, LA, RGB, RGBA, or I;16 for
+    16-bit greyscale (Pillow reads other 16-bit pictures with 8 bits); in ``info`` only
+    ``icc_profile``, where it belongs to pixels of that mode. Other modes become RGB as by
+    :func:`load_image`. Raises ``InputError`` as it does."""
+    with _decoded(source) as (image, name):
+        profile = image.info.get("icc_profile")
+        whole = _stripped(_kept(image, name))
+    if isinstance(profile, bytes) and whole.mode in _PROFILES.get(profile[16:20], ()):
+        whole.info["icc_profile"] = profile
+    return whole
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF's orientation, 1 … 8; 1 where it says none, or one that does not exist."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = image.getexif().get(ExifTags.Base.Orientation)
+            return value if value in _TURNS else 1
+    except Exception:  # damaged EXIF raises anything; the pixels are as good as without it
+        return 1
+
+
+@contextmanager
+def opened_picture(source: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
+    """An identified picture, which the block decodes. Raises ``InputError``, whatever Pillow
+    raises in the block: the file is no picture, damaged, or too large."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd tags, which are not used; sizes, checked below
+            with Image.open(source) as image:
+                if image.format in _WITH_PROGRAMS:
+                    raise InputError(f"{name} is {image.format}, which is not read. {_SAVE_AS_PNG}")
+                _check_size(image, name)
+                yield image
+    except InputError:
+        raise
+    except Image.DecompressionBombError:
+        raise InputError(_too_large(name)) from None
+    except UnidentifiedImageError:
+        raise InputError(
+            f"{name} is not a picture that can be read (PNG, JPEG, WebP …): replace it."
+        ) from None
+    except Exception as error:  # Pillow's decoders raise anything on damaged data
+        raise InputError(
+            f"{name} cannot be read as a picture ({shortened(str(error))}); it is damaged or of an "
+            f"unknown format. {_SAVE_AS_PNG}"
+        ) from error
+
+
+@contextmanager
+def _decoded(source: Picture | BinaryIO) -> Iterator[tuple[Image.Image, str]]:
+    if isinstance(source, Image.Image):
+        _check_size(source, "the image given")
+        yield source, "the image given"
+        return
+    name = "the picture"
+    if isinstance(source, str | os.PathLike):
+        source = existing_file(source, "image", "give the path of a picture")
+        name = f"image {shortened(str(source))}"
+    with opened_picture(source, name) as opened:
+        opened.load()
+        yield opened, name
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    if not image.width or not image.height:
+        raise InputError(f"{name} is {image.width}x{image.height}; expected at least one pixel.")
+    if image.width * image.height > MOST_PIXELS:
+        raise InputError(f"{_too_large(name)} It is {image.width}x{image.height}.")
+
+
+def _too_large(name: str) -> str:
+    return f"{name} has more than {MOST_PIXELS // 10**6} million pixels: make it smaller."
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = _TURNS.get(orientation_of(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _stripped(image: Image.Image) -> Image.Image:
+    """Forget what the file said beside pixels, the orientation above all, which was applied."""
+    image.info = {}
+    return image
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    try:
+        upright = _upright(image)
+        if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
+            return _eight_bit(upright).convert("RGB")
+        if upright.mode == "LAB":
+            profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+            converted = ImageCms.profileToProfile(upright, *profiles, outputMode="RGB")
+            return converted or upright.convert("RGB")
+        if upright.mode == "La":
+            upright = upright.convert("LA")
+        if upright.has_transparency_data:
+            colours = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", colours.size, WHITE), colours)
+        return upright.convert("RGB")
+    except Exception as error:
+        raise InputError(
+            f"{name} (mode {image.mode}) cannot be converted to RGB ({shortened(str(error))}). "
+            f"{_SAVE_AS_PNG}"
+        ) from error
+
+
+def _kept(image: Image.Image, name: str) -> Image.Image:
+    upright = _upright(image)
+    if upright.mode.startswith("I;16"):
+        return Image.fromarray(np.asarray(upright).astype(np.uint16))
+    transparent = upright.has_transparency_data
+    if upright.mode in ("1", "L", "LA", "La"):
+        return upright.convert("LA" if transparent else "L")
+    if upright.mode in ("RGB", "RGBA", "RGBX", "RGBa", "P", "PA"):
+        return upright.convert("RGBA" if transparent else "RGB")
+    return _rgb(image, name)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Deep greyscale as 8 bits. White is 65535 for I;16 and I, for F it is 1 where no value is
+    larger and else 255; values beyond 0 … white are stretched from their own minimum and maximum.
+    A transparent grey level becomes white."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    low, high = 0.0, 65535.0
+    if image.mode == "F":
+        high = 1.0 if values.max() <= 1.0 else 255.0
+    if values.min() < low or values.max() > high:
+        low, high = values.min(), values.max()
+    grey = np.round((values - low) / max(high - low, np.finfo(float).tiny) * 255).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey)
+
+
+def writable_picture(path: Any, what: str, quality: int | None = None) -> Path:
+    """Check, before the work, the name of a picture to be written: :func:`.files.writable_file`
+    with an ending of :data:`FORMATS`. Raises ``InputError``."""
+    file = writable_file(path, what, tuple(FORMATS))
+    if quality is not None and FORMATS[file.suffix.lower()] == "PNG":
+        raise InputError(f"{what} {file} is PNG, which loses nothing: --quality is for JPEG, WebP.")
+    return file
+
+
+def write_picture(
+    path: Path,
+    image: Image.Image,
+    *,
+    quality: int | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Write ``image`` to ``path``, whole or not at all, in the format of its ending.
+
+    ``image``: L, LA, RGB, RGBA or I;16, as :func:`read_original` gives them; the colour profile in
+    ``image.info`` goes along. PNG keeps all of them. JPEG has 8 bits and no transparency, which is
+    laid on white; WebP 8 bits. ``quality``: 1 … 100, of JPEG and WebP, by default 95. ``notes``:
+    provenance, in PNG as its text, in the others as one JSON object in EXIF's ImageDescription,
+    with long texts shortened where they do not fit.
+
+    Raises ``InputError`` where it cannot be written.
+    """
+    form = FORMATS[path.suffix.lower()]
+    longest = _LONGEST_SIDE.get(form)
+    if longest and max(image.size) > longest:
+        raise InputError(
+            f"{path} would be {image.width}x{image.height}: {form} has sides of at most {longest} "
+            "pixels; write a PNG."
+        )
+    if form != "PNG":
+        image = _for_lossy(image, form)
+    options: dict[str, Any] = {"quality": quality or QUALITY}
+    if form == "PNG":
+        options = {"pnginfo": _png_notes(notes or {})}
+    elif notes:
+        options["exif"] = _exif_notes(notes)
+    profile = image.info.get("icc_profile")
+    if isinstance(profile, bytes) and image.mode in _PROFILES.get(profile[16:20], ()):
+        options["icc_profile"] = profile
+    if form == "JPEG":
+        options["subsampling"] = 0
+    with writing(path), replacing(path) as file:
+        image.save(file, format=form, **options)
+
+
+def _for_lossy(image: Image.Image, form: str) -> Image.Image:
+    profile = image.info.get("icc_profile")
+    if image.mode == "I;16":
+        image = _eight_bit(image)
+    if form == "JPEG" and image.has_transparency_data:
+        grey, image = image.mode == "LA", _rgb(image, "the picture")
+        image = image.convert("L") if grey else image
+    image = image.copy()
+    image.info = {} if profile is None else {"icc_profile": profile}
+    return image
+
+
+def _png_notes(notes: Mapping[str, str]) -> PngImagePlugin.PngInfo:
+    info = PngImagePlugin.PngInfo()
+    for key, value in notes.items():
+        info.add_text(key, value)
+    return info
+
+
+def _exif_notes(notes: Mapping[str, str]) -> Image.Exif:
+    limit = _NOTES_BYTES
+    while len(text := json.dumps({k: _cut(v, limit) for k, v in notes.items()})) > _NOTES_BYTES:
+        limit //= 2
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = text
+    exif[ExifTags.Base.Software] = "mmada-parallel"
+    return exif
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}…"
