@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ..mmp_core import (
     InputError,
     Model,
+    Prompt,
     SamplerSettings,
     decode_image,
     decode_text,
@@ -23,9 +24,13 @@ from ..mmp_core import (
 )
 from ..mmp_core.batching import denoise_in_batches
 from ..mmp_core.files import readable_size, replacing, writable_file, writing
+from ..mmp_core.fitting import fitted_input
 from ..mmp_core.image.files import load_image, writable_picture, write_picture
+from ..mmp_core.image.mask_settings import MaskSettings
 from ..mmp_core.memory import denoising_estimate, module_bytes
+from ..mmp_core.options import options_of
 from .model import check_settings, load_model, memory_explained, note, settings_of
+from .options import given
 
 _LONGEST_NAME = 48
 
@@ -42,15 +47,18 @@ def draw(args: argparse.Namespace) -> None:
     """Run ``edit`` or ``generate``. Raises ``InputError`` with nothing written."""
     seed = secrets.randbelow(2**32) if args.seed is None else args.seed
     check_settings(args, seed)
+    if args.image is not None:
+        mask_settings(args)
     if not args.instruction.strip():
         raise InputError("The instruction is empty; say what to change or to show.")
     picture = None if args.image is None else load_image(_checked_image(args))
+    mask = None if args.mask is None else load_image(args.mask)
     _check_files(args)
     with memory_explained():
         model = load_model(args)
         _note_unknown_words(args, model)
         settings = settings_of(args, model, seed)
-        answer = answered(args, model, picture, settings)
+        answer = answered(args, model, picture, settings, mask)
     path = args.out or _free_path(args.instruction, seed)
     if args.text_out:
         with writing(args.text_out), replacing(args.text_out) as file:
@@ -60,12 +68,14 @@ def draw(args: argparse.Namespace) -> None:
 
 
 def answered(
-    args: argparse.Namespace, model: Model, picture: Image.Image | None, settings: SamplerSettings
+    args: argparse.Namespace,
+    model: Model,
+    picture: Image.Image | None,
+    settings: SamplerSettings,
+    mask: Image.Image | None = None,
 ) -> Answer:
     began = time.perf_counter()
-    prompt = encode_instruction(
-        model, args.instruction, picture, size=args.size, text_length=args.text_length
-    )
+    prompt = encoded(args, model, picture, mask)
     estimate = denoising_estimate(model, prompt, settings, record=0).total(prompt.batch)
     weights = module_bytes(model.transformer)
     note(args, f"needs about {readable_size(estimate)} beside {readable_size(weights)} of weights")
@@ -88,6 +98,32 @@ def _checked_image(args: argparse.Namespace) -> Path:
             "give the picture first, then the instruction."
         )
     return args.image
+
+
+def encoded(
+    args: argparse.Namespace, model: Model, picture: Image.Image | None, mask: Image.Image | None
+) -> Prompt:
+    """The prompt, with a note about each thing that was fitted."""
+    choices = MaskSettings() if mask is None else mask_settings(args)
+    size, masks = picture and picture.size, [] if mask is None else [mask]
+    fitted = fitted_input(model, args.size or (0, 0), size, masks, settings=choices)
+    for text in fitted.notes:
+        note(args, text)
+    return encode_instruction(
+        model,
+        args.instruction,
+        picture,
+        size=fitted.size,
+        text_length=args.text_length,
+        mask=fitted.masks[0],
+        coverage=choices.coverage,
+        grow=choices.grow,
+        region=fitted.regions[0],
+    )
+
+
+def mask_settings(args: argparse.Namespace) -> MaskSettings:
+    return MaskSettings(**given(args, options_of(MaskSettings)))
 
 
 def _check_files(args: argparse.Namespace) -> None:

@@ -94,7 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
     generate = _command(
         commands, "generate", "make a picture from words alone", _GENERATE, _GENERATE_EXAMPLE
     )
-    generate.set_defaults(image=None)
+    options.add_mask(edit)
+    generate.set_defaults(image=None, mask=None)
     for drawing in (edit, generate):
         options.add_drawing(drawing)
         drawing.set_defaults(run="draw:draw")

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..mmp_core.errors import InputError
 from ..mmp_core.files import checked_path
+from ..mmp_core.image.mask_settings import MaskSettings
 from ..mmp_core.model.formats import FORMATS
 from ..mmp_core.options import Option, options_of, plain
 from ..mmp_core.sampler.settings import SamplerSettings
@@ -91,8 +92,8 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=_size,
         metavar="WxH",
-        help="size of the result in pixels (default: as the model sees the input picture, else the "
-        "checkpoint's own)",
+        help="size of the result in pixels, rounded to whole image tokens; for Wx or xH the other "
+        "side follows (default: as the model sees the input picture, else the checkpoint's own)",
     )
     parser.add_argument(
         "--text-length",
@@ -102,6 +103,19 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
     )
     _add_model(parser)
     _add_sampler(parser)
+
+
+def add_mask(parser: argparse.ArgumentParser) -> None:
+    """The mask of ``edit``."""
+    group = parser.add_argument_group("mask")
+    group.add_argument(
+        "--mask",
+        type=_place,
+        metavar="FILE",
+        help="draw only a part anew: a picture that is white there and black elsewhere, stretched "
+        "over IMAGE",
+    )
+    _add_settings(group, options_of(MaskSettings).values())
 
 
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
@@ -341,10 +355,10 @@ def _add_sampler(parser: argparse.ArgumentParser) -> None:
 
 
 def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([1-9]\d{0,4})[xX×]([1-9]\d{0,4})", text)
-    if not match:
+    match = re.fullmatch(r"([1-9]\d{0,4})?[xX×]([1-9]\d{0,4})?", text)
+    if not match or not any(match.groups()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; expected WxH, such as 512x512")
-    return int(match[1]), int(match[2])
+    return int(match[1] or 0), int(match[2] or 0)
 
 
 def path(text: str) -> Path:

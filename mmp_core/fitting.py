@@ -11,9 +11,9 @@ from torch import Tensor
 
 from .checkpoint.load import Model
 from .errors import InputError
+from .image.files import load_image
 from .image.mask_settings import MaskSettings
 from .image.masks import Region, bounds_of, cells_of, is_painted, mask_values, regions_around
-from .image.pictures import load_image
 from .image.placement import Box, Size
 from .pipeline import encode_seen, legal_size, seen_size
 from .state import MASKED, TokenState
@@ -96,7 +96,7 @@ def _with_masks(
         notes.append(f"The mask of {given} pixels is stretched over the picture of {wanted}.")
     painted = tuple(None if n in blank else mask for n, mask in enumerate(each, 1))
     fitted = replace(fitted, masks=painted)
-    if settings.region != "whole picture" and any(painted):
+    if settings.region == "mask" and any(painted):
         regions, note = _regions(model, values, blank, picture, settings.context)
         notes.append(note)
         fitted = replace(fitted, regions=regions or fitted.regions)

@@ -151,7 +151,7 @@ def _around(
     return codes.masked_fill(cells, MASKED)
 
 
-def legal_size(model: Model, size: Size) -> Size:
+def legal_size(model: Model, size: tuple[float, float]) -> Size:
     """The size nearest to ``size`` that is made of whole image tokens."""
     unit = model.downsample
     width, height = (max(unit, round(side / unit) * unit) for side in size)

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..mmp_core import MASKED, Prompt
+from ..mmp_core.image.files import load_image
 from ..mmp_core.image.masks import covered, mask_values
-from ..mmp_core.image.pictures import load_image
 from ..mmp_core.image.placement import Box
 
 SIDE = 512

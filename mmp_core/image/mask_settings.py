@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..options import check, option
 
-Region = Literal["whole picture", "around the mask"]
+Region = Literal["whole", "mask"]
 """What the model gets of a picture with a mask."""
 
 
@@ -33,15 +33,15 @@ class MaskSettings:
         advanced=True,
     )
     region: Region = option(
-        "whole picture",
-        "What the model gets of a picture with a mask. whole picture: all of it, shrunk to the "
-        "model's size. around the mask: the part around the mask, at up to the model's full "
-        "resolution; Put Back lays the result on the original.",
-        choices=("whole picture", "around the mask"),
+        "whole",
+        "What the model gets of a picture with a mask. whole: the picture, shrunk to the model's "
+        "size. mask: the part around the mask, at the picture's own scale where that fits; the "
+        "result is then that part, to be put back on the picture.",
+        choices=("whole", "mask"),
     )
     context: float = option(
         0.5,
-        "With a region around the mask: how far it reaches beyond the mask on every side, in "
+        "Of the region around the mask: how far it reaches beyond the mask on every side, in "
         "multiples of the mask's longer side. A small mask gets more, until the model sees the "
         "picture at its own scale.",
         low=0.0,

@@ -133,7 +133,6 @@ REFUSED = {
     "not a picture": ("edit", "notes.txt", "remove the star"),
     "no such checkpoint": ("generate", "draw", "--model", "nowhere"),
     "empty instruction": ("generate", " "),
-    "odd size": ("generate", "draw", "--size", "100x100"),
     "no size": ("generate", "draw", "--size", "large"),
     "zero text": ("generate", "draw", "--text-length", "0"),
     "steps out of range": ("generate", "draw", "--text-steps", "0"),
@@ -248,3 +247,34 @@ def test_ctrl_c_stops_with_130_and_leaves_nothing(edit, tmp_path, monkeypatch):
     code, out, err = edit("--quiet")
     assert (code, out, err) == (130, "", "\nmmada-parallel: stopped\n")
     assert [file.name for file in tmp_path.iterdir()] == ["scene.png"]
+
+
+def test_sizes_are_fitted_and_it_is_said(edit, run, checkpoint, tmp_path):
+    where = ("--model", checkpoint, "--out", tmp_path / "out.png", *FAST)
+    code, _, err = run("generate", "draw", *where, "--size", "100x70")
+    assert code == 0 and "96x64 pixels, the nearest to 100x70" in err
+    assert Image.open(tmp_path / "out.png").size == (96, 64)
+    assert edit("--size", "64x")[0] == 0
+    assert Image.open(tmp_path / "out.png").size == (64, 64)
+
+
+def test_a_mask_selects_what_is_drawn_anew(edit, tmp_path, monkeypatch):
+    prompts, encode = [], draw.encode_instruction
+    monkeypatch.setattr(
+        draw, "encode_instruction", lambda *a, **k: prompts.append(encode(*a, **k)) or prompts[-1]
+    )
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 10, 10))
+    mask.save(tmp_path / "mask.png")
+    Image.new("L", (64, 64)).save(tmp_path / "blank.png")
+    assert edit("--mask", tmp_path / "mask.png", "--grow", 1)[0] == 0
+    masked = prompts[-1].initial.image == -1
+    assert masked[:, :2, :2].all() and masked.sum() == 4
+    code, _, err = edit("--mask", tmp_path / "blank.png")
+    assert (
+        code == 0 and "The mask is not painted" in err and (prompts[-1].initial.image == -1).all()
+    )
+    code, _, err = edit("--mask", tmp_path / "mask.png", "--coverage", "1.5")
+    assert code == 2 and "coverage" in the_line(err)
+    code, _, err = edit("--mask", tmp_path / "none.png")
+    assert code == 2 and "no such file" in the_line(err)

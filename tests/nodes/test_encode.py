@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mmada_parallel.mmp_core import MASKED
 from PIL import Image
 
-AROUND = {"region": "around the mask", "context": 0.5}
+AROUND = {"region": "mask", "context": 0.5}
 
 
 @pytest.fixture(scope="module")
