@@ -110,7 +110,7 @@ def add_mask(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("mask")
     group.add_argument(
         "--mask",
-        type=_place,
+        type=path,
         metavar="FILE",
         help="draw only a part anew: a picture that is white there and black elsewhere, stretched "
         "over IMAGE",
