@@ -54,6 +54,15 @@ With --data, train an adapter of a checkpoint on instructions, pictures, reasoni
 pictures. Without it, train the toy world's transformer from nothing; the result is
 FOLDER/checkpoint, for --model, which shares the demo checkpoint's image tokenizer. Loss: masked
 cross-entropy on text and picture. Ctrl-C saves first; --resume continues."""
+_FILE = """\
+Start the run again that a run file describes. One is written into the folder of each run, as
+run.toml; its keys are the options of train sft and train pararl, with _ for -."""
+_FILE_EXAMPLE = """\
+examples:
+  mmada-parallel train file my-style-run/run.toml --resume
+  mmada-parallel train file my-style-run/run.toml --learning-rate 2e-5 \\
+    --output gentler.safetensors --run-folder gentler-run
+"""
 _EVALUATE = """\
 Judge a checkpoint on held-out tasks of the toy world. Pixels and words are read back exactly:
 picture right, sentence right, both agree, untouched cells kept; with copying the input beside
@@ -107,6 +116,9 @@ def build_parser() -> argparse.ArgumentParser:
     sft = _command(methods, "sft", "supervised finetuning", _SFT)
     options.add_sft(sft)
     sft.set_defaults(run="train:sft")
+    again = _command(methods, "file", "what a run file says", _FILE, _FILE_EXAMPLE)
+    options.add_run_file(again)
+    again.set_defaults(run="run_file:start", methods={"sft": sft, "pararl": pararl})
     evaluate = _command(commands, "evaluate", "judge a checkpoint on the toy world", _EVALUATE)
     options.add_evaluation(evaluate)
     evaluate.set_defaults(run="evaluate:evaluate")
@@ -148,11 +160,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def run(args: argparse.Namespace) -> None:
+    """The command of ``args``, imported now, so that help is instant."""
+    module, _, function = args.run.partition(":")
+    getattr(import_module(f".{module}", __package__), function)(args)
+
+
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        args = build_parser().parse_args(argv)
-        module, _, function = args.run.partition(":")  # imported now, so that help is instant
-        getattr(import_module(f".{module}", __package__), function)(args)
+        run(build_parser().parse_args(argv))
     except InputError as error:
         print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

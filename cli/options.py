@@ -171,6 +171,16 @@ def add_pararl(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
 
 
+def add_run_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE.toml", help="the run file")
+    parser.add_argument(
+        "more",
+        nargs=argparse.REMAINDER,
+        metavar="OPTION",
+        help="options of its method that replace those of the file, such as --resume",
+    )
+
+
 def add_sft(parser: argparse.ArgumentParser) -> None:
     _add_settings(parser, _own(SFTSettings))
     group = parser.add_argument_group(
@@ -226,11 +236,38 @@ def _add_dataset(parser: argparse.ArgumentParser, default: str | None) -> None:
         metavar="N",
         help="tokens that the text may have (default: the checkpoint's own)",
     )
+    group = parser.add_argument_group(
+        "watching", "More data, in any form of --data, that is never trained on."
+    )
+    group.add_argument(
+        "--held-out-data",
+        metavar="PATH",
+        help="items like those of --data whose loss (of pararl: whose reward) is measured now and "
+        "then; --held-out takes a share of --data instead",
+    )
+    group.add_argument(
+        "--guard",
+        metavar="none|PATH",
+        help="items that the model knew before, whose loss should not rise (default: those that "
+        "come with the checkpoint, in its folder guard)",
+    )
+    group.add_argument(
+        "--samples",
+        metavar="PATH",
+        help="instructions, with or without pictures, that are answered now and then, always with "
+        "the same seed, into the folder samples of the run; the first 8",
+    )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("adapter")
     _add_settings(group, options_of(AdapterSettings).values())
+    group.add_argument(
+        "--existing-lora",
+        type=Path,
+        metavar="FILE",
+        help="an adapter to train further; rank and layers are then those of the file",
+    )
     group.add_argument(
         "--full",
         action="store_true",

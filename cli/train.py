@@ -23,26 +23,31 @@ from ..mmp_core.memory import free_bytes
 from ..mmp_core.model.config import LAYER_SETS
 from ..mmp_core.options import options_of
 from ..training.cases import Case
-from ..training.data.dataset import EditDataset, open_dataset, tokenised
+from ..training.data.dataset import BadItems, EditDataset, open_dataset, tokenised
+from ..training.data.guard import guard_of
 from ..training.data.registry import GENERATED
 from ..training.loop.memory import pararl_bytes, sft_bytes, trained_parameters
 from ..training.loop.ranks import AcceleratedRanks, Ranks, launched_ranks
 from ..training.loop.run import TrainingRun
 from ..training.loop.settings import RunSettings
+from ..training.loop.watch import MOST_SAMPLES, Watched
 from ..training.pararl.run import ParaRLRun
 from ..training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
 from ..training.rewards.clip import ClipScorer, clip_folder
-from ..training.rewards.registry import weighted_reward
+from ..training.rewards.registry import placed_spec, weighted_reward
 from ..training.sft.run import SFTRun
 from ..training.sft.settings import SFTSettings
-from ..training.weights.adapter_files import base_metadata, save_adapter
+from ..training.weights.adapter_files import base_metadata, read_adapter, save_adapter
 from ..training.weights.checkpoint_files import check_source, save_whole
-from ..training.weights.policies import FullWeights, LoRA, Policy
+from ..training.weights.policies import FullWeights, LoRA, Policy, rank_and_layers
 from ..training.weights.settings import AdapterSettings
 from ..training.weights.sharded import ShardedWeights
+from ..views.strip import samples_strip
 from .model import load_model, memory_explained, note, pick_device
 from .options import ROLLOUTS, given
+from .run_file import NAME, write_run_file
 
+_PLACES = ("model", "data", "held_out_data", "guard", "samples")
 Save = Callable[[Mapping[str, Tensor]], Path]
 """Writes trained weights; where they are."""
 
@@ -52,7 +57,8 @@ _SHARE = 0.9
 """Of a GPU's free memory, that may be counted on."""
 _FROM_NOTHING_FOLDER, _FROM_NOTHING_STEPS = Path("build/sft"), 3000
 _OF_DATA = ("output", "cases", "bad_items", "text_length", "run_folder")
-_OF_ADAPTERS = ("full", "rank", "layers", "lora", "image_tokenizer", "dtype")
+_OF_DATA += ("held_out_data", "guard", "samples", "held_out", "keep_every")
+_OF_ADAPTERS = ("full", "rank", "layers", "lora", "existing_lora", "image_tokenizer", "dtype")
 
 
 def pararl(args: argparse.Namespace) -> None:
@@ -73,6 +79,8 @@ def pararl(args: argparse.Namespace) -> None:
     with memory_explained():
         parts = _prepared(args, dataset, settings, pararl_bytes, need_target=False)
         run = ParaRLRun(reward=reward, **parts)
+        rollouts = {name: getattr(settings.sampler, name) for name in ROLLOUTS}
+        _write_run_file(args, run, **rollouts)
         _train(args, run, ("reward_mean", "kl"), partial(_save, args, run))
 
 
@@ -91,6 +99,7 @@ def sft(args: argparse.Namespace) -> None:
     dataset = _dataset(args)
     with memory_explained():
         run = SFTRun(**_prepared(args, dataset, settings, sft_bytes, need_target=True))
+        _write_run_file(args, run)
         _train(args, run, ("text_loss", "image_loss"), partial(_save, args, run))
 
 
@@ -109,6 +118,7 @@ def _sft_from_nothing(args: argparse.Namespace) -> None:
     with memory_explained():
         run = world.from_nothing(folder, settings, device, _ranks(args))
         out = folder / "checkpoint"
+        _write_run_file(args, run)
         _train(args, run, ("text_loss", "image_loss"), partial(world.write_checkpoint, run, out))
 
 
@@ -143,9 +153,13 @@ def _check_run_folder(args: argparse.Namespace, folder: Path, option: str) -> No
 
 
 def _dataset(args: argparse.Namespace) -> EditDataset:
-    if args.data in GENERATED:
-        return GENERATED[args.data].make(args.cases or _GENERATED_CASES)
-    return open_dataset(args.data, bad_items=args.bad_items or "skip", limit=args.cases)
+    return _opened(args.data, args.cases, args.bad_items or "skip")
+
+
+def _opened(place: str, limit: int | None = None, bad_items: BadItems = "skip") -> EditDataset:
+    if place in GENERATED:
+        return GENERATED[place].make(limit or _GENERATED_CASES)
+    return open_dataset(place, bad_items=bad_items, limit=limit)
 
 
 def _prepared(
@@ -160,9 +174,54 @@ def _prepared(
     ranks, model = _ranks(args), load_model(args)
     with ranks.first_one_first():  # the others then find the first one's cache
         cases = _tokenised(args, dataset, model, need_target)
+        watched = _watched(args, model, need_target)
     settings, policy = _fitted(args, model, cases, settings, bytes_of), _policy(args, model, ranks)
+    about = {"dataset": Path(args.data).name}
+    if args.lora:
+        about["loras"] = ", ".join(f"{file.name}:{strength:g}" for file, strength in args.lora)
     parts = {"model": model, "cases": cases, "settings": settings, "policy": policy}
-    return {**parts, "folder": _folder(args), "ranks": ranks}
+    more = {"folder": _folder(args), "ranks": ranks, "watched": watched, "about": about}
+    return {**parts, **more}
+
+
+def _watched(args: argparse.Namespace, model: Model, need_target: bool) -> Watched:
+    def cases_of(place: str | None, need_target: bool, limit: int | None = None) -> Sequence[Case]:
+        if place is None:
+            return ()
+        return _tokenised(args, _opened(place, limit), model, need_target)
+
+    guard: Sequence[Case] = ()
+    if args.guard is not None:
+        guard = cases_of(None if args.guard == "none" else args.guard, True)
+    elif model.place and (items := guard_of(model.place)):
+        guard = _tokenised(args, items, model, True)
+    samples = cases_of(args.samples, False, MOST_SAMPLES)
+    return Watched(cases_of(args.held_out_data, need_target), guard, samples, samples_strip)
+
+
+def _write_run_file(args: argparse.Namespace, run: TrainingRun, **rollouts: Any) -> None:
+    """Write what ``args`` say, and what was chosen where they do not, beside the run."""
+    if not run.ranks.first:
+        return
+    own = {*vars(args)} - {"run", "resume", "quiet"}
+    values = {name: _placed(name, getattr(args, name)) for name in sorted(own)}
+    if args.data is not None and not args.full:
+        values |= vars(_adapter(args))
+    settings = {name: getattr(run.settings, name) for name in options_of(run.settings)}
+    write_run_file(run.folder.path / NAME, run.kind, {**values, **settings, **rollouts})
+
+
+def _placed(name: str, value: Any) -> Any:
+    """``value`` of an option such that it means the same from every folder."""
+    if isinstance(value, Path):
+        return value.absolute()
+    if name == "lora":
+        return [f"{file.absolute()}:{strength:g}" for file, strength in value]
+    if name == "reward":
+        return value and [placed_spec(spec) for spec in value]
+    if name in _PLACES and value not in (None, "none", "demo", *GENERATED):
+        return Path(value).absolute()
+    return value
 
 
 def _ranks(args: argparse.Namespace) -> Ranks:
@@ -208,8 +267,8 @@ def _fitted(
     free, needed = free_bytes(model.device), 0
     if args.full or args.micro_batch or free == math.inf:
         return settings
-    adapter = _adapter(args)
-    trained = trained_parameters(model, LAYER_SETS[adapter.layers], adapter.rank)
+    rank, layers, _ = _shape(args)
+    trained = trained_parameters(model, layers, rank)
     for at_once in _MICRO_BATCHES:
         needed = bytes_of(model, cases, settings, trained, at_once)
         if needed < _SHARE * free:
@@ -223,14 +282,26 @@ def _fitted(
 
 
 def _policy(args: argparse.Namespace, model: Model, ranks: Ranks) -> Policy:
+    if args.full and args.existing_lora:
+        raise InputError("--existing-lora is to train an adapter further: leave --full out.")
     if args.full and isinstance(ranks, AcceleratedRanks):
         return ShardedWeights(model.transformer, ranks.accelerator.device)
     if args.full:
         if args.dtype in (None, "auto"):
             model.transformer.float()
         return FullWeights(model.transformer)
-    adapter, seed = _adapter(args), args.seed or 0
-    return LoRA(model.transformer, rank=adapter.rank, layers=LAYER_SETS[adapter.layers], seed=seed)
+    rank, layers, start = _shape(args)
+    seed = args.seed or 0
+    return LoRA(model.transformer, rank=rank, layers=layers, seed=seed, start=start)
+
+
+def _shape(args: argparse.Namespace) -> tuple[int, Sequence[str], Mapping[str, Tensor] | None]:
+    """Rank and layers of the adapter, and its tensors where it is to be trained further."""
+    if args.existing_lora:
+        state, _ = read_adapter(args.existing_lora)
+        return *rank_and_layers(state), state
+    adapter = _adapter(args)
+    return adapter.rank, LAYER_SETS[adapter.layers], None
 
 
 def _adapter(args: argparse.Namespace) -> AdapterSettings:
@@ -245,9 +316,12 @@ def _train(args: argparse.Namespace, run: TrainingRun, shown: Sequence[str], sav
     with tqdm(
         total=run.settings.steps, initial=run.step, desc="training", unit="step", disable=args.quiet
     ) as bar:
+        latest: dict[str, str] = {}
 
         def show_step(step: int, metrics: dict[str, float]) -> None:
-            bar.set_postfix({name: f"{metrics[name]:.4g}" for name in shown})
+            names = (*shown, run.held_out_name, "guard_loss")
+            latest.update({n: f"{metrics[n]:.4g}" for n in names if n in metrics})
+            bar.set_postfix(latest)
             bar.update(step - bar.n)
 
         def show_phase(phase: str, done: int, total: int) -> None:
@@ -262,6 +336,10 @@ def _train(args: argparse.Namespace, run: TrainingRun, shown: Sequence[str], sav
                 if run.step and run.folder.saved_step == run.step and not run.policy.sharded:
                     _finish(run, save)
                 raise
+    if run.step < run.settings.steps:
+        note(args, f"stopped after step {run.step}: nothing got better for a while.")
+    for line in run.watch.verdict().splitlines():
+        note(args, line)
     _finish(run, save)
     run.ranks.close()
 
@@ -288,14 +366,11 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 def _save(args: argparse.Namespace, run: TrainingRun, weights: Mapping[str, Tensor]) -> Path:
-    about = {**run.metadata(), "dataset": Path(args.data).name}
-    if args.lora:
-        about["loras"] = ", ".join(f"{file.name}:{strength:g}" for file, strength in args.lora)
     try:
         if isinstance(run.policy, LoRA):
-            save_adapter(args.output, run.policy, {**about, **base_metadata(run.model)})
+            save_adapter(args.output, run.policy, {**run.metadata(), **base_metadata(run.model)})
         else:
-            save_whole(args.output, weights, _source(args), about)
+            save_whole(args.output, weights, _source(args), run.metadata())
     except OSError as error:
         raise InputError(
             f"{args.output} cannot be written ({error.strerror or error}): --resume with another "

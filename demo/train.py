@@ -25,13 +25,17 @@ from ..mmp_core.checkpoint.load import load_checkpoint
 from ..mmp_core.files import replacing
 from ..mmp_core.model.config import ModelConfig
 from ..mmp_core.model.transformer import MaskedDiffusionTransformer, sdpa_attention
+from ..training.data.guard import GUARD
 from ..training.loop.ranks import Ranks, launched_ranks
 from ..training.sft.run import SFTRun
 from ..training.sft.settings import SFTSettings
 from ..training.weights.initial import initialise
 from ..training.weights.policies import FullWeights
+from . import world
 from .clip import train_clip
-from .dataset import WorldCases
+from .dataset import HELD_OUT, WorldCases
+from .kinds import KINDS
+from .render import render
 from .tokenizer import model_config, write_tokenizer
 from .vq import train_vq
 
@@ -69,6 +73,7 @@ CUDA_RECIPE = replace(
 )
 """So small a model is bound by the number of launches on a GPU: few large batches of one shape, and
 no autocast, whose casts about double the copies (float32 in TF32 instead)."""
+_GUARD_SEED, _GUARD_OF_KIND = HELD_OUT + 10**8, 4
 ENCODER_STEPS, DECODER_STEPS, CLIP_STEPS = 1500, 4000, 7000
 
 
@@ -139,6 +144,22 @@ def write_checkpoint(
         else:
             shutil.copyfile(file, copy)
     _save(out / "model.safetensors", weights, metadata)
+    write_guard(out / "guard")
+
+
+def write_guard(folder: Path) -> None:
+    """The guard items of the demo: tasks of every kind that it was never trained on."""
+    folder.mkdir(exist_ok=True)
+    lines = []
+    for number, kind in enumerate(kind for kind in KINDS for _ in range(_GUARD_OF_KIND)):
+        task = world.task(_GUARD_SEED + number, kinds=(kind,))
+        line = {"instruction": task.instruction, "think": task.sentence}
+        for role, scene in (("image", task.before), ("target", task.after)):
+            if scene is not None:
+                line[role] = f"{number:02}.{role}.png"
+                render(scene).quantize(16).save(folder / line[role], optimize=True)
+        lines.append(json.dumps(line) + "\n")
+    (folder / GUARD).write_text("".join(lines), encoding="utf-8")
 
 
 def _save(

@@ -19,7 +19,7 @@ from ..training.data.dataset import EditDataset, tokenised
 from ..training.loop.memory import trained_parameters
 from ..training.loop.run import TrainingRun
 from ..training.weights.adapter_files import adapter_tensors, base_metadata, save_adapter
-from ..training.weights.policies import LoRA
+from ..training.weights.policies import LoRA, rank_and_layers
 from ..views.examples import answers_sheet
 from ..views.plot import line_plot
 from . import host
@@ -71,8 +71,7 @@ def train(
     existing = _existing(hosted.model, inputs.existing_lora)
     rank, layers = inputs.rank, LAYER_SETS[inputs.layers]
     if existing:
-        rank = max(tensor.shape[0] for name, tensor in existing.items() if ".lora_A." in name)
-        layers = tuple(sorted({name.split(".")[-3] for name in existing}))
+        rank, layers = rank_and_layers(existing)
     with host.trainable(hosted):
         clips = recipe.load(dataset)
         cases = _cases(hosted, dataset, recipe, inputs.text_length, progress)

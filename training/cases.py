@@ -23,7 +23,8 @@ class Case:
     anew at each call; ``None`` to generate without one. ``target``: the answer without masks (batch
     1), which only SFT needs. ``facts``: whatever else a reward needs, such as the toy world's task.
     ``image_weight``: (1, H, W) float, what the loss of each image token of the target counts;
-    ``None`` for 1 everywhere (the paper's loss).
+    ``None`` for 1 everywhere (the paper's loss). ``origin``: equal for cases made of the same
+    pictures, "" where their tokens say that.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Case:
     target: TokenState | None = None
     facts: Any = None
     image_weight: Tensor | None = None
+    origin: str = ""
 
     def needed_target(self) -> TokenState:
         """The target. Raises ``InputError`` without one."""

@@ -37,12 +37,20 @@ def beside(picture: Image.Image, words: Sequence[Word], title: str) -> Image.Ima
     small = ImageFont.load_default(0.8 * size)
     draw.text((left, margin), title, fill=_FAINT, font=small)
     box = (left, margin + 2 * size, frame.width - margin, frame.height - margin)
+    lines_in(draw, words, box, size)
+    return frame
+
+
+def lines_in(
+    draw: ImageDraw.ImageDraw, words: Sequence[Word], box: tuple[int, int, int, int], size: int
+) -> None:
+    """Write ``words`` in lines into ``box``, in letters of ``size`` pixels or, where they do not
+    fit, smaller ones; what still does not fit is left out with an ellipsis."""
     for smaller in range(size, _SMALLEST - 1, -1):
         places = _placed(words, box, smaller)
         if len(places) == len(words) or smaller == _SMALLEST:
             _write(draw, words, places, smaller)
             break
-    return frame
 
 
 def _placed(

@@ -35,8 +35,8 @@ DEMO = Path(__file__).parents[2] / "demo" / "checkpoint"
 @dataclass
 class Model:
     """A loaded checkpoint. ``device``: where its inputs go; change it with the modules' own.
-    ``config``: the raw ``config.json``. ``default_image_size``: side in pixels of a square image;
-    ``downsample``: pixels per image code."""
+    ``config``: the raw ``config.json``. ``place``: its folder or file. ``default_image_size``: side
+    in pixels of a square image; ``downsample``: pixels per image code."""
 
     transformer: MaskedDiffusionTransformer
     image_tokenizer: ImageTokenizer
@@ -45,6 +45,7 @@ class Model:
     config: Mapping[str, Any]
     variant: Variant
     device: torch.device
+    place: Path | None = None
     default_image_size: int = field(init=False)
     default_text_length: int = field(init=False)
 
@@ -137,6 +138,7 @@ def build_model(
         config=source.config,
         variant=source.variant,
         device=torch.device("meta"),
+        place=source.path,
     )
     from .inspect import report_of
 

@@ -253,7 +253,7 @@ def _case(
     if text is not None and item.target is not None:
         target = TokenState(text, codes[key_of(item.target, size)])
     source = None if item.image is None else partial(_seen, item.image, model.variant, size)
-    return Case(item.name, prompt, item.instruction, source, target, item.facts)
+    return Case(item.name, prompt, item.instruction, source, target, item.facts, origin=item.origin)
 
 
 def _seen(picture: Picture, variant: Variant, size: Size) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,6 +55,13 @@ class Item:
     image: Picture | None = None
     target: Picture | None = None
     facts: Any = None
+
+    @property
+    def origin(self) -> str:
+        """Equal for items of the same pictures, in hex; without a target, of one instruction."""
+        words = self.instruction if self.target is None else ""
+        digests = [picture and picture.digest for picture in (self.image, self.target)]
+        return hashlib.sha256(json.dumps([words, digests]).encode()).hexdigest()
 
     def __post_init__(self) -> None:
         if self.image is None or self.target is None:

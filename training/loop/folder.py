@@ -74,7 +74,7 @@ class RunFolder:
     ) -> None:
         """Raises ``InputError`` if settings called ``names`` differ from those of the begun run.
 
-        Settings that the begun run did not know yet do not differ.
+        Parts of a setting that the begun run did not know yet do not differ.
         """
         for name in names:
             before, wanted = begun.get(name, now[name]), now[name]
@@ -97,10 +97,14 @@ class RunFolder:
                 f"{self.log_file} could not be written ({error.strerror or error}): make room "
                 f"there and resume. {self.last_good}"
             ) from error
-        board = self._tensorboard(int(line["step"]))
+        self.show(int(line["step"]), line)
+
+    def show(self, step: int, metrics: Mapping[str, float]) -> None:
+        """On TensorBoard, where there is one."""
+        board = self._tensorboard(step)
         if board:
-            for name, value in line.items():
-                board.add_scalar(name, value, int(line["step"]))
+            for name, value in metrics.items():
+                board.add_scalar(name, value, step)
             board.flush()
 
     def lines(self) -> list[dict[str, float]]:

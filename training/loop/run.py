@@ -10,9 +10,9 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -26,12 +26,15 @@ from ...mmp_core.errors import InputError
 from ...mmp_core.memory import OutOfMemory, is_out_of_memory
 from ...mmp_core.model.transformer import MaskedDiffusionTransformer
 from ..cases import Case, Cases, EndlessCases
+from ..data.apart import set_apart
+from ..sft.held_out import fixed_loss
 from ..weights.policies import Policy
 from ..weights.sharded import load_optimizer, whole, whole_optimizer
 from .folder import RunFolder
 from .optimizers import OPTIMIZERS, Average
 from .ranks import Ranks
 from .settings import RunSettings
+from .watch import Watch, Watched
 
 StepCallback = Callable[[int, dict[str, float]], Any]
 """Steps done and the metrics of the last one. May raise to interrupt: the run is then saved."""
@@ -43,12 +46,17 @@ class TrainingRun:
     """A policy's parameters and their optimizers, stepped and saved in ``folder``.
 
     ``ranks``: the processes that share the work; the first writes the files, from which all resume.
-    A subclass says what a step is: :meth:`advance`.
+    ``watched``: what is measured and sampled between the steps; what is held out of ``cases`` is
+    never trained on. ``about``: what headers of adapters say besides. A subclass says what a step
+    is: :meth:`advance`.
 
-    Raises ``InputError`` where there is nothing to train on.
+    Raises ``InputError`` where there is nothing to train on, or nothing to watch by settings that
+    need it.
     """
 
     kind: ClassVar[str]
+    held_out_name, held_out_sign = "held_out_loss", 1
+    """Of :meth:`held_out_loss`: the metric that is this times it."""
 
     def __init__(
         self,
@@ -59,19 +67,23 @@ class TrainingRun:
         *,
         policy: Policy,
         ranks: Ranks | None = None,
+        watched: Watched | None = None,
+        about: Mapping[str, str] | None = None,
     ):
         if not isinstance(cases, EndlessCases) and not len(cases):
             raise InputError("There are no cases to train on: give a dataset that is not empty.")
         if settings.ema and policy.sharded:
             raise InputError("ema cannot average weights that are sharded over processes: take 0.")
-        self.model, self.cases, self.policy = model, cases, policy
-        self.settings = settings
+        watched = watched or Watched()
+        self.cases, held_out = set_apart(cases, settings.held_out, watched.held_out)
+        self.model, self.policy, self.settings = model, policy, settings
         self.folder, self.ranks = RunFolder(Path(folder)), ranks or Ranks()
         self.parameters = dict(policy.named_parameters())
         self.optimizers = OPTIMIZERS[settings.optimizer](self.parameters, settings)
         self.average = Average(self.parameters, settings.ema) if settings.ema else None
-        self.step = 0
+        self.step, self.about = 0, dict(about or {})
         self._updating = False
+        self.watch = Watch(self, replace(watched, held_out=held_out))
 
     @cached_property
     def data(self) -> str:
@@ -89,6 +101,18 @@ class TrainingRun:
     def advance(self, progress: PhaseCallback | None = None) -> dict[str, float]:
         """One step; its metrics. The run is as before when this is interrupted by ``progress``."""
         raise NotImplementedError
+
+    def held_out_loss(
+        self, cases: Sequence[Case], progress: Callable[[int, int], Any] | None
+    ) -> float:
+        """How bad the model is at cases that it is not trained on; all processes call it alike."""
+        return fixed_loss(
+            self.model,
+            cases,
+            micro_batch=self.settings.micro_batch,
+            ranks=self.ranks,
+            progress=progress,
+        )
 
     def averaged(self) -> AbstractContextManager:
         """Inside, the policy has its averaged weights, which are the result of a run with ema."""
@@ -108,22 +132,29 @@ class TrainingRun:
     def train(
         self, callback: StepCallback | None = None, progress: PhaseCallback | None = None
     ) -> None:
-        """Run to ``settings.steps``. ``callback`` follows each step.
+        """Run to ``settings.steps``, or until patience ends. ``callback`` follows each step.
 
-        The state is written every ``checkpoint_every`` steps, at the end, and when interrupted:
-        by Ctrl-C, or by anything that ``callback``, ``progress`` or the reward raise.
+        The state is written every ``checkpoint_every`` steps, with each adapter that is kept, at
+        the end, and when interrupted: by Ctrl-C, or by anything that ``callback``, ``progress`` or
+        the reward raise.
         Raises ``InputError``, with the last good state kept, where loss or gradient are not finite,
         memory runs out, or a file cannot be written. May be called within ``inference_mode``, as
         hosts do, if the model was not loaded there.
         """
         self.folder.path.mkdir(parents=True, exist_ok=True)
+        if not self.step and self.folder.saved_step is None:
+            self.watch.refuse_leftovers()
         with torch.inference_mode(False), torch.enable_grad():
             self._train(callback, progress)
 
     def _train(self, callback: StepCallback | None, progress: PhaseCallback | None) -> None:
         try:
-            while self.step < self.settings.steps:
-                self._logged_step(callback, progress)
+            self.watch.look(progress)
+            while self.step < self.settings.steps and not self.watch.out_of_patience:
+                metrics = self._logged_step(progress)
+                metrics |= self.watch.look(progress)
+                if callback is not None:
+                    callback(self.step, metrics)
                 if self.step % self.settings.checkpoint_every == 0:
                     self.save()
         except DivergenceError:
@@ -140,15 +171,14 @@ class TrainingRun:
         if self.folder.saved_step != self.step:
             self.save()
 
-    def _logged_step(self, callback: StepCallback | None, progress: PhaseCallback | None) -> None:
+    def _logged_step(self, progress: PhaseCallback | None) -> dict[str, float]:
         began = time.perf_counter()
         metrics = self.advance(progress)
         metrics |= {"step": self.step, "seconds": time.perf_counter() - began}
         metrics["learning_rate"] = self.settings.learning_rate_at(self.step - 1)
         if self.ranks.first:
             self.folder.log(metrics)
-        if callback is not None:
-            callback(self.step, metrics)
+        return metrics
 
     def _save_interrupted(self) -> None:
         """Save unless an update was cut in two, the state is saved already, or it is spread over
@@ -202,12 +232,15 @@ class TrainingRun:
             "policy": dict(self.policy.state_dict()),
             "optimizers": [whole_optimizer(optimizer) for optimizer in self.optimizers],
             "average": self.average.state_dict() if self.average else {},
+            **self.watch.state(),
             **self.extra_state(),
         }
         if self.ranks.first:
             self.folder.path.mkdir(parents=True, exist_ok=True)
             self.folder.write(state)
         self.folder.saved_step = self.step
+        if self.ranks.first:
+            self.watch.tidy()
 
     def resume(self) -> bool:
         """Continue from the folder's state; ``False`` without one.
@@ -225,6 +258,7 @@ class TrainingRun:
         if self.average:
             self.average.load_state_dict(state["average"])
         self.step = state["step"]
+        self.watch.load_state(state)
         if self.ranks.first:
             self.folder.forget_after(self.step)
         return True
@@ -235,7 +269,8 @@ class TrainingRun:
         if "optimizers" not in state:
             raise self._refusal("was begun by an earlier version")
         fixed = [f.name for f in fields(self.settings) if f.name not in self.settings.FREE]
-        self.folder.refuse_changes(state["settings"], asdict(self.settings), fixed)
+        begun = {f.name: f.default for f in fields(self.settings)} | state["settings"]
+        self.folder.refuse_changes(begun, asdict(self.settings), fixed)
         if state["data"] != self.data:
             raise self._refusal("was begun on other data")
         if state["start"] != self.policy.start:
@@ -261,6 +296,7 @@ class TrainingRun:
             "settings": json.dumps(asdict(self.settings)),
             "data": self.data,
             "processes": str(self.ranks.count),
+            **self.about,
         }
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 from ...mmp_core.errors import InputError
 from ...mmp_core.options import check, option
 
-Schedule = Literal["constant", "linear"]
+Schedule = Literal["constant", "linear", "cosine"]
 Optimizer = Literal["adamw", "muon"]
 
 
@@ -27,13 +28,14 @@ class RunSettings:
     )
     schedule: Schedule = option(
         "constant",
-        "Hold the learning rate after its warm-up, or let it fall to 0 at the last step.",
+        "Hold the learning rate after its warm-up, or let it fall to 0 at the last step, in a "
+        "straight line or as a cosine does.",
         choices=get_args(Schedule),
         advanced=True,
     )
     decay_steps: int = option(
         0,
-        "Steps at the end over which a linear schedule falls. 0: all of them.",
+        "Steps at the end over which the learning rate falls. 0: all of them.",
         low=0,
         high=100_000,
         advanced=True,
@@ -85,6 +87,60 @@ class RunSettings:
         high=2**64 - 1,
     )
 
+    keep_every: int = option(
+        0,
+        "Steps between two adapters that are kept in the run's folder under the number of their "
+        "step, to choose from. 0: none but the last and, with held-out items, the best.",
+        low=0,
+        high=100_000,
+    )
+    keep_last: int = option(
+        3,
+        "How many of these are kept: the newest. The best is kept besides.",
+        low=1,
+        high=1000,
+        advanced=True,
+    )
+    held_out: float = option(
+        0.0,
+        "Share of the items that is never trained on. Their loss says whether the model learns "
+        "what they have in common with the others, or only remembers the others.",
+        low=0,
+        high=0.9,
+        step=0.05,
+    )
+    evaluate_every: int = option(
+        25,
+        "Steps between two measurements of the loss on held-out and guard items.",
+        low=1,
+        high=100_000,
+        advanced=True,
+    )
+    guard_rise: float = option(
+        0.1,
+        "How far the loss on guard items, which stand for what the model knew, may rise, as a "
+        "share of what it was at the start, for an adapter to count as the best.",
+        low=0,
+        high=100,
+        step=0.05,
+        advanced=True,
+    )
+    patience: int = option(
+        0,
+        "Stop after so many measurements in a row that were not better than the best. 0: never.",
+        low=0,
+        high=10_000,
+        advanced=True,
+    )
+    samples_every: int = option(
+        0,
+        "Steps between two sets of your own samples, which are kept in the run's folder. 0: as "
+        "often as held-out items are measured.",
+        low=0,
+        high=100_000,
+        advanced=True,
+    )
+
     FREE: ClassVar[tuple[str, ...]] = (
         "steps",
         "learning_rate",
@@ -95,18 +151,27 @@ class RunSettings:
         "micro_batch",
         "gradient_checkpointing",
         "checkpoint_every",
+        "keep_every",
+        "keep_last",
+        "evaluate_every",
+        "guard_rise",
+        "patience",
+        "samples_every",
     )
     """What may be changed when a run is resumed."""
 
     def __post_init__(self) -> None:
         check(self)
-        if self.decay_steps and self.schedule != "linear":
+        if self.decay_steps and self.schedule == "constant":
             raise InputError(
-                f"decay_steps is {self.decay_steps}: only the schedule 'linear' falls; give 0."
+                f"decay_steps is {self.decay_steps}: only the schedules 'linear' and 'cosine' "
+                "fall; give 0."
             )
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of the step that follows ``step`` others."""
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
         left = min(1.0, (self.steps - step) / (self.decay_steps or self.steps))
-        return self.learning_rate * warm * (left if self.schedule == "linear" else 1.0)
+        if self.schedule == "cosine":
+            left = (1 - math.cos(math.pi * left)) / 2
+        return self.learning_rate * warm * (1.0 if self.schedule == "constant" else left)

@@ -21,7 +21,7 @@ The authors released no code. Where the paper is silent, this is done (see also
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,11 @@ from torch import Tensor
 
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.errors import InputError
-from ..cases import Cases, Pair, Reward
+from ..cases import Case, Cases, Pair, Reward
 from ..loop.draw import draw_cases
-from ..loop.ranks import Ranks
 from ..loop.run import DivergenceError, PhaseCallback, StepCallback, TrainingRun, recomputing
 from ..rewards.weighted import Weighted, checked, described, name_of
+from ..samples import answers
 from ..weights.policies import Policy
 from .log_probs import log_probs
 from .objective import RewardScale, advantages, clipped_objective, kl_estimate, token_weights
@@ -63,13 +63,15 @@ class ScoredBatch:
 
 
 class ParaRLRun(TrainingRun):
-    """A ParaRL run in ``folder``: see :class:`TrainingRun` and the module.
+    """A ParaRL run in ``folder``: see :class:`TrainingRun`, which takes ``options``, too, and the
+    module. Held-out cases are measured by the reward of one answer each, always the same seeds.
 
     ``reward``: called with the pairs of all this process's groups of a step at once.
     ``reward_calls``: pairs scored so far, by all processes.
     """
 
     kind = "pararl"
+    held_out_name, held_out_sign = "held_out_reward", -1
     settings: ParaRLSettings
 
     def __init__(
@@ -81,9 +83,11 @@ class ParaRLRun(TrainingRun):
         folder: Path | str,
         *,
         policy: Policy,
-        ranks: Ranks | None = None,
+        **options: Any,
     ):
-        super().__init__(model, cases, settings, folder, policy=policy, ranks=ranks)
+        super().__init__(model, cases, settings, folder, policy=policy, **options)
+        for case in self.watch.watched.guard:
+            case.needed_target()
         if settings.groups < self.ranks.count:
             raise InputError(
                 f"There are {settings.groups} groups for {self.ranks.count} processes: give each "
@@ -133,6 +137,26 @@ class ParaRLRun(TrainingRun):
             **metrics,
             "reward_calls": self.reward_calls,
         }
+
+    def held_out_loss(
+        self, cases: Sequence[Case], progress: Callable[[int, int], Any] | None
+    ) -> float:
+        """Minus the mean reward of one answer to each."""
+        mean = 0.0
+        if self.ranks.first:
+            pairs = answers(
+                self.model,
+                cases,
+                seed=self.settings.seed,
+                sampler=self.settings.sampler,
+                micro_batch=self.settings.micro_batch,
+                progress=progress,
+            )
+            mean = float(checked(self.reward, pairs, name_of(self.reward)).mean())
+            if isinstance(self.reward, Weighted):
+                self.reward.take_sums()  # not of a step
+        (mean,) = self.ranks.sum([mean])
+        return -mean
 
     def groups(self) -> list[Group]:
         """What this process rolls out at the present step."""

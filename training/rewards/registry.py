@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...mmp_core.errors import InputError
@@ -115,3 +116,12 @@ def _split_weight(spec: str) -> tuple[str, float]:
         return (named, float(number)) if mark else (spec, 1.0)
     except ValueError:  # an = within a folder's name
         return spec, 1.0
+
+
+def placed_spec(spec: str) -> str:
+    """``spec`` of :func:`weighted_reward` such that it means the same from every folder."""
+    named, weight = _split_weight(spec)
+    name, mark, place = named.partition(":")
+    if mark and place != "demo" and Path(place).exists():
+        named = f"{name}:{Path(place).absolute()}"
+    return f"{named}={weight!r}"

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -13,7 +14,6 @@ from torch.utils.data import DataLoader
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.errors import InputError
 from ..cases import Cases, EndlessCases
-from ..loop.ranks import Ranks
 from ..loop.run import PhaseCallback, TrainingRun, recomputing
 from ..weights.policies import Policy
 from .batches import MicroBatch, Windows
@@ -22,7 +22,8 @@ from .settings import SFTSettings
 
 
 class SFTRun(TrainingRun):
-    """An SFT run in ``folder``: see :class:`TrainingRun`. Every case needs its target."""
+    """An SFT run in ``folder``: see :class:`TrainingRun`, which takes ``options``, too. Every case
+    needs its target."""
 
     kind = "sft"
     settings: SFTSettings
@@ -35,17 +36,17 @@ class SFTRun(TrainingRun):
         folder: Path | str,
         *,
         policy: Policy,
-        ranks: Ranks | None = None,
+        **options: Any,
     ):
-        super().__init__(model, cases, settings, folder, policy=policy, ranks=ranks)
+        super().__init__(model, cases, settings, folder, policy=policy, **options)
         if settings.batch_size < self.ranks.count:
             raise InputError(
                 f"The batch of {settings.batch_size} is for {self.ranks.count} processes: give "
                 "each at least one case."
             )
-        if not isinstance(cases, EndlessCases):
-            for case in cases:
-                case.needed_target()
+        finite = () if isinstance(cases, EndlessCases) else cases
+        for case in (*finite, *self.watch.watched.held_out, *self.watch.watched.guard):
+            case.needed_target()
         self._windows: Iterator[list[list[MicroBatch]]] = iter(())
         self._window, self._steps = -1, list[list[MicroBatch]]()
 

@@ -144,6 +144,12 @@ class LoRA(Adapter, Policy):
         self.detach()
 
 
+def rank_and_layers(state: Mapping[str, Tensor]) -> tuple[int, tuple[str, ...]]:
+    """Of the adapter that :meth:`LoRA.state_dict` names so, to train it further."""
+    rank = max(tensor.shape[0] for name, tensor in state.items() if ".lora_A." in name)
+    return rank, tuple(sorted({name.split(".")[-3] for name in state}))
+
+
 class FullWeights(Policy):
     """All weights of a small model that is not quantised, with a copy of them as they were.
 

@@ -1,0 +1,147 @@
+"""Teach the demo checkpoint a word, and see by held-out and guard items when it forgets others.
+
+``python -m mmada_parallel.benchmarks.forgetting --out FILE`` writes JSON, part by part. 60 pairs
+name an object by a word that the model has never seen; a fifth of them is held out. Beside the
+losses, the adapter kept as best and the last one are judged by the exact checker: on new tasks with
+the word, and on ordinary ones.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmada_parallel.benchmarks.measure import Report, parser_of
+from mmada_parallel.demo import world
+from mmada_parallel.demo.dataset import HELD_OUT, cases_of
+from mmada_parallel.demo.evaluate import judge
+from mmada_parallel.demo.kinds import KINDS
+from mmada_parallel.demo.scenes import a, random_scene
+from mmada_parallel.demo.tasks import Task
+from mmada_parallel.mmp_core import Model, load_checkpoint
+from mmada_parallel.mmp_core.checkpoint.adapters import build_adapter, read_adapter
+from mmada_parallel.training.data.dataset import tokenised
+from mmada_parallel.training.data.guard import guard_of
+from mmada_parallel.training.loop.curves import verdict
+from mmada_parallel.training.loop.keeping import BEST
+from mmada_parallel.training.loop.watch import Watched
+from mmada_parallel.training.sft.run import SFTRun
+from mmada_parallel.training.sft.settings import SFTSettings
+from mmada_parallel.training.weights.policies import LoRA
+
+WORD, MEANT = "blick", ("star", "purple")
+PAIRS, JUDGED = 60, 100
+ARMS = {"1e-3": (1e-3, 60, 10), "5e-4": (5e-4, 200, 20), "5e-5": (5e-5, 200, 20)}
+"""Learning rate, steps, and steps between two measurements."""
+_OTHERS = HELD_OUT + 3 * 10**8
+
+
+class _Star(random.Random):
+    """Chooses the object that the word means wherever it is to choose a new one."""
+
+    def choice(self, seq: Sequence[Any]) -> Any:
+        chosen = super().choice(seq)
+        return next((part for part in MEANT if part in seq and len(seq) > 4), chosen)
+
+
+def word_task(seed: int) -> Task:
+    """To add the object, or to put it in another's place, by the new word."""
+    rng = random.Random(f"word {seed}")
+    kind = rng.choice(("add", "replace"))
+    while True:
+        scene = random_scene(rng, (4, 4))
+        if MEANT not in scene.objects().values():
+            task = KINDS[kind].make(_Star(rng.random()), scene)
+            if a(MEANT) in task.instruction:
+                return replace(task, instruction=task.instruction.replace(a(MEANT), f"a {WORD}"))
+
+
+def train(model: Model, arm: str, seed: int, folder: Path) -> dict[str, Any]:
+    rate, steps, every = ARMS[arm]
+    guard = guard_of(world_checkpoint(model))
+    assert guard is not None
+    cases = cases_of(model, [word_task(1000 * seed + number) for number in range(PAIRS)])
+    settings = SFTSettings(
+        steps=steps,
+        learning_rate=rate,
+        held_out=0.2,
+        evaluate_every=every,
+        gradient_checkpointing=False,
+        seed=seed,
+    )
+    watched = Watched(guard=tokenised(guard, model, need_target=True).cases)
+    with LoRA(model.transformer, rank=16, seed=seed) as policy:
+        run = SFTRun(model, cases, settings, folder, policy=policy, watched=watched)
+        lines: list[str] = []
+        run.train(
+            lambda step, metrics: (
+                lines.append(f"after {step}: {verdict(run.watch.measured, settings.guard_rise)}")
+                if "guard_loss" in metrics
+                else None
+            )
+        )
+        best, last = run.watch.best, run.watch.measured[-1]
+        start = run.watch.measured[0].guard or 0.0
+        result = {
+            "measured": [asdict(each) for each in run.watch.measured],
+            "said": lines,
+            "forgets_at": next(
+                (m.step for m in run.watch.measured if m.guard and m.guard > 1.1 * start), None
+            ),
+            "best": best and best.step,
+            "last": {"step": last.step, **_judged(model, seed)},
+        }
+    if best is not None:
+        state, about = read_adapter(folder / BEST)
+        attached = build_adapter(model, state, about, BEST).attach(model.transformer)
+        result["best_judged"] = _judged(model, seed)
+        attached.remove()
+        result["best_beats_last"] = {
+            "held_out": bool(best.step == last.step or best.held_out < last.held_out),
+            "guard": bool(best.step == last.step or best.guard < last.guard),
+        }
+    return result
+
+
+def world_checkpoint(model: Model) -> Path:
+    assert model.place is not None
+    return model.place
+
+
+def _judged(model: Model, seed: int) -> dict[str, Any]:
+    """Shares of right answers on new tasks with the word and on ordinary ones."""
+    word = [word_task(10**6 + 1000 * seed + number) for number in range(JUDGED)]
+    other = [world.task(_OTHERS + number) for number in range(JUDGED)]
+    measures = {}
+    for name, tasks in (("word", word), ("other", other)):
+        judged = judge(model, tasks, batch=25)
+        measures[name] = {each: judged[each] for each in ("picture", "sentence", "agree")}
+    return measures
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=["1e-3", "5e-4"])
+    args = parser.parse_args()
+    model = load_checkpoint("demo", dtype=torch.float32)
+    report = Report(args.out, float("inf"))
+    report.part("before", 0, lambda: _judged(model, 0))
+    for seed in args.seeds:
+        for arm in args.arms:
+            with tempfile.TemporaryDirectory() as folder:
+                report.part(
+                    f"{arm}, seed {seed}",
+                    0,
+                    lambda arm=arm, seed=seed, folder=folder: train(model, arm, seed, Path(folder)),
+                )
+
+
+if __name__ == "__main__":
+    main()

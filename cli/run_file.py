@@ -1,0 +1,103 @@
+"""Run files: the options of a training in TOML, written beside its run, which start it again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..mmp_core.errors import InputError
+from ..mmp_core.files import replacing
+
+NAME = "run.toml"
+_HEAD = "# mmada-parallel train file FILE starts this run again; with --resume it goes on.\n"
+
+
+def start(args: argparse.Namespace) -> None:
+    """``train file``."""
+    from .main import build_parser, run
+
+    words = read_run_file(args.file, args.methods, args.more)
+    run(build_parser().parse_args(["train", *words]))
+
+
+def write_run_file(path: Path, method: str, values: Mapping[str, Any]) -> None:
+    """``values``: by the names of the options of ``train METHOD``, with underscores; what is None
+    or empty is left out. Raises ``InputError``."""
+    given = {name: value for name, value in values.items() if value not in (None, [], "")}
+    lines = [f"{name} = {_toml(value)}\n" for name, value in given.items()]
+    try:
+        with replacing(path) as temporary:
+            text = "".join([_HEAD, f"method = {_toml(method)}\n", *lines])
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+    except (OSError, UnicodeEncodeError) as error:
+        raise InputError(f"{path} cannot be written ({error}).") from None
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, bool | int | float):
+        return str(value).lower()
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def read_run_file(
+    path: Path, methods: Mapping[str, argparse.ArgumentParser], more: list[str]
+) -> list[str]:
+    """The arguments of ``train`` that the file stands for, ``more`` after them.
+
+    An option of ``more`` replaces that of the file. Raises ``InputError`` for a file that is
+    missing or no TOML, and for what is not an option of its method.
+    """
+    values = _values(path)
+    method = values.pop("method", None)
+    if method not in methods:
+        raise InputError(f"{path} has the method {method!r}: expected {' or '.join(methods)}.")
+    options = _options(methods[method])
+    replaced = {word.partition("=")[0] for word in more}
+    arguments = [method]
+    for name, value in values.items():
+        option = f"--{name.replace('_', '-')}"
+        if option not in options:
+            raise InputError(f"{path} has {name}, which is no option of train {method}.")
+        if not replaced & options[option]:
+            arguments += _arguments(path, name, options[option], value)
+    return arguments + more
+
+
+def _options(parser: argparse.ArgumentParser) -> dict[str, set[str]]:
+    """Each option's forms, by each of them."""
+    forms = [action.option_strings for action in parser._actions]
+    return {form: set(group) for group in forms for form in group}
+
+
+def _arguments(path: Path, name: str, forms: set[str], value: Any) -> list[str]:
+    option = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        off = [form for form in forms if form.startswith("--no-")]  # a plain switch has none
+        return [option] if value else off
+    if isinstance(value, list):
+        return [word for each in value for word in _arguments(path, name, forms, each)]
+    if not isinstance(value, str | int | float):
+        raise InputError(f"{path}: {name} is {value}; expected text, a number, true or false.")
+    return [f"{option}={value}"]
+
+
+def _values(path: Path) -> dict[str, Any]:
+    try:
+        toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    except ImportError:
+        raise InputError(
+            f'Run files need a reader of TOML: run "{sys.executable}" -m pip install tomli.'
+        ) from None
+    try:
+        return toml.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}).") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no run file ({error}).") from None

@@ -1,0 +1,47 @@
+"""Which cases are held out, so that they are never trained on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from ...mmp_core.errors import InputError
+from ..cases import Case, Cases, EndlessCases
+
+
+def set_apart(cases: Cases, share: float, held_out: Sequence[Case]) -> tuple[Cases, Sequence[Case]]:
+    """The cases to train on, and those to hold out: ``held_out`` and ``share`` of the others.
+
+    Cases of the same pictures stay together, so that nothing that is held out is trained on in
+    another form; which ones are drawn depends on what they are alone, not on their order.
+    Raises ``InputError`` where nothing is left to train on.
+    """
+    if isinstance(cases, EndlessCases):
+        if share:
+            raise InputError("A share of endless cases cannot be held out: give items to hold out.")
+        return cases, held_out
+    apart = {origin_of(case) for case in held_out}
+    origins = sorted({origin_of(case) for case in cases} - apart)
+    count = min(len(origins) - 1, max(1, round(share * len(origins)))) if share else 0
+    drawn = set(origins[: max(0, count)])
+    kept = [case for case in cases if origin_of(case) not in apart | drawn]
+    if not kept or (share and not drawn):
+        raise InputError(
+            "Nothing is left to train on beside what is held out: give more items, or hold out "
+            "fewer."
+        )
+    first = {origin_of(case): case for case in reversed(cases) if origin_of(case) in drawn}
+    return kept, [*held_out, *first.values()]
+
+
+def origin_of(case: Case) -> str:
+    """Equal for cases that were made of the same pictures, in hex."""
+    if case.origin:
+        return case.origin
+    digest = hashlib.sha256()
+    tokens = [case.prompt.image, case.target and case.target.image]
+    if case.target is None or not case.target.image.numel():
+        digest.update(case.instruction.encode())
+    for each in tokens:
+        digest.update(b"-" if each is None else each.cpu().numpy().tobytes())
+    return digest.hexdigest()
