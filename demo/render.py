@@ -51,8 +51,8 @@ def _points(shape: str) -> list[tuple[float, float]]:
     }[shape]
 
 
-def patch(background: str, content: Object | None) -> Image.Image:
-    """One cell, antialiased, with a darker rim around the object."""
+def patch(background: str, content: Object | None, size: int = PATCH) -> Image.Image:
+    """One cell of ``size`` pixels, antialiased, with a darker rim around the object."""
     side = PATCH * _SCALE
     image = Image.new("RGB", (side, side), _BACKGROUND_RGB[background])
     if content is not None:
@@ -67,7 +67,7 @@ def patch(background: str, content: Object | None) -> Image.Image:
             corners = [(x * side, y * side) for x, y in _points(shape)]
             draw.polygon(corners, fill=fill)
             draw.line([*corners, *corners[:2]], fill=rim, width=_SCALE, joint="curve")
-    return image.resize((PATCH, PATCH), Image.Resampling.BOX)
+    return image.resize((size, size), Image.Resampling.BOX)
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..demo.dataset import HELD_OUT
 from ..demo.kinds import EDITS
+from ..demo.photo import on_a_wall, on_paper
 from ..demo.render import render
 from ..demo.world import task
 from .pictures import shown, to_pixels
@@ -11,6 +12,7 @@ from .types import Schema
 from .widgets import between
 
 _ANY = "any"
+_PICTURES = ("scene", "large print", "room")
 
 
 class DemoScene(io.ComfyNode):
@@ -35,9 +37,19 @@ class DemoScene(io.ComfyNode):
                     default=_ANY,
                     tooltip="What the suggested instruction asks for.",
                 ),
+                io.Combo.Input(
+                    "picture",
+                    options=list(_PICTURES),
+                    default=_PICTURES[0],
+                    tooltip="scene: 128x128 pixels, as the demo checkpoint draws. large print: the "
+                    "same of 1024x1024 pixels, on rough paper. room: a photo of 1536x1024 pixels, "
+                    "in which the scene hangs on the wall, from 640, 320 to 896, 576.",
+                ),
             ],
             outputs=[
-                io.Image.Output(display_name="image", tooltip="The scene, 128x128 pixels."),
+                io.Image.Output(
+                    display_name="image", tooltip="The scene, or the picture around it."
+                ),
                 io.String.Output(
                     display_name="instruction",
                     tooltip="An instruction that has exactly one right answer for this scene.",
@@ -47,8 +59,13 @@ class DemoScene(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, seed: int, edit: str) -> io.NodeOutput:
+    def execute(cls, seed: int, edit: str, picture: str = _PICTURES[0]) -> io.NodeOutput:
         chosen = task(HELD_OUT + seed, kinds=EDITS if edit == _ANY else (edit,))
-        image = to_pixels([render(chosen.source)])
+        if picture == "room":
+            beside = [task(HELD_OUT + seed + step, kinds=EDITS).source for step in (1, 2)]
+            drawn = on_a_wall(chosen.source, beside)
+        else:
+            drawn = on_paper(chosen.source) if picture == "large print" else render(chosen.source)
+        image = to_pixels([drawn])
         ui = shown(image, chosen.instruction, cls)
         return io.NodeOutput(image, chosen.instruction, ui=ui)

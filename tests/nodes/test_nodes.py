@@ -287,3 +287,11 @@ def test_the_demo_scene_is_the_same_for_the_same_seed(classes, monkeypatch):
     again, _ = run(scene, seed=3, edit="remove").result
     assert image.shape == (1, 128, 128, 3) and torch.equal(image, again)
     assert instruction.split()[0] in ("remove", "delete")
+
+
+@pytest.mark.parametrize(
+    "picture, size", [("scene", (128, 128)), ("large print", (1024, 1024)), ("room", (1024, 1536))]
+)
+def test_a_scene_comes_alone_or_in_a_large_picture(run_node, picture, size):
+    image, instruction = run_node("DemoScene", seed=6, edit="replace", picture=picture)
+    assert image.shape == (1, *size, 3) and "green cross" in instruction
