@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +23,7 @@ from .memory import (
 from .sampler.loop import PRESETS, Callback, denoise
 from .sampler.policies import DenoisingModel
 from .sampler.settings import SamplerSettings
-from .state import Prompt, Trajectory
+from .state import Prompt, Step, Trajectory
 
 _SHARE = 0.9
 """Share (0 … 1) of the free memory to plan with; the rest is for what is not counted."""
@@ -69,8 +69,9 @@ def denoise_in_batches(
 
     On the CPU the result is the same: a sample depends on its own seed only (but not the text of
     the "upstream" preset of variant M, which draws from the global generator). ``callback`` gets
-    the steps of one batch after the other, counted through. ``on_batch`` gets the samples of each
-    batch before it begins. When memory runs out all the same, batches are halved, once.
+    the steps of one batch after the other, counted through; where it stops the run, samples of
+    later batches stay as they were. ``on_batch`` gets the samples of each batch before it begins.
+    When memory runs out all the same, batches are halved, once.
 
     Raises ``OutOfMemory``, with the numbers, where that does not help.
     """
@@ -78,14 +79,14 @@ def denoise_in_batches(
     estimate = denoising_estimate(model, prompt, settings, record=record)
     size, halved = budget.samples(estimate, prompt.batch), False
     batches: list[Trajectory] = []
-    start = 0
-    while start < prompt.batch:
+    start, counted = 0, _Counted(callback)
+    while start < prompt.batch and not counted.stopped:
         samples = range(start, min(start + size, prompt.batch))
         budget.prepare(estimate, len(samples))
         if on_batch:
             on_batch(samples)
-        total = len(batches) + math.ceil((prompt.batch - start) / size)
-        counted = callback and _counting(callback, len(batches), total)
+        counted.done = len(batches)
+        counted.batches = len(batches) + math.ceil((prompt.batch - start) / size)
         batch = _attempt(model, prompt, settings, samples, counted, record)
         if batch is not None:
             batches.append(batch.to("cpu"))
@@ -94,7 +95,10 @@ def denoise_in_batches(
             raise OutOfMemory(_explained(model, prompt, settings, estimate, len(samples)))
         else:
             size, halved = (len(samples) + 1) // 2, True
-    return concatenated(batches)
+    if start < prompt.batch:
+        rest = prompt.initial[start:].to("cpu")
+        batches.append(Trajectory((), rest, rest, 0))
+    return concatenated(_of_equal_length(batches) if counted.stopped else batches)
 
 
 def _attempt(
@@ -123,8 +127,46 @@ def _attempt(
         return None
 
 
-def _counting(callback: Callback, done: int, batches: int) -> Callback:
-    return lambda index, total, step: callback(done * total + index, batches * total, step)
+@dataclass
+class _Counted:
+    """``callback``, its steps counted through batches of equally many. Remembers being stopped."""
+
+    callback: Callback | None
+    done: int = 0
+    batches: int = 1
+    stopped: bool = False
+
+    def __call__(self, index: int, total: int, step: Step) -> bool:
+        if self.callback:
+            place = self.done * total + index
+            self.stopped = bool(self.callback(place, self.batches * total, step))
+        return self.stopped
+
+
+def _of_equal_length(batches: list[Trajectory]) -> list[Trajectory]:
+    """Batches of a run that was stopped, with the steps of the longest: where one has no such step,
+    it stays as it ended."""
+    longest = max(batches, key=lambda batch: batch.total_steps)
+
+    def step(batch: Trajectory, index: int) -> Step:
+        taken = {step.index: step for step in batch.steps}
+        if index in taken:
+            return taken[index]
+        last = Step.before(batch.final)
+        if batch.steps:
+            ended = batch.steps[-1]
+            text, image = ended.text_confidence, ended.image_confidence
+            last = replace(last, guess=ended.guess, text_confidence=text, image_confidence=image)
+        return replace(last, index=index)
+
+    return [
+        replace(
+            batch,
+            steps=tuple(step(batch, one.index) for one in longest.steps),
+            total_steps=longest.total_steps,
+        )
+        for batch in batches
+    ]
 
 
 def concatenated(batches: list[Trajectory]) -> Trajectory:

@@ -4,9 +4,10 @@ from comfy_api.latest import io
 
 from ..mmp_core import InputError, Prompt, SamplerSettings, TokenState
 from ..mmp_core.batching import denoise_in_batches
+from ..mmp_core.checkpoint.tokens import load_tokens
 from ..mmp_core.options import options_of
 from ..mmp_core.variants.base import Variant
-from .host import HostedModel, Progress
+from .host import HostedModel, Interrupted, Progress, folders, keep, stoppable, stops
 from .live import LiveView
 from .types import Model, Schema, Tokens, Trajectory
 from .types import Prompt as PromptType
@@ -71,22 +72,51 @@ class ParallelDenoise(io.ComfyNode):
         preview_every: int,
         record_steps: int,
         tokens: TokenState | None = None,
+        go_on_from: str = "",
         **choices,
     ) -> io.NodeOutput:
         settings = settings_of(model.model.variant, preset, seed, **choices)
-        prompt = started(prompt, tokens).repeat(batch_size)
-        view = LiveView(model.model, Progress(cls.hidden.unique_id), preview_every)
-        trajectory = denoise_in_batches(
-            model.model,
-            prompt,
-            settings,
-            budget=model.memory_budget(prompt, previews=preview_every > 0),
-            callback=view,
-            on_batch=lambda samples: view.part(samples, prompt.batch),
-            record=record_steps,
-        )
+        progress = Progress(cls.hidden.unique_id)
+        with stoppable(progress) as run:
+            prompt = _prompt_of(model, prompt, batch_size, tokens, kept_file(go_on_from, run.item))
+            view = LiveView(model.model, progress, preview_every, run)
+            try:
+                trajectory = denoise_in_batches(
+                    model.model,
+                    prompt,
+                    settings,
+                    budget=model.memory_budget(prompt, previews=preview_every > 0),
+                    callback=view,
+                    on_batch=lambda samples: view.part(samples, prompt.batch),
+                    record=record_steps,
+                )
+            except Interrupted:
+                if reached := view.reached(prompt.initial):
+                    view.show_kept(reached, keep(model, reached))
+                raise
+            kept = run.keep_if_stopped(model, trajectory.final)
         view.finish(trajectory)
-        return io.NodeOutput(trajectory.final, trajectory, ui=view.recorded(trajectory))
+        return io.NodeOutput(trajectory.final, trajectory, ui=view.recorded(trajectory, kept))
+
+    @classmethod
+    def fingerprint_inputs(cls, **_):
+        return stops[cls.hidden.unique_id]
+
+
+def kept_file(names: str, item: int) -> str:
+    """The file to go on from for an item of a list: one line each, an empty one for none."""
+    lines = names.split("\n")
+    return lines[item].strip() if item < len(lines) else ""
+
+
+def _prompt_of(
+    model: HostedModel, prompt: Prompt, batch_size: int, tokens: TokenState | None, kept: str
+) -> Prompt:
+    """What to denoise: ``kept``, the file of a run that ended early, is the whole batch already."""
+    if not kept:
+        return started(prompt, tokens).repeat(batch_size)
+    model.prepare_decoding(prompt.initial.grid)
+    return started(prompt, load_tokens(folders.token_file(kept), model.model))
 
 
 def _widgets() -> list[io.Input]:
@@ -142,6 +172,16 @@ def _widgets() -> list[io.Input]:
             "for a picture of 512x512 pixels and 256 words. 0: none.",
         ),
         setting("speed"),
+        io.String.Input(
+            "go_on_from",
+            default="",
+            optional=True,
+            socketless=True,
+            advanced=True,
+            extra_dict={"hidden": True},
+            tooltip="A file of tokens, as Load Tokens lists them, to denoise further instead of "
+            "starting anew; for a list one on each line. The viewer's button sets it for one run.",
+        ),
     ]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
@@ -21,39 +23,52 @@ from ..mmp_core import (
 from ..mmp_core.editing import text_pieces
 from ..views.sheet import contact_sheet
 from ..views.trajectory import spread_steps, veiled_picture
-from .host import Progress, save_temporary, stop_if_interrupted
+from .host import Progress, Run, save_temporary, stop_if_interrupted
 
 RECORDED_STEPS = "mmada_parallel_steps"
 """The viewer's key among the node's ui data; web/denoise_viewer.js knows it too."""
 FRAMES, FEWEST_FRAMES = 24, 8
-"""How many recorded steps go to the viewer. Each costs a decoded picture, so a quick run gets
-fewer: as many as take ``_SHARE`` of its time."""
-_SHARE = 0.1
+"""How many recorded steps of a sample go to the viewer. Each costs a decoded picture, so a quick
+run gets fewer: as many as take ``_SHARE`` of its time; ``_LEAST`` at least in a large batch."""
+_SHARE, _LEAST = 0.1, 2
 _CELL = 256
 _COLUMNS = 4
 
 
 class LiveView:
-    """A callback for ``denoise_in_batches``. Shows the first sample of a part; stops when
-    interrupted."""
+    """A callback for ``denoise_in_batches``. Shows the first sample of a part; ends the run when
+    ``run`` is to end."""
 
-    def __init__(self, model: Model, progress: Progress, preview_every: int):
+    def __init__(
+        self, model: Model, progress: Progress, preview_every: int, run: Run | None = None
+    ):
         self.model, self.progress, self.preview_every = model, progress, preview_every
+        self.run = run or Run()
+        self.planned = 0
+        """Steps of a run that is not ended early."""
         self._shown: TokenState | None = None
-        self._total, self._note = 1, ""
-        self._result: Image.Image | None = None
+        self._reached: dict[int, TokenState] = {}
+        self._steps, self._done, self._total, self._note = 0, 0, 1, ""
+        self._sample, self._batch, self._parts = 0, 1, 1
+        self._results: list[Image.Image] = []
         self._frames, self._started = FRAMES, time.perf_counter()
 
     def part(self, samples: range, batch: int) -> None:
         """Before the steps of ``samples`` of a batch. Says on the node that it was split."""
         self._shown = None
+        self._sample, self._batch = samples.start, batch
+        if samples.start == 0:
+            self._parts = math.ceil(batch / len(samples))
         if len(samples) < batch:
             which = f"{samples.start + 1} to {samples.stop}" if len(samples) > 1 else samples.stop
             self._note = f"[{which} of {batch}, since memory is short for all at once]\n\n"
 
-    def __call__(self, index: int, total: int, step: Step) -> None:
+    def __call__(self, index: int, total: int, step: Step) -> bool:
+        self._reached[self._sample] = step.after
+        self._steps, self._done, self._total = step.index + 1, index + 1, total
+        if self._sample == 0:
+            self.planned = total // self._parts
         stop_if_interrupted()
-        self._total = total
         wanted = self.preview_every and index % self.preview_every == 0
         picture = None
         if wanted and self.progress.picture_due:
@@ -62,48 +77,79 @@ class LiveView:
         if self._shown is None:
             self._shown = step.state[:1]
         if self.progress.text_due:
-            self._show_text(index + 1, total, step.after[:1])
+            self._show_text(index + 1, step.after[:1])
+        return self.run.stop_asked
+
+    def reached(self, initial: TokenState) -> TokenState | None:
+        """The state after the last step, which began at ``initial``; ``None`` before the first."""
+        if not self._reached:
+            return None
+        text, image = initial.text.clone(), initial.image.clone()
+        for sample, state in self._reached.items():
+            samples = slice(sample, sample + state.batch)
+            text[samples], image[samples] = state.text.cpu(), state.image.cpu()
+        return replace(initial, text=text, image=image)
 
     def finish(self, trajectory: Trajectory) -> None:
         """Show the result."""
-        total, final = self._total, trajectory.final[:1]
+        self._sample, final = 0, trajectory.final
         if self._note:
             self._note = "[in parts, since memory was short for all at once]\n\n"
         if self.preview_every:
             before = time.perf_counter()
-            self._result = decode_image(self.model, final)[0]
+            self._results = [decode_image(self.model, final[:1])[0]]
             affordable = _SHARE * (before - self._started) / (time.perf_counter() - before)
-            self._frames = min(max(int(affordable), FEWEST_FRAMES), FRAMES)
-        self.progress.show(total, total, self._result)
-        self._show_text(total, total, final)
+            fewest = min(FEWEST_FRAMES, max(_LEAST, FEWEST_FRAMES**2 // final.batch))
+            self._frames = min(max(int(affordable / final.batch), fewest), FRAMES)
+            for sample in range(1, final.batch):
+                stop_if_interrupted()
+                self._results += decode_image(self.model, final[sample : sample + 1])
+        self.progress.show(self._total, self._total, next(iter(self._results), None))
+        self._show_text(self._total, final[:1])
 
-    def recorded(self, trajectory: Trajectory) -> dict[str, list] | None:
+    def show_kept(self, reached: TokenState, kept: str) -> None:
+        """Offer what an interrupted run has :meth:`reached`, the file ``kept``."""
+        ended = {"kept": kept, "ended": self._steps, "planned": self.planned}
+        which = slice(self._sample, self._sample + 1)
+        self._show_text(self._done, reached[which], **ended)
+
+    def recorded(self, trajectory: Trajectory, kept: str | None = None) -> dict[str, list] | None:
         """The node's ui data, after :meth:`finish`: what the viewer scrubs over, if there is any.
+        ``kept``: the file of the tokens of a run that ended early.
 
         A list in a list, since the page takes a dict in a list for a file.
         """
         if not len(trajectory):
             return None
         steps = spread_steps(trajectory, self._frames)
-        data: dict[str, Any] = recorded_text(self.model, trajectory, steps)
-        data["total"], data["sheet"] = trajectory.total_steps, None
-        if self._result:
-            data["sheet"] = self._saved_sheet(steps, self._result)
-        return {RECORDED_STEPS: [[data]]}
+        samples = []
+        for sample in range(trajectory.final.batch):
+            data: dict[str, Any] = recorded_text(self.model, trajectory, steps, sample)
+            data["sheet"] = self._saved_sheet(steps, sample) if self._results else None
+            samples.append(data)
+        run = {
+            "steps": [step.index + 1 for step in steps],
+            "total": trajectory.total_steps,
+            "planned": self.planned,
+            "kept": kept,
+            "samples": samples,
+        }
+        return {RECORDED_STEPS: [[run]]}
 
-    def _show_text(self, done: int, total: int, state: TokenState) -> None:
+    def _show_text(self, done: int, state: TokenState, **more: object) -> None:
         text = decode_text(self.model, state, masked=MASKED_TEXT)[0]
         words = words_since(self.model, state, self._shown)
-        self.progress.show_words(done, total, words, f"{self._note}{text}")
+        place = {"sample": self._sample, "batch": self._batch, "item": self.run.item}
+        self.progress.show_words(done, self._total, words, f"{self._note}{text}", **place, **more)
         self._shown = state
 
-    def _saved_sheet(self, steps: Sequence[Step], result: Image.Image) -> dict[str, Any]:
-        """Where the pictures of ``steps`` lie, the last one being ``result``."""
-        pictures = []
+    def _saved_sheet(self, steps: Sequence[Step], sample: int) -> dict[str, Any]:
+        """Where the pictures of ``steps`` lie, the last one being the result."""
+        pictures, which = [], slice(sample, sample + 1)
         for step in steps[:-1]:
             stop_if_interrupted()
-            pictures.append(veiled_picture(self.model, step.guess[:1], step.after[:1]))
-        pictures.append(result.copy())
+            pictures.append(veiled_picture(self.model, step.guess[which], step.after[which]))
+        pictures.append(self._results[sample].copy())
         for picture in pictures:
             picture.thumbnail((_CELL, _CELL))
         file = save_temporary(contact_sheet(pictures, _COLUMNS))
@@ -127,21 +173,20 @@ def words_since(
     return list(zip(text_pieces(model, state)[0], names, strict=True))
 
 
-def recorded_text(model: Model, trajectory: Trajectory, steps: Sequence[Step]) -> dict[str, Any]:
-    """The first sample's words at ``steps``, of which the last one stands for the final state.
+def recorded_text(
+    model: Model, trajectory: Trajectory, steps: Sequence[Step], sample: int = 0
+) -> dict[str, Any]:
+    """The words of a sample at ``steps``, of which the last one stands for the final state.
 
-    ``steps``: their numbers, from 1. ``words``: the final text, one string per token. ``since``:
-    the position in ``steps`` from which on each token is unmasked, -1 if it was from the start.
+    ``words``: the final text, one string per token. ``since``: the position in ``steps`` from which
+    on each token is unmasked, -1 if it was from the start, their number if it is not at the end.
     """
-    final = trajectory.final[:1]
+    which = slice(sample, sample + 1)
+    final = trajectory.final[which]
     since = [len(steps)] * final.text.shape[1]
-    states = [trajectory.initial, *(step.after for step in steps[:-1]), final]
+    states = [trajectory.initial[which], *(step.after[which] for step in steps[:-1]), final]
     for frame, state in reversed(list(enumerate(states, start=-1))):
         for position, token in enumerate(state.text[0].tolist()):
             if token != MASKED:
                 since[position] = frame
-    return {
-        "steps": [step.index + 1 for step in steps],
-        "words": text_pieces(model, final)[0],
-        "since": since,
-    }
+    return {"words": text_pieces(model, final)[0], "since": since}

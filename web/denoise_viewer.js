@@ -1,5 +1,6 @@
 // Text and picture on Parallel Denoise: as they form while it runs, and afterwards at any recorded
-// step. Nothing of it is saved or queued.
+// step of each sample. A run can be stopped after the present step, and gone on with. Nothing of it
+// is saved with the workflow.
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
 import { eachResult, nodeOf, onLive, onResult, passToCanvas } from './page.js'
@@ -7,6 +8,7 @@ import { eachResult, nodeOf, onLive, onResult, passToCanvas } from './page.js'
 const NODE = 'MMaDAParallelDenoise'
 const STEP_EVENT = 'mmada_parallel.step' // nodes/host/page.py
 const RECORDED_STEPS = 'mmada_parallel_steps' // nodes/live.py
+const GO_ON = 'go_on_from' // nodes/denoise.py
 const MASKED = ' ░'
 const MIN_WIDTH = 400
 const MIN_HEIGHT = 220
@@ -27,14 +29,23 @@ const STYLE = `
   .mmada-viewer .stage { flex-direction: column; }
   .mmada-viewer canvas { width: 100%; height: 58%; object-position: top; }
 }
-.mmada-viewer .masked { opacity: 0.55; }
+.mmada-viewer .masked { opacity: 0.75; }
 .mmada-viewer .new { border-radius: 2px; background: rgb(255 186 40 / 0.42);
   box-shadow: 0 0 0 2px rgb(255 186 40 / 0.42); }
-.mmada-viewer .empty { opacity: 0.7; }
+.mmada-viewer .empty { opacity: 0.85; }
 .mmada-viewer .steps { display: flex; gap: 10px; align-items: center; }
 .mmada-viewer .steps input { flex: 1; min-width: 0; margin: 0; accent-color: rgb(255 186 40); }
 .mmada-viewer .steps output { min-width: 9ch; text-align: right; white-space: nowrap;
   font-size: 12px; font-variant-numeric: tabular-nums; }
+.mmada-viewer .actions { display: flex; gap: 10px; align-items: center; font-size: 12px; }
+.mmada-viewer .note { flex: 1; min-width: 0; line-height: 1.35; }
+.mmada-viewer button, .mmada-viewer select { flex: none; padding: 3px 10px; font: inherit;
+  border: 1px solid var(--border-color); border-radius: 5px; color: var(--input-text);
+  background: var(--comfy-menu-bg); }
+.mmada-viewer button { font-weight: 600; cursor: pointer; }
+.mmada-viewer button:hover:enabled { border-color: var(--input-text); }
+.mmada-viewer button:disabled { cursor: default; font-weight: 400; }
+.mmada-viewer .samples { flex: none; white-space: nowrap; }
 .mmada-viewer [hidden] { display: none; }
 /* The Vue renderer's own picture of a running node would be the same once more. */
 [data-testid^='node-body-']:has(.mmada-viewer) > img,
@@ -49,13 +60,24 @@ function make(tag, parent, properties = {}) {
 
 const SLIDER_KEYS = ['Arrow', 'Home', 'End', 'Page']
 
+const END_EVENTS = ['execution_success', 'execution_error', 'execution_interrupted']
+let running = null // the viewer of the node that runs
+
 class Viewer {
   live = false
 
-  constructor() {
+  constructor(node) {
+    this.node = node
     this.element = make('div', null, { className: 'mmada-viewer' })
     const frame = make('div', this.element, { className: 'frame' })
-    const stage = make('div', frame, { className: 'stage' })
+    this.makeStage(make('div', frame, { className: 'stage' }))
+    this.makeSteps(make('div', frame, { className: 'steps', hidden: true }))
+    this.makeActions(make('div', frame, { className: 'actions', hidden: true }))
+    passToCanvas(this.element, () => this.words.matches(':focus') && this.wordsScroll)
+    this.reset()
+  }
+
+  makeStage(stage) {
     this.canvas = make('canvas', stage, { hidden: true })
     this.canvas.setAttribute('role', 'img')
     this.canvas.setAttribute('aria-label', 'The picture at this step')
@@ -63,10 +85,13 @@ class Viewer {
     this.words.setAttribute('role', 'region')
     this.words.setAttribute('aria-label', 'The text at this step')
     this.words.dataset.captureWheel = 'true' // once it has the focus
-    this.steps = make('div', frame, { className: 'steps', hidden: true })
-    this.range = make('input', this.steps, { type: 'range', min: 0, step: 1 })
+  }
+
+  makeSteps(steps) {
+    this.steps = steps
+    this.range = make('input', steps, { type: 'range', min: 0, step: 1 })
     this.range.setAttribute('aria-label', 'Recorded step')
-    this.label = make('output', this.steps)
+    this.label = make('output', steps)
     this.range.addEventListener('input', () => this.showRecorded(this.range.valueAsNumber))
     this.range.addEventListener('keydown', (event) => {
       const { key, ctrlKey, metaKey } = event
@@ -74,8 +99,23 @@ class Viewer {
         event.stopPropagation()
       }
     })
-    passToCanvas(this.element, () => this.words.matches(':focus') && this.wordsScroll)
-    this.reset()
+  }
+
+  makeActions(actions) {
+    this.actions = actions
+    this.which = make('span', actions, { className: 'samples' })
+    this.picker = make('select', actions)
+    this.picker.setAttribute('aria-label', 'Sample to show')
+    this.picker.addEventListener('change', () => this.choose(this.picker.selectedIndex))
+    this.picker.addEventListener('keydown', (event) => event.stopPropagation())
+    this.note = make('span', actions, { className: 'note' })
+    this.stopButton = make('button', actions, { className: 'stop', textContent: 'Stop here' })
+    this.stopButton.title = 'End after this step and hand on the tokens as they are.'
+    this.stopButton.addEventListener('click', () => this.stop())
+    this.goOnButton = make('button', actions, { className: 'go-on' })
+    this.goOnButton.textContent = 'Go on from here'
+    this.goOnButton.title = 'Run again from these tokens: what is masked is denoised further.'
+    this.goOnButton.addEventListener('click', () => this.goOn())
   }
 
   get wordsScroll() {
@@ -84,23 +124,46 @@ class Viewer {
 
   reset() {
     this.recorded = this.sheet = null
+    this.choices = []
+    this.kept = []
     this.canvas.hidden = this.steps.hidden = true
+    this.showActions()
     const note = 'While this node runs, its text and picture form here.'
     this.words.replaceChildren(make('span', null, { className: 'empty', textContent: note }))
+  }
+
+  /** What is not named is not shown. */
+  showActions({ note = '', which = '', pick = false, stop = false, goOn = false } = {}) {
+    this.note.textContent = note
+    this.which.textContent = which
+    this.which.hidden = !which
+    this.picker.hidden = !pick
+    this.stopButton.hidden = !stop
+    this.goOnButton.hidden = !goOn
+    this.actions.hidden = !(note || which || pick || stop || goOn)
   }
 
   startLive() {
     if (this.live) return
     this.reset()
     this.live = true
+    running = this
+    this.stopButton.disabled = false
   }
 
-  showStep({ step, total, words }) {
+  showStep({ node, step, total, words, sample, batch, item, kept, ended, planned }) {
     this.startLive()
+    this.executionId = node
     this.steps.hidden = false
     this.range.disabled = true
     this.setSteps(step, total, total, step)
     this.setWords(words)
+    const samples = batch > 1 ? [`sample ${sample + 1} of ${batch}`] : []
+    const which = [...(item ? [`item ${item + 1}`] : []), ...samples].join(', ')
+    const note = this.stopButton.disabled ? 'Ends after this step.' : ''
+    if (!kept) return this.showActions({ which, stop: true, note })
+    this.kept[item] = kept
+    this.showActions({ which, goOn: true, note: endedNote(ended, planned) })
   }
 
   async showPreview(blob) {
@@ -110,15 +173,65 @@ class Viewer {
     bitmap.close()
   }
 
-  /** What ran is over: its recorded steps can be chosen. */
-  record(recorded) {
+  async stop() {
+    this.stopButton.disabled = true
+    this.note.textContent = 'Ends after this step.'
+    const body = new URLSearchParams({ client_id: api.clientId, node: this.executionId })
+    const answer = await api.fetchApi('/mmada_parallel/stop', { method: 'POST', body })
+    if (!answer.ok && this.live) this.note.textContent = await answer.text()
+  }
+
+  /** Run the graph once with what the run that ended has left. */
+  async goOn() {
+    const widget = this.node.widgets.find(({ name }) => name === GO_ON)
+    widget.value = Array.from(this.kept, (file) => file ?? '').join('\n')
+    widget.afterQueued = () => (widget.value = '')
+    await app.queuePrompt(0, 1)
+    if (app.lastNodeErrors) widget.value = '' // refused
+  }
+
+  /** The run is over, whole or not. */
+  end() {
     this.live = false
-    this.recorded = recorded
+    if (!this.stopButton.hidden) this.showActions({ which: this.which.textContent })
+  }
+
+  /** What ran is over: its recorded steps can be chosen. `runs`: one for each item of a list. */
+  record(runs) {
+    this.live = false
+    this.stopButton.disabled = false
+    this.kept = runs.map(({ kept }) => kept)
+    this.choices = runs.flatMap((run, item) =>
+      run.samples.map((sample, place) => {
+        const names = [`${place + 1} of ${run.samples.length}`]
+        if (runs.length > 1 && run.samples.length > 1) names.unshift(`item ${item + 1}`)
+        else if (runs.length > 1) names[0] = `${item + 1} of ${runs.length}`
+        return { ...run, ...sample, name: names.join(': ') }
+      })
+    )
+    this.picker.replaceChildren()
+    for (const { name } of this.choices) make('option', this.picker, { textContent: name })
+    this.choose(0)
+  }
+
+  choose(place) {
+    const chosen = this.choices[place]
+    const atEnd = !this.recorded || this.range.value === this.range.max
+    const frame = atEnd ? Infinity : this.range.valueAsNumber
+    this.picker.selectedIndex = place
+    this.recorded = chosen
     this.sheet = null
     this.steps.hidden = false
     this.range.disabled = false
-    this.showRecorded(recorded.steps.length - 1)
-    if (recorded.sheet) this.loadSheet(recorded)
+    const pick = this.choices.length > 1
+    this.showActions({
+      pick,
+      which: pick ? 'sample' : '',
+      goOn: this.kept.some(Boolean),
+      note: chosen.kept ? endedNote(chosen.total, chosen.planned) : ''
+    })
+    this.showRecorded(Math.min(frame, chosen.steps.length - 1))
+    if (chosen.sheet) this.loadSheet(chosen)
     else this.canvas.hidden = true
   }
 
@@ -176,16 +289,20 @@ class Viewer {
   }
 }
 
+function endedNote(step, planned) {
+  return `Ended after step ${step} of ${planned}. Load Tokens has its tokens until ComfyUI closes.`
+}
+
 const viewers = new WeakMap()
 let created = 0 // the page takes widgets of one name at one node id for the same element
 
 function show(viewer, output) {
-  const recorded = output?.[RECORDED_STEPS]?.[0]?.[0]
-  if (recorded) viewer.record(recorded)
+  const runs = output?.[RECORDED_STEPS]?.map(([run]) => run)
+  if (runs?.length) viewer.record(runs)
 }
 
 function addViewer(node) {
-  const viewer = new Viewer()
+  const viewer = new Viewer(node)
   viewers.set(node, viewer)
   const widget = node.addDOMWidget(`viewer ${++created}`, 'denoise_viewer', viewer.element, {
     serialize: false,
@@ -193,6 +310,8 @@ function addViewer(node) {
     getMinHeight: () => MIN_HEIGHT
   })
   widget.serialize = false
+  const goOn = node.widgets.find(({ name }) => name === GO_ON)
+  if (goOn) goOn.hidden = true
   node.onDrawBackground = () => {} // where the page would draw the picture once more
   onResult(node, (output) => show(viewer, output))
   const beforeStart = node.onExecutionStart
@@ -211,6 +330,7 @@ app.registerExtension({
     api.addEventListener('b_preview_with_metadata', ({ detail }) =>
       viewers.get(nodeOf(detail.displayNodeId))?.showPreview(detail.blob)
     )
+    for (const name of END_EVENTS) api.addEventListener(name, () => running?.end())
   },
   nodeCreated(node) {
     if (node.comfyClass === NODE) addViewer(node)

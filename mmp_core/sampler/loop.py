@@ -22,8 +22,8 @@ PRESETS: dict[str, Callable[[DenoisingModel, Prompt, SamplerSettings], Policies]
     "upstream": upstream_policies,
 }
 
-Callback = Callable[[int, int, Step], None]
-"""Step index from 0, number of steps, the step. May raise to interrupt."""
+Callback = Callable[[int, int, Step], "bool | None"]
+"""Step index from 0, number of steps, the step. Returns true to stop after this step; may raise."""
 
 
 @torch.no_grad()
@@ -38,7 +38,9 @@ def denoise(
 ) -> Trajectory:
     """Unmask all masked tokens of ``prompt.initial``, text and image in parallel.
 
-    ``policies`` replaces what ``settings`` stands for. ``callback`` is called after each step.
+    ``policies`` replaces what ``settings`` stands for. ``callback`` is called after each step;
+    where it stops the run early, the trajectory has the steps so far, and ``final`` is still masked
+    in part.
     ``record``: at most so many steps are kept in the trajectory, evenly spread and the last one
     always; ``None`` keeps all, 0 none. Tensors stay on the model's device.
 
@@ -58,8 +60,10 @@ def denoise(
         last = take_step(predictor, policies, index, last)
         if index in recorded:
             steps.append(last)
-        if callback:
-            callback(index, total, last)
+        if callback and callback(index, total, last) and index + 1 < total:
+            if recorded and index not in recorded:
+                steps.append(last)
+            return Trajectory(tuple(steps), prompt.initial, last.after, index + 1)
     final = policies.selection.finish(last.after, last.guess)
     return Trajectory(tuple(steps), prompt.initial, final, total)
 

@@ -3,6 +3,7 @@
 from .clip import HostedClip, load_clip
 from .models import DTYPES, HostBudget, HostedAdapter, HostedModel, load, with_adapter
 from .page import Progress, metadata_wanted, save_temporary, stop_if_interrupted, to_intermediate
+from .stopping import Run, keep, stoppable, stops
 from .training import Interrupted, TrainingMemory, trainable
 
 __all__ = [
@@ -13,12 +14,16 @@ __all__ = [
     "HostedModel",
     "Interrupted",
     "Progress",
+    "Run",
     "TrainingMemory",
+    "keep",
     "load",
     "load_clip",
     "metadata_wanted",
     "save_temporary",
     "stop_if_interrupted",
+    "stoppable",
+    "stops",
     "to_intermediate",
     "trainable",
     "with_adapter",

@@ -159,19 +159,22 @@ def adapter_files(name: str) -> tuple[Path, Path]:
     return file, file.with_name(PEFT_CONFIG)
 
 
-def free_output_path(prefix: str, ending: str) -> Path:
-    """A file of the output folder that is not there yet; ``prefix``: folder and name."""
+def free_output_path(prefix: str, ending: str, root: str | None = None) -> Path:
+    """A file of the folder ``root``, by default the output folder, that is not there yet;
+    ``prefix``: folder and name."""
     folder, name, number, *_ = folder_paths.get_save_image_path(
-        prefix, folder_paths.get_output_directory()
+        prefix, root or folder_paths.get_output_directory()
     )
     return Path(folder) / f"{name}_{number:05}_{ending}"
 
 
 def token_files() -> list[str]:
-    """Files of tokens in the output folder, newest first, then those in the input folder; those in
-    deeper folders than :func:`free_output_path` makes by default are not searched for."""
+    """Files of tokens: of runs that ended early, in the output folder, in the input folder; of each
+    the newest first. Those in deeper folders than :func:`free_output_path` makes by default are not
+    searched for."""
     names = []
     roots = {
+        " [temp]": folder_paths.get_temp_directory(),
         " [output]": folder_paths.get_output_directory(),
         "": folder_paths.get_input_directory(),
     }
@@ -192,7 +195,8 @@ def token_file(name: str) -> Path:
     if not (file.is_relative_to(root) and file.name.endswith(TOKENS_ENDING) and file.is_file()):
         raise InputError(
             f"{name!r} is neither in {folder_paths.get_output_directory()} nor in "
-            f"{folder_paths.get_input_directory()}: save tokens again, or choose another file."
+            f"{folder_paths.get_input_directory()}: save tokens again, or choose another file. "
+            "Those of runs that ended early are deleted when ComfyUI is closed."
         )
     return file
 

@@ -87,10 +87,11 @@ class Progress:
         self._show(TEXT_EVENT, text, text=text)
 
     def show_words(
-        self, done: int, total: int, words: Sequence[tuple[str, str]], text: str
+        self, done: int, total: int, words: Sequence[tuple[str, str]], text: str, **more: object
     ) -> None:
-        """The whole text so far: words and their states in our viewer, else ``text`` alone."""
-        self._show(STEP_EVENT, text, step=done, total=total, words=words)
+        """The whole text so far: words and their states in our viewer, with ``more`` of what it
+        knows, else ``text`` alone."""
+        self._show(STEP_EVENT, text, step=done, total=total, words=words, **more)
 
     def _show(self, event: str, plain: str, **data: object) -> None:
         """Send the page an event about this node if it listens to that, else ``plain``."""

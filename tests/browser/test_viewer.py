@@ -25,12 +25,33 @@ STATE = f"""(id) => {{
         choosing: range.checkVisibility() && !range.disabled,
         picture: canvas.checkVisibility() ? canvas.toDataURL() : null,
         width: found.size[0], height: viewer.offsetHeight,
+        note: viewer.querySelector('.note').innerText.trim(),
+        stops: viewer.querySelector('.stop').checkVisibility(),
+        goesOn: viewer.querySelector('.go-on').checkVisibility(),
+        which: viewer.querySelector('.samples').checkVisibility()
+            ? viewer.querySelector('.samples').innerText : null,
+        samples: viewer.querySelector('select').checkVisibility()
+            ? [...viewer.querySelectorAll('option')].map((option) => option.textContent) : [],
     }}
 }}"""
 RUNNING = f"""(id) => {{
     {VIEWER}
     return range.disabled && canvas.checkVisibility() && count('masked') && count('new')
 }}"""
+HAS_STEPPED = f"""([id, steps]) => {{
+    {VIEWER}
+    return range.disabled && viewer.querySelector('.stop').checkVisibility()
+        && range.valueAsNumber >= steps
+}}"""
+CHOOSE = f"""([id, place]) => {{
+    {VIEWER}
+    const select = viewer.querySelector('select')
+    select.selectedIndex = place
+    select.dispatchEvent(new Event('change'))
+}}"""
+SLOW = """() => app.graph.nodes.flatMap((node) => node.widgets ?? [])
+    .filter((widget) => ['text_steps', 'image_steps'].includes(widget.name))
+    .forEach((widget) => widget.value = 60)"""
 FOCUS = f"(id) => {{ {VIEWER}; range.focus() }}"
 SELECT = """(ids) => app.canvas.selectItems(
     app.canvas.graph.nodes.filter((node) => ids.includes(String(node.id))))"""

@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from mmada_parallel.mmp_core import SamplerSettings, denoise
+from mmada_parallel.mmp_core import MASKED, SamplerSettings, denoise
 from mmada_parallel.mmp_core.batching import DeviceBudget, concatenated, denoise_in_batches
 from mmada_parallel.mmp_core.memory import OutOfMemory, denoising_estimate
 from mmada_parallel.tests.mmp_core import tiny
@@ -201,3 +201,56 @@ def test_tensors_that_steps_share_stay_shared(model):
         for before, after in zip(run, run.steps[1:], strict=False)
     )
     assert concatenated([run]) is run
+
+
+@pytest.mark.parametrize("record", [None, 2, 0])
+def test_a_stopped_run_hands_on_its_steps_so_far(model, record):
+    prompt = tiny.prompt(model.layout, batch=3, text=6, grid=(4, 4))
+    whole = denoise(model, prompt, SETTINGS["exact"])
+    run = denoise_in_batches(
+        model,
+        prompt,
+        SETTINGS["exact"],
+        budget=Budget(3),
+        callback=lambda index, *_: index == 2,
+        record=record,
+    )
+    assert run.total_steps == 3 and (MASKED in run.final.image or MASKED in run.final.text)
+    same(run.final, whole.steps[2].after)
+    numbers = {None: [0, 1, 2], 2: [0, 2], 0: []}[record]
+    assert [step.index for step in run] == numbers
+    assert run.end.index == 2
+
+
+@pytest.mark.parametrize("at", [1, 4, 7])
+def test_a_stopped_batch_keeps_the_parts_before_and_leaves_those_after(model, at):
+    """Parts of two samples and five steps each: stopped in the first, at its end, in the second."""
+    prompt = tiny.prompt(model.layout, batch=5, text=6, grid=(4, 4))
+    whole, asked = denoise(model, prompt, SETTINGS["exact"]), []
+
+    def stop(index, total, step):
+        asked.append(index)
+        return index == at
+
+    run = denoise_in_batches(
+        model, prompt, SETTINGS["exact"], budget=Budget(2), callback=stop, record=None
+    )
+    steps = whole.total_steps
+    part, done = divmod(at, steps)
+    assert asked == list(range(at + 1)) and run.final.batch == 5
+    assert run.total_steps == len(run) == (done + 1 if part == 0 else steps)
+    first, now, rest = slice(0, 2 * part), slice(2 * part, 2 * part + 2), slice(2 * part + 2, 5)
+    same(run.final[first], whole.final[first])
+    same(run.final[now], whole.steps[done].after[now])
+    same(run.final[rest], prompt.initial[rest])
+    for step, expected in zip(run.steps[: done + 1], whole.steps, strict=False):
+        same(step.after[now], expected.after[now])
+        same(step.after[rest], prompt.initial[rest])
+
+
+def test_a_stop_at_the_last_step_changes_nothing(model):
+    prompt = tiny.prompt(model.layout, batch=2, text=6, grid=(4, 4))
+    whole = denoise(model, prompt, SETTINGS["exact"])
+    check_same(
+        denoise(model, prompt, SETTINGS["exact"], callback=lambda i, n, _: i == n - 1), whole
+    )

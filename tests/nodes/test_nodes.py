@@ -146,7 +146,10 @@ def test_a_batch_in_parts_is_announced_and_fills_the_bar_once(
     assert recorder.texts[-1].startswith("[in parts, since memory was short")
     assert {state for _, state in recorder.words[steps][1]} == {"masked", "new"}
     (((data,),),) = output.ui.values()
-    assert data["total"] == steps and data["sheet"]
+    assert data["total"] == data["planned"] == steps and data["kept"] is None
+    assert len(data["samples"]) == 3 and all(sample["sheet"] for sample in data["samples"])
+    assert [place["sample"] for place in recorder.places] == [0] * steps + [2] * steps + [0]
+    assert {place["batch"] for place in recorder.places} == {3}
 
 
 def test_too_little_memory_is_one_sentence_that_comfyui_takes_for_what_it_is(
@@ -169,9 +172,10 @@ class Recorder:
     """Stands for `host.Progress`; everything is due."""
 
     text_due = picture_due = True
+    node_id = shown_id = "4"
 
     def __init__(self):
-        self.steps, self.pictures, self.texts, self.words = [], [], [], []
+        self.steps, self.pictures, self.texts, self.words, self.places = [], [], [], [], []
 
     def show(self, done, total, picture=None):
         self.steps.append((done, total))
@@ -180,7 +184,8 @@ class Recorder:
     def show_text(self, text):
         self.texts.append(text)
 
-    def show_words(self, done, total, words, text):
+    def show_words(self, done, total, words, text, **place):
+        self.places.append(place)
         self.words.append((done, words))
         self.texts.append(text)
 
@@ -219,10 +224,12 @@ def test_the_viewer_gets_the_recorded_steps(nodes, encoded, denoised):
     trajectory, frames = output[1], len(data["steps"])
     assert nodes.live.FEWEST_FRAMES <= frames <= nodes.live.FRAMES
     assert data["steps"] == sorted(data["steps"]) and data["steps"][-1] == data["total"] == 36
-    for frame, number in enumerate(data["steps"]):
-        decided = [since <= frame for since in data["since"]]
-        assert decided == (trajectory.steps[number - 1].after.text[0] != MASKED).tolist()
-    assert len(data["words"]) == len(data["since"]) == trajectory.final.text.shape[1]
+    assert len(data["samples"]) == 2
+    for row, sample in enumerate(data["samples"]):
+        for frame, number in enumerate(data["steps"]):
+            decided = [since <= frame for since in sample["since"]]
+            assert decided == (trajectory.steps[number - 1].after.text[row] != MASKED).tolist()
+        assert len(sample["words"]) == len(sample["since"]) == trajectory.final.text.shape[1]
     json.dumps(data)
 
 
@@ -230,7 +237,7 @@ def test_their_pictures_are_cells_of_one_temporary_file(encoded, denoised):
     import folder_paths
 
     (((data,),),) = denoised(encoded()).ui.values()
-    sheet = data["sheet"]
+    sheet = data["samples"][0]["sheet"]
     assert sheet["file"]["type"] == "temp"
     picture = Image.open(Path(folder_paths.get_temp_directory()) / sheet["file"]["filename"])
     rows = -(-len(data["steps"]) // sheet["columns"])
@@ -240,7 +247,7 @@ def test_their_pictures_are_cells_of_one_temporary_file(encoded, denoised):
 
 def test_without_previews_only_words_are_kept_and_without_a_record_nothing(encoded, denoised):
     (((data,),),) = denoised(encoded(), preview_every=0).ui.values()
-    assert data["sheet"] is None and len(data["steps"]) == 24
+    assert data["samples"][0]["sheet"] is None and len(data["steps"]) == 24
     assert denoised(encoded(), record_steps=0).ui is None
 
 
@@ -250,7 +257,8 @@ def test_tokens_that_were_given_are_not_new_to_the_viewer(encoded, denoised):
     half = TokenState(tokens.text.clone(), tokens.image)
     half.text[0, ::2] = MASKED
     (((data,),),) = denoised(prompt, tokens=half).ui.values()
-    assert all((since == -1) == (place % 2 == 1) for place, since in enumerate(data["since"]))
+    since = data["samples"][0]["since"]
+    assert all((frame == -1) == (place % 2 == 1) for place, frame in enumerate(since))
 
 
 def test_undecided_patches_are_veiled(nodes, model):
