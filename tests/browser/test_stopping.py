@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from mmada_parallel.tests.browser.conftest import serve_page
 from mmada_parallel.tests.browser.test_viewer import (
     CHOOSE,
+    EXHAUSTIVE,
     HAS_STEPPED,
     NODE,
     SET_BATCHES,
@@ -12,8 +14,8 @@ from mmada_parallel.tests.browser.test_viewer import (
     WORKFLOW,
     ViewerPage,
     both_renderers,
-    comfy,  # noqa: F401
 )
+from mmada_parallel.tests.front_ends import NEWEST
 from mmada_parallel.tests.hosts import PACK_ROOT
 
 KEEP = json.loads((PACK_ROOT / "workflows" / "Stop, keep and redraw.json").read_text())
@@ -26,6 +28,22 @@ POST = """(form) => app.api.fetchApi('/mmada_parallel/stop',
     .then(async (answer) => [answer.status, await answer.text()])"""
 GO_ON_VALUE = """(id) => app.graph.getNodeById(id).widgets
     .find((widget) => widget.name === 'go_on_from').value"""
+
+
+exhaustive = pytest.mark.exhaustive
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(("oldest", None), marks=EXHAUSTIVE),
+        pytest.param(("current", "1.55.18"), marks=EXHAUSTIVE),
+        ("current", NEWEST),
+    ],
+    ids=lambda param: "-".join(filter(None, param)),
+)
+def comfy(request, tmp_path_factory):
+    yield from serve_page(*request.param, tmp_path_factory)
 
 
 @pytest.fixture
@@ -61,6 +79,7 @@ def open_slow(viewer, renderer, workflow=WORKFLOW):
     viewer.comfy.run_command("Comfy.Canvas.FitView", settle=700)
 
 
+@exhaustive
 @both_renderers
 def test_stop_here_hands_on_what_is_there_and_go_on_finishes_it(viewer, renderer):
     open_slow(viewer, renderer)
@@ -85,6 +104,7 @@ def test_stop_here_hands_on_what_is_there_and_go_on_finishes_it(viewer, renderer
     viewer.check_no_complaints()
 
 
+@exhaustive
 def test_a_stopped_run_is_not_taken_for_a_whole_one(viewer):
     open_slow(viewer, "canvas")
     stop_at(viewer, NODE)
@@ -95,6 +115,7 @@ def test_a_stopped_run_is_not_taken_for_a_whole_one(viewer):
     assert whole["text"] and whole["masked"] == 0
 
 
+@exhaustive
 @both_renderers
 def test_an_interrupted_run_is_offered_again(viewer, renderer):
     open_slow(viewer, renderer)
@@ -114,6 +135,7 @@ def test_an_interrupted_run_is_offered_again(viewer, renderer):
     viewer.check_result()
 
 
+@exhaustive
 def test_what_cannot_be_stopped_is_refused_in_one_sentence(viewer):
     open_slow(viewer, "canvas")
     for form in ({}, {"client_id": "x"}, {"node": "4"}):
@@ -142,6 +164,7 @@ def test_the_template_works_by_it(viewer):
     viewer.check_no_complaints()
 
 
+@exhaustive
 @both_renderers
 def test_each_sample_of_a_batch_can_be_shown(viewer, renderer):
     open_slow(viewer, renderer)
