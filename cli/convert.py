@@ -26,6 +26,7 @@ def convert(args: argparse.Namespace) -> None:
             args.source,
             args.out,
             quantize=args.quantize,
+            adapters=args.lora,
             image_tokenizer_path=args.image_tokenizer,
             family=args.family,
             progress=advance,

@@ -77,6 +77,17 @@ _CONVERT_EXAMPLE = """\
 example:
   mmada-parallel convert MMaDA-Parallel-A models/mmada_parallel/A-fp8.safetensors --quantize fp8
 """
+_DOWNLOAD = """\
+Download a released checkpoint from Hugging Face, with its image tokenizer, into ComfyUI's models
+folder if one is found. Its licence is shown first. Every file is checked; run the command again
+after a break, and it goes on from there. With --quantize the result is one file of about half the
+size, made while it is downloaded: each part of the weights is deleted once converted, so that 16 GB
+of disk are enough."""
+_DOWNLOAD_EXAMPLE = """\
+examples:
+  mmada-parallel download A --quantize int8
+  mmada-parallel download M --into ~/ComfyUI/models/mmada_parallel
+"""
 _CHECK = """\
 Say what a checkpoint is, and what is odd about it, from its files, without loading it: family,
 precision, rows, special ids, image codes, image tokenizer, end of an encoded instruction. Exit code
@@ -127,6 +138,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     options.add_conversion(convert)
     convert.set_defaults(run="convert:convert")
+    download = _command(
+        commands, "download", "get a released checkpoint", _DOWNLOAD, _DOWNLOAD_EXAMPLE
+    )
+    options.add_download(download)
+    download.set_defaults(run="download:download")
     check = _command(commands, "check", "say what a checkpoint is", _CHECK)
     options.add_check(check)
     check.set_defaults(run="convert:check")

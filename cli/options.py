@@ -317,7 +317,29 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
         help="how the linear layers of the blocks are stored: fp8 or int8 in one byte per weight, "
         "none as they are (default none)",
     )
+    _add_lora(
+        parser,
+        "an adapter to merge into the weights before they are quantised: a .safetensors file",
+    )
     _add_image_tokenizer(parser)
+    _add_quiet(parser)
+
+
+def add_download(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("family", metavar="A|M", help="which checkpoint: MMaDA-Parallel-A or -M")
+    parser.add_argument(
+        "--quantize",
+        choices=tuple(FORMATS),
+        help="make one file in which the linear layers of the blocks take one byte per weight "
+        "(default: the folder as released, 17 GB)",
+    )
+    parser.add_argument(
+        "--into",
+        type=Path,
+        metavar="FOLDER",
+        help="where it goes (default: models/mmada_parallel of the ComfyUI that this pack or the "
+        "current folder lies in, or of ~/ComfyUI or ~/comfy/ComfyUI; else the current folder)",
+    )
     _add_quiet(parser)
 
 
@@ -342,15 +364,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="demo, which comes with the package and knows a toy world, the folder of a checkpoint "
         "in the released layout, or a file that convert wrote (default demo)",
     )
-    group.add_argument(
-        "--lora",
-        type=_lora,
-        action="append",
-        default=[],
-        metavar="FILE[:STRENGTH]",
-        help="an adapter to add to what the model computes, a .safetensors file or a folder of "
-        "PEFT; STRENGTH 1, the default, is as it was trained; repeat it for several",
-    )
+    _add_lora(group, "an adapter to add to what the model computes, a .safetensors file")
     _add_image_tokenizer(group)
     group.add_argument(
         "--device",
@@ -363,6 +377,18 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "float32", "bfloat16", "float16"),
         help="precision of the transformer (default auto: as stored; on a CPU float32 for small "
         "models)",
+    )
+
+
+def _add_lora(parser: argparse._ActionsContainer, what: str) -> None:
+    parser.add_argument(
+        "--lora",
+        type=_lora,
+        action="append",
+        default=[],
+        metavar="FILE[:STRENGTH]",
+        help=f"{what} or a folder of PEFT; STRENGTH 1, the default, is as it was trained; repeat "
+        "it for several",
     )
 
 

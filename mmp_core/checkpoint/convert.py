@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import datetime
-import hashlib
 import json
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import CheckpointError, InputError
-from ..files import readable_size, replacing, writable_file, writing
+from ..files import readable_size, writable_file, writing
 from ..model.formats import FORMATS, Format
+from ..model.lora import adaptable_layers
 from ..model.quantised import formats_of, marker, quantise
-from .load import build_model, check_complete, open_checkpoint
+from .load import Model, build_model, check_complete, open_checkpoint
+from .merge import Merged, sha256_of
 from .packed import IMAGE_PREFIX, packed_metadata
+from .partial import Partial, partial
 from .source import Family, Source
 from .tensors import DTYPES, Outline, SafetensorsFiles, blocks_of, outline_of
 
@@ -28,6 +29,7 @@ KINDS = (*FORMATS, "none")
 """Choices of ``quantize``."""
 
 _HASHED = ("config.json", "model.safetensors.index.json")
+_NORM = "model.transformer.ln_f.weight"
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -36,6 +38,7 @@ def convert(
     out: str | Path,
     *,
     quantize: str = "none",
+    adapters: Sequence[tuple[str | Path, float]] = (),
     image_tokenizer_path: str | Path | None = None,
     family: Family = None,
     progress: Callable[[int, int], Any] | None = None,
@@ -43,31 +46,56 @@ def convert(
     """Write the checkpoint folder ``source_path`` (or ``demo``) to ``out``, whole or not at all.
 
     ``quantize``: of :data:`KINDS`; it concerns the linear layers of the blocks, all else is copied
-    as stored. ``progress(written, total)``: called with bytes. At most one quantised tensor, with
-    its working copies, is in memory at a time.
+    as stored. ``adapters``: files of LoRAs and their strengths, which are added to the weights
+    before these are quantised. ``progress(written, total)``: called with bytes. At most one
+    quantised tensor, with its working copies, is in memory at a time. What a killed conversion has
+    written is gone on from.
 
     Raises ``CheckpointError`` for a source that cannot be loaded, ``InputError`` for an ``out``
-    that cannot be written or is too large for its disk.
+    that cannot be written or is too large for its disk, and for an adapter that does not fit.
     """
-    if quantize not in KINDS:
-        raise InputError(f"quantize is {quantize!r}; expected {', '.join(KINDS)}.")
     source = open_checkpoint(source_path, image_tokenizer_path=image_tokenizer_path, family=family)
     out = writable_file(out, "OUT", (".safetensors",))
+    write_packed(source, out, quantize, adapters, progress=progress)
+
+
+def write_packed(
+    source: Source,
+    out: Path,
+    quantize: str = "none",
+    adapters: Sequence[tuple[str | Path, float]] = (),
+    *,
+    progress: Callable[[int, int], Any] | None = None,
+    keep: bool = False,
+) -> None:
+    """As :func:`convert`, for a source that is open. ``keep``: after an error or an interrupt, too,
+    what is written stays for the next call to go on from."""
+    if quantize not in KINDS:
+        raise InputError(f"quantize is {quantize!r}; expected {', '.join(KINDS)}.")
     _check_out(source, out)
-    layers = _quantised_layers(source, FORMATS.get(quantize))
-    notes = packed_metadata(source, quantize, _provenance(source))
-    header, places = _laid_out(_outlines(source, layers), notes)
+    model = _model_of(source)
+    if adapters:  # are recognised by the final norm
+        model.transformer.layers["ln_f"].load_state_dict(
+            {"weight": source.weights[_NORM]}, assign=True
+        )
+    layers = dict.fromkeys(adaptable_layers(model.transformer), FORMATS.get(quantize))
+    formats = {name: form for name, form in layers.items() if form}
+    merged = Merged(model, adapters)
+    outlines = _outlines(source, formats)
+    unfinished = Partial(out)
+    header, places = _laid_out(outlines, _notes(source, quantize, merged, unfinished.date))
     total = max(stop for _, stop in places.values())
-    _check_free_space(out, len(header) + total)
-    with writing(out), replacing(out) as temporary, open(temporary, "wb") as file:
-        file.write(header)
-        written = 0
-        for name, blocks in _tensors(source, layers):
-            start, stop = places[name]
-            _write(file, len(header) + start, blocks)
-            written += stop - start
-            if progress is not None:
-                progress(written, total)
+    there = sum(outlines[name].bytes for name in unfinished.done & outlines.keys())
+    _check_free_space(out, len(header) + total + source.room - there)
+    with writing(out), partial(out, keep=keep) as unfinished:
+        unfinished.begin(header, _identity(source))
+        with open(unfinished.path, "rb+") as file:
+            for parts in _tensors(source, formats, merged, unfinished.done):
+                for name, blocks in parts.items():
+                    _write(file, len(header) + places[name][0], blocks)
+                unfinished.complete(file, parts)
+                if progress is not None:
+                    progress(sum(outlines[name].bytes for name in unfinished.done), total)
 
 
 def _check_out(source: Source, out: Path) -> None:
@@ -90,37 +118,41 @@ def _check_free_space(out: Path, needed: int) -> None:
         )
 
 
-def _quantised_layers(source: Source, form: Format | None) -> dict[str, Format]:
-    """The linear layers of the blocks. Raises ``CheckpointError`` where tensors are missing."""
+def _model_of(source: Source) -> Model:
+    """Without weights. Raises ``CheckpointError`` where tensors are missing."""
     model = build_model(source)
     check_complete(model.transformer, source.weights, str(source.path))
     check_complete(model.image_tokenizer, source.image_weights, str(source.image_path))
-    if form is None:
-        return {}
-    return {
-        name: form
-        for name, layer in model.transformer.named_modules()
-        if isinstance(layer, nn.Linear) and ".blocks." in name
-    }
+    return model
 
 
-def _provenance(source: Source) -> dict[str, Any]:
+def _notes(source: Source, quantize: str, merged: Merged, date: str) -> dict[str, str]:
+    """The strings of the header."""
     files = [source.path / name for name in _HASHED]
     try:
         version = metadata.version("mmada-parallel")
     except metadata.PackageNotFoundError:
         version = "not installed"
-    return {
+    provenance = {
         "source": source.path.resolve().name,
-        "sha256": {
-            file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in files
-            if file.is_file()
-        },
+        "sha256": {file.name: sha256_of(file) for file in files if file.is_file()},
         "image_tokenizer": "/".join(source.image_path.resolve().parts[-2:]),
         "version": version,
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "date": date,
+        "licences": dict(source.licences),
+        **source.origin,
+        **({"adapters": merged.about} if merged.about else {}),
     }
+    return packed_metadata(source, quantize, provenance)
+
+
+def _identity(source: Source) -> list:
+    """What tells sources with the same header apart."""
+    if source.origin:
+        return [dict(source.origin)]
+    assert isinstance(source.weights, SafetensorsFiles)
+    stats = [(file.name, file.stat()) for file in (*source.weights.files, source.image_path)]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
 def _outlines(source: Source, layers: Mapping[str, Format]) -> dict[str, Outline]:
@@ -162,23 +194,35 @@ def _laid_out(
 
 
 def _tensors(
-    source: Source, layers: Mapping[str, Format]
-) -> Iterator[tuple[str, Iterator[Tensor]]]:
-    """Names and, in blocks of rows, values of all tensors to be written."""
+    source: Source, formats: Mapping[str, Format], merged: Merged, done: Collection[str]
+) -> Iterator[dict[str, Iterator[Tensor]]]:
+    """For each stored tensor that is not ``done`` yet, what is to be written of it: values in
+    blocks of rows, by name."""
     for name in source.weights:
+        layer = name.removesuffix(".weight")
+        form = formats.get(layer)
+        if name in done:
+            continue
         blocks = blocks_of(source.weights, name)
-        if form := layers.get(layer := name.removesuffix(".weight")):
-            try:
-                weight, scale = quantise(torch.cat(list(blocks)), form)
-            except ValueError as error:
-                raise CheckpointError(f"{name} in {source.path} holds {error}.") from None
-            yield name, iter([weight])
-            yield f"{layer}.weight_scale", iter([scale])
-            yield f"{layer}.comfy_quant", iter([marker(form)])
-        else:
-            yield name, blocks
+        if form is None and layer not in merged:
+            yield {name: blocks}
+            continue
+        weight = merged.added(layer, torch.cat(list(blocks)))
+        if form is None:
+            yield {name: iter([weight])}
+            continue
+        try:
+            stored, scale = quantise(weight, form)
+        except ValueError as error:
+            raise CheckpointError(f"{name} in {source.path} holds {error}.") from None
+        yield {
+            name: iter([stored]),
+            f"{layer}.weight_scale": iter([scale]),
+            f"{layer}.comfy_quant": iter([marker(form)]),
+        }
     for name in source.image_weights:
-        yield IMAGE_PREFIX + name, blocks_of(source.image_weights, name)
+        if IMAGE_PREFIX + name not in done:
+            yield {IMAGE_PREFIX + name: blocks_of(source.image_weights, name)}
 
 
 def _write(file: BinaryIO, position: int, blocks: Iterator[Tensor]) -> None:

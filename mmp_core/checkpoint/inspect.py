@@ -12,8 +12,8 @@ from ..model.quantised import formats_of
 from ..state import MASKED, TokenState
 from ..variants.base import Layout
 from ..variants.registry import BACKBONE
-from ..variants.strangers import ASSUMED
-from .load import Model, build_model, check_complete, open_checkpoint
+from ..variants.strangers import ASSUMED, STATED
+from .load import DEMO, Model, build_model, check_complete, open_checkpoint
 from .source import Family, Source
 from .tensors import outline_of
 
@@ -25,7 +25,8 @@ class Report:
     """``family_known``: how the family is known. ``dtype``: of most weights, by bytes;
     ``quantized``: names of formats. ``rows``: of the embedding. ``special_ids``: of the layout, by
     name. ``image_codes``: number of them. ``image_tokenizer``: its kind and shape.
-    ``template_tail``: the last tokens of an encoded instruction. ``odd``: sentences."""
+    ``template_tail``: the last tokens of an encoded instruction. ``licence``: of the weights.
+    ``odd``: sentences."""
 
     path: str
     family: str
@@ -39,6 +40,7 @@ class Report:
     image_codes: int
     image_tokenizer: str
     template_tail: list[str]
+    licence: str
     odd: list[str]
 
     def lines(self) -> list[str]:
@@ -54,6 +56,7 @@ class Report:
             f"image codes: ids {self.image_offset} to {end}",
             f"image tokenizer: {self.image_tokenizer}",
             "an instruction ends: " + " ".join(self.template_tail),
+            f"licence: {self.licence}",
             *(f"odd: {sentence}" for sentence in self.odd),
         ]
 
@@ -87,8 +90,21 @@ def report_of(source: Source, model: Model) -> Report:
         image_tokenizer=f"{type(tokenizer).__name__}, {tokenizer.codebook_size} codes of "
         f"{tokenizer.vector_width} numbers, {tokenizer.downsample} pixels a side",
         template_tail=_template_tail(model),
+        licence=_licence(source),
         odd=_odd(source, layout, dtypes),
     )
+
+
+def _licence(source: Source) -> str:
+    if source.licences:
+        return ", ".join(f"{licence} ({place})" for place, licence in source.licences.items())
+    if source.path == DEMO:
+        return "Apache-2.0, with the pack"
+    variant = source.variant
+    if source.evidence == STATED or variant.licence is None:
+        return "not stated"
+    also = "" if variant.image_repository is None else f"; see also {variant.image_repository}"
+    return f"not stated in the files; {variant.licence} by the page of {variant.repository}{also}"
 
 
 def _special_ids(layout: Layout) -> dict[str, int]:

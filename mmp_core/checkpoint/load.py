@@ -25,6 +25,7 @@ from ..model.transformer import (
 from ..variants.base import Layout, Variant
 from .packed import open_packed
 from .source import Family, Source, open_folder
+from .tensors import outline_of
 
 _log = logging.getLogger(__name__)
 
@@ -149,12 +150,10 @@ def build_model(
 def stored_dtype(source: Source) -> torch.dtype:
     """Dtype of the transformer as stored, where one can compute in it; bfloat16 where the file
     holds plain float8."""
-    norm = source.weights.get("model.transformer.ln_f.weight")
-    if norm is None:
-        raise CheckpointError(
-            f"{source.path} lacks model.transformer.ln_f.weight: it is incomplete or another model."
-        )
-    stored = norm.dtype
+    name = "model.transformer.ln_f.weight"
+    if name not in source.weights:
+        raise CheckpointError(f"{source.path} lacks {name}: it is incomplete or another model.")
+    stored = outline_of(source.weights, name).dtype
     return torch.bfloat16 if stored.itemsize == 1 else stored
 
 

@@ -82,6 +82,7 @@ def open_packed(file: Path, image_tokenizer_path: Path | None, family: Family) -
         image_path=image_path,
         image_config=image_config,
         image_weights=image_weights,
+        licences=dict((about.get("provenance") or {}).get("licences") or {}),
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
-_TRANSFORMER_FILES = ("model.safetensors.index.json", "model.safetensors")
-_IMAGE_FILES = (
+TRANSFORMER_FILES = ("model.safetensors.index.json", "model.safetensors")
+IMAGE_FILES = (
     "diffusion_pytorch_model.safetensors",
     "model.safetensors",
     "pytorch_model.safetensors",
@@ -42,7 +43,9 @@ Family = str | Variant | None
 class Source:
     """A checkpoint as stored, before anything is built. ``weights`` and ``image_weights``: tensors
     by name, read when asked for. ``image_config``: the image tokenizer's own configuration.
-    ``evidence``: how the variant is known, see :mod:`~..variants.strangers`."""
+    ``evidence``: how the variant is known, see :mod:`~..variants.strangers`. ``licences``: of the
+    weights, as their folders state them, by repository or folder. ``origin``: repository and commit
+    where known. ``room``: bytes of disk that reading the weights takes."""
 
     path: Path
     config: Mapping[str, Any]
@@ -53,14 +56,24 @@ class Source:
     image_config: Mapping[str, Any]
     image_weights: Mapping[str, Tensor]
     evidence: str = ASSUMED
+    licences: Mapping[str, str] = field(default_factory=dict)
+    origin: Mapping[str, str] = field(default_factory=dict)
+    room: int = 0
 
 
-def open_folder(folder: Path, image_tokenizer_path: Path | None, family: Family) -> Source:
-    """A checkpoint in the released layout. Raises ``CheckpointError``."""
+def open_folder(
+    folder: Path,
+    image_tokenizer_path: Path | None,
+    family: Family,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Source:
+    """A checkpoint in the released layout. ``weights``: where they are not in ``folder``. Raises
+    ``CheckpointError``."""
     folder = _snapshot(folder)
     config = read_json(folder / "config.json")
     evidence = GIVEN if family else evidence_of(folder, config)
-    weights = _transformer_weights(folder)
+    if weights is None:
+        weights = _transformer_weights(folder)
     config = with_stored_rows(config, weights)
     variant = variant_of(config, weights, family)
     image_file, image_config, image_weights = image_tokenizer(folder, variant, image_tokenizer_path)
@@ -74,7 +87,20 @@ def open_folder(folder: Path, image_tokenizer_path: Path | None, family: Family)
         image_config=image_config,
         image_weights=image_weights,
         evidence=evidence,
+        licences=_stated_licences(folder, image_file.parent),
     )
+
+
+def _stated_licences(*folders: Path) -> dict[str, str]:
+    """What the README.md of a folder says in its head, as repositories of Hugging Face do."""
+    licences = {}
+    for folder in folders:
+        readme = folder / "README.md"
+        head = readme.read_text("utf-8-sig", errors="replace") if readme.is_file() else ""
+        block = re.match(r"---\s*\n(.*?)\n---", head, re.DOTALL)
+        if block and (said := re.search(r"^license:\s*[\"']?([\w.+-]+)", block[1], re.MULTILINE)):
+            licences[folder.name] = said[1]
+    return licences
 
 
 def with_stored_rows(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -114,7 +140,7 @@ def image_tokenizer(
 
 
 def _transformer_weights(folder: Path) -> Mapping[str, Tensor]:
-    index, single = (folder / name for name in _TRANSFORMER_FILES)
+    index, single = (folder / name for name in TRANSFORMER_FILES)
     if single.is_file():  # goes first, as in transformers: an index may be of an earlier save
         return SafetensorsFiles.of(single)
     if index.is_file():
@@ -164,7 +190,7 @@ def _image_file(folder: Path, variant: Variant, given: Path | None) -> Path:
     roots = (folder, folder.parent) if given is None else (given,)
     places = [root / name for root in roots for name in variant.image_folders]
     places += [] if given is None else [given]
-    for file in (place / name for place in places for name in _IMAGE_FILES):
+    for file in (place / name for place in places for name in IMAGE_FILES):
         if file.is_file():
             return file
     if given is not None:

@@ -108,7 +108,9 @@ class Variant(ABC):
     its image tokenizer, made with the parsed ``config.json`` of one, ``operations``, ``dtype`` and
     ``device``; ``image_folders``: where that may lie in or beside a checkpoint's folder;
     ``image_config_needed``: whether it must have a ``config.json``; ``image_advice``: what to do
-    where it is missing, with ``{folder}`` for the checkpoint's. ``upstream_guidance``: the
+    where it is missing, with ``{folder}`` for the checkpoint's. ``repository``: where its authors
+    released it on Hugging Face; ``image_repository``: the image tokenizer, where that is another
+    one; ``licence``: of its weights, as their page states it. ``upstream_guidance``: the
     guidances that the authors' sampler knows; ``upstream_settings``: the values of their command;
     ``upstream_noise_bytes``: of a random number that it draws for text.
     """
@@ -120,6 +122,9 @@ class Variant(ABC):
     image_folders: ClassVar[tuple[str, ...]] = ("vqvae",)
     image_config_needed: ClassVar[bool] = True
     image_advice: ClassVar[str]
+    repository: ClassVar[str | None] = None
+    image_repository: ClassVar[str | None] = None
+    licence: ClassVar[str | None] = None
     upstream_guidance: ClassVar[tuple[str, ...]] = ()
     upstream_settings: ClassVar[Mapping[str, Any]] = {}
     upstream_noise_bytes: ClassVar[int] = 4

@@ -56,6 +56,8 @@ class MMaDAParallelA(Variant):
     name = "MMaDA-Parallel-A"
     image_tokenizer = AmusedVQ
     image_advice = "put the vqvae folder of MMaDA-Parallel-A into {folder}"
+    repository = "tyfeld/MMaDA-Parallel-A"
+    licence = "MIT"
     upstream_guidance = ("text_guidance", "image_guidance")
     upstream_settings: ClassVar = {
         # The README's example.

@@ -48,6 +48,9 @@ class MMaDAParallelM(Variant):
     image_folders = ("magvitv2", "vqvae")
     image_config_needed = False
     image_advice = "put the files of showlab/magvitv2 into {folder}/magvitv2"
+    repository = "tyfeld/MMaDA-Parallel-M"
+    image_repository = "showlab/magvitv2"
+    licence = "MIT"
     upstream_guidance = ("joint_guidance", "reasoning_guidance")
     upstream_settings: ClassVar = {
         # Those of inference.py.

@@ -85,6 +85,8 @@ def _entries() -> dict[str, Path]:
 
     def visit(folder: Path, root: Path, depth: int) -> None:
         for path in _inside(folder):
+            if path.name.startswith("."):  # a download that is not complete
+                continue
             entries.setdefault(path.relative_to(root).as_posix(), path)
             if depth and path.is_dir() and not (path / "config.json").is_file():
                 visit(path, root, depth - 1)

@@ -1,0 +1,57 @@
+"""Adapters added to weights for good, where a checkpoint is converted."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from .adapters import build_adapter, doubt_about, read_adapter
+from .load import Model
+
+_log = logging.getLogger(__name__)
+
+
+class Merged:
+    """The sum of some adapters: files or folders of LoRAs for ``model`` with their strengths.
+    ``about``: what the converted file says of them. Raises ``InputError`` where one does not
+    fit."""
+
+    def __init__(self, model: Model, adapters: Sequence[tuple[str | Path, float]]):
+        self.about: list[dict[str, str | float]] = []
+        self._parts: dict[str, list[tuple[float, Tensor, Tensor]]] = {}
+        for path, strength in adapters:
+            state, metadata = read_adapter(path)
+            adapter = build_adapter(model, state, metadata, str(path), device="cpu")
+            if doubt := doubt_about(model, metadata, str(path)):
+                _log.warning(doubt)
+            for layer in adapter.shapes:
+                a, b = (state[f"{layer}.lora_{part}.weight"].float() for part in "AB")
+                self._parts.setdefault(layer, []).append((strength, a, b))
+            file = Path(path).expanduser()
+            name = {"name": file.name, "strength": strength}
+            self.about.append(name | ({"sha256": sha256_of(file)} if file.is_file() else {}))
+
+    def __contains__(self, layer: str) -> bool:
+        return layer in self._parts
+
+    def added(self, layer: str, weight: Tensor) -> Tensor:
+        """``weight`` (outputs, inputs) with what the adapters add, in its dtype; computed in
+        float32."""
+        if layer not in self:
+            return weight
+        added = weight.float()
+        for strength, a, b in self._parts[layer]:
+            added.addmm_(b, a, alpha=strength)
+        return added.to(weight.dtype)
+
+
+def sha256_of(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
