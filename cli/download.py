@@ -50,9 +50,16 @@ class _Bars:
     def advance(self, label: str, done: int, total: int) -> None:
         if label != self._label:
             self.close()
-            options = dict(unit="B", unit_scale=True, delay=0.1, initial=done)
-            self._bar = tqdm(desc=label, total=total, disable=self._quiet, **options)
             self._label = label
+            self._bar = tqdm(
+                desc=label,
+                total=total,
+                initial=done,
+                unit="B",
+                unit_scale=True,
+                delay=0.1,
+                disable=self._quiet,
+            )
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:

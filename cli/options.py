@@ -335,7 +335,7 @@ def add_download(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--into",
-        type=Path,
+        type=path,
         metavar="FOLDER",
         help="where it goes (default: models/mmada_parallel of the ComfyUI that this pack or the "
         "current folder lies in, or of ~/ComfyUI or ~/comfy/ComfyUI; else the current folder)",

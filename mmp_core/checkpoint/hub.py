@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -130,7 +130,7 @@ class Repository:
             need_room(part, file.size - there)
             try:
                 with part.open("ab") as stream, _explained(f"{file.name} of {self.id}"):
-                    counted = _Counted(stream, there, file, advance)
+                    counted = cast(BinaryIO, _Counted(stream, there, file, advance))
                     http_get(
                         url, counted, resume_size=there, headers=headers, expected_size=file.size
                     )
@@ -166,6 +166,7 @@ def _explained(what: str) -> Iterator[None]:
     """Turn what a transfer raises into one sentence."""
     from huggingface_hub.utils import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
+    trouble: tuple[type[BaseException], ...] = (OSError, *HfHubHTTPError.__bases__)
     try:
         yield
     except (GatedRepoError, RepositoryNotFoundError):
@@ -173,7 +174,7 @@ def _explained(what: str) -> Iterator[None]:
             f"{what} is not there, or not for everyone: log in with `hf auth login` if it asks for "
             "that on its page."
         ) from None
-    except (OSError, *HfHubHTTPError.__bases__) as error:
+    except trouble as error:
         if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
             raise InputError(
                 f"{what} cannot be written ({error.strerror}): make room; {_AGAIN}."

@@ -3,9 +3,12 @@
 import json
 
 import pytest
+import torch
+from mmada_parallel.mmp_core import load_checkpoint
 from mmada_parallel.mmp_core.checkpoint import convert as core
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 FAST = ("--text-steps", 2, "--image-steps", 2, "--size", "64x64", "--seed", 1, "--quiet")
 
@@ -80,3 +83,18 @@ def test_ctrl_c_stops_with_130_and_leaves_nothing(run, tmp_path, monkeypatch):
     code, out, err = run("convert", "demo", tmp_path / "out.safetensors", "--quiet")
     assert (code, out, err) == (130, "", "\nmmada-parallel: stopped\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_adapter_is_merged(run, tmp_path):
+    adapter, merged = tmp_path / "a.safetensors", tmp_path / "merged.safetensors"
+    layer = "model.transformer.blocks.0.q_proj"
+    width = load_checkpoint("demo").transformer.config.d_model
+    parts = {"A": torch.ones(1, width), "B": torch.ones(width, 1)}
+    save_file({f"{layer}.lora_{part}.weight": t for part, t in parts.items()}, adapter)
+    assert run("convert", "demo", merged, "--lora", f"{adapter}:0.5", "--quiet")[0] == 0
+    with safe_open(merged, framework="pt") as file:
+        about = json.loads(file.metadata()["mmada_parallel"])
+    (listed,) = about["provenance"]["adapters"]
+    assert (listed["name"], listed["strength"]) == ("a.safetensors", 0.5)
+    code, out, err = run("convert", "demo", merged, "--lora", tmp_path / "none.safetensors")
+    assert (code, out) == (2, "") and "No adapter at" in err

@@ -17,8 +17,10 @@ from mmada_parallel.mmp_core import (
 )
 from mmada_parallel.mmp_core.checkpoint import convert as module
 from mmada_parallel.mmp_core.checkpoint import tensors as tensor_files
+from mmada_parallel.mmp_core.checkpoint.adapters import build_adapter
 from mmada_parallel.mmp_core.checkpoint.convert import KINDS, convert
 from mmada_parallel.mmp_core.checkpoint.load import open_checkpoint
+from mmada_parallel.mmp_core.checkpoint.partial import partial
 from mmada_parallel.mmp_core.checkpoint.tokens import token_identity
 from mmada_parallel.mmp_core.model.formats import FORMATS, Format
 from mmada_parallel.mmp_core.model.quantised import WeightOnlyLinear, formats_of, marker, quantise
@@ -236,7 +238,7 @@ def test_a_full_disk_is_told_before_the_work(spoilt, tmp_path, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: GB(10**9, 10**9 - 5000, 5000))
     out = tmp_path / "new" / "out.safetensors"
     refused(spoilt, out, r"out.safetensors takes \d+\.\d MB, but .* has 0.0 MB free")
-    assert not out.parent.exists()
+    assert list(out.parent.iterdir()) == []
 
 
 def test_a_disk_that_fills_up_keeps_what_was_there(spoilt, tmp_path, monkeypatch):
@@ -323,3 +325,70 @@ def test_whole_numbers_are_rounded_with_any_scale(per_row):
     weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
     stored, scale = quantise(weight, form)
     assert (stored * scale - weight).abs().max() <= scale.max() / 2 * (1 + 1e-6)
+
+
+def test_an_adapter_is_merged_into_the_weights(spoilt, tmp_path):
+    model = load_checkpoint(spoilt)
+    generator = torch.Generator().manual_seed(5)
+    layer = model.transformer.get_submodule(QUERY)
+    a = torch.randn(2, layer.in_features, generator=generator)
+    b = torch.randn(layer.out_features, 2, generator=generator)
+    state = {f"{QUERY}.lora_A.weight": a, f"{QUERY}.lora_B.weight": b}
+    save_file(state, tmp_path / "lora.safetensors")
+    save_file({n: t[:, :-1].contiguous() for n, t in state.items()}, tmp_path / "other.safetensors")
+    convert(spoilt, tmp_path / "m.safetensors", adapters=[(tmp_path / "lora.safetensors", -0.5)])
+    merged = load_checkpoint(tmp_path / "m.safetensors")
+    difference = merged.transformer.get_submodule(QUERY).weight - layer.weight
+    assert torch.allclose(difference, -0.5 * b @ a, atol=1e-5)
+    build_adapter(model, state, {}, "lora").attach(model.transformer, -0.5)
+    ids = torch.arange(20)[None]
+    assert torch.allclose(merged.transformer(ids), model.transformer(ids), atol=1e-4)
+    refused(
+        spoilt,
+        tmp_path / "o.safetensors",
+        "of another model",
+        adapters=[(tmp_path / "other.safetensors", 1)],
+    )
+
+
+def test_a_conversion_goes_on_from_the_same_sources_only(spoilt, tmp_path, monkeypatch):
+    out = tmp_path / "out.safetensors"
+    source, write, written = open_checkpoint(spoilt), module._write, []
+
+    def stopping(file, position, blocks):
+        if len(written) == 9:
+            raise KeyboardInterrupt
+        written.append(position)
+        write(file, position, blocks)
+
+    def begin():
+        written.clear()
+        monkeypatch.setattr(module, "_write", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            module.write_packed(open_checkpoint(spoilt), out, "int8", keep=True)
+        written.clear()
+        monkeypatch.setattr(module, "_write", lambda *args: (written.append(1), write(*args)))
+
+    begin()
+    module.write_packed(source, out, "int8")
+    resumed, bytes_resumed = len(written), out.read_bytes()
+    written.clear()
+    convert(spoilt, out, quantize="int8")
+    whole = len(written)
+    assert out.read_bytes() == bytes_resumed
+    assert 9 - 2 <= whole - resumed <= 9  # a layer, its scale and its marker are written again
+    begin()
+    weights = load_file(spoilt / "model.safetensors")
+    save_file({n: t + 1 for n, t in weights.items()}, spoilt / "model.safetensors")
+    convert(spoilt, out, quantize="int8")
+    (norm,) = [t for n, t in load_file(out).items() if n.endswith("ln_f.weight")]
+    assert torch.equal(norm, weights["model.transformer.ln_f.weight"] + 1)
+    assert len(written) == whole
+
+
+def test_two_conversions_to_one_file_do_not_mix(spoilt, tmp_path):
+    out = tmp_path / "out.safetensors"
+    with partial(out, keep=True) as unfinished:
+        unfinished.begin(b"", [])
+        with pytest.raises(InputError, match="is being written by another"):
+            convert(spoilt, out)
