@@ -138,10 +138,8 @@ def selected_note(start: TokenState) -> str:
     masked = start.image == MASKED
     counts = [int(n) for n in masked.sum((1, 2))]
     some = " to ".join(map(str, sorted({min(counts), max(counts)})))
-    return (
-        f"{some} of {masked[0].numel()} image tokens are drawn anew, the others stay. Their pixels "
-        "are decoded again: Put Back restores those of the original."
-    )
+    drawn = f"{some} of {masked[0].numel()} image tokens are drawn anew"
+    return f"{drawn}. Elsewhere Put Back keeps the original's pixels."
 
 
 def mask_box(state: TokenState, sample: int, mask: Tensor, unit: int) -> Box | None:
