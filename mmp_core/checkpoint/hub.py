@@ -166,7 +166,7 @@ def _explained(what: str) -> Iterator[None]:
     """Turn what a transfer raises into one sentence."""
     from huggingface_hub.utils import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-    trouble: tuple[type[BaseException], ...] = (OSError, *HfHubHTTPError.__bases__)
+    trouble: Any = (OSError, *HfHubHTTPError.__bases__)
     try:
         yield
     except (GatedRepoError, RepositoryNotFoundError):
