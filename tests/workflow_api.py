@@ -47,7 +47,9 @@ def _take(declared, order, prefix, values, inputs):
         names = (order or {}).get(group) or list(declared.get(group, {}))
         for name in names:
             kind, options = (*declared[group][name], {})[:2]
-            if _is_widget(kind, options):
+            if kind == "IMAGECOMPARE":  # what it shows; nothing of it is saved
+                inputs[prefix + name] = {"__value__": ["", ""]}
+            elif _is_widget(kind, options):
                 _take_one(prefix + name, kind, options, values, inputs)
 
 

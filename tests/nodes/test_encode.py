@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mmada_parallel.mmp_core import MASKED
+from mmada_parallel.mmp_core import MASKED, InputError
 from PIL import Image
 
 AROUND = {"region": "mask", "context": 0.5}
@@ -130,3 +130,33 @@ def test_the_canvas_is_extended_by_pixels_of_the_original(run_node, encoded, mod
     assert output[0].initial.grid == (4, 6)
     assert placement.original == (512, 512) and placement.box == (0, 0, 768, 512)
     assert "256 on the right" in output.ui["text"][0]
+
+
+@given(
+    picture=st.tuples(st.integers(1, 3), st.integers(8, 400), st.integers(8, 400)),
+    mask=st.tuples(st.integers(1, 4), st.integers(1, 200), st.integers(1, 200)),
+    paint=st.lists(st.floats(0, 1), min_size=4, max_size=4),
+    region=st.sampled_from(("whole", "mask")),
+)
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_mask_fits_any_picture(encode, model, picture, mask, paint, region):
+    """A dab somewhere in the first mask, nothing in the others."""
+    (count, height, width), (masks, rows, columns) = picture, mask
+    painted = torch.zeros(mask)
+    top, left = int(paint[0] * (rows - 1)), int(paint[1] * (columns - 1))
+    painted[0, top : top + 1 + int(paint[2] * rows), left : left + 1 + int(paint[3] * columns)] = 1
+    try:
+        prompt, text, images = encode(torch.rand(*picture, 3), mask=painted, region=region)
+    except InputError as problem:  # a crop that leaves the dab out
+        assert region == "whole" and "region around the mask" in str(problem)
+        assert max(height, width) > 2 * min(height, width)
+        return
+    assert prompt.batch == count and len(images) == count
+    masked = prompt.initial.image == MASKED
+    assert masked[0].any()
+    assert (masks in (1, count)) != ("in turn" in text or "not used" in text)
+    for sample in range(1, count):
+        assert masked[sample].all() or sample % masks == 0
+    assert "image tokens are drawn anew" in text
