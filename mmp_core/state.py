@@ -99,17 +99,20 @@ class Prompt(_Tensors):
     ``unconditional``: (B, U) int64, ids of the same template without the instruction.
     ``image``: (B, h, w) int64 codes of the input image, or ``None`` to generate without one.
     ``initial``: the state denoising starts from: all masked, or with locked parts.
+    ``reference``: (B, h, w) codes of a second picture, or ``None``.
+    ``task``: the name of a task of the family's; "" where it names none.
     """
 
     instruction: Tensor
     unconditional: Tensor
     image: Tensor | None
     initial: TokenState
+    reference: Tensor | None = None
+    task: str = ""
 
     def __post_init__(self) -> None:
         batches = {self.instruction.shape[0], self.unconditional.shape[0], self.initial.batch}
-        if self.image is not None:
-            batches.add(self.image.shape[0])
+        batches |= {len(codes) for codes in (self.image, self.reference) if codes is not None}
         if len(batches) != 1:
             raise ValueError(f"Prompt needs one batch size for all its parts, got {batches}.")
 
@@ -125,19 +128,20 @@ class Prompt(_Tensors):
     @classmethod
     def stack(cls, prompts: Sequence[Prompt]) -> Prompt:
         """Prompts of equal shapes as one batch. Raises ``ValueError`` when shapes differ."""
-        images = [p.image for p in prompts if p.image is not None]
-        if len(images) not in (0, len(prompts)):
-            raise ValueError("Prompts with and without an input image cannot be stacked.")
+        if len({p.task for p in prompts}) != 1:
+            raise ValueError("Prompts for different tasks cannot be stacked.")
         placements = [p.placement for p in prompts if p.placement is not None]
         return cls(
             _stacked([p.instruction for p in prompts]),
             _stacked([p.unconditional for p in prompts]),
-            _stacked(images) if images else None,
+            _stacked_pictures([p.image for p in prompts]),
             TokenState(
                 _stacked([p.initial.text for p in prompts]),
                 _stacked([p.initial.image for p in prompts]),
                 sum(placements, ()) if len(placements) == len(prompts) else None,
             ),
+            _stacked_pictures([p.reference for p in prompts]),
+            prompts[0].task,
         )
 
     def starting_from(self, initial: TokenState) -> Prompt:
@@ -150,6 +154,13 @@ class Prompt(_Tensors):
     def without_instruction(self) -> Prompt:
         """The unconditional branch of guidance, but with the input image."""
         return replace(self, instruction=self.unconditional)
+
+
+def _stacked_pictures(pictures: list[Tensor | None]) -> Tensor | None:
+    codes = [picture for picture in pictures if picture is not None]
+    if len(codes) not in (0, len(pictures)):
+        raise ValueError("Prompts with and without an input image cannot be stacked.")
+    return _stacked(codes) if codes else None
 
 
 def _stacked(tensors: list[Tensor]) -> Tensor:

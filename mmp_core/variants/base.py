@@ -7,8 +7,8 @@ tells families apart. Knows neither the sampler nor the checkpoint's files.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -38,11 +38,30 @@ _CONTEXT = 4
 class ModelInput:
     """The ids that the model is run on, and where its answer lies in them. ``ids``: (B, L) int64.
     ``image_positions``: (H·W,) int64, raster order; ``text_positions``: (T,) int64. Either may be
-    empty."""
+    empty. ``fixed``: (B, L) bool, where ``ids`` stay whatever the state; ``None`` for nowhere."""
 
     ids: Tensor
     image_positions: Tensor
     text_positions: Tensor
+    fixed: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model was trained to do for a creator. ``answer``: what it gives. ``pictures``: how
+    many it is shown, 0 to 2. ``help``: what to write as the instruction. ``settings``: the authors'
+    values beside the family's own. ``input_size``: as :meth:`Variant.input_size`, where the task's
+    pictures have another size than the family's."""
+
+    answer: Answer
+    pictures: int
+    help: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    input_size: Callable[[Size, int, int], Size] | None = None
+
+
+EDIT_TASK, GENERATE_TASK = "edit", "generate"
+"""What families call their tasks with one picture and with none."""
 
 
 class Layout(ABC):
@@ -51,11 +70,13 @@ class Layout(ABC):
     ``image_offset``: id of image code 0. ``codebook_size``: number of image codes. ``mask_id``: id
     of a masked position. ``text_choices``: ids that a corrected sampler chooses text from, those
     below ``mask_id``. ``end_of_text``: id that follows the answer's last word. ``pads_text``:
-    whether the checkpoint was trained on answers filled up with it to one length.
+    whether the checkpoint was trained on answers filled up with it to one length. ``ends``: ids
+    after which an answer of text alone has nothing more to say.
     """
 
     end_of_text: int
     pads_text: bool
+    ends: tuple[int, ...] = ()
 
     def __init__(self, tokenizer: Any, config: Mapping[str, Any], image_offset: int):
         """``image_offset``: where ``config`` says none."""
@@ -112,7 +133,10 @@ class Variant(ABC):
     released it on Hugging Face; ``image_repository``: the image tokenizer, where that is another
     one; ``licence``: of its weights, as their page states it. ``upstream_guidance``: the
     guidances that the authors' sampler knows; ``upstream_settings``: the values of their command;
-    ``upstream_noise_bytes``: of a random number that it draws for text.
+    ``upstream_speeds``: those that it knows; ``upstream_noise_bytes``: of a random number that it
+    draws for text. ``tasks``: by name, where they are more than to edit and to generate.
+    ``image_size``, ``text_length``: of an answer, where a checkpoint's config.json says none.
+    ``called``: a pattern of what its checkpoints are called, in any case.
     """
 
     id: ClassVar[str]
@@ -127,7 +151,12 @@ class Variant(ABC):
     licence: ClassVar[str | None] = None
     upstream_guidance: ClassVar[tuple[str, ...]] = ()
     upstream_settings: ClassVar[Mapping[str, Any]] = {}
+    upstream_speeds: ClassVar[tuple[str, ...]] = ("exact",)
     upstream_noise_bytes: ClassVar[int] = 4
+    tasks: ClassVar[Mapping[str, Task]] = {}
+    image_size: ClassVar[int] = 512
+    text_length: ClassVar[int] = 256
+    called: ClassVar[str | None] = None
 
     def __str__(self) -> str:
         return self.id
@@ -161,6 +190,35 @@ class Variant(ABC):
         """The authors' sampler, token for token. Raises ``InputError`` where there is none."""
         raise InputError(f"{self.name} has no upstream preset; use the corrected one.")
 
+    def task_for(self, task: str | None, pictures: int, *, text_alone: bool = False) -> str:
+        """The name of ``task``, or where it is ``None`` of the one that takes so many pictures; ""
+        where the family names no tasks. Raises ``InputError`` for one that it was not trained on,
+        or that takes another number of pictures."""
+        if task is None:
+            fitting = (
+                name
+                for name, known in self.tasks.items()
+                if known.pictures == pictures and (known.answer == "text") == text_alone
+            )
+            return next(fitting, "")
+        known = dict.fromkeys(self.tasks or (EDIT_TASK, GENERATE_TASK))
+        name = task.strip().lower().replace(" ", "_").replace("-", "_")
+        if name not in known:
+            raise InputError(
+                f"{self.name} was not trained on the task {task!r}; it knows {', '.join(known)}."
+            )
+        needed = self.tasks[name].pictures if self.tasks else int(name == EDIT_TASK)
+        if pictures != needed:
+            raise InputError(
+                f"The task {name!r} takes {_numbered(needed)}, and {pictures} was given."
+            )
+        return name if self.tasks else ""
+
+    def settings_for(self, task: str) -> dict[str, Any]:
+        """Values recommended for ``task``, by the names of ``SamplerSettings``; none where the
+        paper's hold."""
+        return dict(self.tasks[task].settings) if task in self.tasks else {}
+
     def check_answer(self, text_length: int, grid: tuple[int, int]) -> None:
         """Raise ``InputError`` for an answer that the family does not give: ``text_length`` 0 is an
         image alone, a ``grid`` of none text alone."""
@@ -170,6 +228,10 @@ class Variant(ABC):
                 f"{self.name} answers with {' or '.join(sorted(self.answers))}, not with "
                 f"{' and '.join(parts) or 'nothing'}: change text_length or size."
             )
+
+
+def _numbered(pictures: int) -> str:
+    return ("no picture", "one picture", "two pictures")[pictures]
 
 
 def column(like: Tensor, token: int) -> Tensor:
