@@ -11,7 +11,7 @@ import torch
 from ..model.quantised import formats_of
 from ..state import MASKED, TokenState
 from ..variants.base import Layout
-from ..variants.registry import BACKBONE
+from ..variants.registry import BACKBONE, VARIANTS
 from ..variants.strangers import ASSUMED, STATED
 from .load import DEMO, Model, build_model, check_complete, open_checkpoint
 from .source import Family, Source
@@ -133,10 +133,14 @@ def _bytes_by_dtype(source: Source) -> Counter[str]:
 def _odd(source: Source, layout: Layout, dtypes: Counter[str]) -> list[str]:
     sentences = []
     if source.evidence == ASSUMED:
+        others = (v for v in VARIANTS if v is not source.variant and v.recognises(source.config))
         sentences.append(
-            f"nothing but shapes says that this is {source.variant.name}; if it is another family, "
-            "say --family (in Python family=)."
+            f"nothing but shapes says that this is {source.variant.name}; if it is "
+            f"{' or '.join(v.name for v in others) or 'another family'}, say --family (in Python "
+            "family=)."
         )
+    if source.doubt:
+        sentences.append(source.doubt)
     rows = outline_of(source.weights, BACKBONE).shape[0]
     said = source.config.get("vocab_size")
     if said not in (None, rows):

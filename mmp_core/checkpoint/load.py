@@ -51,8 +51,8 @@ class Model:
     default_text_length: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.default_image_size = self.config.get("default_image_size", 512)
-        self.default_text_length = self.config.get("default_text_length", 256)
+        self.default_image_size = self.config.get("default_image_size", self.variant.image_size)
+        self.default_text_length = self.config.get("default_text_length", self.variant.text_length)
 
     @property
     def downsample(self) -> int:
@@ -143,6 +143,8 @@ def build_model(
     )
     from .inspect import report_of
 
+    if source.doubt:
+        _log.warning("%s: %s", source.path, source.doubt)
     _log.info("MMaDA-Parallel: %s", "; ".join(report_of(source, model).lines()))
     return model
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..variants.registry import variant_of
+from ..variants.registry import variant_named, variant_of
 from ..variants.strangers import GIVEN, STATED
 from .source import TOKENIZER_FILES, Family, Source, image_tokenizer, tokenizer_of, with_stored_rows
 from .tensors import SafetensorsFiles, refuse_pointer
@@ -64,8 +64,12 @@ def open_packed(file: Path, image_tokenizer_path: Path | None, family: Family) -
         raise CheckpointError(f"{file} is of another version than {VERSION}: update this pack.")
     config = _parsed(metadata, _CONFIG, file)
     weights, image_weights = tensors.split(IMAGE_PREFIX)
+    stated = about.get("variant")
     config = with_stored_rows(config, weights)
-    variant = variant_of(config, weights, family or about.get("variant"))
+    variant = variant_of(config, weights, family or stated)
+    doubt = None
+    if stated and variant is not variant_named(stated):
+        doubt = f"It is loaded as {variant.name}, as the user says; its header says {stated}."
     texts = {n: metadata[_TOKENIZER + n] for n in TOKENIZER_FILES if _TOKENIZER + n in metadata}
     image_path, image_config = file, _parsed(metadata, _IMAGE_CONFIG, file)
     if image_tokenizer_path is not None:
@@ -79,6 +83,7 @@ def open_packed(file: Path, image_tokenizer_path: Path | None, family: Family) -
         tokenizer=tokenizer_of(texts, str(file)),
         variant=variant,
         evidence=GIVEN if family else STATED,
+        doubt=doubt,
         image_path=image_path,
         image_config=image_config,
         image_weights=image_weights,

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..variants.base import Variant
 from ..variants.registry import BACKBONE, variant_of
-from ..variants.strangers import ASSUMED, GIVEN, evidence_of
+from ..variants.strangers import ASSUMED, GIVEN, doubt_about, family_known
 from .tensors import SafetensorsFiles, outline_of, read_json, refuse_pointer
 
 TOKENIZER_FILES = (
@@ -43,8 +43,8 @@ Family = str | Variant | None
 class Source:
     """A checkpoint as stored, before anything is built. ``weights`` and ``image_weights``: tensors
     by name, read when asked for. ``image_config``: the image tokenizer's own configuration.
-    ``evidence``: how the variant is known, see :mod:`~..variants.strangers`. ``licences``: of the
-    weights, as their folders state them, by repository or folder. ``origin``: repository and commit
+    ``evidence``: how the variant is known, see :mod:`~..variants.strangers`; ``doubt``: a sentence
+    where the user's word and the checkpoint's differ. ``licences``: of the weights, as their folders state them, by repository or folder. ``origin``: repository and commit
     where known. ``room``: bytes of disk that reading the weights takes."""
 
     path: Path
@@ -56,6 +56,7 @@ class Source:
     image_config: Mapping[str, Any]
     image_weights: Mapping[str, Tensor]
     evidence: str = ASSUMED
+    doubt: str | None = None
     licences: Mapping[str, str] = field(default_factory=dict)
     origin: Mapping[str, str] = field(default_factory=dict)
     room: int = 0
@@ -71,11 +72,11 @@ def open_folder(
     ``CheckpointError``."""
     folder = _snapshot(folder)
     config = read_json(folder / "config.json")
-    evidence = GIVEN if family else evidence_of(folder, config)
+    known, evidence = (family, GIVEN) if family else family_known(folder, config)
     if weights is None:
         weights = _transformer_weights(folder)
     config = with_stored_rows(config, weights)
-    variant = variant_of(config, weights, family)
+    variant = variant_of(config, weights, known)
     image_file, image_config, image_weights = image_tokenizer(folder, variant, image_tokenizer_path)
     return Source(
         path=folder,
@@ -87,6 +88,7 @@ def open_folder(
         image_config=image_config,
         image_weights=image_weights,
         evidence=evidence,
+        doubt=doubt_about(folder, config, variant) if family else None,
         licences=_stated_licences(folder, image_file.parent),
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +72,28 @@ class BranchCache:
         return self.hidden[:, :length]
 
 
+class Cache(Protocol):
+    """Says what of a branch is computed anew at a step."""
+
+    def positions(
+        self,
+        branch: str,
+        model_input: ModelInput,
+        cache: BranchCache,
+        ids: Tensor,
+        targets: StepTargets,
+    ) -> Tensor | None:
+        """(B, n) positions of ``ids`` (B, L) to compute, ``L`` for none; ``None`` for all."""
+        ...
+
+
+def as_positions(wanted: Tensor, count: int) -> Tensor:
+    """(B, count) positions where ``wanted`` (B, L) is set, ``L`` after the last."""
+    length, rank = wanted.shape[1], torch.arange(count, device=wanted.device)
+    order = wanted.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
+    return order.masked_fill(rank >= wanted.sum(dim=1, keepdim=True), length)
+
+
 @dataclass(frozen=True)
 class CachePolicy:
     """Computes what a step predicts and what changed since the branch was last run; of the image
@@ -94,8 +117,7 @@ class CachePolicy:
         ids: Tensor,
         targets: StepTargets,
     ) -> Tensor | None:
-        """(B, n) positions of ``ids`` (B, L) to compute, ``L`` for none; ``None`` for all. How many
-        there are is known without reading anything back from the device."""
+        """How many there are is known without reading anything back from the device."""
         length = ids.shape[1]
         text = targets.text.positions if targets.text and branch in self.text_branches else None
         image = targets.image.positions if targets.image and branch in self.image_branches else None
@@ -119,9 +141,7 @@ class CachePolicy:
             sizes.append(size)
         if cache.ids is None or min(sizes) == length:
             return None
-        order = wanted.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
-        order, rank = order[:, : max(sizes)], torch.arange(max(sizes), device=ids.device)
-        return order.masked_fill(rank >= wanted.sum(dim=1, keepdim=True), length)
+        return as_positions(wanted, max(sizes))
 
     def _size(
         self, runs: SampleRuns, masked: Masked, tokens: Masked, predicted: Masked, length: int

@@ -57,7 +57,9 @@ class CorrectedGuidance:
             "without both": settings.joint_guidance,
         }
         text_scales = {"without both": settings.reasoning_guidance}
-        self.text_choices = slice(layout.text_choices.start, layout.text_choices.stop)
+        choices = layout.text_choices
+        self.text_choices = slice(choices.start, choices.stop)
+        self.never = layout.mask_id if layout.mask_id in choices else None
         self.branches = {CONDITIONAL: layout.model_input(prompt, prompt.initial)}
         self.image_scales = self._scales(layout, prompt, image_scales)
         self.text_scales = self._scales(layout, prompt, text_scales)
@@ -82,7 +84,8 @@ class CorrectedGuidance:
         names = (CONDITIONAL, *self.text_scales)
         hidden = tuple(outputs.text_hidden(name, index) for name in names)
         scales = tuple(self.text_scales.values())
-        return TextLogits(outputs.predictor.transformer, hidden, scales, self.text_choices)
+        transformer = outputs.predictor.transformer
+        return TextLogits(transformer, hidden, scales, self.text_choices, self.never)
 
     def image_logits(
         self, outputs: BranchOutputs, updated: TokenState, index: Tensor

@@ -23,11 +23,12 @@ _LEFT_ALONE = 2**62
 class Targets:
     """What one step has to unmask of one modality. ``positions``: those to predict. ``count``: (B,)
     int64 on the device; of text how many to unmask, of the image how many stay masked. ``noise``:
-    scale of the noise on confidences."""
+    scale of the noise on confidences. ``until``: text from this position on is left alone."""
 
     positions: MaskedPositions
     count: Tensor
     noise: float = 0.0
+    until: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,23 +91,21 @@ class Plan:
             text = self._predicted(index, "text", last.after.text, "text_quota")
         if step.image_masked_after is not None:
             codes = last.after.image.flatten(1)
-            image = self._predicted(index, "image", codes, "image_masked_after", step.image_noise)
+            image = self._predicted(index, "image", codes, "image_masked_after")
         return StepTargets(text, image, last, (step.text_masked_before, step.image_masked_before))
 
-    def _predicted(
-        self, index: int, modality: str, tokens: Tensor, count: str, noise: float = 0.0
-    ) -> Targets | None:
+    def _predicted(self, index: int, modality: str, tokens: Tensor, count: str) -> Targets | None:
         """``None`` where it is known that there is nothing to predict."""
-        name = f"{modality}_predicted"
-        counts = getattr(self.steps[index], name)
+        name, step = f"{modality}_predicted", self.steps[index]
+        counts, until = getattr(step, name), step.text_until if modality == "text" else None
         if not tokens.shape[1] or (counts is not None and not any(counts)):
             return None
-        positions = MaskedPositions.of(tokens, counts, self.counts[name][index])
-        return Targets(positions, self.counts[count][index], noise)
+        positions = MaskedPositions.of(tokens, counts, self.counts[name][index], until)
+        return Targets(positions, self.counts[count][index], step.image_noise, until)
 
 
 class AdaptivePlan(Plan):
-    """A plan for a selection that may run ahead of it: only samples and modalities that are behind
+    """A plan for a selection that may run ahead of it, or end a text before its length: only samples and modalities that are behind
     are predicted. Which they are is read back from the device once a step."""
 
     def targets(self, index: int, last: Step) -> StepTargets:
@@ -116,11 +115,14 @@ class AdaptivePlan(Plan):
         tokens = last.after.text, last.after.image.flatten(1)
         masked = torch.stack([(ids == MASKED).sum(dim=1) for ids in tokens])
         after = torch.stack([self.counts[name][index] for name in _AFTER])
-        behind = torch.where(masked > after, masked, 0)
+        in_reach = masked.clone()
+        in_reach[0] = (tokens[0][:, : step.text_until] == MASKED).sum(dim=1)
+        behind = torch.where(masked > after, in_reach, 0)
         counts, (text_behind, image_behind) = torch.stack((masked, behind)).tolist()
         if any(text_behind):
-            positions = MaskedPositions.of(tokens[0], text_behind, behind[0])
-            text = Targets(positions, (masked[0] - after[0]).clamp_min(0))
+            positions = MaskedPositions.of(tokens[0], text_behind, behind[0], step.text_until)
+            count = (masked[0] - after[0]).clamp_min(0)
+            text = Targets(positions, count, until=step.text_until)
         if any(image_behind):
             positions = MaskedPositions.of(tokens[1], image_behind, behind[1])
             image = Targets(positions, after[1], step.image_noise)

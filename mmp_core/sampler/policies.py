@@ -12,11 +12,11 @@ from ..model.kernels import ImageLogits, TextLogits
 from ..model.transformer import MaskedDiffusionTransformer
 from ..state import Prompt
 from ..variants.base import Layout, Variant
-from .cache import CachePolicy
+from .cache import Cache, CachePolicy
 from .guidance import CONDITIONAL, CorrectedGuidance, Guidance
 from .plan import AdaptivePlan, Plan
 from .positions import masked_counts, seeded_generators
-from .schedule import corrected_steps
+from .schedule import Counts, corrected_steps
 from .selection import SURE, CorrectedSelection, Selection
 from .settings import SamplerSettings
 
@@ -42,7 +42,7 @@ class Policies(Generic[Text, Image]):
     plan: Plan
     guidance: Guidance[Text, Image]
     selection: Selection[Text, Image]
-    cache: CachePolicy | None = None
+    cache: Cache | None = None
 
 
 def corrected_policies(
@@ -55,11 +55,15 @@ def corrected_policies(
     ]
     streams, early = seeded_generators(seeds, model.device), settings.reveals_early
     masked = masked_counts(prompt.initial.text), masked_counts(prompt.initial.image)
-    plan = (AdaptivePlan if early else Plan).of(
-        corrected_steps(*masked, settings), prompt.batch, model.device
+    blocks: list[Counts] = []
+    if settings.block_length:
+        blocks = [masked_counts(part) for part in prompt.initial.text.split(settings.block_length, 1)]
+    ends = model.layout.ends if len(blocks) > 1 else ()
+    plan = (AdaptivePlan if early or ends else Plan).of(
+        corrected_steps(*masked, settings, blocks), prompt.batch, model.device
     )
     guidance = CorrectedGuidance(model.layout, prompt, settings)
-    selection = CorrectedSelection(settings, streams, SURE if early else math.inf)
+    selection = CorrectedSelection(settings, streams, SURE if early else math.inf, ends)
     cache = None
     if settings.reuses:
         text_branches = {CONDITIONAL, *guidance.text_scales}

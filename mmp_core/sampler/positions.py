@@ -39,10 +39,19 @@ class MaskedPositions:
     valid: Tensor
 
     @classmethod
-    def of(cls, tokens: Tensor, counts: Sequence[int] | None, on_device: Tensor) -> MaskedPositions:
+    def of(
+        cls,
+        tokens: Tensor,
+        counts: Sequence[int] | None,
+        on_device: Tensor,
+        until: int | None = None,
+    ) -> MaskedPositions:
         """``counts`` (and the same as a tensor (B,)): masked positions per sample, or 0 to leave a
-        sample alone; ``None`` reads them back from the device."""
+        sample alone; ``None`` reads them back from the device. ``until``: positions from this one
+        on count as unmasked."""
         masked = tokens == MASKED
+        if until is not None:
+            masked[:, until:] = False
         if counts is None:
             on_device = masked.sum(dim=1)
             counts = on_device.tolist()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from ..model.graphs import forward_of
 from ..model.transformer import MaskedDiffusionTransformer
 from ..state import TokenState
 from ..variants.base import Layout, ModelInput
-from .cache import BranchCache, CachePolicy
+from .cache import BranchCache, Cache
 from .plan import StepTargets
 
 
@@ -24,7 +25,7 @@ class Predictor:
         transformer: MaskedDiffusionTransformer,
         layout: Layout,
         branches: Mapping[str, ModelInput],
-        cache: CachePolicy | None = None,
+        cache: Cache | None = None,
     ):
         self.transformer, self.layout, self.branches = transformer, layout, branches
         self.cache, self.forward = cache, forward_of(transformer)
@@ -37,7 +38,8 @@ class Predictor:
         template, layout = self.branches[branch], self.layout
         image = layout.image_ids(state.image.flatten(1))
         ids = template.ids.index_copy(1, template.image_positions, image)
-        return ids.index_copy(1, template.text_positions, layout.text_ids(state.text))
+        ids = ids.index_copy(1, template.text_positions, layout.text_ids(state.text))
+        return ids if template.fixed is None else torch.where(template.fixed, template.ids, ids)
 
     def hidden(self, branch: str, state: TokenState, targets: StepTargets | None) -> Tensor:
         """Normed hidden states (B, L, d_model)."""

@@ -4,7 +4,7 @@ torch, so that settings and options can be declared from it."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,12 +35,14 @@ SCHEDULES: dict[str, MaskSchedule] = {"linear": linear, "cosine": cosine}
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """What one step has to unmask. Each field but the last: one number per sample.
+    """What one step has to unmask. Fields of type :data:`Counts`: one number per sample.
 
     ``text_quota``: text tokens to unmask; ``image_masked_after``: image codes still masked after
     the step; ``None`` when it leaves text or image alone. ``text_masked_before``,
     ``image_masked_before``: tokens masked before the step by the plan; ``None`` where not known,
     which costs a synchronisation per step. ``image_noise``: its scale, on the codes' confidence.
+    ``text_until``: text from this position on waits for a later step; ``None`` for none.
+    ``text_waiting``: how many masked tokens do.
     """
 
     text_quota: Counts | None = None
@@ -48,6 +50,8 @@ class PlannedStep:
     text_masked_before: Counts | None = None
     image_masked_before: Counts | None = None
     image_noise: float = 0.0
+    text_until: int | None = None
+    text_waiting: Counts | None = None
 
     @property
     def text_masked_after(self) -> Counts | None:
@@ -58,8 +62,12 @@ class PlannedStep:
 
     @property
     def text_predicted(self) -> Counts | None:
-        """Masked text positions to predict: all, or 0 for a sample of which none is unmasked."""
-        return _changing(self.text_masked_before, self.text_masked_after)
+        """Masked text positions to predict: all that do not wait, or 0 for a sample of which none
+        is unmasked."""
+        changing = _changing(self.text_masked_before, self.text_masked_after)
+        if changing is None or self.text_waiting is None:
+            return changing
+        return tuple(n - w if n else 0 for n, w in zip(changing, self.text_waiting, strict=True))
 
     @property
     def image_predicted(self) -> Counts | None:
@@ -67,18 +75,22 @@ class PlannedStep:
         return _changing(self.image_masked_before, self.image_masked_after)
 
 
-def corrected_steps(text: Counts, image: Counts, settings: SamplerSettings) -> list[PlannedStep]:
+def corrected_steps(
+    text: Counts, image: Counts, settings: SamplerSettings, blocks: Sequence[Counts] = ()
+) -> list[PlannedStep]:
     """The steps of the "corrected" preset; those that would unmask nothing are left out. ``text``,
-    ``image``: masked tokens at the start, per sample; both may be 0. Each modality keeps its own
+    ``image``: masked tokens at the start, per sample; both may be 0. ``blocks``: those of ``text``
+    in each block of it, where one is finished before the next is begun. Each modality keeps its own
     number of steps, none of which collapse."""
-    text_schedule = SCHEDULES[settings.text_schedule]
     image_schedule = SCHEDULES[settings.image_schedule]
     text_ranks, image_ranks = _ranks(settings)
     steps, text_masked, image_masked = [], text, image
     for index in range(max(*text_ranks, *image_ranks) + 1):
         text_after, image_after, noise = text_masked, image_masked, 0.0
+        until, waiting = None, None
         if rank := text_ranks.get(index):
-            text_after = tuple(text_schedule(n, rank, settings.text_steps) for n in text)
+            text_after, last, waiting = _text_after(blocks or [text], rank, settings)
+            until = (last + 1) * settings.block_length if len(blocks) > 1 else None
         if rank := image_ranks.get(index):
             image_after = tuple(image_schedule(n, rank, settings.image_steps) for n in image)
             noise = settings.image_temperature * (1 - rank / settings.image_steps)
@@ -90,10 +102,29 @@ def corrected_steps(text: Counts, image: Counts, settings: SamplerSettings) -> l
                 text_masked_before=text_masked,
                 image_masked_before=image_masked,
                 image_noise=noise,
+                text_until=until,
+                text_waiting=waiting,
             )
             steps.append(step)
         text_masked, image_masked = text_after, image_after
     return steps
+
+
+def _text_after(
+    blocks: Sequence[Counts], rank: int, settings: SamplerSettings
+) -> tuple[Counts, int, Counts]:
+    """Masked text tokens after step ``rank`` (from 1), the block that is unmasked at it, and masked
+    tokens of later blocks. Blocks have equal numbers of steps; several share one where there are
+    more blocks than steps."""
+    schedule, total, steps = SCHEDULES[settings.text_schedule], len(blocks), settings.text_steps
+    last = (rank * total - 1) // steps
+    first_rank, last_rank = last * steps // total + 1, (last + 1) * steps // total
+    first = ((first_rank - 1) * total - 1) // steps + 1
+    begun = (sum(counts) for counts in zip(*blocks[first : last + 1], strict=True))
+    waiting = tuple(sum(c) for c in zip(*blocks[last + 1 :], strict=True)) or (0,) * len(blocks[0])
+    place = rank - first_rank + 1, last_rank - first_rank + 1
+    after = tuple(schedule(n, *place) + w for n, w in zip(begun, waiting, strict=True))
+    return after, last, waiting
 
 
 def _difference(before: Counts, after: Counts) -> Counts:

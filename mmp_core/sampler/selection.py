@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -62,6 +62,20 @@ class TokenUpdate:
         )
 
 
+    def ended(self, ends: Sequence[int], until: int) -> TokenUpdate:
+        """This, with the rest of each text unmasked to ``ends[0]`` where all before ``until`` is
+        unmasked and one of ``ends`` is there."""
+        begun, rest = self.after[:, :until], self.after == MASKED
+        over = torch.isin(begun, begun.new_tensor(ends)).any(dim=1) & (begun != MASKED).all(dim=1)
+        rest &= over[:, None]
+        return TokenUpdate(
+            guess=torch.where(rest, ends[0], self.guess),
+            confidence=self.confidence,
+            revealed=self.revealed | rest,
+            after=torch.where(rest, ends[0], self.after),
+        )
+
+
 class Selection(Protocol[Text, Image]):
     """Turns logits into tokens and chooses those that are unmasked.
 
@@ -86,10 +100,17 @@ class Selection(Protocol[Text, Image]):
 class CorrectedSelection:
     """Gumbel-max tokens, unmasked by confidence, in float32, with one random stream per sample.
     ``sure``: probability (0 … 1) from which on a token is unmasked before its turn; by default none
-    is."""
+    is. ``ends``: ids that end a text; once a block of it holds one, the rest is the first of
+    them."""
 
-    def __init__(self, settings: SamplerSettings, generators: Generators, sure: float = math.inf):
-        self.settings, self.generators, self.sure = settings, generators, sure
+    def __init__(
+        self,
+        settings: SamplerSettings,
+        generators: Generators,
+        sure: float = math.inf,
+        ends: Sequence[int] = (),
+    ):
+        self.settings, self.generators, self.sure, self.ends = settings, generators, sure, ends
 
     def text(
         self, targets: Targets, before: TokenUpdate, logits: Callable[[Tensor], TextLogits]
@@ -101,7 +122,10 @@ class CorrectedSelection:
         ranking = REMASKING[self.settings.remasking](positions, log_odds, self.generators)
         probability = log_odds.sigmoid()
         revealed = positions.highest(ranking, targets.count) | self._early(positions, probability)
-        return before.at(positions, tokens, probability, revealed)
+        update = before.at(positions, tokens, probability, revealed)
+        if self.ends and targets.until is not None:
+            return update.ended(self.ends, targets.until)
+        return update
 
     def image(
         self, targets: Targets, before: TokenUpdate, logits: Callable[[Tensor], ImageLogits]

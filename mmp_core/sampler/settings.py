@@ -26,7 +26,7 @@ _SCHEDULE = Option(str, "", "", choices=tuple(SCHEDULES))
 _UPSTREAM = {
     # What the reference knows.
     "order": ("parallel",),
-    "speed": ("exact",),
+    "speed": ("exact", "cached"),
     "text_schedule": ("linear",),
     "image_schedule": ("cosine",),
     "remasking": ("low_confidence", "random"),
@@ -114,6 +114,14 @@ class SamplerSettings:
         "result.",
         choices=get_args(Speed),
     )
+    block_length: int = option(
+        0,
+        "Text tokens that are finished before the next are begun; a text that ends in a block has "
+        "no further ones. 0: all at once.",
+        low=0,
+        high=4096,
+        advanced=True,
+    )
     text_schedule: str = "linear"
     image_schedule: str = "cosine"
 
@@ -136,7 +144,9 @@ class SamplerSettings:
             _SEED.check(seed)
 
     @classmethod
-    def upstream(cls, variant: str | Variant = "A", **overrides: Any) -> SamplerSettings:
+    def upstream(
+        cls, variant: str | Variant = "A", *, task: str = "", **overrides: Any
+    ) -> SamplerSettings:
         """The preset that reproduces the reference implementation token for token.
 
         ``variant``: a checkpoint family or its name. Its parameters here: ``timesteps`` or
@@ -144,12 +154,16 @@ class SamplerSettings:
         ``cfg_scale`` is ``text_guidance`` and ``cfg_img`` ``image_guidance``; in variant M
         ``image_cfg`` is ``joint_guidance`` and ``text_cfg`` ``reasoning_guidance`` (which there
         pushes the wrong way). The other guidances must be 0. Without a seed the global random
-        number generator is used, as there.
+        number generator is used, as there. ``task``: of a family that has several, for whose
+        parameters see its file.
         """
         from ..variants.registry import variant_named  # families import the sampler
 
-        defaults = {"joint_guidance": 0.0, "preset": "upstream"}
-        return cls(**{**defaults, **variant_named(variant).upstream_settings, **overrides})
+        family = variant_named(variant)
+        defaults = {"joint_guidance": 0.0, "preset": "upstream", **family.upstream_settings}
+        settings = cls(**{**defaults, **family.settings_for(task), **overrides})
+        family.check_upstream_speed(settings.speed)
+        return settings
 
     @property
     def reveals_early(self) -> bool:

@@ -28,16 +28,23 @@ from .settings import SamplerSettings
 
 Fill = Callable[..., Tensor]
 """An in-place random method of tensors, such as ``Tensor.uniform_``."""
-_GUIDANCES = ("text_guidance", "image_guidance", "joint_guidance", "reasoning_guidance")
+_OFF_AT_0 = (
+    "text_guidance",
+    "image_guidance",
+    "joint_guidance",
+    "reasoning_guidance",
+    "block_length",
+)
 
 
 def upstream_policies(model: DenoisingModel, prompt: Prompt, settings: SamplerSettings) -> Policies:
-    """The sampler of the model's authors. Raises ``InputError`` for a guidance that it does not
+    """The sampler of the model's authors. Raises ``InputError`` for settings that it does not
     know."""
     variant = model.variant
+    variant.check_upstream_speed(settings.speed)
     policies = variant.upstream_policies(model, prompt, settings)
-    for name in _GUIDANCES:
-        if getattr(settings, name) and name not in variant.upstream_guidance:
+    for name in _OFF_AT_0:
+        if getattr(settings, name) and name not in variant.upstream_knows:
             raise InputError(
                 f"{name} must be 0 with the upstream preset on variant {variant}, whose reference "
                 f"does not know it; SamplerSettings.upstream(variant={variant.id!r}) has its "

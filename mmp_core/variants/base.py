@@ -91,6 +91,18 @@ class Layout(ABC):
         """Tokenise ``instruction`` around ``image`` codes (B, h, w), or for generation without. The
         prompt's batch is ``initial``'s."""
 
+    def encode_task(
+        self,
+        task: str,
+        instruction: str,
+        image: Tensor | None,
+        reference: Tensor | None,
+        initial: TokenState,
+    ) -> Prompt:
+        """:meth:`encode` for one of the family's tasks, where it names some. ``reference``: codes
+        (B, h, w) of a second picture."""
+        return self.encode(instruction, image, initial)
+
     @abstractmethod
     def model_input(
         self,
@@ -131,8 +143,8 @@ class Variant(ABC):
     ``image_config_needed``: whether it must have a ``config.json``; ``image_advice``: what to do
     where it is missing, with ``{folder}`` for the checkpoint's. ``repository``: where its authors
     released it on Hugging Face; ``image_repository``: the image tokenizer, where that is another
-    one; ``licence``: of its weights, as their page states it. ``upstream_guidance``: the
-    guidances that the authors' sampler knows; ``upstream_settings``: the values of their command;
+    one; ``licence``: of its weights, as their page states it. ``upstream_knows``: settings that may
+    be other than 0 with the authors' sampler; ``upstream_settings``: the values of their command;
     ``upstream_speeds``: those that it knows; ``upstream_noise_bytes``: of a random number that it
     draws for text. ``tasks``: by name, where they are more than to edit and to generate.
     ``image_size``, ``text_length``: of an answer, where a checkpoint's config.json says none.
@@ -149,7 +161,7 @@ class Variant(ABC):
     repository: ClassVar[str | None] = None
     image_repository: ClassVar[str | None] = None
     licence: ClassVar[str | None] = None
-    upstream_guidance: ClassVar[tuple[str, ...]] = ()
+    upstream_knows: ClassVar[tuple[str, ...]] = ()
     upstream_settings: ClassVar[Mapping[str, Any]] = {}
     upstream_speeds: ClassVar[tuple[str, ...]] = ("exact",)
     upstream_noise_bytes: ClassVar[int] = 4
@@ -160,6 +172,15 @@ class Variant(ABC):
 
     def __str__(self) -> str:
         return self.id
+
+    def check_upstream_speed(self, speed: str) -> None:
+        """Raise ``InputError`` for a speed that the authors' sampler does not know."""
+        if speed not in self.upstream_speeds:
+            raise InputError(
+                f"speed is {speed!r} with the upstream preset on {self.name}, whose reference "
+                f"knows only {' and '.join(map(repr, self.upstream_speeds))}; use the corrected "
+                "preset."
+            )
 
     @abstractmethod
     def recognises(self, config: Mapping[str, Any]) -> bool:

@@ -58,7 +58,7 @@ class MMaDAParallelA(Variant):
     image_advice = "put the vqvae folder of MMaDA-Parallel-A into {folder}"
     repository = "tyfeld/MMaDA-Parallel-A"
     licence = "MIT"
-    upstream_guidance = ("text_guidance", "image_guidance")
+    upstream_knows = ("text_guidance", "image_guidance")
     upstream_settings: ClassVar = {
         # The README's example.
         "text_steps": 128,

@@ -51,7 +51,7 @@ class MMaDAParallelM(Variant):
     repository = "tyfeld/MMaDA-Parallel-M"
     image_repository = "showlab/magvitv2"
     licence = "MIT"
-    upstream_guidance = ("joint_guidance", "reasoning_guidance")
+    upstream_knows = ("joint_guidance", "reasoning_guidance")
     upstream_settings: ClassVar = {
         # Those of inference.py.
         "text_steps": 128,

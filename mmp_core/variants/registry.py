@@ -7,10 +7,11 @@ from typing import Any
 
 from ..errors import CheckpointError, InputError
 from .base import Variant
+from .lumina_dimoo import LuminaDiMOO
 from .mmada_parallel_a import MMaDAParallelA
 from .mmada_parallel_m import MMaDAParallelM
 
-VARIANTS: list[Variant] = [MMaDAParallelA(), MMaDAParallelM()]
+VARIANTS: list[Variant] = [MMaDAParallelA(), MMaDAParallelM(), LuminaDiMOO()]
 """Of several that a checkpoint may be of, the first is taken."""
 
 BACKBONE = "model.transformer.wte.weight"
@@ -21,10 +22,14 @@ def variant_named(name: str | Variant) -> Variant:
     if isinstance(name, Variant):
         return name
     for variant in VARIANTS:
-        if name.lower() in (variant.id.lower(), variant.name.lower()):
+        if _plain(name) in (_plain(variant.id), _plain(variant.name)):
             return variant
     known = ", ".join(f"{variant.id} ({variant.name})" for variant in VARIANTS)
     raise InputError(f"{name!r} is no checkpoint family; known are {known}.")
+
+
+def _plain(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
 
 
 def variant_of(

@@ -1,41 +1,52 @@
-"""Checkpoints of neighbouring models that look like ours: same class, tensor names and shapes.
+"""Which family a checkpoint is of, where its files look like those of several: same class, tensor
+names and shapes.
 
-Only what a checkpoint is called tells them apart, so that a name decides here; the user's own word,
-``family``, goes before it.
+Only what it is called tells them apart, or what was written down about it; the user's own word,
+``family``, goes before both.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..files import replacing
+from . import registry
+from .base import Variant
 
 ASSUMED, GIVEN, STATED, NAMED = "assumed", "given by the user", "stated in the file", "by its name"
+REMEMBERED = "as the user once said"
 """How the family of a checkpoint is known."""
+FAMILY_KEY = "mmada_parallel_family"
+"""Its id in config.json, where this pack's training wrote it."""
+NOTE = "mmada_parallel.json"
+"""The file beside config.json that remembers what the user said: ``{"family": "D"}``."""
 
 _OURS = re.compile(r"mmada[-_ ]?parallel", re.IGNORECASE)
 _STRANGERS = {
-    "Lumina-DiMOO": re.compile(r"dimoo", re.IGNORECASE),
     "MMaDA-8B": re.compile(r"mmada[-_ ]?8b", re.IGNORECASE),
     "LLaDA": re.compile(r"llada(?!formulti)", re.IGNORECASE),
 }
 
 
-def evidence_of(path: Path, config: Mapping[str, Any]) -> str:
-    """:data:`NAMED` for a checkpoint that is called ours or was written by this pack, else
-    :data:`ASSUMED`. Raises ``CheckpointError`` for one that goes by the name of another model."""
+def family_known(path: Path, config: Mapping[str, Any]) -> tuple[Variant | None, str]:
+    """The family of a folder, and how it is known; ``None`` leaves it to ``config``. Raises
+    ``CheckpointError`` for one that goes by the name of a model that the pack cannot run."""
+    if said := config.get(FAMILY_KEY):
+        return registry.variant_named(said), STATED
+    if (note := remembered(path)) is not None:
+        return note, REMEMBERED
     if "default_text_length" in config:  # written by this pack's training
-        return STATED
-    said = config.get("_name_or_path")
-    origins = {"its folder": names_of(path)}
-    if isinstance(said, str):
-        origins["_name_or_path in config.json"] = said
-    for origin, name in origins.items():
+        return None, STATED
+    for origin, name in _origins(path, config).items():
         if _OURS.search(name):
-            return NAMED
+            return None, NAMED
+        if (variant := _called(name)) is not None:
+            return variant, NAMED
         for stranger, pattern in _STRANGERS.items():
             if pattern.search(name):
                 raise CheckpointError(
@@ -43,7 +54,58 @@ def evidence_of(path: Path, config: Mapping[str, Any]) -> str:
                     "is MMaDA-Parallel after all, name its folder MMaDA-Parallel-A or -M, or say "
                     "--family A or M (in Python family=)."
                 )
-    return ASSUMED
+    return None, ASSUMED
+
+
+def doubt_about(path: Path, config: Mapping[str, Any], variant: Variant) -> str | None:
+    """A sentence where the user says ``variant`` and the checkpoint's name says another."""
+    for origin, name in _origins(path, config).items():
+        called = _called(name)
+        if _OURS.search(name):
+            called = next(v for v in registry.VARIANTS if v.called is None)
+        if called is not None and (called.called is None) != (variant.called is None):
+            return (
+                f"It is loaded as {variant.name}, as the user says; by {origin} ({name}) it is "
+                f"{called.name if called.called else 'MMaDA-Parallel'}, whose instructions have "
+                "another form."
+            )
+    return None
+
+
+def remembered(path: Path) -> Variant | None:
+    """The family that the user once named for the checkpoint at ``path``, a folder."""
+    try:
+        said = json.loads((path / NOTE).read_text(encoding="utf-8"))["family"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{path / NOTE} cannot be read: delete it.") from None
+    return registry.variant_named(said)
+
+
+def remember(path: Path, variant: Variant) -> None:
+    """Note beside the checkpoint at ``path`` what the user says, where that can be written."""
+    try:
+        with replacing(path / NOTE) as file:
+            file.write_text(json.dumps({"family": variant.id}) + "\n", encoding="utf-8")
+    except OSError:  # a folder of somebody else: the user says it again
+        return
+
+
+def _origins(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """What may name the checkpoint, by where that stands."""
+    origins, said = {"its folder": names_of(path)}, config.get("_name_or_path")
+    if isinstance(said, str):
+        origins["_name_or_path in config.json"] = said
+    return origins
+
+
+def _called(name: str) -> Variant | None:
+    """The family whose checkpoints are called so."""
+    for variant in registry.VARIANTS:
+        if variant.called and re.search(variant.called, name, re.IGNORECASE):
+            return variant
+    return None
 
 
 def names_of(path: Path) -> str:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 @pytest.fixture(scope="session")
 def recipe_model(tmp_path_factory):
-    """``recipe_model(name, dtype)`` loads a golden checkpoint; unknown names fail.
+    """``recipe_model(name, dtype, family)`` loads a golden checkpoint; unknown names fail.
 
     Variant M's gets a small image tokenizer of its own, since no case decodes with it.
     """
@@ -21,11 +21,11 @@ def recipe_model(tmp_path_factory):
     (magvit / "config.json").write_text('{"ch": 32}')
 
     @functools.cache
-    def load(name, dtype):
+    def load(name, dtype, family=None):
         assert name in golden.MODELS, f"unknown golden model {name}"
         assert dtype in golden.DTYPES, f"unknown golden dtype {dtype}"
         own = {"image_tokenizer_path": magvit} if golden.MODELS[name]["variant"] == "M" else {}
-        return load_checkpoint(golden.checkpoint(name, dtype), **own)
+        return load_checkpoint(golden.checkpoint(name, dtype), family=family, **own)
 
     return load
 

@@ -103,31 +103,52 @@ VQ_CONFIG = dict(
 )
 
 
-def golden_folder():
-    """The folder with the golden cases: MMADA_GOLDEN, the shared one, or the subset kept here."""
+KINDS = ("open", "lumina_dimoo")
+"""Folders of golden cases of MMaDA-Parallel and of Lumina-DiMOO."""
+
+
+@functools.cache
+def golden_folders():
+    """The folders with golden cases: what MMADA_GOLDEN names, which may hold either kind or both,
+    side by side or each in its folder; the shared ones; or the subset kept here."""
     named = os.environ.get("MMADA_GOLDEN")
-    if named:
-        if not Path(named).is_dir():
-            raise FileNotFoundError(f"MMADA_GOLDEN names no folder: {named}")
-        return Path(named)
-    shared = ROOT.parent / "shared" / "golden" / "open"
-    return shared if shared.is_dir() else ROOT / "tests" / "parity" / "data"
+    if named and not Path(named).is_dir():
+        raise FileNotFoundError(f"MMADA_GOLDEN names no folder: {named}")
+    root = Path(named) if named else ROOT.parent / "shared" / "golden"
+    folders = [folder for folder in (root, *(root / kind for kind in KINDS)) if folder.is_dir()]
+    return folders or [ROOT / "tests" / "parity" / "data"]
+
+
+def golden_files(pattern):
+    """All golden files whose path below a folder of cases matches ``pattern``."""
+    return sorted(path for folder in golden_folders() for path in folder.glob(pattern))
 
 
 def golden_file(*parts):
-    """Path of one golden file; skips the calling test where the folder does not hold it."""
-    path = golden_folder().joinpath(*parts)
-    if not path.is_file():
-        pytest.skip(f"{Path(*parts)} is not in the golden folder {golden_folder()}")
-    return path
+    """Path of one golden file; skips the calling test where no folder holds it."""
+    for path in (folder.joinpath(*parts) for folder in golden_folders()):
+        if path.is_file():
+            return path
+    pytest.skip(f"{Path(*parts)} is in none of the golden folders {golden_folders()}")
+
+
+def case_files(pattern, *, lumina_dimoo):
+    """Files of cases of Lumina-DiMOO, or all others, known or not."""
+    return [
+        path
+        for path in golden_files(pattern)
+        if path.stem != "weights_sha256"
+        and (json.loads(path.read_text()).get("variant") == "D") == lumina_dimoo
+    ]
 
 
 def weight_sums():
     """{checkpoint: {tensor: sha256 of its fp32 bytes}}; skips where the list is not at hand."""
-    for folder in (golden_folder(), golden_folder().parent):
+    folders = golden_folders()
+    for folder in (*folders, *(folder.parent for folder in folders)):
         if (folder / "weights_sha256.json").is_file():
             return json.loads((folder / "weights_sha256.json").read_text())
-    pytest.skip(f"weights_sha256.json is neither in nor above {golden_folder()}")
+    pytest.skip(f"weights_sha256.json is neither in nor above {folders}")
 
 
 def picture(seed, width, height):

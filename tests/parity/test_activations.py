@@ -7,7 +7,7 @@ import torch
 from mmada_parallel.tests.parity import golden
 from safetensors.torch import load_file
 
-FILES = sorted((golden.golden_folder() / "modules").glob("act_*.safetensors"))
+FILES = golden.golden_files("modules/act_*.safetensors")
 NAME = re.compile(r"act_(?P<model>[^_]+)(_len\d+)?_(?P<dtype>[^_]+)$")
 WHOLE = {"hidden", "input_ids", "positions"} | {
     f"logits_{part}" for part in ("argmax", "every_61st", "image_slice", "lse_f64", "max")

@@ -20,7 +20,7 @@ from mmada_parallel.tests.parity import golden
 from PIL import Image
 from safetensors.torch import load_file
 
-FOLDERS = sorted(path.parent for path in (golden.golden_folder() / "e2e").glob("*/case.json"))
+FOLDERS = [path.parent for path in golden.case_files("e2e/*/case.json", lumina_dimoo=False)]
 KEYS = {"case", "argv", "recorded", "text", "outputs", "output_sha256", "torch", "transformers"}
 OPTIONS = {
     "prompt",

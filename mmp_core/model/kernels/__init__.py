@@ -53,12 +53,13 @@ class ImageLogits:
 class TextLogits:
     """What the branches of a guidance say about text positions, before the head. ``hidden``: normed
     states (B, n, d_model), of the conditional branch first, then of one per scale. ``words``: the
-    part of the vocabulary to choose from."""
+    part of the vocabulary to choose from. ``never``: an id in it that is not to be chosen."""
 
     transformer: MaskedDiffusionTransformer
     hidden: tuple[Tensor, ...]
     scales: tuple[float, ...]
     words: slice
+    never: int | None = None
 
     @property
     def choices(self) -> int:
@@ -67,7 +68,10 @@ class TextLogits:
     def guided(self) -> Tensor:
         """(B, n, words) float32 logits."""
         logits = [self.transformer.logits(part, self.words) for part in self.hidden]
-        return plain.guided(logits, self.scales)
+        combined = plain.guided(logits, self.scales)
+        if self.never is not None:
+            combined[..., self.never - self.words.start] = -torch.inf
+        return combined
 
     def choose(self, temperature: float, exponential: Tensor | None) -> tuple[Tensor, Tensor]:
         """The id at each position and its log-odds; see :func:`.plain.choose_text`."""
@@ -76,7 +80,7 @@ class TextLogits:
 
     def _choose(self, temperature: float, exponential: Tensor | None) -> tuple[Tensor, Tensor]:
         first, model = self.hidden[0], self.transformer
-        if available(first.device):
+        if self.never is None and available(first.device):
             from .text import DTYPES, MOST_BRANCHES, choose_text
 
             if len(self.hidden) <= MOST_BRANCHES and first.dtype in DTYPES:
