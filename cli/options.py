@@ -401,7 +401,9 @@ def _add_image_tokenizer(parser: argparse._ActionsContainer) -> None:
         "checkpoint (variant M: that of showlab/magvitv2)",
     )
     parser.add_argument(
-        "--family", help="the family of the checkpoint, A or M, where its files cannot tell"
+        "--family",
+        help="the family of the checkpoint where its files cannot tell: A or M of MMaDA-Parallel, "
+        "D for Lumina-DiMOO",
     )
 
 

@@ -19,6 +19,7 @@ from .image.masks import Region, cells_of, is_painted, mask_values
 from .image.pictures import Offset, to_pil, to_pixels
 from .image.placement import Placement, Size
 from .state import MASKED, Prompt, TokenState
+from .variants.base import Answer
 
 GREY = (0.5, 0.5, 0.5)
 NO_PICTURE = (0, 0)
@@ -39,33 +40,40 @@ def encode_instruction(
     grow: int = 0,
     region: Region | None = None,
     offset: Offset = "center",
+    task: str | None = None,
+    reference: Picture | None = None,
 ) -> Prompt:
     """Make the prompt for editing ``image`` by ``instruction``, or for generating without an image.
 
     ``size``: (width, height) of the result in pixels, multiples of ``model.downsample``; by default
     that of the input image as the model sees it, else a square of the checkpoint's own size;
     :data:`NO_PICTURE` for text alone. ``text_length``: tokens of the answer's text, up to 4096, 0
-    for an image alone; by default the checkpoint's own, or 0 where the family answers with an image
-    alone. ``batch``: samples of this one prompt, all masked. ``mask``: white where the picture is
+    for an image alone; by default the checkpoint's own, or 0 where the task is answered with an
+    image alone. ``task``: one of the family's, see ``variants.base.Variant.tasks``; by default the
+    first that takes these pictures. ``reference``: a second picture, for tasks that take two.
+    ``batch``: samples of this one prompt, all masked. ``mask``: white where the picture is
     to be painted anew, over the whole picture whatever its size; elsewhere its image tokens stay as
     they are, bit for bit. One that is not painted at all is no mask. ``coverage``, ``grow``: see
     :func:`.masks.cells_of`. ``region``: the part of the upright picture that the model gets, by
     default all of it. ``offset``: see :func:`.pictures.fit_image`.
 
-    Raises ``InputError`` for a size, length, picture, mask or region that cannot be used.
+    Raises ``InputError`` for a size, length, picture, mask or region that cannot be used, and for
+    a task that the family was not trained on.
     """
     if batch < 1:
         raise InputError(f"batch is {batch}; expected at least 1.")
-    if text_length is None:
-        with_text = "text and image" in model.variant.answers or size == NO_PICTURE
-        text_length = model.default_text_length if with_text else 0
-    if not 0 <= text_length <= 4096:
-        raise InputError(f"text_length is {text_length}; expected 1 to 4096 tokens.")
+    if image is None and reference is not None:
+        raise InputError("A second picture needs a first one: give it as image.")
+    pictures = (image is not None) + (reference is not None)
+    task = model.variant.task_for(task, pictures, text_alone=size == NO_PICTURE)
+    size, text_length = _answered(model, task, size, text_length)
     if image is None and (mask is not None or region is not None):
         raise InputError("A mask needs an input picture: give one, or leave the mask open.")
-    codes, placement = None, None
+    codes, placement, second = None, None, None
     if image is not None:
-        codes, placement = _encoded(model, load_image(image), region, offset)
+        codes, placement = _encoded(model, load_image(image), region, offset, task)
+    if reference is not None:
+        second = _encoded(model, load_image(reference), None, offset, task)[0].expand(batch, -1, -1)
     if size is None and codes is not None:
         grid = codes.shape[1], codes.shape[2]
     else:
@@ -79,7 +87,29 @@ def encode_instruction(
             around = _around(model, mask, codes, answer, coverage, grow)
             initial = replace(initial, image=around.expand(batch, -1, -1))
     codes = None if codes is None else codes.expand(batch, -1, -1)
-    return model.layout.encode(instruction, codes, initial)
+    if not task:
+        return model.layout.encode(instruction, codes, initial)
+    return model.layout.encode_task(task, instruction, codes, second, initial)
+
+
+def _answered(
+    model: Model, task: str, size: Size | None, text_length: int | None
+) -> tuple[Size | None, int]:
+    """Size and length of the answer to ``task``, by default those of a text alone, an image alone,
+    or both. Raises ``InputError`` for a length out of range."""
+    if task_answer(model, task) == "text" and size is None:
+        size = NO_PICTURE
+    if text_length is None:
+        with_text = "text and image" in model.variant.answers or size == NO_PICTURE
+        text_length = model.default_text_length if with_text else 0
+    if not 0 <= text_length <= 4096:
+        raise InputError(f"text_length is {text_length}; expected 1 to 4096 tokens.")
+    return size, text_length
+
+
+def task_answer(model: Model, task: str) -> Answer | None:
+    """What ``task`` is answered with; ``None`` where the family names no tasks."""
+    return model.variant.tasks[task].answer if task else None
 
 
 def encode_image(model: Model, image: Picture, *, offset: Offset = "center") -> Tensor:
@@ -95,17 +125,19 @@ def encode_seen(model: Model, images: Sequence[Image.Image]) -> Tensor:
     return model.image_tokenizer.encode(pixels.to(model.device))
 
 
-def seen_size(model: Model, size: Size) -> Size:
-    """(width, height) that a picture of ``size`` has as the model sees it."""
-    return model.variant.input_size(size, model.default_image_size, model.downsample)
+def seen_size(model: Model, size: Size, task: str = "") -> Size:
+    """(width, height) that a picture of ``size`` has as the model sees it for ``task``."""
+    own = model.variant.tasks[task].input_size if task else None
+    seen = own or model.variant.input_size
+    return seen(size, model.default_image_size, model.downsample)
 
 
-def _fitted(model: Model, upright: Image.Image, offset: Offset) -> Image.Image:
-    return model.variant.fit(upright, seen_size(model, upright.size), offset=offset)
+def _fitted(model: Model, upright: Image.Image, offset: Offset, task: str = "") -> Image.Image:
+    return model.variant.fit(upright, seen_size(model, upright.size, task), offset=offset)
 
 
 def _encoded(
-    model: Model, upright: Image.Image, region: Region | None, offset: Offset
+    model: Model, upright: Image.Image, region: Region | None, offset: Offset, task: str
 ) -> tuple[Tensor, Placement]:
     """Codes (1, h, w) on the CPU of a picture's region, and where it lies in the picture."""
     left, top, right, bottom = region or (0, 0, *upright.size)
@@ -116,10 +148,10 @@ def _encoded(
             f"{upright.width}x{upright.height} pixels: choose another."
         )
     part = upright.crop((left, top, right, bottom))
-    seen = seen_size(model, part.size)
+    seen = seen_size(model, part.size, task)
     same_offset = copy.copy(offset) if isinstance(offset, random.Random) else offset
     placement = model.variant.placement(part.size, seen, offset=same_offset)
-    codes = encode_seen(model, [_fitted(model, part, offset)])
+    codes = encode_seen(model, [_fitted(model, part, offset, task)])
     return codes.cpu(), placement.within(upright.size, left, top)
 
 

@@ -46,7 +46,8 @@ def denoise(
 
     Raises ``InputError`` for settings or tokens that do not fit the model.
     """
-    settings = settings or SamplerSettings()
+    if settings is None:
+        settings = SamplerSettings(**model.variant.settings_for(prompt.task))
     prompt = prompt.to(model.device)
     _check_tokens(model, prompt, settings)
     policies = policies or PRESETS[settings.preset](model, prompt, settings)

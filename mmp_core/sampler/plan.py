@@ -105,8 +105,9 @@ class Plan:
 
 
 class AdaptivePlan(Plan):
-    """A plan for a selection that may run ahead of it, or end a text before its length: only samples and modalities that are behind
-    are predicted. Which they are is read back from the device once a step."""
+    """A plan for a selection that may run ahead of it, or end a text before its length: only
+    samples and modalities that are behind are predicted. Which they are is read back from the
+    device once a step."""
 
     def targets(self, index: int, last: Step) -> StepTargets:
         step, text, image = self.steps[index], None, None

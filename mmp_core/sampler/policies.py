@@ -57,7 +57,9 @@ def corrected_policies(
     masked = masked_counts(prompt.initial.text), masked_counts(prompt.initial.image)
     blocks: list[Counts] = []
     if settings.block_length:
-        blocks = [masked_counts(part) for part in prompt.initial.text.split(settings.block_length, 1)]
+        blocks = [
+            masked_counts(part) for part in prompt.initial.text.split(settings.block_length, 1)
+        ]
     ends = model.layout.ends if len(blocks) > 1 else ()
     plan = (AdaptivePlan if early or ends else Plan).of(
         corrected_steps(*masked, settings, blocks), prompt.batch, model.device

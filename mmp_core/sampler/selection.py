@@ -61,7 +61,6 @@ class TokenUpdate:
             after=torch.where(revealed, guess, positions.tokens),
         )
 
-
     def ended(self, ends: Sequence[int], until: int) -> TokenUpdate:
         """This, with the rest of each text unmasked to ``ends[0]`` where all before ``until`` is
         unmasked and one of ``ends`` is there."""

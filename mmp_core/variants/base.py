@@ -221,7 +221,14 @@ class Variant(ABC):
                 for name, known in self.tasks.items()
                 if known.pictures == pictures and (known.answer == "text") == text_alone
             )
-            return next(fitting, "")
+            chosen = next(fitting, "")
+            if self.tasks and not chosen:
+                raise InputError(
+                    f"{self.name} has no task that takes {_numbered(pictures)} and is answered "
+                    f"with {'text' if text_alone else 'an image'}; it knows "
+                    f"{', '.join(self.tasks)}."
+                )
+            return chosen
         known = dict.fromkeys(self.tasks or (EDIT_TASK, GENERATE_TASK))
         name = task.strip().lower().replace(" ", "_").replace("-", "_")
         if name not in known:

@@ -1,4 +1,4 @@
-"""Lumina-DiMOO: MMaDA-Parallel-A's transformer, ids and image tokenizer; pictures or text, not both.
+"""Lumina-DiMOO: MMaDA-Parallel-A's transformer, ids and image tokenizer; a picture or a text.
 
 Reference: Alpha-VLLM/Lumina-DiMOO 81344e6, ``inference_t2i.py``, ``inference_i2i.py``,
 ``inference_mmu.py``, ``utils/prompt_utils.py`` and ``generators/``.
@@ -133,6 +133,7 @@ class LuminaDiMOO(MMaDAParallelA):
     id = "D"
     name = "Lumina-DiMOO"
     called = "dimoo"
+    repository, licence = "Alpha-VLLM/Lumina-DiMOO", None
     answers = frozenset({"image", "text"})
     image_advice = "put the vqvae folder of Lumina-DiMOO into {folder}"
     image_size = 1024
@@ -213,6 +214,8 @@ class LayoutD(LayoutA):
         initial: TokenState,
     ) -> Prompt:
         system, words = UNDERSTAND, instruction
+        if task == _PAINT and (initial.image == MASKED).all():
+            raise InputError("The task 'paint' needs a mask: paint what is to be drawn anew.")
         if task in ("generate", _PAINT):
             system, image = GENERATE, None
         elif task in _EDIT_TYPES:

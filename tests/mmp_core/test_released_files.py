@@ -192,8 +192,7 @@ def test_a_tokenizer_that_ends_with_its_own_token_is_refused(folder):
 @pytest.mark.parametrize(
     "name, said, stranger",
     [
-        ("Lumina-DiMOO", None, "Lumina-DiMOO"),
-        ("models--Alpha-VLLM--Lumina-DiMOO/snapshots/abc", None, "Lumina-DiMOO"),
+        ("models--Gen-Verse--MMaDA-8B-Base/snapshots/abc", None, "MMaDA-8B"),
         ("MMaDA-8B-MixCoT", None, "MMaDA-8B"),
         ("LLaDA-8B-Instruct", None, "LLaDA"),
         ("mine", "Gen-Verse/MMaDA-8B-Base", "MMaDA-8B"),

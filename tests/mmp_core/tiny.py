@@ -39,7 +39,8 @@ SPECIAL = {
         "<|interleave|>",
     ),
 }
-CODES = {"A": 12, "M": 2**13}
+SPECIAL["D"] = (*SPECIAL["A"], "<|pad|>")
+CODES = {"A": 12, "M": 2**13, "D": 12}
 VQ = {
     "_class_name": "VQModel",
     "block_out_channels": [8, 8, 8],
@@ -50,7 +51,7 @@ VQ = {
     "num_vq_embeddings": CODES["A"],
 }
 MAGVIT = {"ch": 32}
-DOWNSAMPLE = {"A": 4, "M": 16}
+DOWNSAMPLE = {"A": 4, "M": 16, "D": 4}
 
 
 def tokenizer(variant):
@@ -80,6 +81,7 @@ def config(variant):
         "A": {"architectures": ["LLaDAForMultiModalGeneration"], "text_vocab_size": len(tokens)},
         "M": {"architectures": ["MMadaModelLM"], "llm_vocab_size": len(tokens)},
     }
+    own["D"] = own["A"] | {"mmada_parallel_family": "D"}
     sizes = {"default_image_size": 4 * DOWNSAMPLE[variant], "default_text_length": 5}
     return own[variant] | config_of(tokens, CODES[variant]) | sizes
 
@@ -169,7 +171,7 @@ def write_checkpoint(folder, variant, shards=1):
 
 def write_image_tokenizer(folder, variant):
     torch.manual_seed(0)
-    if variant == "A":
+    if variant != "M":
         own, config, name = AmusedVQ(VQ), VQ, "vqvae/diffusion_pytorch_model.safetensors"
     else:
         own, config, name = MagvitV2(MAGVIT), MAGVIT, "magvitv2/model.safetensors"

@@ -80,10 +80,15 @@ IMAGE_TENSORS = ROWS | {
 }
 CACHED = {f"{b}_{name}" for b in ("cond", "uncond") for name in ("computed", "max_logit")}
 TENSORS = {
-    "t2i": IMAGE_TENSORS | CACHED | {"uncon_ids", "uncond_ids"} | {"cond_threshold"}
+    "t2i": IMAGE_TENSORS
+    | CACHED
+    | {"uncon_ids", "uncond_ids"}
+    | {"cond_threshold"}
     | {"uncond_threshold"},
     "i2i": IMAGE_TENSORS | {"uncon_text", "uncon_image", "uncond_text_ids", "uncond_image_ids"},
-    "mmu": ROWS | {"uncond_ids", "num_transfer"} | {
+    "mmu": ROWS
+    | {"uncond_ids", "num_transfer"}
+    | {
         f"text_{name}"
         for name in (
             *("block_index", "masked_after", "masked_before", "step_index", "tokens"),
@@ -331,7 +336,9 @@ def replay(case, model, prompt, policies):
     for index, ids in enumerate(case.tensors["cond_ids"]):
         text, codes = ids[template.text_positions], ids[template.image_positions]
         text = text.where(text != model.layout.mask_id, MASKED)[None]
-        codes = torch.where(codes == model.layout.mask_id, MASKED, codes - model.layout.image_offset)
+        codes = torch.where(
+            codes == model.layout.mask_id, MASKED, codes - model.layout.image_offset
+        )
         state = TokenState(text, codes.view(1, *prompt.initial.grid))
         with torch.no_grad():
             last = take_step(predictor, policies, index, dataclasses.replace(last, after=state))
