@@ -44,9 +44,9 @@ class Source:
     """A checkpoint as stored, before anything is built. ``weights`` and ``image_weights``: tensors
     by name, read when asked for. ``image_config``: the image tokenizer's own configuration.
     ``evidence``: how the variant is known, see :mod:`~..variants.strangers`; ``doubt``: a sentence
-    where the user's word and the checkpoint's differ. ``licences``: of the weights, as their folders
-    state them, by repository or folder. ``origin``: repository and commit where known. ``room``:
-    bytes of disk that reading the weights takes."""
+    where the user's word and the checkpoint's differ. ``licences``: of the weights, as their
+    folders state them, by repository or folder. ``origin``: repository and commit where known.
+    ``room``: bytes of disk that reading the weights takes."""
 
     path: Path
     config: Mapping[str, Any]
