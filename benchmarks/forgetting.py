@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,12 +19,20 @@ from typing import Any
 import torch
 from mmada_parallel.benchmarks.measure import Report, parser_of
 from mmada_parallel.demo import world
+from mmada_parallel.demo.checker import check
 from mmada_parallel.demo.dataset import HELD_OUT, cases_of
 from mmada_parallel.demo.evaluate import judge
 from mmada_parallel.demo.kinds import KINDS
-from mmada_parallel.demo.scenes import a, random_scene
+from mmada_parallel.demo.scenes import random_scene
 from mmada_parallel.demo.tasks import Task
-from mmada_parallel.mmp_core import Model, load_checkpoint
+from mmada_parallel.mmp_core import (
+    Model,
+    Prompt,
+    SamplerSettings,
+    decode_image,
+    denoise,
+    load_checkpoint,
+)
 from mmada_parallel.mmp_core.checkpoint.adapters import build_adapter, read_adapter
 from mmada_parallel.training.data.dataset import tokenised
 from mmada_parallel.training.data.guard import guard_of
@@ -34,31 +43,25 @@ from mmada_parallel.training.sft.run import SFTRun
 from mmada_parallel.training.sft.settings import SFTSettings
 from mmada_parallel.training.weights.policies import LoRA
 
-WORD, MEANT = "blick", ("star", "purple")
+WORD, MEANT = "blick", "star"
+"""A shape by another name, in instructions and sentences alike: for the tokenizer it is unknown."""
 PAIRS, JUDGED = 60, 100
 ARMS = {"1e-3": (1e-3, 60, 10), "5e-4": (5e-4, 200, 20), "5e-5": (5e-5, 200, 20)}
 """Learning rate, steps, and steps between two measurements."""
 _OTHERS = HELD_OUT + 3 * 10**8
 
 
-class _Star(random.Random):
-    """Chooses the object that the word means wherever it is to choose a new one."""
-
-    def choice(self, seq: Sequence[Any]) -> Any:
-        chosen = super().choice(seq)
-        return next((part for part in MEANT if part in seq and len(seq) > 4), chosen)
-
-
 def word_task(seed: int) -> Task:
-    """To add the object, or to put it in another's place, by the new word."""
+    """To add a star, or to put one in another's place, by the new word."""
     rng = random.Random(f"word {seed}")
-    kind = rng.choice(("add", "replace"))
+    kind = KINDS[rng.choice(("add", "replace"))]
     while True:
         scene = random_scene(rng, (4, 4))
-        if MEANT not in scene.objects().values():
-            task = KINDS[kind].make(_Star(rng.random()), scene)
-            if a(MEANT) in task.instruction:
-                return replace(task, instruction=task.instruction.replace(a(MEANT), f"a {WORD}"))
+        task = kind.make(rng, scene)
+        (_, new), *others = scene.changes(task.after).values()
+        if not others and new and new[0] == MEANT and MEANT not in str(scene.objects()):
+            words = (text.replace(MEANT, WORD) for text in (task.instruction, task.sentence))
+            return replace(task, instruction=next(words), sentence=next(words))
 
 
 def train(model: Model, arm: str, seed: int, folder: Path) -> dict[str, Any]:
@@ -116,12 +119,29 @@ def world_checkpoint(model: Model) -> Path:
 def _judged(model: Model, seed: int) -> dict[str, Any]:
     """Shares of right answers on new tasks with the word and on ordinary ones."""
     word = [word_task(10**6 + 1000 * seed + number) for number in range(JUDGED)]
-    other = [world.task(_OTHERS + number) for number in range(JUDGED)]
-    measures = {}
-    for name, tasks in (("word", word), ("other", other)):
-        judged = judge(model, tasks, batch=25)
-        measures[name] = {each: judged[each] for each in ("picture", "sentence", "agree")}
-    return measures
+    other = judge(model, [world.task(_OTHERS + number) for number in range(JUDGED)], batch=25)
+    return {
+        "word": _word_measures(model, word),
+        "other": {each: other[each] for each in ("picture", "sentence", "agree")},
+    }
+
+
+def _word_measures(model: Model, tasks: Sequence[Task]) -> dict[str, float]:
+    """The checker cannot read the word, so that a sentence is right where its tokens are."""
+    right, groups = {"picture": 0, "sentence": 0}, defaultdict[Any, list[int]](list)
+    cases = cases_of(model, tasks)
+    for number, case in enumerate(cases):
+        groups[case.prompt.instruction.shape].append(number)
+    for numbers in groups.values():
+        prompt = Prompt.stack([cases[number].prompt for number in numbers])
+        final = denoise(model, prompt, SamplerSettings(seed=numbers), record=0).final
+        for row, (number, picture) in enumerate(
+            zip(numbers, decode_image(model, final), strict=True)
+        ):
+            target = cases[number].needed_target()
+            right["picture"] += check(tasks[number], picture, "").picture
+            right["sentence"] += bool((final.text[row] == target.text[0]).all())
+    return {name: count / len(tasks) for name, count in right.items()}
 
 
 def main() -> None:

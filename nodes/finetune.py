@@ -16,10 +16,22 @@ from ..training.sft.settings import SFTSettings
 from ..training.weights.settings import AdapterSettings
 from .host import HostedModel, folders
 from .training_recipes import SFT, ParaRL
-from .training_run import TrainingInputs, train
+from .training_run import TrainingInputs, interruptions, train
 from .types import Dataset, LoraModel, LossMap, Model, Schema
 from .widgets import between, widget
 
+_STEERING = (
+    "held_out",
+    "evaluate_every",
+    "guard_rise",
+    "patience",
+    "keep_every",
+    "keep_last",
+    "samples_every",
+    "ema",
+    "optimizer",
+    "decay_steps",
+)
 _ROLLOUTS = ("text_steps", "image_steps", "text_temperature", "image_temperature")
 
 
@@ -64,9 +76,14 @@ class ParaRLFinetune(io.ComfyNode):
                 widget(options["inner_epochs"]),
                 widget(options["clip"], name="clip_range"),
                 widget(options["kl_reference"]),
+                *_steering(options),
             ],
             curve="The mean reward at each step.",
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, run_name: str = "", **_: Any) -> int:
+        return interruptions(run_name)
 
     @classmethod
     def execute(
@@ -95,9 +112,14 @@ class SFTFinetune(io.ComfyNode):
                 *_model_and_dataset(),
                 *_main_widgets(options_of(SFTSettings)["batch_size"], steps=200),
                 *_run_widgets("sft", preview_every=25),
+                *_steering(options_of(SFTSettings), "drop_text", "drop_image", "drop_both"),
             ],
             curve="The loss at each step.",
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, run_name: str = "", **_: Any) -> int:
+        return interruptions(run_name)
 
     @classmethod
     def execute(cls, model: HostedModel, dataset: EditDataset, **widgets: Any) -> io.NodeOutput:
@@ -117,7 +139,11 @@ def _schema(curve: str, **details: Any) -> io.Schema:
             io.Int.Output(
                 display_name="steps", tooltip="The number of steps done in all, for Save LoRA."
             ),
-            io.Image.Output(display_name="curve", tooltip=curve),
+            io.Image.Output(
+                display_name="curve",
+                tooltip=f"{curve} Where items are held out or guarded, a second picture: their "
+                "losses, as shares of those at the start.",
+            ),
         ],
         hidden=[io.Hidden.unique_id],
         is_output_node=True,  # the run folder keeps the adapter even if nothing is connected
@@ -133,6 +159,24 @@ def _model_and_dataset() -> list[Any]:
             "Apply LoRA before it, the new adapter is trained on top of that one.",
         ),
         Dataset.Input("dataset", tooltip="From Load Edit Dataset."),
+    ]
+
+
+def _steering(options: dict[str, Option], *more: str) -> list[Any]:
+    """What came later than the other widgets, each optional, so that what was queued before there
+    were these can be queued again."""
+    sockets = {
+        "held_out_data": "Items like those of the dataset that are never trained on, in place of a "
+        "share of it (held_out).",
+        "guard": "Items that the model knew before, from Load Edit Dataset. Their loss should not "
+        "rise. Leave unconnected for those that come with the checkpoint.",
+        "samples": "Instructions of your own, with or without pictures, from Load Edit Dataset: "
+        "the first 8 are answered now and then, always with the same seed, and kept in the run's "
+        "folder.",
+    }
+    return [
+        *(widget(options[name], optional=True) for name in (*_STEERING, *more)),
+        *(Dataset.Input(name, optional=True, tooltip=text) for name, text in sockets.items()),
     ]
 
 

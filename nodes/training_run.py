@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from comfy_api.latest import io
+from PIL import Image
 
 from ..mmp_core import InputError, Model
 from ..mmp_core.checkpoint.adapters import doubt_about, read_adapter
 from ..mmp_core.model.config import LAYER_SETS
 from ..training.cases import Case
 from ..training.data.dataset import EditDataset, tokenised
+from ..training.data.guard import guard_of
+from ..training.loop.keeping import kept_samples
 from ..training.loop.memory import trained_parameters
 from ..training.loop.run import TrainingRun
+from ..training.loop.watch import MOST_SAMPLES, Watched
 from ..training.weights.adapter_files import adapter_tensors, base_metadata, save_adapter
 from ..training.weights.policies import LoRA, rank_and_layers
-from ..views.examples import answers_sheet
+from ..views.examples import Answer, answers_sheet
 from ..views.plot import line_plot
+from ..views.sheet import stacked
+from ..views.strip import samples_strip
 from . import host
 from .host import folders
 from .pictures import to_pixels
@@ -32,7 +38,15 @@ _MOST_SEQUENCES = 64
 _RECENT = 10
 """Steps over which the time per step is averaged."""
 _SAMPLES = 4
+_PREVIEW_SIZE = 1024
 _log = logging.getLogger(__name__)
+_interruptions: Counter[str] = Counter()
+
+
+def interruptions(run_name: str) -> int:
+    """How many runs of a name were interrupted: ComfyUI would else take what such a run gave for
+    the result of the next."""
+    return _interruptions[run_name]
 
 
 @dataclass(frozen=True)
@@ -51,11 +65,15 @@ class TrainingInputs:
     run_name: str
     resume: bool
     preview_every: int
+    held_out_data: EditDataset | None = None
+    guard: EditDataset | None = None
+    samples: EditDataset | None = None
 
     @classmethod
     def taken_from(cls, widgets: dict[str, Any]) -> TrainingInputs:
         """Leaves in ``widgets`` what goes into the settings of a run."""
-        return cls(**{field.name: widgets.pop(field.name) for field in fields(cls)})
+        names = [field.name for field in fields(cls) if field.name in widgets]
+        return cls(**{name: widgets.pop(name) for name in names})
 
 
 def train(
@@ -74,7 +92,8 @@ def train(
         rank, layers = rank_and_layers(existing)
     with host.trainable(hosted):
         clips = recipe.load(dataset)
-        cases = _cases(hosted, dataset, recipe, inputs.text_length, progress)
+        cases = _cases(hosted, dataset, recipe.need_target, inputs, progress)
+        watched = _watched(hosted, recipe, inputs, progress)
         memory = host.TrainingMemory(hosted, clips)
         trained = trained_parameters(hosted.model, layers, rank)
 
@@ -94,47 +113,56 @@ def train(
             start=existing or None,
         ) as policy:
             run = recipe.run(
-                model=hosted.model, cases=cases, settings=settings, folder=folder, policy=policy
+                model=hosted.model,
+                cases=cases,
+                settings=settings,
+                folder=folder,
+                policy=policy,
+                watched=watched,
+                about={"dataset": dataset.place},
             )
             if inputs.resume:
                 run.resume()
             view = TrainingView(progress, run, recipe, inputs.preview_every, memory.in_use)
-            return _outputs(run, policy, view, dataset.place)
+            return _outputs(run, policy, view, inputs.run_name)
 
 
-def _outputs(run: TrainingRun, policy: LoRA, view: TrainingView, place: str) -> io.NodeOutput:
-    adapter = run.folder.path / _ADAPTER
-
-    def save() -> None:
-        about = {"dataset": place, **base_metadata(run.model)}
-        save_adapter(adapter, policy, {**run.metadata(), **about})
-
+def _outputs(run: TrainingRun, policy: LoRA, view: TrainingView, name: str) -> io.NodeOutput:
+    """Train; after an interruption, too, the adapter as far as it is trained goes on to the nodes
+    that follow, if there is one."""
+    adapter, ended = run.folder.path / _ADAPTER, "Done."
     try:
         run.train(view.callback, view.progress)
+        if run.step < run.settings.steps:
+            ended = f"Stopped after step {run.step}: nothing got better for a while."
     except host.Interrupted:
-        if run.step:
-            save()
-        view.show(f"Interrupted. {run.folder.last_good} Turn on resume to go on from there.")
+        _interruptions[name] += 1
+        ended = f"Interrupted. {run.folder.last_good} Turn on resume to go on from there."
         _log.info("MMaDA-Parallel: training was interrupted. %s", run.folder.last_good)
-        raise
+        if not run.step:
+            view.show(ended)
+            raise
     try:
-        save()
+        with run.averaged():
+            save_adapter(adapter, policy, {**run.metadata(), **base_metadata(run.model)})
+            tensors = adapter_tensors(policy)
     except OSError as error:
         raise InputError(
             f"{adapter} cannot be written ({error.strerror or error}): make room there, turn on "
             "resume, and queue again."
         ) from None
-    text = view.show(f"Done. The adapter is kept in {adapter}.")
+    text = view.show(f"{ended} The adapter is kept in {adapter}.")
     lines = run.folder.lines()
     metric, label = view.recipe.curve
     values = torch.tensor([[line[metric]] for line in lines])
     steps = [int(line["step"]) for line in lines]
-    curve = line_plot(values, steps, x_label="step", y_label=label)
+    curves = [line_plot(values, steps, x_label="step", y_label=label)]
+    curves += [view.watched_curves] if view.watched_curves else []
     return io.NodeOutput(
-        adapter_tensors(policy),
+        tensors,
         {"loss": [line["loss"] for line in lines]},
         run.step,
-        host.to_intermediate(to_pixels([curve])),
+        host.to_intermediate(to_pixels(curves)),
         ui={"text": (text,)},
     )
 
@@ -142,8 +170,8 @@ def _outputs(run: TrainingRun, policy: LoRA, view: TrainingView, place: str) -> 
 def _cases(
     hosted: host.HostedModel,
     dataset: EditDataset,
-    recipe: Recipe,
-    text_length: int,
+    need_target: bool,
+    inputs: TrainingInputs,
     progress: host.Progress,
 ) -> tuple[Case, ...]:
     pictures = (picture for item in dataset for picture in (item.image, item.target))
@@ -159,13 +187,32 @@ def _cases(
         hosted.model,
         cache=folders.runs_folder() / "codes.safetensors",
         batch=1,
-        need_target=recipe.need_target,
-        text_length=text_length or None,
+        need_target=need_target,
+        text_length=inputs.text_length or None,
         callback=callback,
     )
     for name, reason in cases.skipped:
         _log.warning("MMaDA-Parallel: skipped %s: %s", name, reason)
     return cases.cases
+
+
+def _watched(
+    hosted: host.HostedModel, recipe: Recipe, inputs: TrainingInputs, progress: host.Progress
+) -> Watched:
+    guard = inputs.guard
+    if guard is None and hosted.model.place:
+        guard = guard_of(hosted.model.place)
+
+    def cases(dataset: EditDataset | None, need_target: bool) -> tuple[Case, ...]:
+        return _cases(hosted, dataset, need_target, inputs, progress) if dataset else ()
+
+    samples = inputs.samples and replace(inputs.samples, items=inputs.samples[:MOST_SAMPLES])
+    return Watched(
+        cases(inputs.held_out_data, recipe.need_target),
+        cases(guard, True),
+        cases(samples, False),
+        samples_strip,
+    )
 
 
 def _existing(model: Model, name: str) -> dict[str, torch.Tensor]:
@@ -196,6 +243,8 @@ class TrainingView:
         self.preview_every, self.memory = preview_every, memory
         self._seconds: deque[float] = deque(maxlen=_RECENT)
         self._lines = ""
+        self._samples: Image.Image | None = None
+        self._shown: tuple[Any, ...] = (0, [], None)
 
     def progress(self, phase: str, done: int, total: int) -> None:
         host.stop_if_interrupted()
@@ -204,20 +253,57 @@ class TrainingView:
             self.show(f"step {self.run.step + 1} of {self.run.settings.steps}: {phase}{share}")
 
     def callback(self, step: int, metrics: Metrics) -> None:
-        total = self.run.settings.steps
+        total, watch = self.run.settings.steps, self.run.watch
         self._seconds.append(metrics["seconds"])
         each = sum(self._seconds) / len(self._seconds)
         left = f", {_duration((total - step) * each)} left" if step < total else ""
         figures, pace = self.recipe.figures(metrics), f"{each:.1f} s per step{left}"
-        self._lines = "\n".join((f"after step {step} of {total}:", figures, pace, self.memory()))
+        lines = (f"after step {step} of {total}:", figures, watch.verdict(), pace, self.memory())
+        self._lines = "\n".join(filter(None, lines))
         self.show()
-        samples = None
         if self.preview_every and (step % self.preview_every == 0 or step == total):
             pairs = self.recipe.samples(self.run, _SAMPLES)
-            shown = ((pair.case.instruction, pair.text, pair.picture) for pair in pairs)
-            samples = answers_sheet(shown)
-        self.page.show(step, total, samples)
+            self._samples = answers_sheet(
+                Answer(p.case.instruction, p.text, p.picture, p.case.source and p.case.source())
+                for p in pairs
+            )
+        self.page.show(step, total, self._preview(), _PREVIEW_SIZE)
         host.stop_if_interrupted()
+
+    @property
+    def watched_curves(self) -> Image.Image | None:
+        """The losses on held-out and guard items over the steps, as shares of those at the start;
+        rewards of held-out items as they are."""
+        watch = self.run.watch
+        columns: dict[str, list[float]] = {}
+        for name, losses in (
+            (self.run.held_out_name, [m.held_out for m in watch.measured]),
+            ("guard_loss", [m.guard for m in watch.measured]),
+        ):
+            values = [value for value in losses if value is not None]
+            if len(values) > 1:
+                scale = values[0] if name.endswith("loss") else float(self.run.held_out_sign)
+                columns[name.replace("_", " ")] = [value / (scale or 1.0) for value in values]
+        if not columns:
+            return None
+        return line_plot(
+            torch.tensor(list(columns.values())).T,
+            [m.step for m in watch.measured],
+            x_label="step",
+            y_label="loss on items that are not trained on, 1 at the start",
+            names=tuple(columns),
+        )
+
+    def _preview(self) -> Image.Image | None:
+        """Curves, samples of one's own over time and answers, where one of these is new."""
+        measured, samples = self.run.watch.measured, list(kept_samples(self.run.folder.path))
+        state = (len(measured), samples, self._samples)
+        if state == self._shown:
+            return None
+        self._shown = state
+        strip = samples_strip(self.run.folder.path, rows=3, columns=5) if samples else None
+        pictures = (self.watched_curves, strip, self._samples)
+        return stacked([picture for picture in pictures if picture])
 
     def show(self, line: str = "") -> str:
         """``line`` above the latest figures; the whole text."""

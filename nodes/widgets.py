@@ -20,12 +20,18 @@ def between(
 
 
 def widget(
-    declared: Option, *, display_name: str | None = None, control: Any = None, **changes: Any
+    declared: Option,
+    *,
+    display_name: str | None = None,
+    control: Any = None,
+    optional: bool = False,
+    **changes: Any,
 ) -> Any:
     """The input of a node that shows an option.
 
-    ``control``: ComfyUI's ``control_after_generate``, of a seed. ``changes``: fields of the option
-    that are another on this node.
+    ``control``: ComfyUI's ``control_after_generate``, of a seed. ``optional``: may be missing from
+    a queued workflow, as from those that were saved before there was such a widget. ``changes``:
+    fields of the option that are another on this node.
     """
     option = replace(declared, **changes)
     shown: dict[str, Any] = {
@@ -33,11 +39,14 @@ def widget(
         "display_name": display_name,
         "tooltip": option.help,
         "advanced": option.advanced or None,
+        "optional": optional,
     }
     if option.choices:
         return io.Combo.Input(option.name, options=list(option.choices), **shown)
     if option.kind is bool:
         return io.Boolean.Input(option.name, **shown)
+    if option.kind is str:
+        return io.String.Input(option.name, **shown)
     shown |= {"max": option.high, "step": option.step}
     low = option.low if option.above is None else option.step
     if option.kind is float:

@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from .sheet import Word, beside, contact_sheet
+from .sheet import Word, beside, contact_sheet, lines_in
 
 _PAPER, _EMPTY, _FAINT = "#ffffff", "#f0f0f2", "#8e8e96"
 _GAP = 12
-_LONGEST_TITLE = 24
 
 
 class Example(NamedTuple):
@@ -56,20 +55,36 @@ def _square(picture: Image.Image | None, side: int, otherwise: str) -> Image.Ima
     return square
 
 
-def answers_sheet(
-    answers: Iterable[tuple[str, str, Image.Image]], *, columns: int = 2, side: int = 128
-) -> Image.Image:
-    """One frame per answer, given as (instruction, text, picture): the picture beside the text,
-    under the beginning of the instruction. ``side``: height of each picture in pixels.
-    """
-    frames = []
-    for instruction, text, picture in answers:
-        resized = picture.resize((round(side * picture.width / picture.height), side))
-        frames.append(beside(resized, [Word(word) for word in text.split()], _title(instruction)))
+class Answer(NamedTuple):
+    """What a model answers to ``instruction``. ``source``: what was to be edited, if anything."""
+
+    instruction: str
+    text: str
+    picture: Image.Image
+    source: Image.Image | None = None
+
+
+def answers_sheet(answers: Iterable[Answer], *, columns: int = 2, side: int = 128) -> Image.Image:
+    """One frame per answer: the whole instruction over the source, if there is one, the picture and
+    the text. ``side``: height of each picture in pixels."""
+    frames = [_answer_frame(answer, side) for answer in answers]
     widest = max(frame.width for frame in frames)
     padded = [ImageOps.pad(f, (widest, f.height), color=_PAPER, centering=(0, 0)) for f in frames]
     return contact_sheet(padded, columns)
 
 
-def _title(text: str) -> str:
-    return text if len(text) <= _LONGEST_TITLE else f"{text[: _LONGEST_TITLE - 1]}…"
+def _answer_frame(answer: Answer, side: int) -> Image.Image:
+    shown = [picture for picture in (answer.source, answer.picture) if picture]
+    resized = [p.resize((round(side * p.width / p.height), side)) for p in shown]
+    gap, head = side // _GAP, side // 3
+    strip = Image.new("RGB", (sum(p.width + gap for p in resized) - gap, side), _PAPER)
+    left = 0
+    for picture in resized:
+        strip.paste(picture, (left, 0))
+        left += picture.width + gap
+    below = beside(strip, [Word(word) for word in answer.text.split()], "")
+    frame = Image.new("RGB", (below.width, head + below.height), _PAPER)
+    frame.paste(below, (0, head))
+    words = [Word(word) for word in answer.instruction.split()]
+    lines_in(ImageDraw.Draw(frame), words, (gap, gap, frame.width - gap, head), side // 10)
+    return frame

@@ -51,12 +51,19 @@ class _Axis:
 
 
 def line_plot(
-    values: Tensor, x: Sequence[int], *, x_label: str, y_label: str, joined: bool = True
+    values: Tensor,
+    x: Sequence[int],
+    *,
+    x_label: str,
+    y_label: str,
+    joined: bool = True,
+    names: Sequence[str] = (),
 ) -> Image.Image:
     """An RGB picture of 640x400 pixels with one line per column of ``values`` (S, B) over ``x``.
 
     ``x``: S whole numbers that do not decrease. Values that are not finite leave a gap. With more
-    than one column a legend numbers them from 0. ``joined=False`` draws points without lines.
+    than one column a legend numbers them from 0; with ``names``, one for each, it gives these.
+    ``joined=False`` draws points without lines.
 
     Raises ``ValueError`` for other shapes or an empty plot.
     """
@@ -66,7 +73,11 @@ def line_plot(
         )
     font = ImageFont.load_default(13)
     columns = values.detach().double().cpu().T.tolist()
-    horizontal, vertical = _axes(columns, x, font)
+    labels = list(names) or [str(number) for number in range(len(columns)) if len(columns) > 1]
+    pitch = _LEGEND_COLUMN
+    if names:
+        pitch = round(_SWATCH + 3 * _PADDING + max(font.getlength(name) for name in names))
+    horizontal, vertical = _axes(columns, x, font, pitch * math.ceil(len(labels) / _LEGEND_ROWS))
     colours = _colours(len(columns))
     canvas = Image.new("RGB", (SIZE[0] * _SCALE, SIZE[1] * _SCALE), "white")
     draw = ImageDraw.Draw(canvas)
@@ -80,12 +91,13 @@ def line_plot(
     picture = canvas.resize(SIZE, Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(picture)
     _write_axes(draw, horizontal, vertical, font, x_label, y_label)
-    if len(columns) > 1:
-        _draw_legend(draw, colours, horizontal.end + _PADDING, font)
+    _draw_legend(draw, list(zip(colours, labels, strict=False)), horizontal.end, pitch, font)
     return picture
 
 
-def _axes(columns: list[list[float]], x: Sequence[int], font: Font) -> tuple[_Axis, _Axis]:
+def _axes(
+    columns: list[list[float]], x: Sequence[int], font: Font, legend: int
+) -> tuple[_Axis, _Axis]:
     finite = [v for column in columns for v in column if math.isfinite(v)] or [0.0, 1.0]
     middle = (min(finite) + max(finite)) / 2
     span = max(max(finite) - min(finite), 0.05 * abs(middle)) or 1.0
@@ -93,11 +105,9 @@ def _axes(columns: list[list[float]], x: Sequence[int], font: Font) -> tuple[_Ax
     ticks = _ticks(low, high, 8)
     vertical = _Axis(low, high, SIZE[1] - _BOTTOM, _TOP, ticks)
     left = 2 * _PADDING + _TICK + max(font.getlength(label) for _, label in ticks)
-    legend_columns = math.ceil(len(columns) / _LEGEND_ROWS)
-    legend = 0 if len(columns) == 1 else _PADDING + legend_columns * _LEGEND_COLUMN
     margin = 0.02 * (x[-1] - x[0]) or 1.0
     whole = [tick for tick in _ticks(x[0], x[-1], 10, smallest=1) if x[0] <= tick[0] <= x[-1]]
-    right = SIZE[0] - max(_RIGHT, legend)
+    right = SIZE[0] - max(_RIGHT, legend and _PADDING + legend)
     return _Axis(x[0] - margin, x[-1] + margin, left, right, whole), vertical
 
 
@@ -178,10 +188,17 @@ def _write_axes(
     draw.text((_PADDING, _TOP / 2), y_label, _INK, font, anchor="lm")
 
 
-def _draw_legend(draw: ImageDraw.ImageDraw, colours: list[str], left: float, font: Font) -> None:
-    for number, colour in enumerate(colours):
+def _draw_legend(
+    draw: ImageDraw.ImageDraw,
+    entries: list[tuple[str, str]],
+    left: float,
+    pitch: int,
+    font: Font,
+) -> None:
+    """``entries``: colour and label of each line."""
+    for number, (colour, label) in enumerate(entries):
         column, row = divmod(number, _LEGEND_ROWS)
-        across = left + column * _LEGEND_COLUMN
+        across = left + _PADDING + column * pitch
         middle = _TOP + (row + 0.5) * _LEGEND_ROW
         draw.rectangle((across, middle - 1, across + _SWATCH, middle + 1), colour)
-        draw.text((across + _SWATCH + 5, middle), str(number), _INK, font, anchor="lm")
+        draw.text((across + _SWATCH + 5, middle), label, _INK, font, anchor="lm")

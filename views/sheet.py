@@ -93,3 +93,16 @@ def contact_sheet(frames: Sequence[Image.Image], columns: int) -> Image.Image:
         row, column = divmod(number, columns)
         sheet.paste(frame, (column * width, row * height))
     return sheet
+
+
+def stacked(pictures: Sequence[Image.Image]) -> Image.Image | None:
+    """Pictures below each other on white, or ``None`` of none."""
+    if not pictures:
+        return None
+    width = max(picture.width for picture in pictures)
+    whole = Image.new("RGB", (width, sum(picture.height for picture in pictures)), _PAPER)
+    top = 0
+    for picture in pictures:
+        whole.paste(picture, (0, top))
+        top += picture.height
+    return whole

@@ -10,15 +10,16 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from .sheet import Word, lines_in
 
 _PAPER, _FAINT = "#ffffff", "#8e8e96"
-_MOST_COLUMNS = 12
 
 
-def samples_strip(run: Path, *, side: int = 128) -> Image.Image:
+def samples_strip(
+    run: Path, *, side: int = 128, rows: int | None = None, columns: int = 12
+) -> Image.Image:
     """A row per instruction and a column per step of the samples in the folder of a run, the first
     and the newest among them; each picture over the beginning of its text.
 
     ``run``: has ``samples/step-NUMBER/1.png`` and ``1.txt``, and so on. ``side``: of each picture
-    in pixels. Raises ``ValueError`` where there are none.
+    in pixels. ``rows``, ``columns``: the most of these. Raises ``ValueError`` where there are none.
     """
     steps = sorted(
         (int(match[1]), folder)
@@ -27,9 +28,9 @@ def samples_strip(run: Path, *, side: int = 128) -> Image.Image:
     )
     if not steps:
         raise ValueError(f"There are no samples in {run}.")
-    count = min(len(steps), _MOST_COLUMNS)
+    count = min(len(steps), columns)
     shown = [steps[round(i * (len(steps) - 1) / max(1, count - 1))] for i in range(count)]
-    names = sorted((file.stem for file in shown[-1][1].glob("*.png")), key=int)
+    names = sorted((file.stem for file in shown[-1][1].glob("*.png")), key=int)[:rows]
     margin, head, words = side // 16, side // 6, side // 2
     pitch = side + margin
     size = (len(shown) * pitch + margin, head + len(names) * (side + words) + margin)

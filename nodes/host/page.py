@@ -70,10 +70,17 @@ class Progress:
     def picture_due(self) -> bool:
         return time.monotonic() >= self._picture_at
 
-    def show(self, done: int, total: int, picture: Image.Image | None = None) -> None:
+    def show(
+        self,
+        done: int,
+        total: int,
+        picture: Image.Image | None = None,
+        size: int = _PREVIEW_SIZE,
+    ) -> None:
+        """``size``: the longest side of the picture on the page."""
         preview = None
         if picture is not None:
-            preview = ("JPEG", picture, min(_PREVIEW_SIZE, max(picture.size)))
+            preview = ("JPEG", picture, min(size, max(picture.size)))
             self._picture_at = time.monotonic() + _PICTURE_INTERVAL
         self._bar.update_absolute(done, total, preview)
 

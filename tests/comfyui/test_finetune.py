@@ -97,7 +97,8 @@ def test_an_interruption_keeps_the_run_and_resume_goes_on(comfy, object_info):
     comfy.wait(lambda m: m.kind == "text" and "after step 2 of" in m.text)
     comfy.interrupt(prompt_id)
     done = comfy.finish(prompt_id)
-    assert done.status == "interrupted", done.error
+    assert done.status == "success", done.error  # what follows got the adapter so far
+    assert list((comfy.base / "output" / "loras").glob("pararl_*_steps_*.safetensors"))
     folder = comfy.base / "output" / "mmada_parallel" / "training" / "stopped_00001"
     last = done.live_texts("train")[-1]
     assert "Interrupted." in last and str(folder / "run.pt") in last

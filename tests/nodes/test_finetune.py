@@ -68,7 +68,7 @@ def shown(host, monkeypatch):
     seen = {"texts": [], "pictures": []}
     monkeypatch.setattr(host.Progress, "show_text", lambda self, text: seen["texts"].append(text))
 
-    def show(self, done, total, picture=None):
+    def show(self, done, total, picture=None, size=512):
         seen["pictures"] += [picture] if picture else []
 
     monkeypatch.setattr(host.Progress, "show", show)
@@ -209,13 +209,56 @@ def test_interruption_keeps_the_run_and_says_where(pararl, shown, host, output, 
     with monkeypatch.context() as patch:
         patch.setattr(host.Progress, "show_text", show_text)
         patch.setattr(host.Progress, "text_due", True)
-        with pytest.raises(management.InterruptProcessingException):
-            pararl(steps=3)
+        lora, losses, steps, _ = pararl(steps=3).result
     folder = output / "run_00001"
     assert f"after step 1 is kept in {folder / 'run.pt'}" in texts[-1] and "resume" in texts[-1]
-    assert (folder / "adapter.safetensors").is_file()
+    assert f"The adapter is kept in {folder / 'adapter.safetensors'}." in texts[-1]
+    assert steps == len(losses["loss"]) == 1 and trained(lora)
+    kept, _ = read_adapter(folder / "adapter.safetensors")
+    assert all(torch.equal(tensor, lora[f"base_model.model.{n}"]) for n, tensor in kept.items())
     resumed = pararl(steps=3, resume=True).result[0]
     assert all(torch.equal(t, whole[name]) for name, t in resumed.items())
+
+
+def test_after_an_interruption_the_node_runs_again(pararl, shown, host, monkeypatch, nodes):
+    import comfy.model_management as management
+
+    node = nodes.finetune.ParaRLFinetune
+    before = [node.fingerprint_inputs(run_name=name) for name in ("run", "other")]
+
+    def show_text(self, text):
+        if text.startswith("step 1 of"):
+            management.interrupt_current_processing()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host.Progress, "show_text", show_text)
+        patch.setattr(host.Progress, "text_due", True)
+        with pytest.raises(management.InterruptProcessingException):  # no adapter yet
+            pararl(run_name="run")
+    after = [node.fingerprint_inputs(run_name=name) for name in ("run", "other")]
+    assert after[0] != before[0] and after[1] == before[1]
+
+
+def test_held_out_guard_and_samples_are_watched_on_the_node(sft, shown, output):
+    watched = {"guard": world_dataset(2, 70), "samples": world_dataset(12, 50), "held_out": 0.4}
+    more = {"evaluate_every": 2, "keep_every": 1, "keep_last": 1, "guard_rise": 9.0, "ema": 0.5}
+    lora, _, _, curves = sft(world_dataset(5), steps=4, **watched, **more).result
+    assert curves.shape == (2, 400, 640, 3)
+    last = shown["texts"][-1]
+    for words in ("held-out loss", "guard loss", "at the start", "The best so far", "best.safe"):
+        assert words in last
+    folder = output / "run_00001"
+    assert len(shown["pictures"]) == 3 and shown["pictures"][-1].height > 400 + 3 * 128
+    assert len(list((folder / "samples" / "step-00004").glob("*.png"))) == 8
+    kept, about = read_adapter(folder / "adapters" / "step-00004.safetensors")
+    assert "guard_loss" in about
+    assert all(torch.equal(tensor, lora[f"base_model.model.{n}"]) for n, tensor in kept.items())
+
+
+def test_patience_says_why_a_run_ended(sft, shown):
+    held_out = {"held_out_data": world_dataset(2, 70), "evaluate_every": 1, "patience": 1}
+    assert sft(steps=9, learning_rate=1e-7, warmup_steps=9, **held_out).result[2] < 9
+    assert "nothing got better" in shown["texts"][-1]
 
 
 def test_an_existing_adapter_is_trained_further(pararl, sft, output, folders, monkeypatch):

@@ -1,6 +1,6 @@
 """Sheets of a dataset's items and of a model's answers."""
 
-from mmada_parallel.views.examples import Example, answers_sheet, dataset_sheet
+from mmada_parallel.views.examples import Answer, Example, answers_sheet, dataset_sheet
 from PIL import Image
 
 RED = Image.new("RGB", (64, 64), "red")
@@ -24,9 +24,21 @@ def test_what_an_example_lacks_is_said_in_words():
 
 def test_pictures_of_unlike_shapes_make_one_sheet():
     answers = [
-        ("add a star", "a red star appears", Image.new("RGB", size, "red"))
+        Answer("add a star", "a red star appears", Image.new("RGB", size, "red"))
         for size in ((64, 64), (128, 64), (64, 64))
     ]
     sheet, narrow = answers_sheet(answers, side=64), answers_sheet(answers[:1], side=64)
     assert sheet.width > 2 * narrow.width and sheet.height == 2 * narrow.height
-    assert sheet.getpixel((20, 20)) == (255, 0, 0)
+    assert sheet.getpixel((20, 40)) == (255, 0, 0)
+
+
+def test_an_answer_stands_beside_what_was_edited_under_the_whole_instruction():
+    instruction = "paint the orange triangle that is left of the red circle the colour of the sea"
+    plain = answers_sheet([Answer(instruction, "it becomes blue", RED)])
+    edited = answers_sheet([Answer(instruction, "it becomes blue", RED, RED)])
+    assert edited.width > plain.width
+    short = answers_sheet([Answer("paint", "it becomes blue", RED)])
+    inked = [
+        sum(sheet.convert("L").crop((0, 0, 270, 42)).histogram()[:220]) for sheet in (plain, short)
+    ]
+    assert inked[0] > 8 * inked[1] > 0
