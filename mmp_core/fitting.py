@@ -175,12 +175,21 @@ def fitted_codes(
     model: Model, pictures: Sequence[Image.Image], state: TokenState
 ) -> tuple[Tensor, list[str]]:
     """(B, H, W) on the CPU: codes of ``pictures`` brought to the size of the answer ``state``, and
-    a sentence for each thing that was changed."""
+    a sentence for each thing that was changed. Of pictures of the original's size the part is taken
+    that ``state`` is about."""
     (height, width), unit = state.grid, model.downsample
     if not height or not width:
         raise InputError("The prompt asks for text alone: there is no picture to set.")
     size, given = (width * unit, height * unit), pictures[0].size
-    fitted = [model.variant.fit(load_image(picture), size) for picture in pictures]
+    place = state.placement[0] if state.placement else None
+    whole = model.variant.placement(given, size)
+    part = None
+    if place and given == place.original and not any(place.margins) and place.box != whole.box:
+        part = place.box  # the prompt is about a region of the original
+    fitted = [
+        model.variant.fit(load_image(picture).crop(part) if part else load_image(picture), size)
+        for picture in pictures
+    ]
     codes = torch.cat([encode_seen(model, [picture]).cpu() for picture in fitted])
     codes, notes = in_turn(codes, state.batch, "picture", "result")
     if given != size and seen_size(model, given) != size:

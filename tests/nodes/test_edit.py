@@ -148,6 +148,14 @@ def test_a_given_picture_is_explained(run_node, model, encoded, denoised):
     smaller = run_node("SetTokens", prompt=encoded(width=64, height=64), image=picture, **own)
     assert smaller[0].initial.grid == (2, 2) and (smaller[0].initial.image != MASKED).all()
     assert "from 128x128 to 64x64 pixels" in said(smaller)[0]
+    large, mask = torch.rand(1, 600, 900, 3), torch.zeros(1, 600, 900)
+    mask[:, 300:310, 400:420] = 1
+    inputs = {"image": large, "mask": mask, "region": "mask", "width": 0, "height": 0}
+    (about,) = run_node(
+        "EncodeInstruction", model=model, instruction="go", text_length=0, **inputs
+    ).result
+    (prompt,) = run_node("SetTokens", prompt=about, image=large, **own)
+    assert torch.equal(prompt.initial.image, about.image)
     several = run_node("SetTokens", prompt=encoded(), image=picture.repeat(3, 1, 1, 1), **own)
     assert "3 pictures for 1 result" in said(several)[0]
 
