@@ -10,6 +10,7 @@ if tuple(map(int, _comfyui.split(".")[:2])) < (0, 16):
 from comfy_api.latest import ComfyExtension, io
 
 from ..demo.register import register as register_toy_world
+from .convert import ConvertCheckpoint
 from .dataset import LoadEditDataset
 from .decode import DecodeImage, DecodeText
 from .demo_scene import DemoScene
@@ -49,4 +50,5 @@ class MMaDAParallelExtension(ComfyExtension):
             LoadEditDataset,
             ParaRLFinetune,
             SFTFinetune,
+            ConvertCheckpoint,
         ]

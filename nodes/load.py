@@ -28,7 +28,7 @@ class LoadModel(io.ComfyNode):
                     default="demo",
                     tooltip="demo is small, comes with the pack and edits its own toy scenes. Put "
                     "the released checkpoints (the whole folder of MMaDA-Parallel-A or -M from "
-                    "Hugging Face), or files that `mmada-parallel convert` made of them, into "
+                    "Hugging Face), or files that Convert Checkpoint made of them, into "
                     "models/mmada_parallel/, then press R. The help page of this node says how "
                     "much memory they need.",
                 ),

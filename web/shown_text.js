@@ -5,6 +5,7 @@ import { ComfyWidgets } from '../../scripts/widgets.js'
 import { eachResult, onLive, onResult } from './page.js'
 
 const NODES = [
+  'MMaDAParallelConvertCheckpoint',
   'MMaDAParallelDecodeText',
   'MMaDAParallelDemoScene',
   'MMaDAParallelLoadEditDataset',

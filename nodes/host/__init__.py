@@ -1,7 +1,15 @@
 """All that touches ComfyUI itself: memory, layers, folders, and what a node shows on the page."""
 
 from .clip import HostedClip, load_clip
-from .models import DTYPES, HostBudget, HostedAdapter, HostedModel, load, with_adapter
+from .models import (
+    DTYPES,
+    HostBudget,
+    HostedAdapter,
+    HostedModel,
+    load,
+    quantisation_formats,
+    with_adapter,
+)
 from .page import Progress, metadata_wanted, save_temporary, stop_if_interrupted, to_intermediate
 from .stopping import Run, keep, stoppable, stops
 from .training import Interrupted, TrainingMemory, trainable
@@ -20,6 +28,7 @@ __all__ = [
     "load",
     "load_clip",
     "metadata_wanted",
+    "quantisation_formats",
     "save_temporary",
     "stop_if_interrupted",
     "stoppable",

@@ -49,13 +49,13 @@ _register_folder(FOLDER, {".safetensors"})
 _register_folder(CLIP_FOLDER, {".safetensors", ".bin"})
 
 
-def checkpoints() -> dict[str, Path]:
+def checkpoints(*, folders_only: bool = False) -> dict[str, Path]:
     """``demo``, then folders with a config.json and .safetensors files of the model folder."""
     tokenizers = image_tokenizer_folders()
     return {"demo": DEMO} | {
         name: path
         for name, path in _entries().items()
-        if path.suffix == ".safetensors"
+        if (path.suffix == ".safetensors" and not folders_only)
         or (path.name not in tokenizers and (path / "config.json").is_file())
     }
 
@@ -245,16 +245,28 @@ def runs_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / FOLDER / "training"
 
 
+def new_checkpoint(name: str) -> Path:
+    """A file of the model folder that is not there yet. Raises ``InputError``."""
+    _check_name("name", name)
+    path = Path(folder_paths.get_folder_paths(FOLDER)[0]) / f"{name}.safetensors"
+    if path.exists():
+        raise InputError(f"{path} is there already: give another name, or delete it first.")
+    return path
+
+
+def _check_name(what: str, name: str) -> None:
+    if not re.fullmatch(r"[\w][\w .-]*", name) or name.endswith((".", " ")):
+        raise InputError(
+            f"{what} is {name!r}: give a name of letters, digits, spaces, - and _, without folders."
+        )
+
+
 def run_folder(name: str, resume: bool) -> Path:
     """The newest folder of the runs called ``name`` to resume, else a new one.
 
     Raises ``InputError`` for a name that cannot be that of a folder.
     """
-    if not re.fullmatch(r"[\w][\w .-]*", name) or name.endswith((".", " ")):
-        raise InputError(
-            f"run_name is {name!r}: give a name of letters, digits, spaces, - and _, without "
-            "folders."
-        )
+    _check_name("run_name", name)
     numbers = [0]
     if runs_folder().is_dir():
         pattern = re.compile(re.escape(name) + r"_(\d{5,})")

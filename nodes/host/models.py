@@ -24,6 +24,7 @@ from ...mmp_core.checkpoint.tensors import SafetensorsFiles
 from ...mmp_core.files import readable_size
 from ...mmp_core.image.pictures import Size
 from ...mmp_core.memory import PICTURE_BYTES_PER_PIXEL, MemoryEstimate, computes_in_float32
+from ...mmp_core.model.formats import FORMATS
 from ...mmp_core.model.lora import Adapter, AttachedAdapter
 from ...mmp_core.model.quantised import formats_of
 from ...mmp_core.pipeline import seen_size
@@ -247,6 +248,11 @@ def _fitting_dtype(source: Source, device: torch.device) -> torch.dtype:
         supported_dtypes=[torch.bfloat16, torch.float16, torch.float32],
         weight_dtype=stored,
     )
+
+
+def quantisation_formats() -> list[str]:
+    """Those of ours that this ComfyUI can run, the closest to the original last."""
+    return [name for name, form in FORMATS.items() if form.name in comfy.quant_ops.QUANT_ALGOS]
 
 
 def _check_formats(source: Source) -> None:

@@ -61,7 +61,7 @@ def classes(nodes):
 def run_node(classes):
     """``run_node("Denoise", **inputs)``: what that node gives."""
 
-    def run(name, **inputs):
+    def run(name, /, **inputs):
         return classes[f"MMaDAParallel{name}"].PREPARE_CLASS_CLONE(None).execute(**inputs)
 
     return run

@@ -1,0 +1,108 @@
+"""Convert Checkpoint."""
+
+from comfy_api.latest import io
+
+from ..mmp_core.checkpoint.convert import convert
+from ..mmp_core.files import readable_size
+from . import host
+from .host import Progress, folders
+from .types import Schema
+from .widgets import between
+
+
+class ConvertCheckpoint(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        formats = host.quantisation_formats()
+        return Schema(
+            node_id="MMaDAParallelConvertCheckpoint",
+            display_name="Convert Checkpoint",
+            description="Writes a checkpoint folder as one file of about half the size into the "
+            "model folder, where Load MMaDA-Parallel finds it. It may have an adapter merged in.",
+            search_aliases=["mmada", "quantize", "fp8", "int8", "merge lora"],
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=list(folders.checkpoints(folders_only=True)),
+                    default="demo",
+                    tooltip="The folder of a checkpoint in models/mmada_parallel, as it was "
+                    "downloaded. It stays as it is.",
+                ),
+                io.Combo.Input(
+                    "quantize",
+                    options=[*formats, "none"],
+                    default=formats[-1],
+                    tooltip="How the linear layers of the blocks are stored. int8 and fp8: in one "
+                    "byte per weight, int8 closer to the original. none: as they are.",
+                ),
+                io.String.Input(
+                    "name",
+                    default="",
+                    tooltip="Name of the new file in models/mmada_parallel, without .safetensors. "
+                    "Empty: the checkpoint's, and how it is quantised.",
+                ),
+                io.Combo.Input(
+                    "lora",
+                    options=folders.adapter_names(),
+                    default=folders.NO_ADAPTER,
+                    tooltip="An adapter in models/loras to merge into the weights for good. none: "
+                    "the checkpoint as it is.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    **between(-10.0, 10.0, default=1.0, step=0.05),
+                    tooltip="How much of the adapter is merged. 1: as it was trained.",
+                ),
+                io.Combo.Input(
+                    "image_tokenizer",
+                    options=list(folders.image_tokenizers()),
+                    default="auto",
+                    advanced=True,
+                    tooltip="The image tokenizer that goes into the file. auto: the vqvae (A) or "
+                    "magvitv2 (M) folder inside or beside the checkpoint.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    display_name="path", tooltip="Where the new file is. Press R to list it."
+                )
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str, image_tokenizer: str, **inputs):
+        return folders.fingerprint(lambda: folders.checkpoint_paths(checkpoint, image_tokenizer))
+
+    @classmethod
+    def execute(
+        cls,
+        checkpoint: str,
+        quantize: str,
+        name: str,
+        lora: str,
+        strength: float,
+        image_tokenizer: str,
+    ) -> io.NodeOutput:
+        source, image_path = folders.checkpoint_paths(checkpoint, image_tokenizer)
+        with_lora = lora != folders.NO_ADAPTER and strength != 0
+        out = folders.new_checkpoint(name.strip() or f"{source.name}-{quantize}")
+        progress = Progress(cls.hidden.unique_id)
+
+        def show(written: int, total: int) -> None:
+            host.stop_if_interrupted()
+            progress.show(written, total)
+            if progress.text_due:
+                progress.show_text(f"{readable_size(written)} of {readable_size(total)} written")
+
+        convert(
+            checkpoint if checkpoint == "demo" else source,
+            out,
+            quantize=quantize,
+            adapters=[(folders.adapter_file(lora), strength)] if with_lora else [],
+            image_tokenizer_path=image_path,
+            progress=show,
+        )
+        text = f"{out.name}: {readable_size(out.stat().st_size)}. Press R to list it."
+        return io.NodeOutput(str(out), ui={"text": (text,)})
