@@ -24,7 +24,7 @@ from ..mmp_core import (
 )
 from ..mmp_core.batching import denoise_in_batches
 from ..mmp_core.files import readable_size, replacing, writable_file, writing
-from ..mmp_core.fitting import fitted_input
+from ..mmp_core.fitting import fitted_input, unseen_note
 from ..mmp_core.image.files import load_image, writable_picture, write_picture
 from ..mmp_core.image.mask_settings import MaskSettings
 from ..mmp_core.memory import denoising_estimate, module_bytes
@@ -109,7 +109,7 @@ def encoded(
     fitted = fitted_input(model, args.size or (0, 0), size, masks, settings=choices)
     for text in fitted.notes:
         note(args, text)
-    return encode_instruction(
+    prompt = encode_instruction(
         model,
         args.instruction,
         picture,
@@ -120,6 +120,9 @@ def encoded(
         grow=choices.grow,
         region=fitted.regions[0],
     )
+    for text in unseen_note(prompt.initial, fitted.masks) if any(fitted.masks) else ():
+        note(args, text)
+    return prompt
 
 
 def mask_settings(args: argparse.Namespace) -> MaskSettings:

@@ -13,13 +13,23 @@ from .checkpoint.load import Model
 from .errors import InputError
 from .image.files import load_image
 from .image.mask_settings import MaskSettings
-from .image.masks import Region, bounds_of, cells_of, is_painted, mask_values, regions_around
+from .image.masks import (
+    Region,
+    bounds_of,
+    cells_of,
+    covered,
+    is_painted,
+    mask_values,
+    regions_around,
+)
 from .image.placement import Box, Size
 from .pipeline import encode_seen, legal_size, seen_size
 from .state import MASKED, TokenState
 
 LARGEST_SIDE = 4096
 """Of a side that follows from the other."""
+_NOTICEABLE = 0.02
+"""Share of a mask."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +150,22 @@ def selected_note(start: TokenState) -> str:
     some = " to ".join(map(str, sorted({min(counts), max(counts)})))
     drawn = f"{some} of {masked[0].numel()} image tokens are drawn anew"
     return f"{drawn}. Elsewhere Put Back keeps the original's pixels."
+
+
+def unseen_note(start: TokenState, masks: Sequence[Image.Image | None]) -> list[str]:
+    """A sentence where what the model sees of the pictures leaves a part of their masks out."""
+    shares = [0.0]
+    for place, mask in zip(start.placement or (), masks, strict=True):
+        if mask is not None:
+            values, box = mask_values(mask), place.in_size(mask.size).box
+            seen = covered(values, (1, 1), box).sum() * (box[2] - box[0]) * (box[3] - box[1])
+            shares.append(1 - float(seen / (covered(values, (1, 1)).sum() * values.numel())))
+    if max(shares) < _NOTICEABLE:
+        return []
+    return [
+        f"{round(100 * max(shares))} % of the mask lies beyond what the model sees of the picture "
+        "and stays as it is; with region mask the model sees all of it."
+    ]
 
 
 def mask_box(state: TokenState, sample: int, mask: Tensor, unit: int) -> Box | None:

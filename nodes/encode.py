@@ -4,7 +4,7 @@ import torch
 from comfy_api.latest import io
 
 from ..mmp_core import Prompt, encode_instruction
-from ..mmp_core.fitting import fitted_input, selected_note
+from ..mmp_core.fitting import fitted_input, selected_note, unseen_note
 from ..mmp_core.image.mask_settings import MaskSettings
 from ..mmp_core.image.masks import Region
 from ..mmp_core.options import options_of
@@ -131,9 +131,8 @@ class EncodeInstruction(io.ComfyNode):
         if not any(fitted.masks):
             return io.NodeOutput(prompt, ui=said(notes, cls))
         overlays = prompt_overlays(prompt, pictures, fitted.masks)
-        return io.NodeOutput(
-            prompt, ui=said([*notes, selected_note(prompt.initial)], cls, overlays)
-        )
+        notes += [selected_note(prompt.initial), *unseen_note(prompt.initial, fitted.masks)]
+        return io.NodeOutput(prompt, ui=said(notes, cls, overlays))
 
 
 def _size(region: Region) -> tuple[int, int]:

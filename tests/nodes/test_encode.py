@@ -6,6 +6,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmada_parallel.mmp_core import MASKED, InputError
+from mmada_parallel.mmp_core.pipeline import seen_size
 from PIL import Image
 
 AROUND = {"region": "mask", "context": 0.5}
@@ -111,6 +112,13 @@ def test_the_region_around_the_mask_and_what_is_shown_of_it(encode, host):
     assert boxes[0][0] < 10 and boxes[1][3] > 590
 
 
+def test_a_mask_that_the_crop_cuts_is_said_to_be_cut(encode):
+    mask = painted(100, 800, 0, 100, 100, 500)  # the model sees 200 to 600
+    _, text, _ = encode(torch.rand(1, 100, 800, 3), mask=mask)
+    assert "25 % of the mask lies beyond what the model sees of the picture" in text
+    assert "beyond" not in encode(torch.rand(1, 100, 400, 3), mask=mask[:, :, 100:500])[1]
+
+
 def test_what_is_sure_to_be_a_mistake_is_refused_when_queued(classes):
     encode = classes["MMaDAParallelEncodeInstruction"].validate_inputs
     assert "empty" in encode(instruction="  ") and encode(instruction=None) is encode("go") is True
@@ -133,7 +141,7 @@ def test_the_canvas_is_extended_by_pixels_of_the_original(run_node, encoded, mod
 
 
 @given(
-    picture=st.tuples(st.integers(1, 3), st.integers(8, 400), st.integers(8, 400)),
+    picture=st.tuples(st.integers(1, 3), st.integers(64, 400), st.integers(64, 400)),
     mask=st.tuples(st.integers(1, 4), st.integers(1, 200), st.integers(1, 200)),
     paint=st.lists(st.floats(0, 1), min_size=4, max_size=4),
     region=st.sampled_from(("whole", "mask")),
@@ -146,12 +154,17 @@ def test_any_mask_fits_any_picture(encode, model, picture, mask, paint, region):
     (count, height, width), (masks, rows, columns) = picture, mask
     painted = torch.zeros(mask)
     top, left = int(paint[0] * (rows - 1)), int(paint[1] * (columns - 1))
-    painted[0, top : top + 1 + int(paint[2] * rows), left : left + 1 + int(paint[3] * columns)] = 1
+    bottom = min(rows, top + 1 + int(paint[2] * rows))
+    right = min(columns, left + 1 + int(paint[3] * columns))
+    painted[0, top:bottom, left:right] = 1
+    seen = model.model.variant.placement((width, height), seen_size(model.model, (width, height)))
+    x, y = width / columns, height / rows
+    parts = (left * x, right * x, seen.box[0::2]), (top * y, bottom * y, seen.box[1::2])
+    unseen = any(end <= low + 1 or start >= high - 1 for start, end, (low, high) in parts)
     try:
         prompt, text, images = encode(torch.rand(*picture, 3), mask=painted, region=region)
     except InputError as problem:  # a crop that leaves the dab out
-        assert region == "whole" and "region around the mask" in str(problem)
-        assert max(height, width) > 2 * min(height, width)
+        assert region == "whole" and unseen and "region around the mask" in str(problem)
         return
     assert prompt.batch == count and len(images) == count
     masked = prompt.initial.image == MASKED
