@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Literal
 
 import regex
@@ -14,13 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checkpoint.load import Model
-from .errors import InputError
+from .errors import InputError, shown
+from .outside import checked_text
 from .state import MASKED, Prompt, TokenState
 from .variants.base import MASKED_TEXT, pieces_of
 
 REGEX_SECONDS, REGEX_LENGTH, REGEX_REPEATS = 1.0, 500, 1000
 """Limits of a pattern, which may come with somebody else's workflow: seconds to search, characters,
 and repetitions, since compiling it takes time and memory, too."""
+_REPEATS = re.compile(r"[{,]\s*(\d+)\s*(?=[,}])")
+_VERBOSE = re.compile(r"\(\?[a-zA-Z0-9]*x")
 
 
 def text_pieces(model: Model, state: TokenState) -> list[list[str]]:
@@ -64,16 +68,19 @@ def pattern_selected(pieces: Sequence[str], pattern: str) -> list[bool]:
     """Select the positions that share a character with a match of a regular expression. Raises
     ``InputError`` for a pattern that is not one, is too long, repeats too much, or takes too long
     to search."""
-    repeats = math.prod(max(1, int(n)) for n in re.findall(r"[{,]\s*(\d{1,9})\s*(?=[,}])", pattern))
-    if len(pattern) > REGEX_LENGTH or repeats > REGEX_REPEATS:
+    checked_text(pattern, "pattern", REGEX_LENGTH)
+    if _VERBOSE.search(pattern):
+        raise InputError("pattern has the flag x, for blanks that do not count: write it without.")
+    repeats = math.prod(max(1, int(n)) for n in _REPEATS.findall(pattern))
+    if repeats > REGEX_REPEATS:
         raise InputError(
-            f"pattern has {len(pattern)} characters and up to {repeats} repetitions; expected at "
-            f"most {REGEX_LENGTH} and {REGEX_REPEATS}: simplify it."
+            f"pattern has up to {shown(repeats)} repetitions; expected at most {REGEX_REPEATS}: "
+            "simplify it."
         )
     try:
         matches = regex.finditer(pattern, "".join(pieces), timeout=REGEX_SECONDS)
         spans = [match.span() for match in matches]
-    except (regex.error, RecursionError, OverflowError) as error:
+    except (regex.error, RecursionError, OverflowError, ValueError, MemoryError) as error:
         raise InputError(
             f"pattern is {pattern!r}; expected a regular expression: {error}."
         ) from None
@@ -84,14 +91,19 @@ def pattern_selected(pieces: Sequence[str], pattern: str) -> list[bool]:
     return _overlapping(pieces, spans)
 
 
-def _overlapping(pieces: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[bool]:
+def _overlapping(pieces: Sequence[str], spans: Iterable[tuple[int, int]]) -> list[bool]:
     """Which pieces share a character other than a space with one of the spans."""
-    selected, start = [], 0
-    for piece in pieces:
-        end = start + len(piece)
+    ends = list(accumulate(map(len, pieces)))
+    covered = [0] * (ends[-1] + 2 if ends else 2)  # how many spans begin less those that end
+    for start, end in spans:
+        if start < end:
+            covered[start] += 1
+            covered[end] -= 1
+    before = [0, *accumulate(depth > 0 for depth in accumulate(covered))]
+    selected = []
+    for piece, end in zip(pieces, ends, strict=True):
         first = end - len(piece.lstrip())
-        selected.append(any(first < b and a < end and first < end for a, b in spans))
-        start = end
+        selected.append(before[end] > before[first])
     return selected
 
 
@@ -117,7 +129,7 @@ def fixed_text(
     on padded answers, nothing for others (the released variant A). Raises ``InputError`` for a text
     that does not fit, or has words that the tokenizer does not know.
     """
-    parts = text.split(MASKED_TEXT)
+    parts = checked_text(text, "The text").split(MASKED_TEXT)
     parts = [part.rstrip() for part in parts[:-1]] + parts[-1:]  # a word's space is its own token's
     ids: list[int] = []
     for number, part in enumerate(parts):

@@ -1,5 +1,11 @@
 """Errors a user can act on. Their text names the input, what was expected and what to do."""
 
+from __future__ import annotations
+
+from typing import Any
+
+_SHOWN = 100
+
 
 class InputError(ValueError):
     """A value given by the user cannot be used."""
@@ -7,3 +13,18 @@ class InputError(ValueError):
 
 class CheckpointError(InputError):
     """A checkpoint is missing, incomplete, or of another kind."""
+
+
+def shortened(text: str) -> str:
+    """``text`` for a message: its middle left out where it is long."""
+    if len(text) <= _SHOWN:
+        return text
+    return f"{text[: _SHOWN // 2]}…{text[-_SHOWN // 2 :]}"
+
+
+def shown(value: Any) -> str:
+    """``value`` for a message, short whatever it is."""
+    try:
+        return shortened(repr(value))
+    except Exception:  # a whole number of more digits than Python writes, or a broken __repr__
+        return f"a {type(value).__name__}"

@@ -7,13 +7,13 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from .errors import InputError
+from .errors import InputError, shortened, shown
 
-_SHOWN = 100
 _PREFIX = 40
+_DEVICES = {"CON", "PRN", "AUX", "NUL"} | {f"{d}{i}" for d in ("COM", "LPT") for i in range(10)}
 _IMPOSSIBLE = {
     errno.ENAMETOOLONG: "the name is longer than the file system allows",
     errno.ELOOP: "it is a link that leads back to itself",
@@ -27,7 +27,7 @@ def checked_path(value: Any, what: str) -> Path:
     empty name, one that is too long, or has NUL or undecodable characters in it."""
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(text, str):
-        raise InputError(f"{what} is {shortened(repr(value))}; expected the name of a file.")
+        raise InputError(f"{what} is {shown(value)}; expected the name of a file.")
     if not text.strip():
         raise InputError(f"{what} is empty: give the name of a file.")
     path = Path(text)
@@ -39,7 +39,7 @@ def checked_path(value: Any, what: str) -> Path:
             raise InputError(f"{what} {shortened(text)}: {reason}; give another.") from None
     except (ValueError, RuntimeError) as error:  # NUL, a lone surrogate; the home of nobody
         reason = f"no file can be called so ({error})"
-        raise InputError(f"{what} {shortened(repr(text))}: {reason}.") from None
+        raise InputError(f"{what} {shown(text)}: {reason}.") from None
     return path
 
 
@@ -56,7 +56,7 @@ def existing_file(value: Any, what: str, advice: str) -> Path:
 
 
 def writable_file(value: Any, what: str, endings: tuple[str, ...] = ()) -> Path:
-    """:func:`checked_path` of a file that can be written; its folder is made. ``endings``: those
+    """:func:`checked_path` of a file that can be written, its folder made. ``endings``: those
     that it may have, in lower case. Raises ``InputError`` before any work is done."""
     path = checked_path(value, what)
     if path.is_dir():
@@ -65,11 +65,16 @@ def writable_file(value: Any, what: str, endings: tuple[str, ...] = ()) -> Path:
         raise InputError(f"{what} {path} is no regular file; give another name.")
     if endings and path.suffix.lower() not in endings:
         raise InputError(f"{what} {shortened(str(path))}: end the name in {' or '.join(endings)}.")
+    missing = [folder for folder in path.absolute().parents if not folder.exists()]
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_temporary_prefix(path))
-        os.close(handle)
-        os.unlink(name)
+        try:
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=_temporary_prefix(path))
+            os.close(handle)
+            os.unlink(name)
+        finally:
+            for folder in missing:
+                folder.rmdir()
     return path
 
 
@@ -105,11 +110,23 @@ def _temporary_prefix(path: Path) -> str:
     return f".{path.name[:_PREFIX]}."
 
 
-def shortened(text: str) -> str:
-    """``text`` for a message: its middle left out where it is long."""
-    if len(text) <= _SHOWN:
-        return text
-    return f"{text[: _SHOWN // 2]}…{text[-_SHOWN // 2 :]}"
+def is_plain_name(name: Any) -> bool:
+    """Whether ``name`` is that of a file in a given folder, and leads nowhere else on any system:
+    no separators, drives, ``..``, control characters or names that Windows keeps for devices."""
+    if not isinstance(name, str) or not name or len(name) > 255:
+        return False
+    if any(ord(c) < 32 or c in '/\\:*?"<>|' or "\ud800" <= c <= "\udfff" for c in name):
+        return False
+    device = name.split(".")[0].rstrip(" ").upper()
+    return not name.endswith((" ", ".")) and device not in _DEVICES
+
+
+def leads_out(name: str) -> bool:
+    """Whether the relative path ``name`` leads out of its folder on any system, or is none."""
+    return any(
+        path.anchor or path.drive or ".." in path.parts
+        for path in (PurePosixPath(name), PureWindowsPath(name))
+    )
 
 
 def readable_size(size: float) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from .errors import InputError
+from .errors import InputError, shown
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,19 @@ class Option:
 
     def check(self, value: Any) -> None:
         """Raises ``InputError`` where ``value`` is of another kind, out of range or no choice."""
-        if not (value is None and self.default is None) and not self._fits(value):
-            raise InputError(f"{self.name} is {value!r}; expected {self.expected}.")
+        if not (value is None and self.default is None) and not self.fits(value):
+            raise InputError(f"{self.name} is {shown(value)}; expected {self.expected}.")
 
-    def _fits(self, value: Any) -> bool:
+    def fits(self, value: Any) -> bool:
+        """Whether ``value`` is of this kind and in its range."""
         if self.choices:
-            return value in self.choices
+            return isinstance(value, self.kind) and value in self.choices
         if self.kind in (bool, str):
             return isinstance(value, self.kind)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         return (
-            math.isfinite(value)
+            (isinstance(value, int) or math.isfinite(value))
             and (self.kind is float or isinstance(value, int))
             and (self.low is None or value >= self.low)
             and (self.high is None or value <= self.high)

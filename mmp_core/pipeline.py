@@ -13,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from .checkpoint.load import Model
-from .errors import InputError
+from .errors import InputError, shown
 from .image.files import Picture, load_image
 from .image.masks import Region, cells_of, is_painted, mask_values
 from .image.pictures import Offset, to_pil, to_pixels
 from .image.placement import Placement, Size
+from .outside import MOST_SAMPLES, MOST_SIDE, MOST_TEXT, checked_text
 from .state import MASKED, Prompt, TokenState
 from .variants.base import Answer
 
@@ -60,8 +61,9 @@ def encode_instruction(
     Raises ``InputError`` for a size, length, picture, mask or region that cannot be used, and for
     a task that the family was not trained on.
     """
-    if batch < 1:
-        raise InputError(f"batch is {batch}; expected at least 1.")
+    checked_text(instruction, "The instruction")
+    if not 1 <= batch <= MOST_SAMPLES:
+        raise InputError(f"batch is {shown(batch)}; expected 1 to {MOST_SAMPLES}.")
     if image is None and reference is not None:
         raise InputError("A second picture needs a first one: give it as image.")
     pictures = (image is not None) + (reference is not None)
@@ -196,6 +198,8 @@ def grid_of(model: Model, size: Size) -> tuple[int, int]:
     unit = model.downsample
     if tuple(size) == NO_PICTURE:
         return 0, 0
+    if max(size) > MOST_SIDE:
+        raise InputError(f"The size {size[0]}x{size[1]} has a side above {MOST_SIDE} pixels.")
     nearest = legal_size(model, size)
     if tuple(size) != nearest:
         raise InputError(

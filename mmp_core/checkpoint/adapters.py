@@ -17,9 +17,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, shown
 from ..files import checked_path
 from ..model.lora import Adapter, CastOperations, LayerShape, adaptable_layers
+from ..outside import field
 from .load import Model, load_module
 from .tensors import SafetensorsFiles, read_json
 
@@ -34,6 +35,7 @@ _NOT_PLAIN = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in
 
 _CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 """PEFT's ways to start an adapter that subtract it from the base model's weights."""
+_LARGEST_ALPHA = 1e6
 _ENDS = ("wte", "ff_out", "lm_head")
 """Last parts of the names of embedding and output layer; of a block's layer in ``blocks``."""
 
@@ -69,7 +71,7 @@ def adapter_state(
     alphas: dict[str, float] = {}
     for key, tensor in tensors.items():
         if key.endswith(".alpha") and tensor.numel() == 1:
-            alphas[_layer_of(key.removesuffix(".alpha"))] = float(tensor)
+            alphas[_layer_of(key.removesuffix(".alpha"))] = _alpha(tensor, f"{name}: {key}")
         elif (match := _NAME.fullmatch(key)) and tensor.ndim == 2 and tensor.is_floating_point():
             matrices.setdefault(_layer_of(match["layer"]), {})[_PARTS[match["part"]]] = tensor
         elif "modules_to_save" in key or key.endswith(("wte.weight", "transformer.ff_out.weight")):
@@ -86,9 +88,12 @@ def adapter_state(
         if pair.keys() != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
             raise InputError(f"{name} lacks a matching pair of matrices for {layer}.")
         rank = pair["A"].shape[0]
+        if not rank:
+            raise InputError(f"{name} has rank 0 for {layer}: it holds nothing.")
         scale = (alphas.get(layer, rank) if alpha is None else alpha) / rank
         state[f"{layer}.lora_A.weight"] = pair["A"]
-        state[f"{layer}.lora_B.weight"] = pair["B"] if scale == 1 else pair["B"] * scale
+        b = pair["B"] if scale == 1 else _plain(pair["B"]) * scale
+        state[f"{layer}.lora_B.weight"] = b
     return state
 
 
@@ -191,6 +196,17 @@ def _peft_alpha(config: Path) -> float | None:
             "path_initial_model_for_weight_conversion)."
         )
     alpha = settings.get("lora_alpha")
-    if not isinstance(alpha, int | float) or not alpha > 0:
-        raise InputError(f"{config} has no lora_alpha above 0.")
+    if not field(float, above=0, high=_LARGEST_ALPHA).fits(alpha):
+        raise InputError(f"{config} has lora_alpha {shown(alpha)}; expected a number above 0.")
     return float(alpha)
+
+
+def _alpha(tensor: Tensor, name: str) -> float:
+    if tensor.is_complex() or not abs(alpha := float(tensor)) <= _LARGEST_ALPHA:
+        raise InputError(f"{name} is {shown(tensor.tolist())}; expected a finite number.")
+    return alpha
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """In a dtype that can be multiplied, which float8 is not."""
+    return tensor.to(torch.bfloat16) if tensor.dtype.itemsize == 1 else tensor

@@ -25,7 +25,8 @@ from ..model.transformer import (
 from ..variants.base import Layout, Variant
 from .packed import open_packed
 from .source import Family, Source, open_folder
-from .tensors import outline_of
+from .tensors import Outline, outline_of
+from .text_tokenizer import TextTokenizer, reading
 
 _log = logging.getLogger(__name__)
 
@@ -129,7 +130,10 @@ def build_model(
     image_tokenizer = source.variant.image_tokenizer(
         source.image_config, operations=operations, dtype=torch.float32, device="meta"
     )
-    layout = source.variant.layout(source.tokenizer, source.config)
+    check_shapes(transformer, source.weights, str(source.path))
+    check_shapes(image_tokenizer, source.image_weights, str(source.image_path))
+    with reading(str(source.path)):
+        layout = source.variant.layout(source.tokenizer, source.config)
     _check_sizes(layout, transformer, image_tokenizer)
     model = Model(
         transformer=transformer.requires_grad_(False).train(False),
@@ -156,6 +160,10 @@ def stored_dtype(source: Source) -> torch.dtype:
     if name not in source.weights:
         raise CheckpointError(f"{source.path} lacks {name}: it is incomplete or another model.")
     stored = outline_of(source.weights, name).dtype
+    if not stored.is_floating_point:
+        raise CheckpointError(
+            f"{source.path} holds {name} as {stored}: it is damaged or another model."
+        )
     return torch.bfloat16 if stored.itemsize == 1 else stored
 
 
@@ -195,6 +203,14 @@ def load_module(
         )
 
 
+def check_shapes(module: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
+    """Raises ``CheckpointError`` where one of ``weights`` has another shape than ``module`` asks
+    for, or holds no numbers of its kind; nothing is read."""
+    for key, like in module.state_dict().items():
+        if key in weights:
+            _check_fitting(outline_of(weights, key), like, key, name)
+
+
 def check_complete(module: nn.Module, names: Collection[str], name: str) -> None:
     """Raises ``CheckpointError`` where ``names`` lack tensors of ``module``."""
     missing = sorted(module.state_dict().keys() - set(names))
@@ -211,6 +227,15 @@ def _check_sizes(
             f"The transformer has {codes} image codes, its image tokenizer "
             f"{image_tokenizer.codebook_size}: they do not belong together."
         )
+    ids = {name: value for name, value in vars(layout).items() if type(value) is int}
+    if isinstance(layout.tokenizer, TextTokenizer):
+        ids["the tokenizer's highest id"] = layout.tokenizer.highest_id
+    for name, value in ids.items():
+        if name not in ("image_offset", "codebook_size") and not 0 <= value < rows:
+            raise CheckpointError(
+                f"{name} is {value}, the embedding has {rows} rows: config.json, tokenizer and "
+                "weights do not belong together."
+            )
     if layout.image_offset + codes > rows:
         raise CheckpointError(
             f"Image codes {layout.image_offset} to {layout.image_offset + codes - 1} do not fit "
@@ -234,12 +259,21 @@ def _fitting(
 ) -> Tensor:
     if like is None:
         return tensor.to(device)
-    if tensor.shape != like.shape:
+    _check_fitting(Outline(tensor.dtype, tuple(tensor.shape)), like, key, name)
+    return tensor.to(device=device, dtype=like.dtype if tensor.is_floating_point() else None)
+
+
+def _check_fitting(stored: Outline, like: Tensor, key: str, name: str) -> None:
+    if stored.shape != tuple(like.shape):
         raise CheckpointError(
-            f"{key} in {name} has shape {tuple(tensor.shape)}; the configuration asks for "
+            f"{key} in {name} has shape {stored.shape}; the configuration asks for "
             f"{tuple(like.shape)}."
         )
-    return tensor.to(device=device, dtype=like.dtype if tensor.is_floating_point() else None)
+    if stored.dtype.is_floating_point != like.dtype.is_floating_point or stored.dtype.is_complex:
+        raise CheckpointError(
+            f"{key} in {name} holds {str(stored.dtype).removeprefix('torch.')}; expected "
+            f"{'floating-point' if like.dtype.is_floating_point else 'whole'} numbers."
+        )
 
 
 def _some(names: list[str]) -> str:

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..outside import parsed_json
 from ..variants.registry import variant_named, variant_of
 from ..variants.strangers import GIVEN, STATED
-from .source import TOKENIZER_FILES, Family, Source, image_tokenizer, tokenizer_of, with_stored_rows
+from .config_check import check_transformer, checked_config
+from .source import TOKENIZER_FILES, Family, Source, image_tokenizer, with_stored_rows
 from .tensors import SafetensorsFiles, refuse_pointer
+from .text_tokenizer import tokenizer_of
 
 ABOUT = "mmada_parallel"
 IMAGE_PREFIX = "image_tokenizer."
@@ -62,11 +65,13 @@ def open_packed(file: Path, image_tokenizer_path: Path | None, family: Family) -
     about = _parsed(metadata, ABOUT, file)
     if about.get("version") != VERSION:
         raise CheckpointError(f"{file} is of another version than {VERSION}: update this pack.")
-    config = _parsed(metadata, _CONFIG, file)
+    config = checked_config(_parsed(metadata, _CONFIG, file), f"{_CONFIG} of {file}")
     weights, image_weights = tensors.split(IMAGE_PREFIX)
     stated = about.get("variant")
     config = with_stored_rows(config, weights)
+    stated = stated if isinstance(stated, str) else None
     variant = variant_of(config, weights, family or stated)
+    check_transformer(config, weights, f"{_CONFIG} of {file}")
     doubt = None
     if stated and variant is not variant_named(stated):
         doubt = f"It is loaded as {variant.name}, as the user says; its header says {stated}."
@@ -109,9 +114,8 @@ def _refuse_other_formats(file: Path) -> None:
 
 def _parsed(metadata: Mapping[str, str], key: str, file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(metadata[key])
-    except (KeyError, ValueError):
-        content = None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} has no readable {key} in its header; convert it again.")
-    return content
+        return parsed_json(metadata[key], f"{key} of {file}")
+    except (KeyError, CheckpointError):
+        raise CheckpointError(
+            f"{file} has no readable {key} in its header; convert it again."
+        ) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +12,14 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..files import is_plain_name
+from ..outside import read_text
 from ..variants.base import Variant
 from ..variants.registry import BACKBONE, variant_of
 from ..variants.strangers import ASSUMED, GIVEN, doubt_about, family_known
+from .config_check import check_transformer, checked_config
 from .tensors import SafetensorsFiles, outline_of, read_json, refuse_pointer
+from .text_tokenizer import FILE_BYTES, TextTokenizer, tokenizer_of
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -72,12 +75,14 @@ def open_folder(
     """A checkpoint in the released layout. ``weights``: where they are not in ``folder``. Raises
     ``CheckpointError``."""
     folder = _snapshot(folder)
-    config = read_json(folder / "config.json")
+    file = folder / "config.json"
+    config = checked_config(read_json(file), str(file))
     known, evidence = (family, GIVEN) if family else family_known(folder, config)
     if weights is None:
         weights = _transformer_weights(folder)
     config = with_stored_rows(config, weights)
     variant = variant_of(config, weights, known)
+    check_transformer(config, weights, str(file))
     image_file, image_config, image_weights = image_tokenizer(folder, variant, image_tokenizer_path)
     return Source(
         path=folder,
@@ -111,7 +116,10 @@ def with_stored_rows(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -
     may be of an earlier save."""
     if BACKBONE not in weights:
         return dict(config)
-    rows = outline_of(weights, BACKBONE).shape[0]
+    shape = outline_of(weights, BACKBONE).shape
+    if len(shape) != 2 or not min(shape):
+        raise CheckpointError(f"{BACKBONE} has shape {shape}; expected rows and columns.")
+    rows = shape[0]
     fixed = {"new_vocab_size": rows} if config.get("new_vocab_size") else {}
     return {**config, **fixed, "embedding_size": rows}
 
@@ -122,8 +130,9 @@ def _snapshot(folder: Path) -> Path:
     if (folder / "config.json").exists() or not revisions.is_dir():
         return folder
     main = folder / "refs" / "main"
-    if main.is_file() and (chosen := revisions / main.read_text().strip()).is_dir():
-        return chosen
+    revision = read_text(main).strip() if main.is_file() else ""
+    if is_plain_name(revision) and (revisions / revision).is_dir():
+        return revisions / revision
     found = sorted(revisions.iterdir(), key=lambda revision: revision.stat().st_mtime)
     if not found:
         raise CheckpointError(f"{revisions} is empty: download the checkpoint again.")
@@ -155,36 +164,14 @@ def _transformer_weights(folder: Path) -> Mapping[str, Tensor]:
     )
 
 
-def read_tokenizer(folder: Path) -> Any:
+def read_tokenizer(folder: Path) -> TextTokenizer:
     """The tokenizer whose files ``folder`` holds."""
     texts = {}
     for file in (folder / name for name in TOKENIZER_FILES):
         if file.is_file():
             refuse_pointer(file)
-            try:
-                texts[file.name] = file.read_text(encoding="utf-8-sig")
-            except UnicodeDecodeError as error:
-                raise CheckpointError(f"{file} cannot be read ({error}).") from None
+            texts[file.name] = read_text(file, FILE_BYTES)
     return tokenizer_of(texts, str(folder))
-
-
-def tokenizer_of(texts: Mapping[str, str], name: str) -> Any:
-    """The tokenizer of files' ``texts`` by file name, without the model's config.json beside them:
-    transformers 4.57.2 cannot read large vocabularies next to one."""
-    from transformers import PreTrainedTokenizerFast
-
-    if "tokenizer.json" not in texts:
-        raise CheckpointError(
-            f"tokenizer.json is missing in {name}: put the tokenizer files of the checkpoint's "
-            "repository there."
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        for file, text in texts.items():
-            Path(folder, file).write_text(text, encoding="utf-8", newline="")
-        try:
-            return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # the tokenizers library raises bare exceptions on damaged files
-            raise CheckpointError(f"The tokenizer in {name} cannot be read ({error}).") from None
 
 
 def _image_file(folder: Path, variant: Variant, given: Path | None) -> Path:

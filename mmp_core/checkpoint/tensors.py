@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
+from ..files import is_plain_name
+from ..outside import JSON_BYTES, parsed_json, read_text
 
 DTYPES = {
     "F64": torch.float64,
@@ -31,6 +32,7 @@ DTYPES = {
 """torch's dtype by the name that safetensors files give it."""
 
 _BLOCK_BYTES = 2**26
+_INDEX_BYTES = 2**25
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -65,10 +67,15 @@ class SafetensorsFiles(Mapping):
     @classmethod
     def sharded(cls, index: Path) -> SafetensorsFiles:
         """The shards named by ``model.safetensors.index.json``, all of which must be there."""
-        try:
-            shards = read_json(index)["weight_map"]
-        except KeyError:
-            raise CheckpointError(f"{index} has no weight_map; download it again.") from None
+        shards = read_json(index, _INDEX_BYTES).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise CheckpointError(f"{index} has no weight_map; download it again.")
+        for shard in shards.values():
+            if not is_plain_name(shard) or not shard.endswith(".safetensors"):
+                raise CheckpointError(
+                    f"{index} has {shown(shard)} in its weight_map; expected the name of a "
+                    ".safetensors file beside it. Download it again."
+                )
         missing = sorted({s for s in shards.values() if not (index.parent / s).is_file()})
         if missing:
             raise CheckpointError(
@@ -161,6 +168,8 @@ def _opened(file: Path) -> Any:
 
 def refuse_pointer(file: Path) -> None:
     """Raise ``CheckpointError`` where ``file`` is what git leaves of a large file."""
+    if not file.is_file():  # a pipe would never end
+        return
     with file.open("rb") as stream:
         start = stream.read(len(_POINTER))
     if start == _POINTER:
@@ -174,15 +183,13 @@ def _lacking(file: Path, name: str, error: SafetensorError) -> CheckpointError:
     return CheckpointError(f"{file} does not hold {name} ({error}).")
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The parsed ``file``. Raises ``CheckpointError`` when it is missing or no JSON object."""
+def read_json(file: Path, most: int = JSON_BYTES) -> dict[str, Any]:
+    """The parsed ``file``, of at most ``most`` bytes. Raises ``CheckpointError`` when it is missing
+    or no JSON object."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        return parsed_json(read_text(file, most), str(file))
     except FileNotFoundError:
         raise CheckpointError(f"{file.name} is missing in {file.parent}; put it there.") from None
-    except (OSError, ValueError) as error:
+    except CheckpointError as error:
         refuse_pointer(file)
-        raise CheckpointError(f"{file} cannot be read ({error}); download it again.") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} holds no JSON object; download it again.")
-    return content
+        raise CheckpointError(f"{error} Download it again.") from None

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from ..files import checked_path, existing_file, replacing, writing
 from ..image.placement import Placement
+from ..outside import MOST_SAMPLES, MOST_SIDE, MOST_TEXT
 from ..state import MASKED, TokenState
 from .load import Model
 
 FORMAT = "mmada-parallel tokens 1"
+MOST_PIXELS = 2**27
+"""Of all pictures of a file."""
 
 
 def token_identity(model: Model) -> dict[str, str]:
@@ -60,7 +64,9 @@ def load_tokens(path: str | Path, model: Model) -> TokenState:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise InputError(f"{path} holds no tokens: expected a file that Save Tokens wrote.")
-            placement = _placement(metadata.get("placement", "null"))
+            shapes = {name: file.get_slice(name).get_shape() for name in ("text", "image")}
+            _check_size(shapes, model, str(path))
+            placement = _placement(metadata.get("placement"))
             state = TokenState(file.get_tensor("text"), file.get_tensor("image"), placement)
     except InputError:
         raise
@@ -80,9 +86,43 @@ def load_tokens(path: str | Path, model: Model) -> TokenState:
     return state
 
 
-def _placement(written: str) -> tuple[Placement, ...] | None:
+def _check_size(shapes: Mapping[str, Sequence[int]], model: Model, name: str) -> None:
+    """Raise ``InputError`` for tokens that nothing of this pack makes, before they are read."""
+    text, image = shapes["text"], shapes["image"]
+    if len(text) != 2 or len(image) != 3:
+        raise InputError(
+            f"{name} is damaged: text {text} and image {image} are no batch of tokens."
+        )
+    side = max(image[1:]) * model.downsample
+    pixels = image[0] * image[1] * image[2] * model.downsample**2
+    if text[0] > MOST_SAMPLES or text[1] > MOST_TEXT or side > MOST_SIDE or pixels > MOST_PIXELS:
+        raise InputError(
+            f"{name} holds {text[0]} samples of {text[1]} text tokens and {image[2]}x{image[1]} "
+            f"image tokens; expected at most {MOST_SAMPLES} samples of {MOST_TEXT} text tokens, "
+            f"pictures with sides of {MOST_SIDE} pixels, and {MOST_PIXELS // 10**6} million pixels "
+            "in all."
+        )
+
+
+def _placement(written: str | None) -> tuple[Placement, ...] | None:
     """Raises ``ValueError``, ``TypeError`` or ``LookupError`` where it is none."""
-    placements = json.loads(written)
-    if placements is None:
+    if written is None:
         return None
-    return tuple(Placement(**{n: tuple(v) for n, v in dict(one).items()}) for one in placements)
+    try:
+        placements = json.loads(written)
+    except RecursionError:
+        raise ValueError("its placement is nested too deep") from None
+    return placements and tuple(map(_placed, placements))
+
+
+def _placed(values: Any) -> Placement:
+    """The placement of one sample, of finite numbers and whole pixels."""
+    numbers = {name: tuple(value) for name, value in dict(values).items()}
+    for name, value in numbers.items():
+        for number in value:
+            whole = name != "box"
+            if type(number) is not int and (whole or type(number) is not float):
+                raise ValueError(f"its placement has {name} {shown(value)}")
+            if not abs(number) < 2**31:
+                raise ValueError(f"its placement has {name} {shown(value)}")
+    return Placement(**numbers)

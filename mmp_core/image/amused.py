@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 from .blocks import (
     Chain,
     Downsample,
@@ -43,6 +43,16 @@ FIXED = {
     "lookup_from_codebook": True,
 }
 BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+MOST_LEVELS = 8
+MOST = {
+    "block_out_channels": 8192,
+    "layers_per_block": 16,
+    "latent_channels": 1024,
+    "norm_num_groups": 1024,
+    "num_vq_embeddings": 2**22,
+    "vq_embed_dim": 1024,
+}
+"""The largest sizes that are built; released ones are far below."""
 IGNORED = {"force_upcast", "scaling_factor", "sample_size"}
 
 
@@ -80,15 +90,16 @@ class AmusedConfig:
 
     def _check(self) -> None:
         widths = self.block_out_channels
-        if not isinstance(widths, list | tuple) or not widths:
-            raise _refusal("block_out_channels", widths, "a list of positive whole numbers")
+        if not isinstance(widths, list | tuple) or not 1 <= len(widths) <= MOST_LEVELS:
+            raise _refusal("block_out_channels", widths, f"a list of 1 to {MOST_LEVELS} numbers")
         names = ["layers_per_block", "latent_channels", "norm_num_groups", "num_vq_embeddings"]
         names += [] if self.vq_embed_dim is None else ["vq_embed_dim"]
         numbers = [("block_out_channels", width) for width in widths]
         numbers += [(name, getattr(self, name)) for name in names]
         for name, value in numbers:
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise _refusal(name, value, "a positive whole number")
+            most = MOST[name]
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+                raise _refusal(name, value, f"a whole number from 1 to {most}")
         if any(width % self.norm_num_groups for width in widths):
             groups = f"multiples of norm_num_groups {self.norm_num_groups}"
             raise _refusal("block_out_channels", list(widths), groups)
@@ -98,7 +109,7 @@ class AmusedConfig:
 
 def _refusal(name: str, value: Any, expected: str) -> CheckpointError:
     return CheckpointError(
-        f"vqvae config: {name} is {value!r}; only {expected} is supported. "
+        f"vqvae config: {name} is {shown(value)}; only {expected} is supported. "
         "Use an Amused-VQ checkpoint."
     )
 

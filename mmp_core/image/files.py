@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 
-from ..errors import InputError
-from ..files import existing_file, replacing, shortened, writable_file, writing
+from ..errors import InputError, shortened
+from ..files import existing_file, replacing, writable_file, writing
 
 Picture = Image.Image | str | os.PathLike
 WHITE = (255, 255, 255, 255)

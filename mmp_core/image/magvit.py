@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 from .blocks import (
     Chain,
     Downsample,
@@ -28,6 +28,7 @@ from .tokenizer import ImageTokenizer
 NAMES = LevelNames("block", "nin_shortcut")
 BITS = 13
 NORM_GROUPS = 32
+MOST_WIDTH = 2048
 ENCODER_WIDTHS, ENCODER_DEPTHS = (1, 2, 2, 4, 4), (4, 3, 4, 3, 4)
 DECODER_WIDTHS, DECODER_DEPTHS = (1, 1, 2, 2, 4), (4, 4, 3, 4, 3)
 
@@ -178,9 +179,10 @@ class MagvitV2(ImageTokenizer):
 
 def _read_width(config: Mapping[str, Any]) -> int:
     width = config.get("ch", 128)
-    if not isinstance(width, int) or isinstance(width, bool) or width < 1 or width % NORM_GROUPS:
+    valid = isinstance(width, int) and 1 <= width <= MOST_WIDTH
+    if not valid or isinstance(width, bool) or width % NORM_GROUPS:
         raise CheckpointError(
-            f"magvit config: ch is {width!r}; expected a positive multiple of "
-            f"{NORM_GROUPS}. The released file has 128."
+            f"magvit config: ch is {shown(width)}; expected a positive multiple of "
+            f"{NORM_GROUPS} up to {MOST_WIDTH}. The released file has 128."
         )
     return width

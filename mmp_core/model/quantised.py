@@ -69,7 +69,7 @@ def formats_of(weights: Mapping[str, Tensor]) -> dict[str, Format]:
         try:
             name = json.loads(bytes(weights[layer + _MARKER].tolist()))["format"]
             formats[layer] = known[name]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise CheckpointError(
                 f"{layer} is quantised in a format that is unknown here; known are "
                 f"{', '.join(known)}."

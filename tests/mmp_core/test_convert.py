@@ -274,7 +274,7 @@ def rewrite(file, tensors=None, **notes):
         ({"config.json": "[1]"}, {}, "no readable config.json in its header"),
         ({"image_tokenizer/config.json": None}, {}, "no readable image_tokenizer/config.json"),
         ({"tokenizer/tokenizer.json": None}, {}, r"tokenizer.json is missing in .*fp8.safet"),
-        ({"tokenizer/tokenizer.json": "{}"}, {}, r"The tokenizer in .*fp8.safet.* cannot be read"),
+        ({"tokenizer/tokenizer.json": "{}"}, {}, r"tokenizer.json in .*fp8.safet.* cannot be read"),
         ({}, {f"{QUERY}.weight": None}, "lacks model.transformer.blocks.1.q_proj.weight"),
         ({}, {f"{QUERY}.weight_scale": None}, "q_proj.weight_scale is missing"),
         ({}, {f"{QUERY}.weight_scale": torch.ones(2)}, r"has shape \(2,\)"),

@@ -142,10 +142,10 @@ def test_words_are_selected_by_pattern(pattern, expected):
 def test_patterns_that_cannot_be_are_refused():
     with pytest.raises(InputError, match="expected a regular expression"):
         pattern_selected(pieces(), "(")
-    with pytest.raises(InputError, match="simplify"):
+    with pytest.raises(InputError, match="simplify|expected at most 500"):
         pattern_selected(["a" * 40 + "b"], r"(a|aa)+$")
     for costly in ("a{9999999}", "(a{99}){,99}", "a" * 501):
-        with pytest.raises(InputError, match="simplify"):
+        with pytest.raises(InputError, match="simplify|expected at most 500"):
             pattern_selected(pieces(), costly)
     assert pattern_selected(pieces(), "e{1,20}") == pattern_selected(pieces(), "e")
 

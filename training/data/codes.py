@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -61,7 +62,7 @@ class CodeCache:
                 metadata = file.metadata() or {}
                 fits = metadata.get("fingerprint") == self.fingerprint
                 if metadata.get("format") == FORMAT and fits:
-                    self.codes = {key: file.get_tensor(key).long() for key in file.keys()}
+                    self.codes = {key: _checked(file, key) for key in file.keys()}
         except (OSError, SafetensorError) as error:
             self.note = f"{path.name} could not be read ({error}): all pictures are encoded anew."
             return
@@ -83,6 +84,14 @@ class CodeCache:
                 save_file(tensors, temporary, metadata=metadata)
         except (OSError, SafetensorError) as error:
             self.note = f"{self.path.name} could not be written ({error})."
+
+
+def _checked(file: Any, key: str) -> Tensor:
+    """Codes (1, h, w) as they were written. Raises ``OSError`` for others: the file is damaged."""
+    shape, kind = file.get_slice(key).get_shape(), file.get_slice(key).get_dtype()
+    if len(shape) != 3 or shape[0] != 1 or not min(shape) or kind not in ("I32", "I64"):
+        raise OSError(f"{key} has shape {shape} of {kind}")
+    return file.get_tensor(key).long()
 
 
 def key_of(picture: Picture, size: Size) -> str:

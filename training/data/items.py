@@ -15,6 +15,7 @@ from PIL import Image
 from ...mmp_core.errors import InputError
 from ...mmp_core.image.files import opened_picture, orientation_of
 from ...mmp_core.image.placement import Size
+from ...mmp_core.outside import checked_text
 
 SMALLEST_SIDE = 32
 LONGEST_STRIP = 8
@@ -64,6 +65,8 @@ class Item:
         return hashlib.sha256(json.dumps([words, digests]).encode()).hexdigest()
 
     def __post_init__(self) -> None:
+        checked_text(self.instruction, "its instruction")
+        checked_text(self.think or "", "its reasoning")
         if self.image is None or self.target is None:
             return
         (width, height), (target_width, target_height) = self.image.size, self.target.size

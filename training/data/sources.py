@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from io import BytesIO
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
 
 from ...mmp_core.errors import InputError
+from ...mmp_core.files import leads_out
 from ...mmp_core.image.files import load_image
+from ...mmp_core.outside import parsed_json, read_text
 from .items import Item, Picture, UnreadItem, checked_picture, natural_order, wanted_text
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -22,6 +23,7 @@ FIELDS = ("image", "instruction", "think", "target")
 """Keys of a manifest, columns of a Hugging Face dataset."""
 
 _OTHER_PICTURES = (".avif", ".bmp", ".gif", ".heic", ".jfif", ".jxl", ".tif", ".tiff")
+_TEXT_BYTES, _MANIFEST_BYTES = 2**18, 2**28
 _SAVED, _SAVED_SPLITS = ("dataset_info.json", "state.json"), "dataset_dict.json"
 
 
@@ -83,11 +85,9 @@ def _folder_item(name: str, groups: Mapping[str, list[Path]]) -> Item:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError:
-        raise InputError(f"{file.name} is not UTF-8: save it as UTF-8 text.") from None
-    except OSError as error:
-        raise InputError(f"{file.name} cannot be read ({error.strerror or error}).") from None
+        return read_text(file, _TEXT_BYTES, InputError, file.name).strip()
+    except FileNotFoundError:
+        raise InputError(f"{file.name} is not there any more.") from None
 
 
 def _file_picture(file: Path | None) -> Picture | None:
@@ -112,9 +112,9 @@ def manifest_items(manifest: Path) -> list[UnreadItem]:
 
 def _lines(manifest: Path) -> Iterator[tuple[int, str]]:
     try:
-        text = manifest.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{manifest} cannot be read ({error}): save it as UTF-8 text.") from None
+        text = read_text(manifest, _MANIFEST_BYTES, InputError)
+    except FileNotFoundError:
+        raise InputError(f"{manifest} is not there any more.") from None
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, line
@@ -145,12 +145,9 @@ def _item(name: str, fields: Mapping[str, Any], pictures: Mapping[str, Picture |
 
 def _fields(line: str) -> dict[str, str]:
     """The fields of one line that are not null."""
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"it is no JSON ({error}).") from None
-    if not isinstance(fields, dict):
-        raise InputError("it is no JSON object: expected {…}.")
+    if len(line) > _TEXT_BYTES:
+        raise InputError(f"it has {len(line)} characters; expected at most {_TEXT_BYTES}.")
+    fields = parsed_json(line, "it", InputError)
     if unknown := fields.keys() - set(FIELDS):
         raise InputError(f"it has the unknown {_any(sorted(unknown))}: expected {_any(FIELDS)}.")
     for key, value in fields.items():
@@ -168,10 +165,7 @@ def _named_files(folder: Path, fields: Mapping[str, str]) -> dict[str, Path]:
     files = {}
     for key in ("image", "target"):
         if name := fields.get(key):
-            if any(
-                path.anchor or ".." in path.parts
-                for path in (PurePosixPath(name), PureWindowsPath(name))
-            ):
+            if leads_out(name):
                 raise InputError(
                     f"{key} is {name!r}, which leads out of the manifest's folder: put the picture "
                     "there and give its name."

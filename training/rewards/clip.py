@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from ...mmp_core import (
 )
 from ...mmp_core.checkpoint.load import DEMO
 from ...mmp_core.files import checked_path
+from ...mmp_core.outside import parsed_json, read_text
 from ..cases import Pair
 
 DEMO_CLIP = DEMO / "clip"
@@ -220,7 +220,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"format, with its config and {' or '.join(WEIGHTS)}."
         )
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        config = parsed_json(read_text(path), str(path))["model_cfg"]
         text, vision, _ = config["text_cfg"], config["vision_cfg"], config["embed_dim"]
         elsewhere = text.get("hf_model_name") or ":" in str(vision.get("timm_model_name"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,0 +1,190 @@
+"""The text tokenizer of a checkpoint: checked before the library reads it, and asked in one place.
+
+Of what ``tokenizer.json`` can hold, byte-level BPE and lists of words are read, which are all that
+the families have. A stranger's file could otherwise make texts grow without end or search for
+minutes; the library itself ends in a panic, which no ``except Exception`` sees.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, InputError, shortened, shown
+from ..outside import checked_text, parsed_json
+
+FILE = "tokenizer.json"
+FILE_BYTES = 2**26
+MOST_IDS = 2**20
+
+_MODELS = ("BPE", "WordLevel")
+_NORMALIZERS = ("Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Strip", "StripAccents")
+_SPLITTERS = ("ByteLevel", "Whitespace", "WhitespaceSplit", "Digits", "Punctuation", "Split")
+_DECODERS = ("ByteLevel", "ByteFallback", "Fuse", "BPEDecoder")
+_PROCESSORS = ("ByteLevel", "TemplateProcessing")
+_PARTS = {
+    "normalizer": (_NORMALIZERS, "normalizers"),
+    "pre_tokenizer": (_SPLITTERS, "pretokenizers"),
+    "decoder": (_DECODERS, "decoders"),
+    "post_processor": (_PROCESSORS, "processors"),
+}
+_MOST_PARTS, _LONGEST_TOKEN, _LONGEST_PATTERN, _REPEATS_IN_A_ROW = 16, 1000, 500, 3
+
+
+class TextTokenizer:
+    """A tokenizer of transformers whose texts are checked. All else is the tokenizer's own."""
+
+    def __init__(self, tokenizer: Any, name: str, highest_id: int):
+        """``name``: of the checkpoint, for messages. ``highest_id``: the largest that it gives."""
+        self._tokenizer, self._name, self.highest_id = tokenizer, name, highest_id
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        """As the tokenizer's own. Raises ``InputError`` for a text that is none or too long,
+        ``CheckpointError`` where the tokenizer fails on it."""
+        checked_text(text, "The text")
+        with reading(self._name):
+            return self._tokenizer(text, **options)
+
+    def decode(self, ids: Sequence[int], **options: Any) -> str:
+        with reading(self._name):
+            return self._tokenizer.decode(ids, **options)
+
+    def __len__(self) -> int:
+        return len(self._tokenizer)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_tokenizer":  # not there yet while it is copied
+            raise AttributeError(name)
+        return getattr(self._tokenizer, name)
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turn whatever the library raises into ``CheckpointError``, its panics included."""
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise CheckpointError(
+                f"The tokenizer in {name} cannot be read ({shortened(str(error))})."
+            ) from None
+        raise
+
+
+def tokenizer_of(texts: Mapping[str, str], name: str) -> TextTokenizer:
+    """The tokenizer of files' ``texts`` by file name, without the model's config.json beside them:
+    transformers 4.57.2 cannot read large vocabularies next to one. Raises ``CheckpointError``."""
+    if FILE not in texts:
+        raise CheckpointError(
+            f"{FILE} is missing in {name}: put the tokenizer files of the checkpoint's repository "
+            "there."
+        )
+    highest = check_tokenizer(texts[FILE], f"{FILE} in {name}")
+    from transformers import PreTrainedTokenizerFast
+
+    with tempfile.TemporaryDirectory() as folder, reading(name):
+        for file, text in texts.items():
+            if file.endswith(".json"):
+                parsed_json(text, f"{file} in {name}")
+            Path(folder, file).write_text(text, encoding="utf-8", newline="")
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    return TextTokenizer(tokenizer, name, highest)
+
+
+def check_tokenizer(text: str, name: str) -> int:
+    """Check the text of a ``tokenizer.json``; the highest id that it gives. Raises
+    ``CheckpointError`` for what is not read here, and why."""
+    content = parsed_json(text, name)
+    model, added = content.get("model"), content.get("added_tokens") or []
+    kind = model.get("type", "BPE") if isinstance(model, dict) else None
+    if kind not in _MODELS:
+        raise CheckpointError(
+            f"{name} cannot be read: its model is {shown(kind)}; expected {_either(_MODELS)}."
+        )
+    for part, (kinds, several) in _PARTS.items():
+        for step in _steps(content.get(part), several, name, part):
+            _check_step(step, kinds, f"the {part} of {name}")
+    if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
+        raise CheckpointError(f"{name} has added_tokens that are no list of tokens.")
+    words = model.get("vocab")
+    if not isinstance(words, dict):
+        raise CheckpointError(f"{name} has no vocab of words and ids.")
+    ids = [*words.values(), *(token.get("id") for token in added)]
+    for token in (*words, *(token.get("content") for token in added)):
+        if not isinstance(token, str) or len(token) > _LONGEST_TOKEN:
+            raise CheckpointError(f"{name} has the token {shown(token)}; expected a short text.")
+    for number in ids:
+        if type(number) is not int or not 0 <= number < MOST_IDS:
+            raise CheckpointError(
+                f"{name} has the id {shown(number)}; expected 0 to {MOST_IDS - 1}."
+            )
+    return max(ids, default=0)
+
+
+def _steps(part: Any, several: str, name: str, what: str) -> list[dict[str, Any]]:
+    if part is None:
+        return []
+    steps = (
+        part.get(several) if isinstance(part, dict) and part.get("type") == "Sequence" else [part]
+    )
+    valid = isinstance(steps, list) and len(steps) <= _MOST_PARTS
+    if not valid or not all(isinstance(step, dict) for step in steps):
+        raise CheckpointError(f"{name} has the {what} {shown(part)}, which is not read here.")
+    return steps
+
+
+def _check_step(step: Mapping[str, Any], kinds: Sequence[str], where: str) -> None:
+    if step.get("type") not in kinds:
+        raise CheckpointError(
+            f"{where} has the step {shown(step.get('type'))}, which is not read here; expected "
+            f"{_either(kinds)}: take the tokenizer files of the checkpoint's repository."
+        )
+    pattern = step.get("pattern")
+    said = pattern.get("Regex") if isinstance(pattern, dict) else None
+    if isinstance(said, str) and not is_quick(said):
+        raise CheckpointError(
+            f"{where} splits texts by the pattern {shown(said)}, which could take for ever: take "
+            "the tokenizer files of the checkpoint's repository."
+        )
+    for form in ("single", "pair"):
+        if len(json.dumps(step.get(form))) > _LONGEST_TOKEN:
+            raise CheckpointError(f"{where} adds more tokens to a text than is read here.")
+
+
+def is_quick(pattern: str) -> bool:
+    """Whether a search for a regular expression takes no more than about the square of the text's
+    length: no group is repeated, there are no references, and few repetitions in a row."""
+    if len(pattern) > _LONGEST_PATTERN or re.search(r"\\[1-9kg]|\(\?[R&0-9(]", pattern):
+        return False
+    plain = re.sub(r"\\[pP]\{\^?\w+\}|\\x\{\w+\}|\\.", "a", pattern, flags=re.DOTALL)
+    plain = re.sub(r"\[[^\[\]]*\]", "a", plain)
+    if "[" in plain:
+        return False
+    groups = [0]  # repetitions in a row, of each open group
+    before = ""
+    for part in re.findall(r"[*+]|\{\d*,?\d*\}|[()|]|[^*+{}()|]+|.", plain, flags=re.DOTALL):
+        if part == "(":
+            groups.append(0)
+        elif part == ")":
+            if len(groups) == 1:
+                return False
+            groups[-1] += groups.pop()
+        elif part == "|":
+            groups[-1] = 0
+        elif part[0] in "*+{":
+            groups[-1] += 1
+            if before == ")" or re.search(r"\d{3}", part) or groups[-1] > _REPEATS_IN_A_ROW:
+                return False
+        before = part
+    return len(groups) == 1
+
+
+def _either(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"

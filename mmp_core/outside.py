@@ -1,0 +1,101 @@
+"""The gate for what comes from outside: values of files, graphs and command lines, with their
+types, ranges and sizes. Nothing reaches torch, a tokenizer or the disk before it has passed here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from stat import S_ISREG
+from typing import Any
+
+from .errors import CheckpointError, InputError, shortened, shown
+from .options import Option
+
+LONGEST_TEXT = 20_000
+"""Characters of an instruction or a reasoning text: many times what a model can read."""
+MOST_SAMPLES, MOST_TEXT, MOST_SIDE = 1024, 4096, 4096
+"""Samples of a batch, tokens of a text, pixels of a picture's side: what nodes offer; no model and
+no memory could use more."""
+JSON_BYTES = 2**20
+"""Of a JSON file or line, unless more is said."""
+
+
+def field(
+    kind: type,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    above: float | None = None,
+    choices: Sequence[Any] = (),
+) -> Option:
+    """What a value may be: see :class:`Option`. Null is a value, too."""
+    return Option(kind, None, "", low=low, high=high, above=above, choices=tuple(choices))
+
+
+def check_fields(values: Mapping[str, Any], fields: Mapping[str, Option], name: str) -> None:
+    """Raises ``CheckpointError`` for the first of ``values`` that is not as ``fields`` say; others
+    are left alone. ``name``: of the file, for the message."""
+    for key, expected in fields.items():
+        value = values.get(key)
+        if value is not None and not expected.fits(value):
+            raise CheckpointError(f"{name} has {key} {shown(value)}; expected {expected.expected}.")
+
+
+def checked_text(value: Any, what: str, longest: int = LONGEST_TEXT) -> str:
+    """``value``, if it is text that a tokenizer and a file can take. ``what``: how the message
+    calls it. Raises ``InputError`` for another type, too many characters, or a lone surrogate."""
+    if not isinstance(value, str):
+        raise InputError(f"{what} is {shown(value)}; expected text.")
+    if len(value) > longest:
+        raise InputError(f"{what} has {len(value)} characters; expected at most {longest}.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{what} has a character that is none at place {error.start + 1}: write it again "
+            "(undecodable bytes, or half of an emoji)."
+        ) from None
+    return value
+
+
+def read_text(
+    file: Path,
+    most: int = JSON_BYTES,
+    error: type[InputError] = CheckpointError,
+    name: str | None = None,
+) -> str:
+    """The UTF-8 text of a regular file of at most ``most`` bytes, without a byte-order mark.
+    ``name``: how the message calls it, by default with its folder. Raises ``error``, or
+    ``FileNotFoundError``."""
+    name = name or str(file)
+    try:
+        status = file.stat()
+        if not S_ISREG(status.st_mode):
+            raise error(f"{name} is no regular file: put the file itself there.")
+        if status.st_size > most:
+            raise error(f"{name} has {status.st_size} bytes; expected at most {most}.")
+        with file.open("rb") as stream:
+            return stream.read(most).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise
+    except UnicodeDecodeError as problem:
+        raise error(f"{name} is not UTF-8 and cannot be read ({problem}): save it again.") from None
+    except OSError as problem:
+        raise error(f"{name} cannot be read ({problem.strerror or problem}).") from None
+
+
+def parsed_json(text: str, name: str, error: type[InputError] = CheckpointError) -> dict[str, Any]:
+    """The JSON object that ``text`` is. Raises ``error`` for anything else, nested too deep."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError, TypeError) as problem:
+        raise error(f"{name} is no JSON and cannot be read ({_said(problem)}).") from None
+    if not isinstance(content, dict):
+        raise error(f"{name} is no JSON object: expected {{…}}.")
+    return content
+
+
+def _said(problem: Exception) -> str:
+    return "nested too deep" if isinstance(problem, RecursionError) else shortened(str(problem))
