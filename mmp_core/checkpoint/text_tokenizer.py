@@ -104,7 +104,7 @@ def check_tokenizer(text: str, name: str) -> int:
     content = parsed_json(text, name)
     model, added = content.get("model"), content.get("added_tokens") or []
     kind = model.get("type", "BPE") if isinstance(model, dict) else None
-    if kind not in _MODELS:
+    if not isinstance(model, dict) or kind not in _MODELS:
         raise CheckpointError(
             f"{name} cannot be read: its model is {shown(kind)}; expected {_either(_MODELS)}."
         )
