@@ -12,6 +12,7 @@ from typing import Any
 
 from ..mmp_core.errors import InputError
 from ..mmp_core.files import replacing
+from ..mmp_core.outside import read_text
 
 NAME = "run.toml"
 _HEAD = "# mmada-parallel train file FILE starts this run again; with --resume it goes on.\n"
@@ -96,7 +97,7 @@ def _values(path: Path) -> dict[str, Any]:
             f'Run files need a reader of TOML: run "{sys.executable}" -m pip install tomli.'
         ) from None
     try:
-        return toml.loads(path.read_text(encoding="utf-8-sig"))
+        return toml.loads(read_text(path, error=InputError))
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}).") from None
     except (ValueError, RecursionError) as error:

@@ -196,7 +196,7 @@ def _peft_alpha(config: Path) -> float | None:
             "path_initial_model_for_weight_conversion)."
         )
     alpha = settings.get("lora_alpha")
-    if not field(float, above=0, high=_LARGEST_ALPHA).fits(alpha):
+    if alpha is None or not field(float, above=0, high=_LARGEST_ALPHA).fits(alpha):
         raise InputError(f"{config} has lora_alpha {shown(alpha)}; expected a number above 0.")
     return float(alpha)
 

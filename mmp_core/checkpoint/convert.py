@@ -87,6 +87,8 @@ def write_packed(
     total = max(stop for _, stop in places.values())
     there = sum(outlines[name].bytes for name in unfinished.done & outlines.keys())
     _check_free_space(out, len(header) + total + source.room - there)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
     with writing(out), partial(out, keep=keep) as unfinished:
         unfinished.begin(header, _identity(source))
         with open(unfinished.path, "rb+") as file:

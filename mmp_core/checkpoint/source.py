@@ -21,6 +21,7 @@ from .config_check import check_transformer, checked_config
 from .tensors import SafetensorsFiles, outline_of, read_json, refuse_pointer
 from .text_tokenizer import FILE_BYTES, TextTokenizer, tokenizer_of
 
+_README_HEAD = 2**16
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -104,7 +105,10 @@ def _stated_licences(*folders: Path) -> dict[str, str]:
     licences = {}
     for folder in folders:
         readme = folder / "README.md"
-        head = readme.read_text("utf-8-sig", errors="replace") if readme.is_file() else ""
+        head = ""
+        if readme.is_file():
+            with readme.open(encoding="utf-8-sig", errors="replace") as stream:
+                head = stream.read(_README_HEAD)
         block = re.match(r"---\s*\n(.*?)\n---", head, re.DOTALL)
         if block and (said := re.search(r"^license:\s*[\"']?([\w.+-]+)", block[1], re.MULTILINE)):
             licences[folder.name] = said[1]

@@ -131,9 +131,9 @@ def check_tokenizer(text: str, name: str) -> int:
 def _steps(part: Any, several: str, name: str, what: str) -> list[dict[str, Any]]:
     if part is None:
         return []
-    steps = (
-        part.get(several) if isinstance(part, dict) and part.get("type") == "Sequence" else [part]
-    )
+    steps: Any = [part]
+    if isinstance(part, dict) and part.get("type") == "Sequence":
+        steps = part.get(several)
     valid = isinstance(steps, list) and len(steps) <= _MOST_PARTS
     if not valid or not all(isinstance(step, dict) for step in steps):
         raise CheckpointError(f"{name} has the {what} {shown(part)}, which is not read here.")
