@@ -104,8 +104,8 @@ def _answered(
     if text_length is None:
         with_text = "text and image" in model.variant.answers or size == NO_PICTURE
         text_length = model.default_text_length if with_text else 0
-    if not 0 <= text_length <= 4096:
-        raise InputError(f"text_length is {text_length}; expected 1 to 4096 tokens.")
+    if not 0 <= text_length <= MOST_TEXT:
+        raise InputError(f"text_length is {shown(text_length)}; expected 1 to {MOST_TEXT} tokens.")
     return size, text_length
 
 
