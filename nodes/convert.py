@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..mmp_core.checkpoint.convert import convert
 from ..mmp_core.files import readable_size
+from ..mmp_core.model.formats import FORMATS
 from . import host
 from .host import Progress, folders
 from .types import Schema
@@ -13,7 +14,7 @@ from .widgets import between
 class ConvertCheckpoint(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        formats = host.quantisation_formats()
+        formats = list(FORMATS)
         return Schema(
             node_id="MMaDAParallelConvertCheckpoint",
             display_name="Convert Checkpoint",

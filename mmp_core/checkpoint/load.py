@@ -80,6 +80,7 @@ def load_checkpoint(
     wrong, and where it goes; ``InputError`` for an unknown family.
     """
     source = open_checkpoint(path, image_tokenizer_path=image_tokenizer_path, family=family)
+    check_formats(source, torch.device(device))
     model = build_model(source, operations=operations, attention=attention, dtype=dtype)
     load_weights(model, source, device)
     model.device = torch.device(device)
@@ -165,6 +166,16 @@ def stored_dtype(source: Source) -> torch.dtype:
             f"{source.path} holds {name} as {stored}: it is damaged or another model."
         )
     return torch.bfloat16 if stored.itemsize == 1 else stored
+
+
+def check_formats(source: Source, device: torch.device) -> None:
+    """Raises ``CheckpointError`` for float8 on Apple's GPUs, which have no such tensors."""
+    forms = formats_of(source.weights).values()
+    if device.type == "mps" and any(form.storage.is_floating_point for form in forms):
+        raise CheckpointError(
+            f"{source.path} is quantised as fp8, which this device cannot hold: convert the "
+            "checkpoint with --quantize int8."
+        )
 
 
 def load_weights(model: Model, source: Source, device: torch.device | str) -> None:

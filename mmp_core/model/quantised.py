@@ -141,9 +141,13 @@ class WeightOnlyLinear(nn.Module):
     def _pull_back(self, gradient: Tensor) -> Tensor:
         return gradient @ self.dequantised(gradient.dtype)
 
-    def dequantised(self, dtype: torch.dtype) -> Tensor:
-        """The weight (outputs, inputs) in ``dtype``, a new tensor."""
-        return self.weight.to(dtype) * self.weight_scale.to(dtype)
+    def dequantised(self, dtype: torch.dtype, weight: Tensor | None = None) -> Tensor:
+        """The weight (outputs, inputs) in ``dtype``, a new tensor. ``weight``: what is stored, if a
+        host has brought it elsewhere."""
+        weight = self.weight if weight is None else weight
+        if weight.dtype.is_floating_point:  # no kernel multiplies float8 with another dtype
+            weight = weight.to(dtype)
+        return weight * self.weight_scale.to(weight.device, dtype)
 
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any

@@ -7,7 +7,6 @@ from .models import (
     HostedAdapter,
     HostedModel,
     load,
-    quantisation_formats,
     with_adapter,
 )
 from .page import Progress, metadata_wanted, save_temporary, stop_if_interrupted, to_intermediate
@@ -28,7 +27,6 @@ __all__ = [
     "load",
     "load_clip",
     "metadata_wanted",
-    "quantisation_formats",
     "save_temporary",
     "stop_if_interrupted",
     "stoppable",

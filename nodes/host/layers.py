@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import comfy.model_management
-import comfy.ops
-import comfy.quant_ops
 import torch
-from comfy.ldm.modules.attention import optimized_attention
+import torch.nn.functional as F
 
 from ...mmp_core.model.formats import Format
+from ...mmp_core.model.quantised import WeightOnlyLinear
 from ...mmp_core.model.transformer import Attention, RMSNorm, sdpa_attention
+from . import core
 
 
 def operations(dtype: torch.dtype, device: torch.device) -> type:
-    """ComfyUI's layers, but for the norm: its rounding decides which tokens are unmasked."""
-    picked = comfy.ops.pick_operations(dtype, dtype, load_device=device)
-    quantised = _quantised_linear(dtype)
+    """ComfyUI's layers, but for the norm, whose rounding decides which tokens are unmasked, and for
+    quantised ones, which it would compute with otherwise in other versions."""
 
-    class Operations(picked):
+    class Operations(core.layers(dtype, device)):
         RMSNorm = StreamedRMSNorm
-        QuantisedLinear = quantised
+        QuantisedLinear = StreamedQuantisedLinear
 
         @staticmethod
         def weight_of(layer: torch.nn.Module, like: torch.Tensor):
@@ -34,15 +34,15 @@ def operations(dtype: torch.dtype, device: torch.device) -> type:
 @contextmanager
 def weight_of(layer: torch.nn.Module, like: torch.Tensor) -> Iterator[torch.Tensor]:
     """``TorchOperations.weight_of`` that brings a weight to the device of ``like``."""
-    weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
-    try:
-        quantised = isinstance(weight, comfy.quant_ops.QuantizedTensor)
-        yield weight.dequantize() if quantised else weight
-    finally:
-        comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+    if isinstance(layer, WeightOnlyLinear):
+        with core.brought(layer, layer.weight.dtype, like.device) as weight:
+            yield layer.dequantised(like.dtype, weight)
+    else:
+        with core.brought(layer, like.dtype, like.device) as weight:
+            yield weight
 
 
-class StreamedRMSNorm(RMSNorm, comfy.ops.CastWeightBiasOp):
+class StreamedRMSNorm(RMSNorm, core.Streamed):
     """A norm whose weight is streamed. ComfyUI leaves a layer without ``comfy_cast_weights`` where
     it is if it does not fit, so that its input would be on another device."""
 
@@ -55,36 +55,41 @@ class StreamedRMSNorm(RMSNorm, comfy.ops.CastWeightBiasOp):
             return self.with_gain(x, weight)
 
 
-def _quantised_linear(dtype: torch.dtype) -> type:
-    """ComfyUI's quantised layer, which computes in ``dtype``; its inputs stay unquantised."""
-    mixed = comfy.ops.mixed_precision_ops({"mixed_ops": True}, dtype, full_precision_mm=True)
+class StreamedQuantisedLinear(WeightOnlyLinear, core.Streamed):
+    """A quantised layer that travels as it is stored, and is dequantised where it is used."""
 
-    class QuantisedLinear(mixed.Linear):
-        def __init__(self, inputs: int, outputs: int, form: Format, *, device: torch.device | str):
-            super().__init__(inputs, outputs, bias=False)
-            weight = torch.empty(outputs, inputs, dtype=form.storage, device=device)
-            self.weight = torch.nn.Parameter(weight, requires_grad=False)
+    bias = None
 
-        def _forward(self, input, weight, bias):
-            if isinstance(weight, comfy.quant_ops.QuantizedTensor):
-                weight = weight.dequantize()  # else kernels for int8 quantise the input, too
-            return super()._forward(input, weight, bias)
+    def __init__(self, inputs: int, outputs: int, form: Format, *, device: Any = None):
+        super().__init__(inputs, outputs, form, device=device)
+        weight = self.weight
+        del self.weight  # a buffer, which ComfyUI does not stream
+        self.weight = torch.nn.Parameter(weight, requires_grad=False)
 
-        def _apply(self, fn, recurse=True):
-            with torch.inference_mode(False):  # as when it was made
-                return super()._apply(fn, recurse)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with weight_of(self, x) as weight:
+            return F.linear(x, weight)
 
-    return QuantisedLinear
+    def dequantised(self, dtype: torch.dtype, weight: torch.Tensor | None = None) -> torch.Tensor:
+        weight = self.weight if weight is None else weight
+        if weight.dtype.is_floating_point:
+            made = core.dequantised_fp8(weight, self.weight_scale.to(weight.device), dtype)
+            if made is not None:
+                return made
+        return super().dequantised(dtype, weight)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True):
+        with torch.inference_mode(False):  # as when it was made
+            return torch.nn.Module._apply(self, fn, recurse)
 
 
 def attention(device: torch.device) -> Attention:
     """ComfyUI's attention; on a CPU PyTorch's, which is faster there."""
-    if comfy.model_management.is_device_cpu(device):
+    attend = core.fused_attention()
+    if comfy.model_management.is_device_cpu(device) or attend is None:
         return sdpa_attention
 
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return optimized_attention(
-            q, k, v, q.shape[1], skip_reshape=True, low_precision_attention=False
-        )
+    def attended(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return attend(q, k, v, q.shape[1], skip_reshape=True, low_precision_attention=False)
 
-    return attend
+    return attended

@@ -11,23 +11,26 @@ from pathlib import Path
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
-import comfy.quant_ops
 import comfy.utils
 import torch
-from comfy.patcher_extension import PatcherInjection
 
 from ...mmp_core import CheckpointError, Model, Prompt
 from ...mmp_core.checkpoint.adapters import build_adapter
-from ...mmp_core.checkpoint.load import build_model, load_weights, open_checkpoint, stored_dtype
+from ...mmp_core.checkpoint.load import (
+    build_model,
+    check_formats,
+    load_weights,
+    open_checkpoint,
+    stored_dtype,
+)
 from ...mmp_core.checkpoint.source import Source
 from ...mmp_core.checkpoint.tensors import SafetensorsFiles
 from ...mmp_core.files import readable_size
 from ...mmp_core.image.pictures import Size
 from ...mmp_core.memory import PICTURE_BYTES_PER_PIXEL, MemoryEstimate, computes_in_float32
-from ...mmp_core.model.formats import FORMATS
 from ...mmp_core.model.lora import Adapter, AttachedAdapter
-from ...mmp_core.model.quantised import formats_of
 from ...mmp_core.pipeline import seen_size
+from . import core
 from .clip import HostedClip
 from .folders import checkpoint_paths
 from .layers import attention, operations
@@ -41,12 +44,9 @@ _log = logging.getLogger(__name__)
 def free_bytes(device: torch.device) -> float:
     """Bytes that ComfyUI can free on ``device`` by unloading all models; on a CPU, where unloaded
     weights stay, what is free beside them."""
-    management = comfy.model_management
-    free = management.get_free_memory(device) - management.extra_reserved_memory()
-    if management.is_device_cpu(device):
-        return free
-    loaded = [entry for entry in management.current_loaded_models if entry.model is not None]
-    return free + sum(e.model_loaded_memory() for e in loaded if e.device == device)
+    free = comfy.model_management.get_free_memory(device) - core.reserved_bytes()
+    on_cpu = comfy.model_management.is_device_cpu(device)
+    return free if on_cpu else free + core.loaded_bytes(device)
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def with_adapter(
             operations=comfy.ops.manual_cast,
             device=model.patcher.offload_device,
         )
-    hosted = HostedAdapter(comfy.model_patcher.CoreModelPatcher(adapter, **devices), strength)
+    hosted = HostedAdapter(core.patcher(adapter, **devices), strength)
     adapters = (*model.adapters, hosted)
     patcher = model.patcher.clone()
     patcher.set_injections(
@@ -183,7 +183,7 @@ def with_adapter(
     return replace(model, patcher=patcher, adapters=adapters)
 
 
-def _injection(adapter: Adapter, strength: float) -> PatcherInjection:
+def _injection(adapter: Adapter, strength: float) -> core.PatcherInjection:
     """Not ComfyUI 0.33.0's bypass: where two share a layer it does not come off, and it does not
     count the memory of its adapters."""
     at_work: list[AttachedAdapter] = []
@@ -195,7 +195,7 @@ def _injection(adapter: Adapter, strength: float) -> PatcherInjection:
         while at_work:
             at_work.pop().remove()
 
-    return PatcherInjection(inject=inject, eject=eject)
+    return core.PatcherInjection(inject=inject, eject=eject)
 
 
 def load(checkpoint: str, dtype: str, image_tokenizer: str) -> HostedModel:
@@ -205,7 +205,7 @@ def load(checkpoint: str, dtype: str, image_tokenizer: str) -> HostedModel:
     offload_device = comfy.model_management.unet_offload_device()
     with torch.inference_mode(False):  # so that the same weights can be trained
         source = open_checkpoint(path, image_tokenizer_path=image_path)
-        _check_formats(source)
+        check_formats(source, device)
         source = _read_by_host(source)
         chosen = DTYPES.get(dtype) or _fitting_dtype(source, device)
         model = build_model(
@@ -215,12 +215,22 @@ def load(checkpoint: str, dtype: str, image_tokenizer: str) -> HostedModel:
     _check_filled(model, path)
     model.device = device
     patchers = (
-        comfy.model_patcher.CoreModelPatcher(
-            module, load_device=device, offload_device=offload_device
-        )
+        core.patcher(module, load_device=device, offload_device=offload_device)
         for module in (model.transformer, model.image_tokenizer)
     )
-    return HostedModel(model, *patchers)
+    hosted = HostedModel(model, *patchers)
+    if not (hosted.is_dynamic() or comfy.model_management.is_device_cpu(device)):
+        _copy_from_files(hosted)
+    return hosted
+
+
+def _copy_from_files(hosted: HostedModel) -> None:
+    """Give each weight memory of its own: two that share a page of a mapped file cannot be pinned,
+    and what is not pinned streams slowly. DynamicVRAM reads from the file, as it should."""
+    with torch.inference_mode(False):
+        for patcher in hosted.get_models():
+            for weight in patcher.model.parameters():
+                weight.data = weight.data.clone()
 
 
 def _read_by_host(source: Source) -> Source:
@@ -240,28 +250,10 @@ def _fitting_dtype(source: Source, device: torch.device) -> torch.dtype:
     """Half precision on a GPU that computes in it; on a CPU float32 unless the model is large."""
     stored = stored_dtype(source)
     parameters = sum(tensor.numel() for tensor in source.weights.values())
-    if comfy.model_management.is_device_cpu(device):
-        return torch.float32 if computes_in_float32(parameters) else stored
-    return comfy.model_management.unet_dtype(
-        device=device,
-        model_params=parameters,
-        supported_dtypes=[torch.bfloat16, torch.float16, torch.float32],
-        weight_dtype=stored,
-    )
-
-
-def quantisation_formats() -> list[str]:
-    """Those of ours that this ComfyUI can run, the closest to the original last."""
-    return [name for name, form in FORMATS.items() if form.name in comfy.quant_ops.QUANT_ALGOS]
-
-
-def _check_formats(source: Source) -> None:
-    names = {form.name for form in formats_of(source.weights).values()}
-    if unknown := sorted(names - comfy.quant_ops.QUANT_ALGOS.keys()):
-        raise CheckpointError(
-            f"{source.path} is quantised as {', '.join(unknown)}, which this version of ComfyUI "
-            "does not know: update ComfyUI, or convert the checkpoint with --quantize fp8."
-        )
+    if not comfy.model_management.is_device_cpu(device):
+        return core.fast_dtype(device, parameters, stored)
+    wide = core.asked_dtype() == torch.float32 or computes_in_float32(parameters)
+    return torch.float32 if wide else stored
 
 
 def _check_filled(model: Model, path: Path) -> None:

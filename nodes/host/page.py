@@ -14,10 +14,10 @@ import comfy.utils
 import folder_paths
 import torch
 from aiohttp import web
-from comfy_execution.progress import get_progress_state
 from PIL import Image
 from server import PromptServer
 
+from . import core
 from .folders import FOLDER
 
 STEP_EVENT, TEXT_EVENT = "mmada_parallel.step", "mmada_parallel.text"
@@ -87,7 +87,7 @@ class Progress:
     @property
     def shown_id(self) -> str:
         """The node of the page that stands for this one, which a loop may have made."""
-        return get_progress_state().dynprompt.get_display_node_id(self.node_id)
+        return core.shown_id(self.node_id)
 
     def show_text(self, text: str) -> None:
         """The whole text so far, on the node."""
@@ -107,8 +107,8 @@ class Progress:
             return
         if _listens(server, event):
             server.send_sync(event, {"node": self.shown_id, **data}, server.client_id)
-        else:
-            server.send_progress_text(for_page(plain), self.shown_id, server.client_id)
+        elif send := core.usable(server, "send_progress_text", 3):
+            send(for_page(plain), self.shown_id, server.client_id)
 
 
 _listening: dict[tuple[str, str], object] = {}

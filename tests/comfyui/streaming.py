@@ -16,7 +16,6 @@ import comfy.cli_args  # noqa: E402
 
 comfy.cli_args.args.cpu = True
 import comfy.model_management as management  # noqa: E402
-import comfy.quant_ops  # noqa: E402
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
 import utils.extra_config  # noqa: E402, F401  # as main.py: later another `utils` would be found
@@ -26,6 +25,7 @@ from ...mmp_core import SamplerSettings, denoise, encode_instruction  # noqa: E4
 from ...mmp_core.batching import denoise_in_batches  # noqa: E402
 from ...mmp_core.checkpoint.convert import convert  # noqa: E402
 from ...mmp_core.memory import OutOfMemory, denoising_estimate  # noqa: E402
+from ...mmp_core.model.formats import FORMATS  # noqa: E402
 from ...mmp_core.sampler import policies  # noqa: E402
 from ..mmp_core import tiny  # noqa: E402
 from ..nodes.untrained import write_untrained  # noqa: E402
@@ -165,11 +165,9 @@ def write_checkpoints():
     write_untrained(FOLDER / "plain")
     tiny.write_checkpoint(FOLDER / "variant-M", "M")
     tie(tiny.write_checkpoint(FOLDER / "tied", "A"))
-    kinds = {"fp8": "float8_e4m3fn", "int8": "int8_tensorwise"}
-    known = [kind for kind, name in kinds.items() if name in comfy.quant_ops.QUANT_ALGOS]
-    for kind in known:
+    for kind in FORMATS:
         convert(FOLDER / "plain", FOLDER / f"{kind}.safetensors", quantize=kind)
-    return ["plain", "variant-M", "tied", *(f"{kind}.safetensors" for kind in known)]
+    return ["plain", "variant-M", "tied", *(f"{kind}.safetensors" for kind in FORMATS)]
 
 
 def tie(folder):

@@ -56,13 +56,13 @@ def test_only_what_fits_is_on_the_card(found):
         assert runs["all"]["claimed"] == size and not runs["all"]["streamed"]
         assert size / 4 < some["claimed"] < 3 * size / 4 and some["streamed"]
         assert runs["none"]["claimed"] == runs["none"]["resident"] == 0
-        for run in runs.values():  # a quantised layer's marker is counted but stays where it is
+        for run in runs.values():
             assert run["resident"] == pytest.approx(run["claimed"], rel=2e-3), name
 
 
 def test_every_kind_of_layer_streams(found):
     for name, runs in found.items():
-        more = {"QuantisedLinear"} if name in QUANTISED else set()
+        more = {"StreamedQuantisedLinear"} if name in QUANTISED else set()
         assert set(runs["none"]["streamed"]) == LAYERS | more
 
 

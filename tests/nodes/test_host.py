@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -132,6 +133,31 @@ def test_a_large_model_stays_as_stored_on_a_cpu(host, monkeypatch):
     assert host.models._fitting_dtype(source, cpu) == torch.float32
     monkeypatch.setattr(memory, "_SMALL", 1)
     assert host.models._fitting_dtype(source, cpu) == torch.bfloat16
+
+
+def mapped(loaded):
+    """The weights of ``loaded`` that lie in a file which is mapped into memory."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    spans = [tuple(int(end, 16) for end in line[0].split("-")) for line in lines if len(line) > 5]
+    parts = (patcher.model for patcher in loaded.get_models())
+    pointers = [weight.data_ptr() for part in parts for weight in part.parameters()]
+    files = [line[5] for line in lines if len(line) > 5]
+    return [
+        pointer
+        for pointer in pointers
+        for (start, end), file in zip(spans, files, strict=True)
+        if start <= pointer < end and file.endswith(".safetensors")
+    ]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_weights_that_may_be_pinned_have_memory_of_their_own(host, monkeypatch):
+    """Two that share a page of a mapped file cannot be."""
+    import comfy.model_management as management
+
+    assert mapped(host.load("untrained", "auto", "auto")), "on a CPU nothing is copied"
+    monkeypatch.setattr(management, "get_torch_device", lambda: torch.device("meta"))
+    assert not mapped(host.load("untrained", "fp32", "auto"))
 
 
 def test_layers_without_weights_until_loading_are_filled_and_checked(

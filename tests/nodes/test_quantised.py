@@ -1,4 +1,4 @@
-"""Files that our converter wrote, loaded by ComfyUI's own quantised layers."""
+"""Files that our converter wrote, in layers that ComfyUI streams."""
 
 import pytest
 import torch
@@ -10,6 +10,8 @@ from mmada_parallel.mmp_core import (
     load_checkpoint,
 )
 from mmada_parallel.mmp_core.checkpoint.convert import convert
+from mmada_parallel.mmp_core.checkpoint.load import check_formats, open_checkpoint
+from mmada_parallel.mmp_core.model.quantised import WeightOnlyLinear
 from mmada_parallel.tests.nodes.hosted import prepare
 
 CLOSE = {"fp32": 1e-5, "bf16": 2**-7}
@@ -34,31 +36,27 @@ def packed(model_folder):
 
 
 @pytest.fixture(params=["fp8", "int8"])
-def kind(host, request):
-    import comfy.quant_ops
-
-    if request.param == "int8" and "int8_tensorwise" not in comfy.quant_ops.QUANT_ALGOS:
-        pytest.skip("this ComfyUI has no int8")
+def kind(request):
     return request.param
 
 
 def quantised_layers(loaded):
-    import comfy.quant_ops
-
-    return [
-        layer
-        for layer in loaded.model.transformer.modules()
-        if isinstance(getattr(layer, "weight", None), comfy.quant_ops.QuantizedTensor)
-    ]
+    modules = loaded.model.transformer.modules()
+    return [layer for layer in modules if isinstance(layer, WeightOnlyLinear)]
 
 
 def test_comfyui_holds_the_blocks_in_one_byte_per_weight(host, packed, kind):
     loaded = host.load(packed(kind), "bf16", "auto")
     layers = quantised_layers(loaded)
     assert len(layers) == 2 * 7
-    assert {layer.weight.storage_dtype.itemsize for layer in layers} == {1}
+    assert {layer.weight.dtype.itemsize for layer in layers} == {1}
     assert all(hasattr(layer, "comfy_cast_weights") for layer in layers)
-    assert {p.dtype for p in loaded.model.transformer.parameters()} == {torch.bfloat16}
+    ours = {id(layer.weight) for layer in layers}
+    others = [p for p in loaded.model.transformer.parameters() if id(p) not in ours]
+    assert {p.dtype for p in others} == {torch.bfloat16}
+    assert loaded.patcher.model_size() < 1.1 * sum(
+        p.nbytes for p in [*others, *(layer.weight for layer in layers)]
+    )
     assert {p.dtype for p in loaded.model.image_tokenizer.parameters()} == {torch.float32}
 
 
@@ -87,11 +85,11 @@ def test_tokens_are_those_of_the_plain_core(host, model_folder, packed, kind):
 
 
 def test_inputs_are_never_quantised(host, packed, kind):
-    """ComfyUI's int8 kernels round what goes in, too, to 127 steps of its largest value."""
+    """Kernels for int8 round what goes in, too, to 127 steps of its largest value."""
     layer = quantised_layers(host.load(packed(kind), "fp32", "auto"))[0]
     x = torch.zeros(1, 2, layer.in_features)
     x[..., 0], x[..., 1] = 1.0, 1e-4
-    weight = layer.weight.dequantize()
+    weight = layer.dequantised(torch.float32)
     expected = weight[:, 0] + 1e-4 * weight[:, 1]
     assert torch.allclose(layer(x)[0, 0], expected, rtol=0, atol=1e-7)
 
@@ -109,13 +107,11 @@ def test_files_are_offered_beside_folders(folders, packed):
     assert packed("none") in folders.checkpoints()
 
 
-def test_a_format_that_this_comfyui_lacks_is_told(host, packed, monkeypatch):
-    import comfy.quant_ops
-
-    name = packed("int8")
-    monkeypatch.delitem(comfy.quant_ops.QUANT_ALGOS, "int8_tensorwise", raising=False)
-    with pytest.raises(CheckpointError, match="int8_tensorwise, which this version of ComfyUI"):
-        host.load(name, "auto", "auto")
+def test_float8_is_refused_on_apples_gpus_and_int8_is_not(model_folder, packed):
+    mps = torch.device("mps")
+    with pytest.raises(CheckpointError, match="cannot hold: convert .* --quantize int8"):
+        check_formats(open_checkpoint(model_folder / packed("fp8")), mps)
+    check_formats(open_checkpoint(model_folder / packed("int8")), mps)
 
 
 def test_a_file_of_another_kind_is_refused_in_one_sentence(host, model_folder):
