@@ -1,17 +1,27 @@
 """What training needs against counted peaks: at most a tenth too small."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 from mmada_parallel.demo import world
 from mmada_parallel.demo.dataset import cases_of
 from mmada_parallel.mmp_core import SamplerSettings, load_checkpoint
+from mmada_parallel.mmp_core.model.config import ModelConfig
 from mmada_parallel.tests.live_bytes import most_bytes
 from mmada_parallel.tests.nodes.untrained import write_untrained
 from mmada_parallel.tests.training.tiny_cases import brightness
-from mmada_parallel.training.loop.memory import pararl_bytes, sft_bytes, trained_parameters
+from mmada_parallel.training.loop.memory import (
+    pararl_bytes,
+    sft_bytes,
+    trained_parameters,
+    update_bytes,
+)
 from mmada_parallel.training.pararl.run import ParaRLRun
 from mmada_parallel.training.pararl.settings import ParaRLSettings
+from mmada_parallel.training.sft import loss
+from mmada_parallel.training.sft.loss import logits_at_once
 from mmada_parallel.training.sft.run import SFTRun
 from mmada_parallel.training.sft.settings import SFTSettings
 from mmada_parallel.training.weights.policies import LoRA
@@ -21,6 +31,7 @@ PARARL = ParaRLSettings(
     steps=1, groups=2, group_size=4, scored_steps=2, micro_batch=4, sampler=SAMPLER
 )
 SFT = SFTSettings(steps=1, batch_size=4, micro_batch=4)
+CONFIG = ModelConfig(8, 1, 1, 1, 16, 5000, 1e4, 1e-5, 0, 0)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +62,36 @@ def test_sft_holds_what_is_estimated(model, cases, tmp_path, again):
         counted = 4 * parts(lora) + most_bytes(run.train)
         estimate = sft_bytes(model, cases, settings, parts(lora), 4)
     assert counted / 1.1 <= estimate <= 4 * counted  # which has all masked at the worst
+
+
+class Head(torch.nn.Linear):
+    """What the loss asks of a transformer."""
+
+    def __init__(self, vocabulary):
+        super().__init__(8, vocabulary, bias=False)
+        self.config, self.logits = SimpleNamespace(embedding_size=vocabulary), self.forward
+        self.requires_grad_(False)
+
+
+def test_the_loss_holds_the_logits_of_some_positions_at_a_time(monkeypatch):
+    def counted():
+        hidden, ids = torch.rand(200, 8, requires_grad=True), torch.arange(200)
+        return most_bytes(lambda: loss._errors(head, hidden, ids).sum().backward())
+
+    head = Head(5000)
+    whole = counted()
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 10 * 5000)
+    assert whole > 2 * 4 * 200 * 5000
+    assert counted() < update_bytes(CONFIG, 4, 0, logits_at_once(5000), 0, True) < whole / 5
+
+
+def test_the_loss_of_the_released_vocabulary_is_estimated_by_its_parts(model, cases, monkeypatch):
+    whole = sft_bytes(model, cases, SFT, 0, 4)
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 1)
+    assert sft_bytes(model, cases, SFT, 0, 4) < whole
+    assert logits_at_once(134_656) == 134_656
+    monkeypatch.undo()
+    assert update_bytes(CONFIG, 2, 0, logits_at_once(134_656), 0, True) < 0.5e9
 
 
 def test_pararl_holds_no_more_than_is_estimated(model, cases, tmp_path):

@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ class Uniform(torch.nn.Module):
     def __init__(self, vocabulary):
         super().__init__()
         self.vocabulary, self.read = vocabulary, []
+        self.config = SimpleNamespace(embedding_size=vocabulary)
 
     def forward(self, ids):
         self.read.append(ids)

@@ -4,6 +4,9 @@ import pytest
 import torch
 from mmada_parallel.mmp_core import InputError, TokenState
 from mmada_parallel.tests.training.tiny_cases import cases, state_of, tiny_model
+from mmada_parallel.training.loop.run import recomputing
+from mmada_parallel.training.sft import loss
+from mmada_parallel.training.sft.batches import masked, stack
 from mmada_parallel.training.sft.run import SFTRun
 from mmada_parallel.training.sft.settings import SFTSettings
 from mmada_parallel.training.weights.policies import FullWeights, LoRA
@@ -50,6 +53,26 @@ def test_loss_falls(kind, model, tmp_path):
     first, last = (sum(line["loss"] for line in part) / 5 for part in (seen[:5], seen[-5:]))
     assert last < 0.85 * first
     assert seen[0]["loss"] == pytest.approx(seen[0]["text_loss"] + seen[0]["image_loss"])
+
+
+@pytest.mark.parametrize("kind", [FullWeights, LoRA])
+@pytest.mark.parametrize("again", [False, True])
+def test_parts_of_the_loss_do_not_change_the_update(kind, again, model, tmp_path, monkeypatch):
+    """Matrix products of other shapes, and a sum of them, round otherwise in float32."""
+    settings = replace(SETTINGS, drop_text=0.0, drop_image=0.0, drop_both=0.0)
+    alike = with_targets(model)[::2]  # with a picture each
+    batch, runs = stack([masked(case, settings, seed) for seed, case in enumerate(alike)]), []
+    vocabulary = model.transformer.config.embedding_size
+    parts = [part for _, part in kind(model.transformer).named_parameters()]
+    for positions in (10**6, 7, 1):
+        monkeypatch.setattr(loss, "LOGITS_AT_ONCE", positions * vocabulary)
+        with recomputing(model.transformer, again):
+            losses = loss.masked_losses(model.transformer, model.layout, batch)
+            gradients = torch.autograd.grad(losses.text + losses.image, parts)
+        runs.append([losses.text.detach(), losses.image.detach(), *gradients])
+    for run in runs[1:]:
+        for new, old in zip(run, runs[0], strict=True):
+            assert torch.allclose(new, old, rtol=1e-5, atol=1e-6 * float(old.abs().max()))
 
 
 def test_micro_batch_does_not_change_the_update(model, tmp_path):

@@ -17,6 +17,7 @@ from ...mmp_core.model.lora import adaptable_layers
 from ...mmp_core.state import Prompt
 from ..cases import Case
 from ..pararl.settings import ParaRLSettings
+from ..sft.loss import logits_at_once
 from ..sft.settings import SFTSettings
 
 
@@ -38,6 +39,7 @@ def pararl_bytes(
         words, codes = prompt.initial.text.shape[1], prompt.initial.image[0].numel()
         logits = math.ceil(words / sampler.text_steps) * len(layout.text_choices)
         logits += math.ceil(codes / sampler.image_steps) * layout.codebook_size
+        logits *= at_once
         update = max(update, _update_bytes(model, prompt, settings, trained, at_once, logits))
         rollout = max(rollout, denoising_estimate(model, prompt, sampler, record=0).total(at_once))
         decoding = max(decoding, at_once * codes * model.downsample**2 * PICTURE_BYTES_PER_PIXEL)
@@ -48,11 +50,12 @@ def pararl_bytes(
 def sft_bytes(
     model: Model, cases: Sequence[Case], settings: SFTSettings, trained: int, at_once: int
 ) -> int:
-    """The same of SFT, whose losses look at every token in the whole vocabulary."""
+    """The same of SFT, whose losses look at every token in the whole vocabulary, some tokens after
+    the other."""
     update, vocabulary = 0, model.transformer.config.embedding_size
     for prompt in _shapes(cases):
         tokens = prompt.initial.text.shape[1] + prompt.initial.image[0].numel()
-        logits = tokens * vocabulary
+        logits = min(at_once * tokens * vocabulary, logits_at_once(vocabulary))
         update = max(update, _update_bytes(model, prompt, settings, trained, at_once, logits))
     return dequantised_bytes(model.transformer, model.transformer.dtype.itemsize) + update
 
@@ -67,9 +70,7 @@ def _update_bytes(
 ) -> int:
     config, itemsize = model.transformer.config, model.transformer.dtype.itemsize
     tokens = at_once * model.layout.model_input(prompt, prompt.initial).ids.shape[1]
-    return update_bytes(
-        config, itemsize, tokens, at_once * logits, trained, settings.gradient_checkpointing
-    )
+    return update_bytes(config, itemsize, tokens, logits, trained, settings.gradient_checkpointing)
 
 
 def update_bytes(

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ...mmp_core.model.transformer import MaskedDiffusionTransformer
 from ...mmp_core.state import MASKED, TokenState
@@ -21,6 +22,10 @@ from ...mmp_core.variants.base import Layout
 
 if TYPE_CHECKING:
     from .batches import MicroBatch
+
+LOGITS_AT_ONCE = 2**24
+"""At most so many, but for a vocabulary that is larger: about 0.4 GB with all that is made of them.
+A sequence of the released checkpoints has ten times as many."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +85,38 @@ def masked_losses(model: MaskedDiffusionTransformer, layout: Layout, batch: Micr
         batch.prompt, state, drop_text=condition.drop_text, drop_image=condition.drop_image
     )
     hidden = model(sequence.ids)
-    text_logits = model.logits(hidden[:, sequence.text_positions][text_at])
-    image_logits = model.logits(hidden[:, sequence.image_positions][image_at])
-    text_error = F.cross_entropy(text_logits.float(), target.text[text_at], reduction="none")
-    image_error = F.cross_entropy(
-        image_logits.float(), codes[image_at] + layout.image_offset, reduction="none"
-    )
+    text_error = _errors(model, hidden[:, sequence.text_positions][text_at], target.text[text_at])
+    image_hidden = hidden[:, sequence.image_positions][image_at]
+    image_error = _errors(model, image_hidden, codes[image_at] + layout.image_offset)
     if batch.image_weight is not None:
         image_error = image_error * batch.image_weight.flatten(1)[image_at]
     return Losses((text_error / text_count).sum(), image_error.sum() / max(1, codes.shape[1]))
+
+
+def logits_at_once(vocabulary: int) -> int:
+    """How many logits the loss holds at most, of whole positions with ``vocabulary`` each."""
+    return max(vocabulary, LOGITS_AT_ONCE // vocabulary * vocabulary)
+
+
+def _errors(model: MaskedDiffusionTransformer, hidden: Tensor, ids: Tensor) -> Tensor:
+    """Cross-entropies (n,) float32 of ``ids`` (n,) at ``hidden`` (n, d_model).
+
+    Where that takes more logits than :data:`LOGITS_AT_ONCE`, some positions after the other: each
+    part's logits are let go, and computed again for the backward.
+    """
+    vocabulary = model.config.embedding_size
+    step = logits_at_once(vocabulary) // vocabulary
+    if len(ids) <= step:
+        return _error(model, hidden, ids)
+    errors = [
+        checkpoint(_error, model, *part, use_reentrant=False, preserve_rng_state=False)
+        for part in zip(hidden.split(step), ids.split(step), strict=True)
+    ]
+    return torch.cat(cast(list[Tensor], errors))
+
+
+def _error(model: MaskedDiffusionTransformer, hidden: Tensor, ids: Tensor) -> Tensor:
+    return F.cross_entropy(model.logits(hidden).float(), ids, reduction="none")
 
 
 def _positions(mask: Tensor, device: torch.device) -> tuple[Tensor, ...]:
