@@ -14,6 +14,7 @@ import sys
 import comfyui
 from environment import ROOT, SetupError, add_requirements, prepare, tell
 
+_WORKERS = ("-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadgroup", "--no-loadscope-reorder")
 _CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> int:
                 add_requirements(oldest / "requirements.txt", pinned=False)
         except SetupError as error:
             tell(f"ComfyUI's requirements are incomplete, so its tests may be skipped: {error}")
-    command = [str(python), "-m", "pytest", "-ra", *arguments]
+    command = [str(python), "-m", "pytest", "-ra", *_WORKERS, *arguments]
     return subprocess.run(command, cwd=ROOT, env=variables, check=False).returncode
 
 
