@@ -18,6 +18,7 @@ from .denoise import ParallelDenoise
 from .edit import ExtendCanvas, Remask, SetTokens
 from .encode import EncodeInstruction
 from .finetune import ParaRLFinetune, SFTFinetune
+from .gate import guarded
 from .load import ApplyLoRA, LoadModel
 from .score import PickSample, ScoreAlignment
 from .token_files import LoadTokens, SaveTokens
@@ -30,7 +31,7 @@ register_toy_world()
 
 class MMaDAParallelExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [
+        nodes = [
             LoadModel,
             ApplyLoRA,
             EncodeInstruction,
@@ -52,3 +53,4 @@ class MMaDAParallelExtension(ComfyExtension):
             SFTFinetune,
             ConvertCheckpoint,
         ]
+        return [guarded(node) for node in nodes]

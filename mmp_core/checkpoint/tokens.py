@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from ..errors import InputError, shown
 from ..files import checked_path, existing_file, replacing, writing
@@ -78,12 +79,24 @@ def load_tokens(path: str | Path, model: Model) -> TokenState:
                 f"{path} was made with another {name} than this checkpoint's: load the checkpoint "
                 "that it was made with."
             )
-    known = model.transformer.config.embedding_size, model.layout.codebook_size
-    for name, end in zip(("text", "image"), known, strict=True):
-        tokens = getattr(state, name)
-        if tokens.numel() and not MASKED <= int(tokens.min()) <= int(tokens.max()) < end:
-            raise InputError(f"{path} is damaged: its {name} has tokens outside 0 to {end - 1}.")
+    try:
+        check_known(model, state.text, state.image)
+    except InputError as error:
+        raise InputError(f"{path} is damaged: {error}") from None
     return state
+
+
+def check_known(model: Model, text: Tensor, codes: Tensor | None) -> None:
+    """Raise ``InputError`` for text tokens or image codes that ``model`` does not have."""
+    known = model.transformer.config.embedding_size, model.layout.codebook_size
+    for name, tokens, end in zip(("text", "image"), (text, codes), known, strict=True):
+        if tokens is None or not tokens.numel():
+            continue
+        if not MASKED <= int(tokens.min()) <= int(tokens.max()) < end:
+            raise InputError(
+                f"its {name} has tokens outside 0 to {end - 1}, the checkpoint's: load the one "
+                "that it was made with."
+            )
 
 
 def _check_size(shapes: Mapping[str, Sequence[int]], model: Model, name: str) -> None:

@@ -15,6 +15,9 @@ import folder_paths
 from ...mmp_core import CheckpointError, InputError
 from ...mmp_core.checkpoint.adapters import PEFT_CONFIG
 from ...mmp_core.checkpoint.load import DEMO
+from ...mmp_core.errors import shortened, shown
+from ...mmp_core.files import checked_path, is_plain_name
+from ...mmp_core.outside import checked_text
 from ...mmp_core.variants.registry import image_tokenizer_folders
 from ...training.data.registry import GENERATED, GeneratedDataset
 from ...training.data.sources import KINDS, files_of
@@ -33,6 +36,7 @@ FileState = tuple[str, int, int]
 """Name, size in bytes and time of change in ns of a file: another one means other content."""
 
 _ADAPTER_FOLDER = "loras"
+_LONGEST_PREFIX = 500
 _DATASET_DEPTH = 3
 """Levels of folders below the input folder that are searched."""
 P = TypeVar("P")
@@ -111,7 +115,7 @@ def listed(name: str, paths: Mapping[str, P], folder: str = FOLDER) -> P:
 
 
 def _missing(name: str, folder: str) -> str:
-    return f"{name!r} is not in {folder}: put it there, then refresh ComfyUI's page."
+    return f"{shown(name)} is not in {folder}: put it there, then refresh ComfyUI's page."
 
 
 def checkpoint_paths(checkpoint: str, image_tokenizer: str) -> tuple[Path, Path | None]:
@@ -164,10 +168,19 @@ def adapter_files(name: str) -> tuple[Path, Path]:
 def free_output_path(prefix: str, ending: str, root: str | None = None) -> Path:
     """A file of the folder ``root``, by default the output folder, that is not there yet;
     ``prefix``: folder and name."""
-    folder, name, number, *_ = folder_paths.get_save_image_path(
-        prefix, root or folder_paths.get_output_directory()
-    )
-    return Path(folder) / f"{name}_{number:05}_{ending}"
+    checked_text(prefix, "filename_prefix", _LONGEST_PREFIX)
+    try:
+        folder, name, number, *_ = folder_paths.get_save_image_path(
+            prefix, root or folder_paths.get_output_directory()
+        )
+        return checked_path(Path(folder) / f"{name}_{number:05}_{ending}", "filename_prefix")
+    except InputError:
+        raise
+    except Exception as error:  # ComfyUI's own refusal of a place outside, or the file system's
+        raise InputError(
+            f"filename_prefix is {shown(prefix)}; expected a name in the output folder, and "
+            f"folders in it ({shortened(str(error).strip().split(chr(10))[0])})."
+        ) from None
 
 
 def token_files() -> list[str]:
@@ -255,9 +268,10 @@ def new_checkpoint(name: str) -> Path:
 
 
 def _check_name(what: str, name: str) -> None:
-    if not re.fullmatch(r"[\w][\w .-]*", name) or name.endswith((".", " ")):
+    if not re.fullmatch(r"[\w][\w .-]{0,99}", name) or not is_plain_name(name):
         raise InputError(
-            f"{what} is {name!r}: give a name of letters, digits, spaces, - and _, without folders."
+            f"{what} is {shown(name)}: give a name of at most 100 letters, digits, spaces, - and "
+            "_, without folders, that no system keeps for itself."
         )
 
 

@@ -1,0 +1,181 @@
+"""The gate of the graph: what a node is given is checked by its own schema before it runs.
+
+ComfyUI checks widgets when a workflow is queued; what comes over a link, from another pack or
+through the API is any object, and its range is not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..mmp_core import InputError, Prompt, TokenState, Trajectory
+from ..mmp_core.checkpoint.tokens import check_known
+from ..mmp_core.errors import shown
+from ..mmp_core.options import Option
+from ..mmp_core.outside import checked_text
+from ..training.data.dataset import EditDataset
+from .host import HostedModel
+from .types import Dataset, LoraModel, Model, Tokens
+from .types import Prompt as PromptType
+from .types import Trajectory as TrajectoryType
+
+LARGEST_SIDE = 16_384
+_KINDS: Mapping[str, tuple[type, str]] = {
+    Model.io_type: (HostedModel, "a model from Load MMaDA-Parallel"),
+    PromptType.io_type: (Prompt, "a prompt from Encode Instruction"),
+    Tokens.io_type: (TokenState, "tokens from Parallel Denoise"),
+    TrajectoryType.io_type: (Trajectory, "a trajectory from Parallel Denoise"),
+    Dataset.io_type: (EditDataset, "a dataset from Load Edit Dataset"),
+    LoraModel.io_type: (dict, "an adapter from a training node"),
+}
+"""What our own types are made of, and how a message calls them."""
+
+
+def guarded(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+    """``node``, whose ``execute`` checks its inputs first, once however often this is called."""
+    run = node.__dict__["execute"].__func__
+    if hasattr(run, "__wrapped__"):
+        return node
+
+    @wraps(run)
+    def execute(cls: type[io.ComfyNode], *args: Any, **given: Any) -> Any:
+        return run(cls, *args, **checked(node, given))
+
+    setattr(node, "execute", classmethod(execute))  # noqa: B010 - a type checker sees no override
+    return node
+
+
+def checked(node: type[io.ComfyNode], given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` as ``node`` may use it. Raises ``InputError`` for the first that is not as its
+    input says."""
+    values = dict(given)
+    for each in node.define_schema().inputs:
+        value = values.get(each.id)
+        if value is None and (each.optional or each.id not in values):
+            continue
+        if check := _CHECKS.get(each.get_io_type()):
+            values[each.id] = check(each, value)
+        elif known := _KINDS.get(each.get_io_type()):
+            _check_kind(each.id, value, *known)
+    _check_belonging(values)
+    return values
+
+
+def _check_belonging(values: Mapping[str, Any]) -> None:
+    """Raise ``InputError`` for a prompt or tokens that the model beside them cannot read."""
+    model = values.get("model")
+    for name, value in values.items():
+        try:
+            if model is None:
+                continue
+            if isinstance(value, Prompt):
+                check_known(model.model, value.instruction, value.image)
+                check_known(model.model, value.initial.text, value.initial.image)
+            elif isinstance(value, TokenState):
+                check_known(model.model, value.text, value.image)
+        except InputError as error:
+            raise InputError(f"{name} is of another checkpoint: {error}") from None
+
+
+def _check_kind(name: str, value: Any, kind: type, said: str) -> None:
+    if not isinstance(value, kind):
+        raise InputError(f"{name} is of type {type(value).__name__}; expected {said}.")
+
+
+def _number(each: Any, value: Any) -> int | float:
+    whole = each.get_io_type() == "INT"
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        value = int(value)
+    elif isinstance(value, Real) and not isinstance(value, bool):
+        number = float(value)
+        value = int(number) if whole and number.is_integer() else number
+    kind = int if whole else float
+    Option(kind, 0, "", low=each.min, high=each.max, name=each.id).check(value)
+    return value
+
+
+def _text(each: Any, value: Any) -> str:
+    return checked_text(value, each.id)
+
+
+def _switch(each: Any, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{each.id} is {shown(value)}; expected true or false.")
+    return value
+
+
+def _choice(each: Any, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{each.id} is {shown(value)}; expected the name of a choice.")
+    checked_text(value, each.id)
+    if value not in each.options and each.id not in _NAMES_OF_FILES:
+        choices = ", ".join(map(str, each.options))
+        raise InputError(f"{each.id} is {shown(value)}; expected one of {choices}.")
+    return value
+
+
+_NAMES_OF_FILES = (
+    "checkpoint",
+    "image_tokenizer",
+    "lora",
+    "existing_lora",
+    "file",
+    "dataset",
+    "clip",
+)
+"""Choices that the nodes look up themselves, and name the folder where they are missing."""
+
+
+def _picture(each: Any, value: Any) -> torch.Tensor:
+    _check_tensor(each.id, value, (4,), "a batch of pictures")
+    if value.shape[-1] not in (1, 3, 4):
+        raise InputError(
+            f"{each.id} has {value.shape[-1]} channels; expected 1, 3 or 4: grey, RGB or RGBA."
+        )
+    return value
+
+
+def _mask(each: Any, value: Any) -> torch.Tensor:
+    value = value.float() if isinstance(value, torch.Tensor) and not value.is_complex() else value
+    _check_tensor(each.id, value, (2, 3), "masks")
+    return value
+
+
+def _check_tensor(name: str, value: Any, dimensions: tuple[int, ...], said: str) -> None:
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        raise InputError(f"{name} is {_named(value)}; expected {said}, floats in 0 … 1.")
+    if value.ndim not in dimensions:
+        raise InputError(f"{name} has shape {tuple(value.shape)}; expected {said}.")
+    sides = value.shape[-2:] if len(dimensions) == 2 else value.shape[1:3]
+    if not value.numel() or max(sides) > LARGEST_SIDE:
+        raise InputError(
+            f"{name} has shape {tuple(value.shape)}; expected {said} with sides of 1 to "
+            f"{LARGEST_SIDE} pixels."
+        )
+    if not value.isfinite().all():
+        raise InputError(
+            f"{name} has values that are no finite numbers: look at the node that it comes from."
+        )
+
+
+def _named(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of {str(value.dtype).removeprefix('torch.')}"
+    return f"of type {type(value).__name__}"
+
+
+_CHECKS: Mapping[str, Callable[[Any, Any], Any]] = {
+    "INT": _number,
+    "FLOAT": _number,
+    "STRING": _text,
+    "BOOLEAN": _switch,
+    "COMBO": _choice,
+    "IMAGE": _picture,
+    "MASK": _mask,
+}

@@ -1,0 +1,135 @@
+"""What nodes are given by other packs and the API: refused in one sentence, or used."""
+
+import asyncio
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from mmada_parallel.mmp_core.errors import InputError
+
+WORD, PICTURE = "remove the red star", torch.rand(1, 32, 32, 3)
+IMAGES = {
+    "a number": 7,
+    "a list": [1, 2],
+    "text": "picture.png",
+    "whole numbers": torch.zeros(1, 32, 32, 3, dtype=torch.uint8),
+    "two channels": torch.zeros(1, 32, 32, 2),
+    "five channels": torch.zeros(1, 32, 32, 5),
+    "a hundred channels": torch.zeros(1, 32, 32, 100),
+    "none": torch.zeros(0, 32, 32, 3),
+    "no width": torch.zeros(1, 32, 0, 3),
+    "three dimensions": torch.zeros(32, 32, 3),
+    "five dimensions": torch.zeros(1, 1, 32, 32, 3),
+    "too wide": torch.zeros(1, 1, 20_000, 3),
+    "complex": torch.zeros(1, 32, 32, 3, dtype=torch.complex64),
+    "not finite": torch.full((1, 32, 32, 3), math.nan),
+    "an array": np.zeros((1, 32, 32, 3), "float32"),
+}
+MASKS = {
+    "a number": 7,
+    "no width": torch.zeros(1, 32, 0),
+    "one dimension": torch.zeros(32),
+    "four dimensions": torch.zeros(1, 1, 32, 32),
+    "infinite": torch.full((1, 32, 32), math.inf),
+}
+NUMBERS = [-1, 2**63, 2**64, 10**400, 1.5, math.nan, math.inf, "4", None, [], {}, True]
+WORDS = [7, None, [], "\ud800", "a" * 30_000, b"bytes"]
+
+
+@pytest.fixture(scope="module")
+def guarded(nodes):
+    listed = asyncio.run(nodes.MMaDAParallelExtension().get_node_list())
+    return {node.define_schema().node_id.removeprefix("MMaDAParallel"): node for node in listed}
+
+
+def refused(node, **inputs):
+    with pytest.raises(InputError) as error:
+        node.PREPARE_CLASS_CLONE(None).execute(**inputs)
+    message = str(error.value)
+    assert len(message) < 400 and "\n" not in message
+    return message
+
+
+def encoding(model, **changes):
+    return {
+        "model": model, "instruction": WORD, "width": 0, "height": 0, "text_length": 0, **changes
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
+def test_pictures_that_are_none(guarded, model, image):
+    assert refused(guarded["EncodeInstruction"], **encoding(model, image=image)).startswith("image")
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_masks_that_are_none(guarded, model, mask):
+    inputs = encoding(model, image=PICTURE, mask=mask)
+    assert refused(guarded["EncodeInstruction"], **inputs).startswith("mask")
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("name", ["width", "height", "text_length"])
+def test_numbers_out_of_range_or_none(guarded, model, name, number):
+    message = refused(guarded["EncodeInstruction"], **encoding(model, **{name: number}))
+    assert message.startswith(f"{name} is ") and "from 0 to 4096" in message
+
+
+@pytest.mark.parametrize("number", [4, 4.0, np.int64(4), np.float32(4)])
+def test_numbers_of_other_packs_are_taken(guarded, model, number):
+    inputs = encoding(model, text_length=number)
+    output = guarded["EncodeInstruction"].PREPARE_CLASS_CLONE(None).execute(**inputs)
+    assert output.result[0].initial.text.shape == (1, 4)
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_text_that_is_none(guarded, model, words):
+    message = refused(guarded["EncodeInstruction"], **encoding(model, instruction=words))
+    assert message.startswith("instruction")
+
+
+@pytest.mark.parametrize("model_", [None, 7, "demo", torch.zeros(1)])
+def test_what_is_no_model(guarded, model_):
+    assert "Load MMaDA-Parallel" in refused(guarded["EncodeInstruction"], **encoding(model_))
+
+
+@pytest.mark.parametrize("choice", [7, None, "no such choice", "\0", "x" * 300])
+def test_choices_that_there_are_not(guarded, model, choice):
+    assert refused(guarded["Loader"], checkpoint="demo", dtype=choice, image_tokenizer="auto")
+    assert refused(guarded["Loader"], checkpoint=choice, dtype="auto", image_tokenizer="auto")
+    assert refused(guarded["ApplyLoRA"], model=model, lora=choice, strength=1.0)
+    assert refused(guarded["LoadEditDataset"], dataset=choice, bad_items="skip", limit=0)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "../../out", "/etc/x", "a\0b", "\ud800", "", 7])
+def test_names_of_files_to_write(guarded, model, name):
+    tokens = guarded["EncodeInstruction"].PREPARE_CLASS_CLONE(None)
+    tokens = tokens.execute(**encoding(model)).result[0].initial
+    if name:
+        message = refused(guarded["SaveTokens"], model=model, tokens=tokens, filename_prefix=name)
+        assert message.startswith("filename_prefix")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "C:", "CON", "nul.txt", "a" * 101])
+def test_names_of_runs_and_checkpoints(folders, name):
+    for use in (lambda: folders.run_folder(name, False), lambda: folders.new_checkpoint(name)):
+        with pytest.raises(InputError, match="100 letters"):
+            use()
+
+
+def test_tokens_and_prompts_of_another_checkpoint(guarded, model):
+    node = guarded["EncodeInstruction"].PREPARE_CLASS_CLONE(None)
+    prompt = node.execute(**encoding(model, image=PICTURE)).result[0]
+    rows, codes = model.model.transformer.config.embedding_size, model.model.layout.codebook_size
+    for text, image in ((rows, 0), (0, codes), (-2, 0)):
+        tokens = replace(
+            prompt.initial,
+            text=torch.full_like(prompt.initial.text, text),
+            image=torch.full_like(prompt.initial.image, image),
+        )
+        assert "another checkpoint" in refused(guarded["DecodeText"], model=model, tokens=tokens)
+    prompt = replace(prompt, instruction=torch.full_like(prompt.instruction, rows))
+    inputs = {"left": 16, "top": 0, "right": 0, "bottom": 0}
+    message = refused(guarded["ExtendCanvas"], model=model, prompt=prompt, **inputs)
+    assert message.startswith("prompt is of another checkpoint")
