@@ -27,6 +27,7 @@ from ..mmp_core.files import readable_size, replacing, writable_file, writing
 from ..mmp_core.fitting import fitted_input, unseen_note
 from ..mmp_core.image.files import load_image, writable_picture, write_picture
 from ..mmp_core.image.mask_settings import MaskSettings
+from ..mmp_core.instructions import instruction_notes
 from ..mmp_core.memory import denoising_estimate, module_bytes
 from ..mmp_core.options import options_of
 from .model import check_settings, load_model, memory_explained, note, settings_of
@@ -56,7 +57,8 @@ def draw(args: argparse.Namespace) -> None:
     _check_files(args)
     with memory_explained():
         model = load_model(args)
-        _note_unknown_words(args, model)
+        for text in instruction_notes(model, args.instruction):
+            note(args, text)
         settings = settings_of(args, model, seed)
         answer = answered(args, model, picture, settings, mask)
     path = args.out or _free_path(args.instruction, seed)
@@ -134,18 +136,6 @@ def _check_files(args: argparse.Namespace) -> None:
     writable_picture(args.out or Path("picture.png"), "--out", args.quality)
     if args.text_out:
         writable_file(args.text_out, "--text-out")
-
-
-def _note_unknown_words(args: argparse.Namespace, model: Model) -> None:
-    tokenizer = model.tokenizer
-    unknown = [
-        word
-        for word in args.instruction.split()
-        if tokenizer.unk_token_id is not None
-        and tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]
-    ]
-    if unknown:
-        note(args, f"{args.model} does not know: {', '.join(unknown)}")
 
 
 def _free_path(instruction: str, seed: int) -> Path:

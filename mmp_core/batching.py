@@ -33,7 +33,8 @@ class MemoryBudget(Protocol):
     """The memory of a device, by whoever manages it."""
 
     def samples(self, estimate: MemoryEstimate, batch: int) -> int:
-        """How many of ``batch`` samples to denoise at once, at least 1."""
+        """How many of ``batch`` samples to denoise at once; 0 where not even one fits and nothing
+        can be done about it."""
         ...
 
     def prepare(self, estimate: MemoryEstimate, samples: int) -> None:
@@ -48,7 +49,10 @@ class DeviceBudget:
         self.device = device
 
     def samples(self, estimate: MemoryEstimate, batch: int) -> int:
-        return estimate.samples_in(_SHARE * free_bytes(self.device), batch)
+        free = free_bytes(self.device)
+        if self.device.type == "cpu" and estimate.total(1) > free:
+            return 0
+        return estimate.samples_in(_SHARE * free, batch)
 
     def prepare(self, estimate: MemoryEstimate, samples: int) -> None:
         if self.device.type == "cuda":
@@ -73,11 +77,14 @@ def denoise_in_batches(
     later batches stay as they were. ``on_batch`` gets the samples of each batch before it begins.
     When memory runs out all the same, batches are halved, once.
 
-    Raises ``OutOfMemory``, with the numbers, where that does not help.
+    Raises ``OutOfMemory``, with the numbers, where that does not help, and on a CPU, which would
+    swap, before the first step.
     """
     settings, budget = settings or SamplerSettings(), budget or DeviceBudget(model.device)
     estimate = denoising_estimate(model, prompt, settings, record=record)
     size, halved = budget.samples(estimate, prompt.batch), False
+    if size == 0:
+        raise OutOfMemory(_explained(model, prompt, settings, estimate, 1, "Too little memory"))
     batches: list[Trajectory] = []
     start, counted = 0, _Counted(callback)
     while start < prompt.batch and not counted.stopped:
@@ -198,6 +205,7 @@ def _explained(
     settings: SamplerSettings,
     estimate: MemoryEstimate,
     samples: int,
+    reason: str = "Memory ran out",
 ) -> str:
     free, (height, width) = free_bytes(model.device), prompt.initial.grid
     needed = readable_size(estimate.total(samples))
@@ -209,7 +217,7 @@ def _explained(
         advice.append("speed exact or fast, which keep no caches")
     advice.append("a checkpoint converted with --quantize fp8")
     return (
-        f"Memory ran out: {samples} sample(s) of {width}x{height} image tokens and "
+        f"{reason}: {samples} sample(s) of {width}x{height} image tokens and "
         f"{prompt.initial.text.shape[1]} text tokens need about {needed} "
         f"beside the weights ({readable_size(module_bytes(model.transformer))}){left}. "
         f"Use {', '.join(advice[:-1])}, or {advice[-1]}."

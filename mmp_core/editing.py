@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .checkpoint.load import Model
 from .errors import InputError, shown
+from .instructions import unknown_words
 from .outside import checked_text
 from .state import MASKED, Prompt, TokenState
 from .variants.base import MASKED_TEXT, pieces_of
@@ -146,14 +147,9 @@ def fixed_text(
 
 
 def _known_ids(model: Model, text: str) -> list[int]:
-    def ids_of(words: str) -> list[int]:
-        return model.tokenizer(words, add_special_tokens=False)["input_ids"]
-
-    ids, unknown = ids_of(text), model.tokenizer.unk_token_id
-    if unknown is not None and unknown in ids:
-        words = [word for word in text.split() if unknown in ids_of(word)]
+    if words := unknown_words(model.tokenizer, text):
         raise InputError(f"The checkpoint does not know: {', '.join(words)}. Use other words.")
-    return ids
+    return model.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def extended(prompt: Prompt, *, left: int, top: int, right: int, bottom: int) -> Prompt:

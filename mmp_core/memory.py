@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -46,11 +47,24 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_bytes(device: torch.device) -> float:
-    """What a GPU can still allocate, PyTorch's own reserve included; infinite where not known."""
+    """What a GPU can still allocate, PyTorch's own reserve included, or what a CPU can without
+    swapping; infinite where not known."""
+    if device.type == "cpu":
+        return _available_memory()
     if device.type != "cuda":
         return math.inf
     reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + reserve
+
+
+def _available_memory() -> float:
+    """By the operating system, where it says so in Linux' way."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        values = dict(line.split(":") for line in lines)
+        return int(values["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, LookupError):
+        return math.inf
 
 
 @dataclass(frozen=True)

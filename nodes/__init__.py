@@ -10,6 +10,8 @@ if tuple(map(int, _comfyui.split(".")[:2])) < (0, 16):
 from comfy_api.latest import ComfyExtension, io
 
 from ..demo.register import register as register_toy_world
+from ..mmp_core import CheckpointError, InputError
+from ..mmp_core.memory import OutOfMemory
 from .convert import ConvertCheckpoint
 from .dataset import LoadEditDataset
 from .decode import DecodeImage, DecodeText
@@ -27,6 +29,10 @@ from .trajectory import TrajectorySheet, TrajectoryStep
 __all__ = ["MMaDAParallelExtension"]
 
 register_toy_world()
+for _error in (InputError, CheckpointError, OutOfMemory):
+    _error.__module__ = (
+        "builtins"  # ComfyUI shows the module in front of the sentence, but not this
+    )
 
 
 class MMaDAParallelExtension(ComfyExtension):

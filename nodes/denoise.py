@@ -188,6 +188,9 @@ def _widgets() -> list[io.Input]:
 def settings_of(variant: Variant, preset: str, seed: int, **choices) -> SamplerSettings:
     """Settings from widget values; those that mean "recommended" are left to the preset."""
     chosen = {n: value for n, value in choices.items() if value != _RECOMMENDED.get(n)}
+    for name, value in chosen.items():
+        if name in _RECOMMENDED and value < 0:
+            raise InputError(f"{name} is {value:g}: give 0 or more, or -1 for what is recommended.")
     if preset == "upstream":
         return SamplerSettings.upstream(variant, seed=seed, **chosen)
     return SamplerSettings(seed=seed, **chosen)

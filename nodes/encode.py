@@ -7,6 +7,7 @@ from ..mmp_core import Prompt, encode_instruction
 from ..mmp_core.fitting import fitted_input, selected_note, unseen_note
 from ..mmp_core.image.mask_settings import MaskSettings
 from ..mmp_core.image.masks import Region
+from ..mmp_core.instructions import instruction_notes
 from ..mmp_core.options import options_of
 from ..views.mask_overlay import prompt_overlays
 from .host import HostedModel
@@ -102,6 +103,7 @@ class EncodeInstruction(io.ComfyNode):
         mask: torch.Tensor | None = None,
         **mask_choices,
     ) -> io.NodeOutput:
+        read = instruction_notes(model.model, instruction)
         pictures = [] if image is None else [to_picture(pixels) for pixels in image]
         settings = MaskSettings(**mask_choices)
         size = pictures[0].size if pictures else None
@@ -125,7 +127,7 @@ class EncodeInstruction(io.ComfyNode):
                 pictures or [None], fitted.masks, fitted.regions, strict=True
             )
         ]
-        prompt, notes = Prompt.stack(prompts), list(fitted.notes)
+        prompt, notes = Prompt.stack(prompts), [*read, *fitted.notes]
         if masks and not pictures:
             notes.append("The mask is not used, since there is no picture.")
         if not any(fitted.masks):

@@ -27,7 +27,12 @@ from ...mmp_core.checkpoint.source import Source
 from ...mmp_core.checkpoint.tensors import SafetensorsFiles
 from ...mmp_core.files import readable_size
 from ...mmp_core.image.pictures import Size
-from ...mmp_core.memory import PICTURE_BYTES_PER_PIXEL, MemoryEstimate, computes_in_float32
+from ...mmp_core.memory import (
+    PICTURE_BYTES_PER_PIXEL,
+    MemoryEstimate,
+    OutOfMemory,
+    computes_in_float32,
+)
 from ...mmp_core.model.lora import Adapter, AttachedAdapter
 from ...mmp_core.pipeline import seen_size
 from . import core
@@ -91,13 +96,19 @@ class HostedModel:
         self._prepare_images(grid[0] * grid[1] * self.model.downsample**2, clip)
 
     def _prepare_images(self, pixels: int, clip: HostedClip | None = None) -> None:
-        patchers = [self.image_patcher]
+        """Raises ``OutOfMemory`` where a CPU has not enough."""
+        patchers, device = [self.image_patcher], self.image_patcher.load_device
+        memory, free = pixels * PICTURE_BYTES_PER_PIXEL, free_bytes(device)
+        if comfy.model_management.is_device_cpu(device) and memory > free:
+            raise OutOfMemory(
+                f"Too little memory: a picture of {pixels / 1e6:.1f} megapixels needs about "
+                f"{readable_size(memory)}, and {readable_size(max(0, free))} are free. Use a "
+                "smaller picture."
+            )
         if clip is not None:
             clip.prepare()
             patchers.append(clip.patcher)
-        comfy.model_management.load_models_gpu(
-            patchers, memory_required=pixels * PICTURE_BYTES_PER_PIXEL
-        )
+        comfy.model_management.load_models_gpu(patchers, memory_required=memory)
 
     def memory_budget(self, prompt: Prompt, *, previews: bool) -> HostBudget:
         """For ``denoise_in_batches``."""
@@ -122,11 +133,11 @@ class HostBudget:
 
     def samples(self, estimate: MemoryEstimate, batch: int) -> int:
         """As many as fit beside the weights; if not even one does, as many as fit in half of the
-        device, while the weights are streamed through the other half."""
+        device, while the weights are streamed through the other half. On a CPU none."""
         device = self.hosted.patcher.load_device
         free = free_bytes(device)
         if comfy.model_management.is_device_cpu(device):
-            return estimate.samples_in(free, batch)
+            return estimate.samples_in(free, batch) if self._memory(estimate, 1) <= free else 0
         beside = free - sum(patcher.model_size() for patcher in self._patchers)
         return estimate.samples_in(
             beside if beside >= self._memory(estimate, 1) else free / 2, batch

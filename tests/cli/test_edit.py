@@ -118,7 +118,7 @@ def test_default_names_are_plain_file_names(instruction):
 def test_words_that_the_demo_does_not_know_are_named(edit, run, checkpoint, tmp_path):
     assert "does not know" not in edit()[2]
     where = ("--model", checkpoint, "--out", tmp_path / "out.png", *FAST)
-    assert "tiny does not know: zebra" in run("generate", "draw a zebra", *where)[2]
+    assert "does not know: zebra" in run("generate", "draw a zebra", *where)[2]
 
 
 def test_upstream_has_defaults_of_its_own(edit, tmp_path):
@@ -278,3 +278,22 @@ def test_a_mask_selects_what_is_drawn_anew(edit, tmp_path, monkeypatch):
     assert code == 2 and "coverage" in the_line(err)
     code, _, err = edit("--mask", tmp_path / "none.png")
     assert code == 2 and "no such file" in the_line(err)
+
+
+@pytest.mark.parametrize(
+    "instruction, expected", [("fais-le en hiver", "hiver"), ("red " * 300, "at most 256")]
+)
+def test_what_the_checkpoint_cannot_read_is_refused(
+    run, checkpoint, tmp_path, instruction, expected
+):
+    where = ("--model", checkpoint, "--out", tmp_path / "out.png", *FAST)
+    code, _, err = run("generate", instruction, *where)
+    assert code == 2 and expected in err.splitlines()[-1]
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_too_little_memory_is_refused_on_the_cpu_before_the_first_step(edit, monkeypatch, tmp_path):
+    monkeypatch.setattr(batching, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(batching, "denoise", lambda *_, **__: pytest.fail("it began"))
+    code, _, err = edit()
+    assert code == 2 and "Too little memory: 1 sample" in err.splitlines()[-1]

@@ -2,12 +2,13 @@
 
 import gc
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 from mmada_parallel.mmp_core import MASKED, SamplerSettings, denoise
 from mmada_parallel.mmp_core.batching import DeviceBudget, concatenated, denoise_in_batches
-from mmada_parallel.mmp_core.memory import OutOfMemory, denoising_estimate
+from mmada_parallel.mmp_core.memory import OutOfMemory, denoising_estimate, free_bytes
 from mmada_parallel.tests.mmp_core import tiny
 
 SETTINGS = {
@@ -254,3 +255,22 @@ def test_a_stop_at_the_last_step_changes_nothing(model):
     check_same(
         denoise(model, prompt, SETTINGS["exact"], callback=lambda i, n, _: i == n - 1), whole
     )
+
+
+def test_a_cpu_that_cannot_hold_one_sample_refuses_before_the_first_step(model, monkeypatch):
+    prompt = tiny.prompt(model.layout, batch=2, text=6, grid=(4, 4))
+    needed = denoising_estimate(model, prompt, SETTINGS["exact"]).total(1)
+    for free, refused in ((needed - 1, True), (needed, False)):
+        monkeypatch.setattr("mmada_parallel.mmp_core.batching.free_bytes", lambda _, n=free: n)
+        model.forwards = 0
+        if refused:
+            with pytest.raises(OutOfMemory, match="Too little memory: 1 sample.s. of 4x4"):
+                denoise_in_batches(model, prompt, SETTINGS["exact"])
+            assert model.forwards == 0
+        else:
+            assert denoise_in_batches(model, prompt, SETTINGS["exact"]).final.batch == 2
+
+
+def test_what_a_cpu_has_free_is_known_on_linux():
+    free = free_bytes(torch.device("cpu"))
+    assert free > 2**20 if not Path("/proc/meminfo").exists() else 2**20 < free < 2**50
