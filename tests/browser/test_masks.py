@@ -16,7 +16,11 @@ SHOWN = """type => {
 ALONE = "id => app.queuePrompt(0, 1, [id])"
 
 
-@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+@pytest.mark.parametrize(
+    "vue",
+    [False, pytest.param(True, marks=(pytest.mark.slow, pytest.mark.exhaustive))],
+    ids=["canvas", "vue"],
+)
 def test_a_mask_is_shown_before_anything_is_denoised(comfy_page, vue):
     workflow = json.loads(INPAINT.read_text())
     comfy_page.open(vue=vue)
@@ -37,6 +41,8 @@ def test_a_mask_is_shown_before_anything_is_denoised(comfy_page, vue):
     assert len(saved) == 8 and comfy_page.complaints() == [] and comfy_page.script_errors == []
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_mistake_is_refused_when_queued_on_the_node(comfy_page):
     workflow = json.loads(INPAINT.read_text())
     for node in workflow["nodes"]:
