@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .checkpoint.load import Model, load_checkpoint
+    from .compositing import put_back
     from .errors import CheckpointError, InputError
     from .pipeline import (
         decode_image,
@@ -42,10 +43,12 @@ __all__ = [
     "encode_instruction",
     "load_checkpoint",
     "masked_pixels",
+    "put_back",
 ]
 
 _HOMES = {
     "checkpoint.load": ("Model", "load_checkpoint"),
+    "compositing": ("put_back",),
     "errors": ("CheckpointError", "InputError"),
     "sampler.loop": ("denoise",),
     "sampler.settings": ("SamplerSettings",),
