@@ -45,7 +45,7 @@ from mmada_parallel.training.weights.policies import LoRA
 
 WORD, MEANT = "blick", "star"
 """A shape by another name, in instructions and sentences alike: for the tokenizer it is unknown."""
-PAIRS, JUDGED = 60, 100
+PAIRS = 60
 ARMS = {"1e-3": (1e-3, 60, 10), "5e-4": (5e-4, 200, 20), "5e-5": (5e-5, 200, 20)}
 """Learning rate, steps, and steps between two measurements."""
 _OTHERS = HELD_OUT + 3 * 10**8
@@ -64,7 +64,7 @@ def word_task(seed: int) -> Task:
             return replace(task, instruction=next(words), sentence=next(words))
 
 
-def train(model: Model, arm: str, seed: int, folder: Path) -> dict[str, Any]:
+def train(model: Model, arm: str, seed: int, folder: Path, judged: int) -> dict[str, Any]:
     rate, steps, every = ARMS[arm]
     guard = guard_of(world_checkpoint(model))
     assert guard is not None
@@ -97,12 +97,12 @@ def train(model: Model, arm: str, seed: int, folder: Path) -> dict[str, Any]:
                 (m.step for m in run.watch.measured if m.guard and m.guard > 1.1 * start), None
             ),
             "best": best and best.step,
-            "last": {"step": last.step, **_judged(model, seed)},
+            "last": {"step": last.step, **_judged(model, seed, judged)},
         }
     if best is not None:
         state, about = read_adapter(folder / BEST)
         attached = build_adapter(model, state, about, BEST).attach(model.transformer)
-        result["best_judged"] = _judged(model, seed)
+        result["best_judged"] = _judged(model, seed, judged)
         attached.remove()
         result["best_beats_last"] = {
             "held_out": bool(best.step == last.step or best.held_out < last.held_out),
@@ -116,10 +116,12 @@ def world_checkpoint(model: Model) -> Path:
     return model.place
 
 
-def _judged(model: Model, seed: int) -> dict[str, Any]:
-    """Shares of right answers on new tasks with the word and on ordinary ones."""
-    word = [word_task(10**6 + 1000 * seed + number) for number in range(JUDGED)]
-    other = judge(model, [world.task(_OTHERS + number) for number in range(JUDGED)], batch=25)
+def _judged(model: Model, seed: int, count: int) -> dict[str, Any]:
+    """Shares of right answers on ``count`` new tasks with the word and as many ordinary ones."""
+    if not count:
+        return {}
+    word = [word_task(10**6 + 1000 * seed + number) for number in range(count)]
+    other = judge(model, [world.task(_OTHERS + number) for number in range(count)], batch=25)
     return {
         "word": _word_measures(model, word),
         "other": {each: other[each] for each in ("picture", "sentence", "agree")},
@@ -148,18 +150,21 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--judged", type=int, default=100, help="tasks to judge of each kind")
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=["1e-3", "5e-4"])
     args = parser.parse_args()
     model = load_checkpoint("demo", dtype=torch.float32)
     report = Report(args.out, float("inf"))
-    report.part("before", 0, lambda: _judged(model, 0))
-    for seed in args.seeds:
-        for arm in args.arms:
+    report.part("before", 0, lambda: _judged(model, 0, args.judged))
+    for arm in args.arms:
+        for seed in args.seeds:
             with tempfile.TemporaryDirectory() as folder:
                 report.part(
                     f"{arm}, seed {seed}",
                     0,
-                    lambda arm=arm, seed=seed, folder=folder: train(model, arm, seed, Path(folder)),
+                    lambda arm=arm, seed=seed, folder=folder: train(
+                        model, arm, seed, Path(folder), args.judged
+                    ),
                 )
 
 

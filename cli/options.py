@@ -16,6 +16,7 @@ from ..mmp_core.model.formats import FORMATS
 from ..mmp_core.options import Option, options_of, plain
 from ..mmp_core.sampler.settings import SamplerSettings
 from ..training.data.registry import GENERATED
+from ..training.data.settings import DataSettings
 from ..training.loop.settings import RunSettings
 from ..training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
 from ..training.rewards.registry import REWARDS
@@ -172,7 +173,7 @@ def add_pararl(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run_file(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE.toml", help="the run file")
+    parser.add_argument("file", type=path, metavar="FILE.toml", help="the run file")
     parser.add_argument(
         "more",
         nargs=argparse.REMAINDER,
@@ -212,12 +213,14 @@ def _add_dataset(parser: argparse.ArgumentParser, default: str | None) -> None:
     group.add_argument(
         "--data",
         type=_place,
-        default=default,
-        metavar="demo|PATH",
+        action="append",
+        metavar="demo|PATH[=REPEATS]",
         help="a folder of pictures and instructions (name.png and name.txt; for SFT also "
         "name.think.txt and name.target.png), a .jsonl manifest, a dataset that Hugging Face's "
-        f"datasets saved, {generated}{otherwise}",
+        f"datasets saved, files of parquet, {generated}{otherwise}; repeat it for several, each "
+        "used REPEATS times",
     )
+    _add_settings(group, options_of(DataSettings).values())
     group.add_argument(
         "--cases",
         type=_positive,
@@ -241,18 +244,21 @@ def _add_dataset(parser: argparse.ArgumentParser, default: str | None) -> None:
     )
     group.add_argument(
         "--held-out-data",
+        type=_place,
         metavar="PATH",
         help="items like those of --data whose loss (of pararl: whose reward) is measured now and "
         "then; --held-out takes a share of --data instead",
     )
     group.add_argument(
         "--guard",
+        type=_place,
         metavar="none|PATH",
         help="items that the model knew before, whose loss should not rise (default: those that "
         "come with the checkpoint, in its folder guard)",
     )
     group.add_argument(
         "--samples",
+        type=_place,
         metavar="PATH",
         help="instructions, with or without pictures, that are answered now and then, always with "
         "the same seed, into the folder samples of the run; the first 8",
@@ -264,7 +270,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_settings(group, options_of(AdapterSettings).values())
     group.add_argument(
         "--existing-lora",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="an adapter to train further; rank and layers are then those of the file",
     )

@@ -23,9 +23,11 @@ from ..mmp_core.memory import free_bytes
 from ..mmp_core.model.config import LAYER_SETS
 from ..mmp_core.options import options_of
 from ..training.cases import Case
-from ..training.data.dataset import BadItems, EditDataset, open_dataset, tokenised
+from ..training.data.dataset import BadItems, EditDataset, joined, open_dataset, tokenised
 from ..training.data.guard import guard_of
 from ..training.data.registry import GENERATED
+from ..training.data.settings import DataSettings
+from ..training.data.variations import varied
 from ..training.loop.memory import pararl_bytes, sft_bytes, trained_parameters
 from ..training.loop.ranks import AcceleratedRanks, Ranks, launched_ranks
 from ..training.loop.run import TrainingRun
@@ -47,16 +49,18 @@ from .model import load_model, memory_explained, note, pick_device
 from .options import ROLLOUTS, given
 from .run_file import NAME, write_run_file
 
-_PLACES = ("model", "data", "held_out_data", "guard", "samples")
+_PLACES = ("model", "held_out_data", "guard", "samples")
 Save = Callable[[Mapping[str, Tensor]], Path]
 """Writes trained weights; where they are."""
 
 _GENERATED_CASES = 1000
+_MOST_REPEATS = 1000
 _MICRO_BATCHES = (64, 32, 16, 8, 4, 2, 1)
 _SHARE = 0.9
 """Of a GPU's free memory, that may be counted on."""
 _FROM_NOTHING_FOLDER, _FROM_NOTHING_STEPS = Path("build/sft"), 3000
 _OF_DATA = ("output", "cases", "bad_items", "text_length", "run_folder")
+_OF_DATA += tuple(options_of(DataSettings))
 _OF_DATA += ("held_out_data", "guard", "samples", "held_out", "keep_every")
 _OF_ADAPTERS = ("full", "rank", "layers", "lora", "existing_lora", "image_tokenizer", "dtype")
 
@@ -67,12 +71,13 @@ def pararl(args: argparse.Namespace) -> None:
         sampler=replace(ROLLOUT_SAMPLER, **given(args, ROLLOUTS)),
     )
     _check_places(args)
-    if not args.reward and args.data not in GENERATED:
+    args.data = args.data or ["demo"]
+    if not args.reward and args.data[0] not in GENERATED:
         raise InputError("--reward: say what to train for, such as clip:FOLDER.")
     dataset = _dataset(args)
     device = pick_device(args.device)
     reward = weighted_reward(
-        args.reward or [GENERATED[args.data].reward],
+        args.reward or [GENERATED[args.data[0]].reward],
         lambda place: ClipScorer(clip_folder(place), device=device),
         dataset,
     )
@@ -153,14 +158,45 @@ def _check_run_folder(args: argparse.Namespace, folder: Path, option: str) -> No
     folder.mkdir(parents=True, exist_ok=True)
 
 
+def _placed_source(source: str) -> str:
+    place, repeats = _source_of(source)
+    return f"{place if place in GENERATED else Path(place).absolute()}={repeats}"
+
+
 def _dataset(args: argparse.Namespace) -> EditDataset:
-    return _opened(args.data, args.cases, args.bad_items or "skip")
+    settings, bad_items = _data_settings(args), args.bad_items or "skip"
+    sources = [_source_of(source) for source in args.data]
+    return joined(
+        [_opened(place, args.cases, bad_items, settings, repeats) for place, repeats in sources]
+    )
 
 
-def _opened(place: str, limit: int | None = None, bad_items: BadItems = "skip") -> EditDataset:
+def _data_settings(args: argparse.Namespace) -> DataSettings:
+    return DataSettings(**given(args, options_of(DataSettings)))
+
+
+def _source_of(text: str) -> tuple[str, int]:
+    """The place and the repeats of ``PATH=REPEATS``; a place may have = in its name."""
+    place, mark, repeats = text.rpartition("=")
+    if mark and repeats.isdecimal() and not checked_path(text, "--data").exists():
+        if not 1 <= int(repeats) <= _MOST_REPEATS:
+            raise InputError(f"--data {text}: repeat it 1 to {_MOST_REPEATS} times.")
+        return place, int(repeats)
+    return text, 1
+
+
+def _opened(
+    place: str,
+    limit: int | None = None,
+    bad_items: BadItems = "skip",
+    settings: DataSettings | None = None,
+    repeats: int = 1,
+) -> EditDataset:
+    settings = settings or DataSettings()
     if place in GENERATED:
-        return GENERATED[place].make(limit or _GENERATED_CASES)
-    return open_dataset(place, bad_items=bad_items, limit=limit)
+        dataset = GENERATED[place].make(limit or _GENERATED_CASES)
+        return replace(dataset, items=tuple(varied(dataset.items, settings, repeats)))
+    return open_dataset(place, bad_items=bad_items, limit=limit, settings=settings, repeats=repeats)
 
 
 def _prepared(
@@ -177,7 +213,8 @@ def _prepared(
         cases = _tokenised(args, dataset, model, need_target)
         watched = _watched(args, model, need_target)
     settings, policy = _fitted(args, model, cases, settings, bytes_of), _policy(args, model, ranks)
-    about = {"dataset": Path(args.data).name}
+    names = (Path(_source_of(source)[0]).name for source in args.data)
+    about = {"dataset": " + ".join(names)}
     if args.lora:
         about["loras"] = ", ".join(f"{file.name}:{strength:g}" for file, strength in args.lora)
     parts = {"model": model, "cases": cases, "settings": settings, "policy": policy}
@@ -186,10 +223,12 @@ def _prepared(
 
 
 def _watched(args: argparse.Namespace, model: Model, need_target: bool) -> Watched:
-    def cases_of(place: str | None, need_target: bool, limit: int | None = None) -> Sequence[Case]:
+    def cases_of(
+        place: str | None, need_target: bool, limit: int | None = None, words: Any = None
+    ) -> Sequence[Case]:
         if place is None:
             return ()
-        return _tokenised(args, _opened(place, limit), model, need_target)
+        return _tokenised(args, _opened(place, limit, settings=words), model, need_target)
 
     guard: Sequence[Case] = ()
     if args.guard is not None:
@@ -197,7 +236,9 @@ def _watched(args: argparse.Namespace, model: Model, need_target: bool) -> Watch
     elif model.place and (items := guard_of(model.place)):
         guard = _tokenised(args, items, model, True)
     samples = cases_of(args.samples, False, MOST_SAMPLES)
-    return Watched(cases_of(args.held_out_data, need_target), guard, samples, samples_strip)
+    words = replace(_data_settings(args), mirrored=False, crops=0)
+    held_out = cases_of(args.held_out_data, need_target, words=words)
+    return Watched(held_out, guard, samples, samples_strip)
 
 
 def _write_run_file(args: argparse.Namespace, run: TrainingRun, **rollouts: Any) -> None:
@@ -206,8 +247,8 @@ def _write_run_file(args: argparse.Namespace, run: TrainingRun, **rollouts: Any)
         return
     own = {*vars(args)} - {"run", "resume", "quiet"}
     values = {name: _placed(name, getattr(args, name)) for name in sorted(own)}
-    if args.data is not None and not args.full:
-        values |= vars(_adapter(args))
+    if args.data is not None:
+        values |= vars(_data_settings(args)) | ({} if args.full else vars(_adapter(args)))
     settings = {name: getattr(run.settings, name) for name in options_of(run.settings)}
     write_run_file(run.folder.path / NAME, run.kind, {**values, **settings, **rollouts})
 
@@ -220,6 +261,8 @@ def _placed(name: str, value: Any) -> Any:
         return [f"{file.absolute()}:{strength:g}" for file, strength in value]
     if name == "reward":
         return value and [placed_spec(spec) for spec in value]
+    if name == "data":
+        return value and [_placed_source(source) for source in value]
     if name in _PLACES and value not in (None, "none", "demo", *GENERATED):
         return Path(value).absolute()
     return value

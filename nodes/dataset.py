@@ -1,15 +1,21 @@
 """Load Edit Dataset."""
 
+from dataclasses import replace
+from typing import Any
+
 from comfy_api.latest import io
 
-from ..training.data.dataset import BadItems, open_dataset
+from ..mmp_core.options import options_of
+from ..training.data.dataset import BadItems, EditDataset, joined, open_dataset
 from ..training.data.items import Item
+from ..training.data.settings import DataSettings
+from ..training.data.variations import varied
 from ..views.examples import Example, dataset_sheet
 from . import host
 from .host import folders
 from .pictures import shown, to_pixels
 from .types import Dataset, Schema
-from .widgets import between
+from .widgets import between, widget
 
 _SHOWN = 8
 _GENERATED_ITEMS = 256
@@ -49,6 +55,20 @@ class LoadEditDataset(io.ComfyNode):
                     tooltip="Use only the first so many items. 0: all; of the toy world, which is "
                     f"endless, {_GENERATED_ITEMS}.",
                 ),
+                io.Int.Input(
+                    "repeats",
+                    **between(1, 1000, default=1),
+                    optional=True,
+                    advanced=True,
+                    tooltip="How often each item is used before any comes again, so that a small "
+                    "dataset counts as much as a large one beside it.",
+                ),
+                *(widget(o, optional=True) for o in options_of(DataSettings).values()),
+                Dataset.Input(
+                    "more",
+                    optional=True,
+                    tooltip="Another dataset, whose items are used, too.",
+                ),
             ],
             outputs=[
                 Dataset.Output(
@@ -76,7 +96,16 @@ class LoadEditDataset(io.ComfyNode):
         return folders.fingerprint(lambda: folders.dataset_files(dataset))
 
     @classmethod
-    def execute(cls, dataset: str, bad_items: str, limit: int) -> io.NodeOutput:
+    def execute(
+        cls,
+        dataset: str,
+        bad_items: str,
+        limit: int,
+        repeats: int = 1,
+        more: EditDataset | None = None,
+        **widgets: Any,
+    ) -> io.NodeOutput:
+        settings = DataSettings(**widgets)
         progress = host.Progress(cls.hidden.unique_id)
 
         def callback(done: int, total: int) -> None:
@@ -85,13 +114,17 @@ class LoadEditDataset(io.ComfyNode):
 
         if dataset in (generated := folders.generated_datasets()):
             opened = generated[dataset].make(limit or _GENERATED_ITEMS)
+            opened = replace(opened, items=tuple(varied(opened.items, settings, repeats)))
         else:
             opened = open_dataset(
                 folders.dataset_path(dataset),
                 bad_items=_BAD_ITEMS[bad_items],
                 limit=limit or None,
+                settings=settings,
+                repeats=repeats,
                 callback=callback,
             )
+        opened = joined([opened, more] if more else [opened])
         count = min(_SHOWN, len(opened))
         spread = [opened[i * len(opened) // count] for i in range(count)]
         pixels, report = to_pixels([dataset_sheet(list(map(_example, spread)))]), opened.report()

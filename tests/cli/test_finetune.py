@@ -90,6 +90,22 @@ def test_a_folder_is_trained_on_with_clip(run, pararl, folder, tmp_path):
     )
 
 
+def test_several_folders_with_repeats_and_words_of_ones_own(run, checkpoint, folder, tmp_path):
+    data = ("--data", f"{folder}=3", "--data", "demo", "--cases", 2, "--trigger-word", "sks")
+    file = tmp_path / "sft.safetensors"
+    options = ("--model", checkpoint, *FEW[2:], *data, "--mirrored", "--outside-weight", 0.0)
+    code, _, err = run("train", "sft", *options, "--output", file)
+    assert code == 0 and "cases of pictures + toy world" in err, err
+    assert read_adapter(file)[1]["dataset"] == "pictures + demo"
+    text = (tmp_path / "sft-run" / "run.toml").read_text()
+    assert f'data = ["{folder}=3", "demo=1"]' in text and 'trigger_word = "sks"' in text
+    assert run("train", "file", tmp_path / "sft-run" / "run.toml", "--resume", "--steps", 3)[0] == 0
+    more = ("--output", tmp_path / "x.safetensors", "--quiet")
+    for bad in (("--data", f"{folder}=0"), ("--data", folder, "--template", "red")):
+        code, out, err = run("train", "sft", "--model", checkpoint, *bad, *more)
+        assert (code, out, len(err.splitlines())) == (2, "", 1)
+
+
 def test_sft_on_a_folder_names_what_it_skips(run, checkpoint, folder, tmp_path):
     common = ("--model", checkpoint, "--data", folder, *FEW, "--batch-size", 2)
     file = tmp_path / "sft.safetensors"

@@ -189,7 +189,7 @@ def test_bad_lines_of_a_manifest_are_named_by_number(tmp_path):
     found = reasons(dataset)
     assert found["line 2"].startswith("it is no JSON") and "no JSON object" in found["line 3"]
     assert found["line 4"] == (
-        "it has the unknown caption or weight: expected image, instruction, think or target."
+        "it has the unknown caption or weight: expected image, instruction, think, target or mask."
     )
     assert found["line 5"] == "image is 'absent.png', which is not there."
     assert found["line 6"] == "it has no instruction." and found["line 7"].startswith("its inst")

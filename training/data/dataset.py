@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,9 @@ from ...mmp_core.variants.base import MASKED_TEXT, Variant
 from ..cases import Case
 from .codes import CodeCache, codes_fingerprint, encode_pictures, key_of
 from .items import Item, Picture, UnreadItem
+from .settings import DataSettings
 from .sources import KINDS, is_manifest
+from .variations import described, image_weight, varied
 
 BadItems = Literal["skip", "fail"]
 Skipped = tuple[str, str]
@@ -82,24 +84,29 @@ def open_dataset(
     *,
     bad_items: BadItems = "skip",
     limit: int | None = None,
+    settings: DataSettings | None = None,
+    repeats: int = 1,
     callback: Callable[[int, int], None] | None = None,
 ) -> EditDataset:
     """The dataset at ``path``, every item read and checked once.
 
     ``path``: a folder of ``name.png`` (or .jpg, .jpeg, .webp) with its instruction in ``name.txt``,
-    and for SFT the reasoning in ``name.think.txt`` and the wanted picture in ``name.target.png``; a
-    ``name.txt`` alone is to be generated. Or a ``.jsonl`` manifest with a JSON object of ``image``,
-    ``instruction``, ``think`` and ``target`` per line. Or a folder that ``save_to_disk`` of Hugging
-    Face's datasets wrote, with these columns. Subfolders are not searched.
+    and for SFT the reasoning in ``name.think.txt``, the wanted picture in ``name.target.png`` and,
+    if only a part of it matters, ``name.mask.png``; a ``name.txt`` alone is to be generated. Or a
+    ``.jsonl`` manifest with a JSON object of ``image``, ``instruction``, ``think``, ``target`` and
+    ``mask`` per line. Or a folder that ``save_to_disk`` of Hugging Face's datasets wrote, or one of
+    parquet files, with these columns. Subfolders are not searched.
 
     Sorted by name, 2 before 10; manifests and saved datasets keep their order.
     ``bad_items``: what cannot be used is skipped and listed, or fatal. ``limit``: stop after so
-    many usable items. ``callback(done, total)`` counts items read.
+    many usable items. ``settings``: in which forms each is used. ``repeats``: how often.
+    ``callback(done, total)`` counts items read.
 
     Raises ``InputError`` where there is no dataset, none of its items can be used, or, with
     "fail", one of them cannot.
     """
     path = checked_path(path, "The dataset")
+    settings = settings or DataSettings()
     items, skipped = [], []
     unread = _unread_items(path)
     for done, item in enumerate(unread):
@@ -108,13 +115,25 @@ def open_dataset(
         if callback:
             callback(done, len(unread))
         try:
-            items.append(item.read())
+            items.append(described(item.read()) if settings.captions else item.read())
         except InputError as reason:
             skipped.append((item.name, str(reason)))
     if callback:
         callback(len(unread), len(unread))
     _refuse(path.name, len(items), skipped, bad_items)
-    return EditDataset(path.name, tuple(items), tuple(skipped), bad_items)
+    forms = varied(items, settings, repeats)
+    return EditDataset(path.name, tuple(forms), tuple(skipped), bad_items)
+
+
+def joined(datasets: Sequence[EditDataset]) -> EditDataset:
+    """The items of several datasets as one; of more than one, named by their dataset, too."""
+    if len(datasets) == 1:
+        return datasets[0]
+    items = [replace(i, name=f"{d.place}/{i.name}") for d in datasets for i in d]
+    skipped = [(f"{d.place}/{name}", why) for d in datasets for name, why in d.skipped]
+    fail = any(dataset.bad_items == "fail" for dataset in datasets)
+    place = " + ".join(dataset.place for dataset in datasets)
+    return EditDataset(place, tuple(items), tuple(skipped), "fail" if fail else "skip")
 
 
 def _unread_items(path: Path) -> list[UnreadItem]:
@@ -216,8 +235,11 @@ def tokenised(
         keys = [key_of(picture, size) for picture in _pictures(item, need_target)]
         if reasons := [failed[key] for key in keys if key in failed]:
             skipped.append((item.name, reasons[0]))
-        else:
+            continue
+        try:
             cases.append(_case(model, item, size, text, length, store.codes))
+        except InputError as reason:
+            skipped.append((item.name, str(reason)))
     _refuse(dataset.place, len(cases), skipped, dataset.bad_items)
     return TokenisedDataset(tuple(cases), tuple(skipped), store.note)
 
@@ -253,7 +275,10 @@ def _case(
     if text is not None and item.target is not None:
         target = TokenState(text, codes[key_of(item.target, size)])
     source = None if item.image is None else partial(_seen, item.image, model.variant, size)
-    return Case(item.name, prompt, item.instruction, source, target, item.facts, origin=item.origin)
+    weight = None if target is None else image_weight(model, item, size)
+    return Case(
+        item.name, prompt, item.instruction, source, target, item.facts, weight, item.origin
+    )
 
 
 def _seen(picture: Picture, variant: Variant, size: Size) -> Image.Image:

@@ -47,7 +47,9 @@ class Item:
 
     ``name``: how messages call it. ``think``: the reasoning text that SFT teaches. ``image``:
     what the instruction edits, ``None`` to generate. ``target``: the wanted picture, for SFT.
-    ``facts``: what else a reward needs.
+    ``facts``: what else a reward needs. ``mask``: white where the target matters.
+    ``outside_weight``: what image tokens count that do not matter, see :class:`DataSettings`.
+    ``made_from``: the origin of the item that this one is another form of.
     """
 
     name: str
@@ -56,10 +58,15 @@ class Item:
     image: Picture | None = None
     target: Picture | None = None
     facts: Any = None
+    mask: Picture | None = None
+    outside_weight: float = 1.0
+    made_from: str = ""
 
     @property
     def origin(self) -> str:
         """Equal for items of the same pictures, in hex; without a target, of one instruction."""
+        if self.made_from:
+            return self.made_from
         words = self.instruction if self.target is None else ""
         digests = [picture and picture.digest for picture in (self.image, self.target)]
         return hashlib.sha256(json.dumps([words, digests]).encode()).hexdigest()
@@ -67,15 +74,18 @@ class Item:
     def __post_init__(self) -> None:
         checked_text(self.instruction, "its instruction")
         checked_text(self.think or "", "its reasoning")
-        if self.image is None or self.target is None:
-            return
-        (width, height), (target_width, target_height) = self.image.size, self.target.size
-        ratio = width * target_height / (height * target_width)
-        if not 1 - SAME_RATIO <= ratio <= 1 + SAME_RATIO:
-            raise InputError(
-                f"its picture is {width}x{height} and its target {target_width}x{target_height}: "
-                "make both of one shape, since the model sees them laid on each other."
-            )
+        for name, other in (("picture", self.image), ("mask", self.mask)):
+            if other is not None and self.target is not None:
+                _check_shapes(name, other.size, self.target.size)
+
+
+def _check_shapes(name: str, size: Size, target: Size) -> None:
+    ratio = size[0] * target[1] / (size[1] * target[0])
+    if not 1 - SAME_RATIO <= ratio <= 1 + SAME_RATIO:
+        raise InputError(
+            f"its {name} is {size[0]}x{size[1]} and its target {target[0]}x{target[1]}: "
+            "make both of one shape, since the model sees them laid on each other."
+        )
 
 
 @dataclass(frozen=True)

@@ -2,70 +2,99 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from PIL import Image
+from typing import NamedTuple
+from unicodedata import normalize
 
 from ...mmp_core.errors import InputError
 from ...mmp_core.files import leads_out
 from ...mmp_core.image.files import load_image
 from ...mmp_core.outside import parsed_json, read_text
+from .fields import FIELDS, PICTURE_FIELDS, PICTURES, any_of, item_of, listed
 from .items import Item, Picture, UnreadItem, checked_picture, natural_order, wanted_text
+from .tables import is_parquet, is_saved_dataset, parquet_items, saved_items
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-FIELDS = ("image", "instruction", "think", "target")
-"""Keys of a manifest, columns of a Hugging Face dataset."""
+_OTHERS = (".parquet", ".avif", ".bmp", ".gif", ".heic", ".jfif", ".jxl", ".tif", ".tiff")
+_UNCLEAR = "unclear: "
 
-_OTHER_PICTURES = (".avif", ".bmp", ".gif", ".heic", ".jfif", ".jxl", ".tif", ".tiff")
 _TEXT_BYTES, _MANIFEST_BYTES = 2**18, 2**28
-_SAVED, _SAVED_SPLITS = ("dataset_info.json", "state.json"), "dataset_dict.json"
+
+Files = Mapping[str, list[Path]]
+"""The files of one item by what they are of it."""
 
 
 def folder_items(folder: Path) -> list[UnreadItem]:
-    """Items of ``name.txt`` with ``name.png`` (or .jpg, .jpeg, .webp), ``name.think.txt`` and
-    ``name.target.png``; without ``name.png``, one to generate. Hidden files, other endings and
-    subfolders are left out."""
+    """Items of ``name.txt`` with ``name.png`` (or .jpg, .jpeg, .webp), ``name.think.txt``,
+    ``name.target.png`` and ``name.mask.png``; without ``name.png``, one to generate.
+
+    Names that differ only by case or by their Unicode form belong together, unless that leaves
+    open what belongs to what. Hidden files, other endings and subfolders are left out.
+    """
     groups: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
-    for file in _listed(folder):
-        if file.is_file() and (role := _role(file)):
-            name = file.stem
-            if role in ("think", "target"):
+    for file in listed(folder):
+        if not file.is_dir() and (role := _role(file)):
+            name = normalize("NFC", file.stem)
+            if role in ("think", "target", "mask"):
                 name = name[: -len(role) - 1]
             groups[name][role].append(file)
+    items = _alike_joined(groups)
     return [
-        UnreadItem(name, partial(_folder_item, name, dict(groups[name])))
-        for name in sorted(groups, key=natural_order)
+        UnreadItem(name, partial(_folder_item, name, items[name]))
+        for name in sorted(items, key=natural_order)
     ]
 
 
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise InputError(f"{folder} cannot be listed ({error.strerror or error}).") from None
+def _alike_joined(groups: Mapping[str, Files]) -> dict[str, Files]:
+    """``groups`` by their names, those as one whose names differ by case alone."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in groups:
+        alike[normalize("NFC", name.casefold())].append(name)
+    joined: dict[str, Files] = {}
+    for names in alike.values():
+        roles = [role for name in names for role in groups[name]]
+        if len(set(roles)) == len(roles):
+            named = next((name for name in names if "instruction" in groups[name]), names[0])
+            joined[named] = {role: files for name in names for role, files in groups[name].items()}
+            continue
+        lost = any("instruction" not in groups[name] for name in names)
+        for name in names:  # a text alone would be trained on without its picture
+            alone = lost and "image" not in groups[name] and "target" not in groups[name]
+            other = next(n for n in names if n != name)
+            joined[name] = {**groups[name], f"{_UNCLEAR}{other}": []} if alone else groups[name]
+    return joined
 
 
 def _role(file: Path) -> str | None:
-    """What ``file`` is of its item: "image", "instruction", "think", "target", or "other", a
-    picture in a format that is not read."""
+    """What ``file`` is of its item: "image", "instruction", "think", "target", "mask", or "other",
+    what is not read."""
     ending, inner = file.suffix.lower(), Path(file.stem).suffix.lower()
     if ending == ".txt":
         return "think" if inner == ".think" else "instruction"
     if ending in PICTURES:
-        return "target" if inner == ".target" else "image"
-    return "other" if ending in _OTHER_PICTURES else None
+        return {".target": "target", ".mask": "mask"}.get(inner, "image")
+    return "other" if ending in _OTHERS else None
 
 
-def _folder_item(name: str, groups: Mapping[str, list[Path]]) -> Item:
+def _folder_item(name: str, groups: Files) -> Item:
     for role, files in groups.items():
+        if role.startswith(_UNCLEAR):
+            raise InputError(
+                f"its name and {role.removeprefix(_UNCLEAR)} differ by case alone: give what "
+                "belongs together the very same name."
+            )
+        for file in files:
+            if not file.is_file():
+                what = "is a link to nothing" if file.is_symlink() else "is no regular file"
+                raise InputError(f"{file.name} {what}: put the file itself there, or remove it.")
+        if files[0].suffix.lower() == ".parquet":
+            raise InputError(
+                f"{files[0].name} is not read beside other items: put it into a folder of its own."
+            )
         if role == "other":
-            raise InputError(f"{files[0].name} is not read: save it as {_any(PICTURES)}.")
+            raise InputError(f"{files[0].name} is not read: save it as {any_of(PICTURES)}.")
         if len(files) > 1:
             raise InputError(f"it has both {files[0].name} and {files[1].name}: keep one.")
     roles = {role: files[0] for role, files in groups.items()}
@@ -80,6 +109,7 @@ def _folder_item(name: str, groups: Mapping[str, list[Path]]) -> Item:
         think=_text(roles["think"]) or None if "think" in roles else None,
         image=_file_picture(roles.get("image")),
         target=_file_picture(roles.get("target")),
+        mask=_file_picture(roles.get("mask")),
     )
 
 
@@ -127,19 +157,9 @@ def _manifest_item(folder: Path, number: int, line: str) -> Item:
         if not _is_file(file):
             raise InputError(f"{key} is {fields[key]!r}, which is not there.")
         if file.suffix.lower() not in PICTURES:
-            raise InputError(f"{key} is {fields[key]!r}: expected {_any(PICTURES)}.")
-    return _item(
+            raise InputError(f"{key} is {fields[key]!r}: expected {any_of(PICTURES)}.")
+    return item_of(
         f"line {number}", fields, {key: _file_picture(file) for key, file in files.items()}
-    )
-
-
-def _item(name: str, fields: Mapping[str, Any], pictures: Mapping[str, Picture | None]) -> Item:
-    return Item(
-        name,
-        wanted_text(fields.get("instruction"), "it has no instruction."),
-        think=(fields.get("think") or "").strip() or None,
-        image=pictures.get("image"),
-        target=pictures.get("target"),
     )
 
 
@@ -149,7 +169,9 @@ def _fields(line: str) -> dict[str, str]:
         raise InputError(f"it has {len(line)} characters; expected at most {_TEXT_BYTES}.")
     fields = parsed_json(line, "it", InputError)
     if unknown := fields.keys() - set(FIELDS):
-        raise InputError(f"it has the unknown {_any(sorted(unknown))}: expected {_any(FIELDS)}.")
+        raise InputError(
+            f"it has the unknown {any_of(sorted(unknown))}: expected {any_of(FIELDS)}."
+        )
     for key, value in fields.items():
         if value is not None and not isinstance(value, str):
             raise InputError(f"its {key} is no string.")
@@ -163,7 +185,7 @@ def _named_files(folder: Path, fields: Mapping[str, str]) -> dict[str, Path]:
     ``InputError`` for a name that leads out of the folder, on any system.
     """
     files = {}
-    for key in ("image", "target"):
+    for key in PICTURE_FIELDS:
         if name := fields.get(key):
             if leads_out(name):
                 raise InputError(
@@ -181,90 +203,12 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def is_saved_dataset(folder: Path) -> bool:
-    """Whether ``save_to_disk`` of Hugging Face's datasets wrote ``folder``."""
-    whole = all((folder / name).is_file() for name in _SAVED)
-    return whole or (folder / _SAVED_SPLITS).is_file()
-
-
-def saved_items(folder: Path) -> list[UnreadItem]:
-    """An item per row; columns as in a manifest, pictures of the type ``Image``. Other columns are
-    left out. Nothing is downloaded and no code of the dataset is run."""
-    if (folder / _SAVED_SPLITS).is_file():
-        splits = [path.name for path in _listed(folder) if path.is_dir()]
-        raise InputError(f"{folder} holds several splits: give the folder of one, {_any(splits)}.")
-    datasets = _import_datasets()
-    try:
-        rows = datasets.load_from_disk(str(folder))
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"{folder} cannot be read as a dataset ({reason}): save it again."
-        ) from error
-    rows = rows.select_columns([name for name in rows.column_names if name in FIELDS])
-    _check_columns(folder, rows.features, datasets)
-    for name in {"image", "target"} & set(rows.column_names):
-        rows = rows.cast_column(name, datasets.Image(decode=False))
-    return [UnreadItem(f"row {i}", partial(_row_item, rows, i)) for i in range(len(rows))]
-
-
-def _check_columns(folder: Path, features: Mapping[str, Any], datasets: Any) -> None:
-    if "instruction" not in features:
-        raise InputError(
-            f"{folder} has no column instruction: rename its columns to {_any(FIELDS)}; only the "
-            "instruction must be there."
-        )
-    for name, feature in features.items():
-        if name in ("image", "target") and not isinstance(feature, datasets.Image):
-            raise InputError(
-                f"The column {name} of {folder} holds no pictures: cast it to datasets.Image()."
-            )
-        kind = getattr(feature, "dtype", None)
-        if name in ("instruction", "think") and kind not in ("string", "large_string"):
-            raise InputError(f"The column {name} of {folder} holds no text: cast it to a string.")
-
-
-def _row_item(rows: Any, index: int) -> Item:
-    row = rows[index]
-    pictures = {
-        name: checked_picture(
-            f"its {name}", _content(name, row[name]), partial(_read_cell, rows, index, name)
-        )
-        for name in ("image", "target")
-        if row.get(name) is not None
-    }
-    return _item(f"row {index}", row, pictures)
-
-
-def _content(column: str, cell: Mapping[str, Any]) -> bytes:
-    """The bytes of a picture, which ``save_to_disk`` puts into the dataset itself."""
-    if not cell.get("bytes"):
-        raise InputError(
-            f"its {column} holds no picture, or only the name of a file: save the dataset again "
-            "where its pictures are."
-        )
-    return cell["bytes"]
-
-
-def _read_cell(rows: Any, index: int, column: str) -> Image.Image:
-    return load_image(BytesIO(_content(column, rows[index][column])))
-
-
-def _import_datasets() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise InputError(
-            f"Datasets that Hugging Face's library saved need it, and it cannot be imported "
-            f'({error}): run "{sys.executable}" -m pip install datasets, then start again.'
-        ) from error
-    return datasets
-
-
 def files_of(path: Path) -> list[Path]:
     """The files that a dataset at ``path`` may read, sorted; of a manifest, those it names."""
     if path.is_dir():
-        return [file for file in _listed(path) if file.is_file()]
+        return [file for file in listed(path) if file.is_file()]
+    if is_parquet(path):
+        return [path]
     named: set[Path] = set()
     for _, line in _lines(path):
         try:
@@ -274,16 +218,12 @@ def files_of(path: Path) -> list[Path]:
     return [path, *sorted(file for file in named if _is_file(file))]
 
 
-def _any(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
-
-
 def is_manifest(path: Path) -> bool:
     return path.suffix.lower() == ".jsonl" and path.is_file()
 
 
 def holds_instructions(path: Path) -> bool:
-    return path.is_dir() and any(file.suffix.lower() == ".txt" for file in _listed(path))
+    return path.is_dir() and any(file.suffix.lower() == ".txt" for file in listed(path))
 
 
 class DatasetKind(NamedTuple):
@@ -301,6 +241,7 @@ class DatasetKind(NamedTuple):
 KINDS = (
     DatasetKind(is_saved_dataset, is_saved_dataset, saved_items),
     DatasetKind(is_manifest, is_manifest, manifest_items),
+    DatasetKind(is_parquet, is_parquet, parquet_items),
     DatasetKind(Path.is_dir, holds_instructions, folder_items),
 )
 """The first that fits is meant."""

@@ -119,7 +119,8 @@ class RunSettings:
     guard_rise: float = option(
         0.1,
         "How far the loss on guard items, which stand for what the model knew, may rise, as a "
-        "share of what it was at the start, for an adapter to count as the best.",
+        "share of what it was at the start, for an adapter to count as the best. A rise of less "
+        "than 0.005 never counts.",
         low=0,
         high=100,
         step=0.05,

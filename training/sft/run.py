@@ -57,6 +57,8 @@ class SFTRun(TrainingRun):
             target = case.needed_target()
             for tokens in (target.text, target.image):
                 digest.update(tokens.cpu().numpy().tobytes())
+            if case.image_weight is not None:
+                digest.update(case.image_weight.cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def advance(self, progress: PhaseCallback | None = None) -> dict[str, float]:

@@ -1,0 +1,37 @@
+"""What items consist of, in whatever form they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...mmp_core.errors import InputError
+from .items import Item, Picture, wanted_text
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+FIELDS = ("image", "instruction", "think", "target", "mask")
+"""Keys of a manifest, columns of a Hugging Face dataset."""
+PICTURE_FIELDS = ("image", "target", "mask")
+
+
+def listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be listed ({error.strerror or error}).") from None
+
+
+def item_of(name: str, fields: Mapping[str, Any], pictures: Mapping[str, Picture | None]) -> Item:
+    return Item(
+        name,
+        wanted_text(fields.get("instruction"), "it has no instruction."),
+        think=(fields.get("think") or "").strip() or None,
+        image=pictures.get("image"),
+        target=pictures.get("target"),
+        mask=pictures.get("mask"),
+    )
+
+
+def any_of(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"

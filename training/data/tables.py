@@ -1,0 +1,163 @@
+"""Items in tables: datasets that Hugging Face's library saved, and files of parquet."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ...mmp_core.errors import InputError
+from ...mmp_core.image.files import load_image
+from .fields import FIELDS, PICTURE_FIELDS, PICTURES, any_of, item_of, listed
+from .items import Item, UnreadItem, checked_picture
+
+_SAVED, _SAVED_SPLITS = ("dataset_info.json", "state.json"), "dataset_dict.json"
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether ``save_to_disk`` of Hugging Face's datasets wrote ``folder``."""
+    whole = all((folder / name).is_file() for name in _SAVED)
+    return whole or (folder / _SAVED_SPLITS).is_file()
+
+
+def saved_items(folder: Path) -> list[UnreadItem]:
+    """An item per row; columns as in a manifest, pictures of the type ``Image``. Other columns are
+    left out. Nothing is downloaded and no code of the dataset is run."""
+    if (folder / _SAVED_SPLITS).is_file():
+        splits = [path.name for path in listed(folder) if path.is_dir()]
+        raise InputError(
+            f"{folder} holds several splits: give the folder of one, {any_of(splits)}."
+        )
+    datasets = _import_datasets()
+    try:
+        rows = datasets.load_from_disk(str(folder))
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{folder} cannot be read as a dataset ({reason}): save it again."
+        ) from error
+    rows = rows.select_columns([name for name in rows.column_names if name in FIELDS])
+    _check_columns(folder, rows.features, datasets)
+    for name in {*PICTURE_FIELDS} & set(rows.column_names):
+        rows = rows.cast_column(name, datasets.Image(decode=False))
+    return [UnreadItem(f"row {i}", partial(_row_item, rows, i)) for i in range(len(rows))]
+
+
+def _check_columns(folder: Path, features: Mapping[str, Any], datasets: Any) -> None:
+    if "instruction" not in features:
+        raise InputError(
+            f"{folder} has no column instruction: rename its columns to {any_of(FIELDS)}; only the "
+            "instruction must be there."
+        )
+    for name, feature in features.items():
+        if name in PICTURE_FIELDS and not isinstance(feature, datasets.Image):
+            raise InputError(
+                f"The column {name} of {folder} holds no pictures: cast it to datasets.Image()."
+            )
+        kind = getattr(feature, "dtype", None)
+        if name in ("instruction", "think") and kind not in ("string", "large_string"):
+            raise InputError(f"The column {name} of {folder} holds no text: cast it to a string.")
+
+
+def _row_item(rows: Any, index: int) -> Item:
+    row = rows[index]
+    pictures = {
+        name: checked_picture(
+            f"its {name}", _content(name, row[name]), partial(_read_cell, rows, index, name)
+        )
+        for name in PICTURE_FIELDS
+        if row.get(name) is not None
+    }
+    return item_of(f"row {index}", row, pictures)
+
+
+def _content(column: str, cell: Any) -> bytes:
+    """The bytes of a picture, which ``save_to_disk`` puts into the dataset itself."""
+    if isinstance(cell, bytes):
+        cell = {"bytes": cell}
+    if not isinstance(cell, Mapping) or not cell.get("bytes"):
+        raise InputError(
+            f"its {column} holds no picture, or only the name of a file: save the dataset again "
+            "where its pictures are."
+        )
+    return cell["bytes"]
+
+
+def _read_cell(rows: Any, index: int, column: str) -> Image.Image:
+    return load_image(BytesIO(_content(column, rows[index][column])))
+
+
+def _import_datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(
+            f"Datasets that Hugging Face's library saved need it, and it cannot be imported "
+            f'({error}): run "{sys.executable}" -m pip install datasets, then start again.'
+        ) from error
+    return datasets
+
+
+def is_parquet(path: Path) -> bool:
+    """A file of parquet, or a folder of such without pictures beside them."""
+    if path.is_dir():
+        endings = {file.suffix.lower() for file in listed(path)}
+        return ".parquet" in endings and not endings & {*PICTURES}
+    return path.suffix.lower() == ".parquet" and path.is_file()
+
+
+class _ParquetRows:
+    """``rows[i]``: a row of some tables, one after the other."""
+
+    def __init__(self, tables: Sequence[Any]):
+        self._places = [(table, row) for table in tables for row in range(table.num_rows)]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        table, row = self._places[index]
+        return {name: table.column(name)[row].as_py() for name in table.column_names}
+
+
+def parquet_items(path: Path) -> list[UnreadItem]:
+    """An item per row of the files, in the order of their names; columns as in a manifest,
+    pictures as bytes or as Hugging Face stores them. Other columns are left out."""
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise InputError(
+            f"Files of parquet need pyarrow, which cannot be imported ({error}): run "
+            f'"{sys.executable}" -m pip install pyarrow, then start again.'
+        ) from error
+    files = listed(path) if path.is_dir() else [path]
+    tables = []
+    for file in (file for file in files if file.suffix.lower() == ".parquet"):
+        try:
+            names = parquet.read_schema(file).names
+            columns = [name for name in names if name in FIELDS]
+            tables.append(parquet.read_table(file, columns=columns, memory_map=True))
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{file} cannot be read as parquet ({reason}): replace it.") from None
+        if "instruction" not in columns:
+            others = any_of(names) if names else "none"
+            raise InputError(
+                f"{file} has no column instruction, but {others}: rename its columns to "
+                f"{any_of(FIELDS)}; only the instruction must be there."
+            )
+    rows = _ParquetRows(tables)
+    return [UnreadItem(f"row {i}", partial(_parquet_item, rows, i)) for i in range(len(rows))]
+
+
+def _parquet_item(rows: _ParquetRows, index: int) -> Item:
+    row = rows[index]
+    for name in ("instruction", "think"):
+        if row.get(name) is not None and not isinstance(row[name], str):
+            raise InputError(f"its {name} is no text.")
+    return _row_item(rows, index)

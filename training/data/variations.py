@@ -1,0 +1,164 @@
+"""Items in other words and other forms: captions, templates, mirrored, cropped."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ...mmp_core.checkpoint.load import Model
+from ...mmp_core.errors import InputError
+from ...mmp_core.image.masks import cells_of, mask_values
+from ...mmp_core.image.pictures import Size
+from ...mmp_core.pipeline import grid_of
+from .items import Item, Picture
+from .settings import DataSettings
+
+_SIDES = re.compile(
+    r"\b(left|right|clockwise|anticlockwise|text|writ\w*|words?|letters?|read\w*|sign|signs|"
+    r"says|saying|numbers?|digits?|logo|east|west)\b|[\"“”]",
+    re.IGNORECASE,
+)
+_PLACES = re.compile(
+    r"\b(left|right|top|bottom|upper|lower|corners?|edges?|borders?|cent\w+|middle|rows?|columns?|"
+    r"background|sky|whole|entire|everything|frame|count|all|every|north|south|east|west)\b",
+    re.IGNORECASE,
+)
+_LEAST_CROP = 0.6
+"""Sides of a crop, as a share of those of the picture, at least."""
+_SPECKS = 0.02
+"""Share of an image token that changed pixels must cover: lossy files differ here and there."""
+CHANGED = 0.06
+"""How far a channel of a pixel must differ, as a share of its range, to count as changed."""
+
+
+def varied(items: Sequence[Item], settings: DataSettings, repeats: int = 1) -> list[Item]:
+    """``items`` as ``settings`` say, ``repeats`` times, each time in the next template's words."""
+    whole: list[Item] = []
+    for turn in range(repeats):
+        for number, item in enumerate(items):
+            for form in _forms(item, settings):
+                words = settings.instruction(form.instruction, number + turn)
+                whole.append(
+                    replace(form, instruction=words, outside_weight=settings.outside_weight)
+                )
+    return whole
+
+
+def described(item: Item) -> Item:
+    """An item of a picture and what it shows as one that asks for the picture; its reasoning, if
+    it has none, is the description. Raises ``InputError`` for one without a picture."""
+    if item.target is not None:
+        return item
+    if item.image is None:
+        raise InputError("it has no picture for its description.")
+    think = item.think or item.instruction
+    return replace(item, image=None, target=item.image, think=think)
+
+
+def _forms(item: Item, settings: DataSettings) -> Iterator[Item]:
+    item = replace(item, made_from=item.origin)
+    yield item
+    said = f"{item.instruction} {item.think or ''}"
+    if settings.mirrored and not _SIDES.search(said):
+        yield _changed(item, "mirrored", ImageOps.mirror, lambda size: size)
+    if settings.crops and not _PLACES.search(said):
+        yield from _crops(item, settings.crops)
+
+
+def _changed(
+    item: Item,
+    how: str,
+    change: Callable[[Image.Image], Image.Image],
+    size: Callable[[Size], Size],
+) -> Item:
+    def changed(picture: Picture | None) -> Picture | None:
+        if picture is None:
+            return None
+        digest = hashlib.sha256(f"{picture.digest} {how}".encode()).hexdigest()
+        return Picture(digest, size(picture.size), lambda: change(picture.read()))
+
+    pictures = {name: changed(getattr(item, name)) for name in ("image", "target", "mask")}
+    return replace(item, name=f"{item.name} ({how})", facts=None, **pictures)
+
+
+def _crops(item: Item, count: int) -> Iterator[Item]:
+    first = item.target or item.image
+    if first is None:
+        return
+    inside = _changed_box(item)
+    rng = random.Random(item.origin)
+    for number in range(1, count + 1):
+        left, top, right, bottom = _window(rng, inside)
+
+        def box(size: Size, edges=(left, top, right, bottom)) -> tuple[int, int, int, int]:
+            (width, height), (a, b, c, d) = size, edges
+            return round(a * width), round(b * height), round(c * width), round(d * height)
+
+        def size_of(size: Size, box=box) -> Size:
+            a, b, c, d = box(size)
+            return c - a, d - b
+
+        yield _changed(item, f"part {number}", lambda p, box=box: p.crop(box(p.size)), size_of)
+
+
+def _window(rng: random.Random, inside: tuple[float, ...]) -> tuple[float, ...]:
+    """A part with both sides scaled alike that holds ``inside``; edges from 0 to 1."""
+    least = max(_LEAST_CROP, inside[2] - inside[0], inside[3] - inside[1])
+    side = rng.uniform(least, 1.0)
+    edges = []
+    for low, high in ((inside[0], inside[2]), (inside[1], inside[3])):
+        first, last = max(0.0, high - side), min(1.0 - side, low)
+        edges.append(rng.uniform(first, max(first, last)))
+    return edges[0], edges[1], edges[0] + side, edges[1] + side
+
+
+def _changed_box(item: Item) -> tuple[float, ...]:
+    """Edges of what an edit changes, 0 to 1; the middle where nothing is compared."""
+    if item.image is None or item.target is None:
+        return 0.5, 0.5, 0.5, 0.5
+    changed = changed_pixels(item.image.read(), item.target.read())
+    rows, columns = (np.flatnonzero(changed.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return 0.5, 0.5, 0.5, 0.5
+    height, width = changed.shape
+    return (
+        columns[0] / width,
+        rows[0] / height,
+        (columns[-1] + 1) / width,
+        (rows[-1] + 1) / height,
+    )
+
+
+def changed_pixels(before: Image.Image, after: Image.Image) -> np.ndarray:
+    """(h, w) bool, of the size of ``after``: where two pictures of one shape differ by more than
+    what resizing and lossy files leave."""
+    first = before.convert("RGB").resize(after.size, Image.Resampling.BILINEAR)
+    difference = np.abs(np.asarray(first, np.int16) - np.asarray(after.convert("RGB"), np.int16))
+    return difference.max(axis=-1) > CHANGED * 255
+
+
+def image_weight(model: Model, item: Item, size: Size) -> Tensor | None:
+    """(1, H, W): 1 where the target matters, ``item.outside_weight`` elsewhere; ``None`` for 1
+    everywhere. Raises ``InputError`` where it matters nowhere."""
+    if item.outside_weight == 1 or item.target is None or not (item.mask or item.image):
+        return None
+    if item.mask is not None:
+        painted = mask_values(model.variant.fit(item.mask.read(), size))
+        matters = cells_of(painted, grid_of(model, size))
+        missing = "its mask is black all over: paint what matters white, or remove it."
+    else:
+        before, after = (model.variant.fit(p.read(), size) for p in (item.image, item.target) if p)
+        changed = torch.from_numpy(changed_pixels(before, after))[None].float()
+        matters = cells_of(changed, grid_of(model, size), _SPECKS, grow=1)
+        missing = "its picture and its target do not differ: replace one, or give a mask."
+    if not matters.any():
+        raise InputError(missing)
+    return torch.where(matters, 1.0, item.outside_weight)
