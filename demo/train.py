@@ -140,10 +140,10 @@ def write_checkpoint(
         copy = out / file.parent.name / file.name
         copy.parent.mkdir(exist_ok=True)
         if file.suffix == ".safetensors":
-            _save(copy, {name: tensor.bfloat16() for name, tensor in load_file(file).items()})
+            save_tensors(copy, {name: tensor.bfloat16() for name, tensor in load_file(file).items()})
         else:
             shutil.copyfile(file, copy)
-    _save(out / "model.safetensors", weights, metadata)
+    save_tensors(out / "model.safetensors", weights, metadata)
     write_guard(out / "guard")
 
 
@@ -162,7 +162,7 @@ def write_guard(folder: Path) -> None:
     (folder / GUARD).write_text("".join(lines), encoding="utf-8")
 
 
-def _save(
+def save_tensors(
     file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     with replacing(file) as path:

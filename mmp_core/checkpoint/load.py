@@ -32,6 +32,10 @@ _log = logging.getLogger(__name__)
 
 DEMO = Path(__file__).parents[2] / "demo" / "checkpoint"
 """The embedded checkpoint, named ``demo``."""
+DEMO_LUMINA = DEMO / "lumina"
+"""The embedded one of Lumina-DiMOO's family, named ``demo-lumina``; beside the demo's image
+tokenizer."""
+EMBEDDED = {"demo": DEMO, "demo-lumina": DEMO_LUMINA}
 
 
 @dataclass
@@ -91,7 +95,7 @@ def open_checkpoint(
     path: str | Path, *, image_tokenizer_path: str | Path | None = None, family: Family = None
 ) -> Source:
     """Find and check a checkpoint's files without reading weights."""
-    place = DEMO if str(path) == "demo" else checked_path(path, "The checkpoint")
+    place = EMBEDDED.get(str(path)) or checked_path(path, "The checkpoint")
     given = None
     if image_tokenizer_path is not None:
         given = checked_path(image_tokenizer_path, "The image tokenizer")

@@ -56,7 +56,7 @@ def masked(case: Case, settings: SFTSettings, seed: int) -> MicroBatch:
     if prompt.image is None:
         condition = Condition(condition.drop_text)
     words = prompt.unconditional if condition.drop_text else prompt.instruction
-    prompt = Prompt(words, words, prompt.image, target)
+    prompt = replace(prompt, instruction=words, unconditional=words, initial=target)
     masks = draw_masks(target, rng)
     return MicroBatch(prompt, target, case.image_weight, condition, *masks)
 
@@ -65,11 +65,12 @@ def group_by_shape(batches: Sequence[MicroBatch]) -> list[list[MicroBatch]]:
     """Those that can be stacked, in the order of their first."""
     groups = defaultdict(list)
     for batch in batches:
-        image = batch.prompt.image
+        prompt = batch.prompt
         key = (
             batch.condition,
-            batch.prompt.instruction.shape,
-            None if image is None else image.shape,
+            prompt.task,
+            prompt.instruction.shape,
+            *(None if codes is None else codes.shape for codes in (prompt.image, prompt.reference)),
             batch.target.text.shape,
             batch.target.image.shape,
             batch.image_weight is None,

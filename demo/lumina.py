@@ -1,0 +1,169 @@
+"""The toy checkpoint of Lumina-DiMOO's family: the demo's, trained on to answer with a picture alone
+or with text alone. ``python -m mmada_parallel.demo.lumina`` makes it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..mmp_core.checkpoint.load import DEMO, DEMO_LUMINA, load_checkpoint
+from ..mmp_core.checkpoint.source import TOKENIZER_FILES
+from ..mmp_core.state import TokenState
+from ..mmp_core.variants.base import Layout
+from ..mmp_core.variants.strangers import FAMILY_KEY
+from ..training.cases import Case, EndlessCases
+from ..training.sft.run import SFTRun
+from ..training.weights.policies import FullWeights
+from . import world
+from .dataset import CHANGED_WEIGHT, WorldCases, text_ids
+from .kinds import EDITS, Count
+from .scenes import BACKGROUNDS, Scene, description, random_scene
+from .train import CPU_RECIPE, save_tensors, short_attention
+
+TEXT_LENGTH = 64
+DESCRIPTIONS = ("describe the picture", "what is there", "all objects")
+_TASKS = ("edit", "edit", "generate", "style", "describe", "describe", "describe")
+RECIPE = replace(
+    CPU_RECIPE,
+    steps=900,
+    batch_size=40,
+    micro_batch=40,
+    window=8,
+    learning_rate=4e-4,
+    decay_steps=450,
+    warmup_steps=30,
+    ema=0.99,
+    checkpoint_every=100,
+)
+
+
+@dataclass(frozen=True)
+class LuminaTask:
+    """``before``: the first picture, ``reference``: the second. The answer: ``after`` or
+    ``sentence``."""
+
+    task: str
+    instruction: str
+    before: Scene | None = None
+    reference: Scene | None = None
+    after: Scene | None = None
+    sentence: str = ""
+
+
+def lumina_task(number: int, grid: tuple[int, int], kind: str) -> LuminaTask:
+    """The task numbered ``number`` of a ``kind``, the same on every machine."""
+    rng = random.Random(f"lumina {kind} {number}")
+    if kind in ("edit", "generate"):
+        made = world.task(number, grid=grid, kinds=("generate",) if kind == "generate" else EDITS)
+        return LuminaTask(kind, made.instruction, made.before, after=made.after)
+    scene = random_scene(rng, grid)
+    if kind == "style":
+        reference = replace(random_scene(rng, grid), background=rng.choice(BACKGROUNDS))
+        after = replace(scene, background=reference.background)
+        return LuminaTask(kind, "", scene, reference, after)
+    if rng.random() < 0.25:
+        parts = [part for item in scene.objects().values() for part in item]
+        part = rng.choice(sorted(parts))
+        words = Count.groups[part]
+        return LuminaTask(
+            kind, f"count all {words}", scene, sentence=f"{parts.count(part)} {words} ."
+        )
+    sentence = f"{description(scene, scene.objects())} ."
+    return LuminaTask(kind, rng.choice(DESCRIPTIONS), scene, sentence=sentence)
+
+
+def to_case(number: int, task: LuminaTask, layout: Layout) -> Case:
+    before, reference, after = (_codes(s) for s in (task.before, task.reference, task.after))
+    if after is None:
+        target = TokenState(text_ids(layout, task.sentence, TEXT_LENGTH), torch.zeros(1, 0, 0).long())
+    else:
+        target = TokenState(torch.zeros(1, 0, dtype=torch.int64), after)
+    blank = TokenState.masked(1, target.text.shape[1], target.grid)
+    weight = None
+    if after is not None and task.task != "describe":
+        changed = torch.zeros_like(after, dtype=torch.bool) if before is None else after != before
+        weight = torch.where(changed, CHANGED_WEIGHT, 1.0)
+    prompt = layout.encode_task(task.task, task.instruction, before, reference, blank)
+    name = f"task {number} ({task.task})"
+    return Case(name, prompt, task.instruction, None, target, task, weight)
+
+
+def _codes(scene: Scene | None) -> Tensor | None:
+    return None if scene is None else torch.tensor([scene.codes()])
+
+
+class LuminaCases(EndlessCases):
+    """Case ``i`` is task ``i``; ``alike`` in a row share grid and task."""
+
+    def __init__(self, layout: Layout, alike: int):
+        self.layout, self.alike = layout, alike
+        self.fingerprint = f"toy world of Lumina-DiMOO, {alike} alike"
+
+    def __getitem__(self, number: int) -> Case:
+        return to_case(number, self.task(number), self.layout)
+
+    def task(self, number: int) -> LuminaTask:
+        group = number // self.alike
+        kind = random.Random(f"task {group}").choice(_TASKS)
+        chooser = random.Random(f"grid {group}")
+        grid = world.GRIDS[0] if chooser.random() < 0.5 else chooser.choice(world.GRIDS[1:])
+        return lumina_task(number, grid, kind)
+
+
+def held_out(count: int, kind: str, first: int = 10**9) -> Iterator[LuminaTask]:
+    """Tasks that were never trained on."""
+    for number in range(first, first + count):
+        yield lumina_task(number, world.GRIDS[number % len(world.GRIDS)], kind)
+
+
+def write_checkpoint(out: Path, weights: dict[str, Tensor], steps: int) -> None:
+    """``weights`` in bf16, beside the demo's image tokenizer."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (DEMO / name).is_file():
+            shutil.copyfile(DEMO / name, out / name)
+    config = json.loads((DEMO / "config.json").read_text())
+    config |= {FAMILY_KEY: "D", "default_text_length": TEXT_LENGTH}
+    (out / "config.json").write_text(json.dumps(config, indent=1))
+    halved = {name: weight.bfloat16().cpu() for name, weight in weights.items()}
+    save_tensors(out / "model.safetensors", halved, {"sft_steps": str(steps)})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("build/lumina"), help="working folder")
+    parser.add_argument("--out", type=Path, default=DEMO_LUMINA)
+    parser.add_argument("--steps", type=int, default=RECIPE.steps)
+    args = parser.parse_args()
+    settings = replace(RECIPE, steps=args.steps, decay_steps=args.steps // 2)
+    with tempfile.TemporaryDirectory() as temporary:
+        start = Path(temporary) / "start"
+        model = load_checkpoint("demo", dtype=torch.float32)
+        write_checkpoint(start, model.transformer.state_dict(), 0)
+        model = load_checkpoint(
+            start,
+            dtype=torch.float32,
+            attention=short_attention,
+            image_tokenizer_path=DEMO / "vqvae",
+        )
+    cases = LuminaCases(model.layout, settings.window * settings.batch_size // 8)
+    run = SFTRun(model, cases, settings, args.folder, policy=FullWeights(model.transformer))
+    if run.resume():
+        print(f"resuming after step {run.step}", flush=True)
+    run.train(lambda step, line: print(json.dumps(line), flush=True))
+    with run.averaged():
+        write_checkpoint(args.out, run.policy.state_dict(), run.step)
+
+
+if __name__ == "__main__":
+    main()
