@@ -1,4 +1,4 @@
-"""``edit`` and ``generate``: one picture and its text."""
+"""``edit``, ``generate`` and ``describe``: one picture and its text, or one of them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _LONGEST_NAME = 48
 @dataclass(frozen=True)
 class Answer:
     text: str
-    image: Image.Image
+    image: Image.Image | None
     steps: int
     seconds: float
 
@@ -50,7 +50,7 @@ def draw(args: argparse.Namespace) -> None:
     check_settings(args, seed)
     if args.image is not None:
         mask_settings(args)
-    if not args.instruction.strip():
+    if not args.instruction.strip() and args.reference is None:
         raise InputError("The instruction is empty; say what to change or to show.")
     picture = None if args.image is None else load_image(_checked_image(args))
     mask = None if args.mask is None else load_image(args.mask)
@@ -59,12 +59,15 @@ def draw(args: argparse.Namespace) -> None:
         model = load_model(args)
         for text in instruction_notes(model, args.instruction):
             note(args, text)
-        settings = settings_of(args, model, seed)
+        settings = settings_of(args, model, seed, task_of(args, model))
         answer = answered(args, model, picture, settings, mask)
-    path = args.out or _free_path(args.instruction, seed)
     if args.text_out:
         with writing(args.text_out), replacing(args.text_out) as file:
             file.write_text(answer.text + "\n", encoding="utf-8")
+    if answer.image is None:
+        _report(args, answer, None, seed)
+        return
+    path = args.out or _free_path(args.instruction, seed)
     write_picture(path, answer.image, quality=args.quality, notes=_notes(answer, args, settings))
     _report(args, answer, path, seed)
 
@@ -89,8 +92,14 @@ def answered(
 
         trajectory = denoise_in_batches(model, prompt, settings, callback=advance, record=0)
     text = decode_text(model, trajectory.final)[0].strip()
-    image = decode_image(model, trajectory.final)[0]
+    image = decode_image(model, trajectory.final)[0] if min(trajectory.final.grid) else None
     return Answer(text, image, trajectory.total_steps, time.perf_counter() - began)
+
+
+def task_of(args: argparse.Namespace, model: Model) -> str:
+    """The task that the family does for these pictures. Raises ``InputError`` for another's."""
+    pictures = (args.image is not None) + (args.reference is not None)
+    return model.variant.task_for(args.task, pictures)
 
 
 def _checked_image(args: argparse.Namespace) -> Path:
@@ -121,6 +130,8 @@ def encoded(
         coverage=choices.coverage,
         grow=choices.grow,
         region=fitted.regions[0],
+        task=task_of(args, model) or None,
+        reference=args.reference and load_image(args.reference),
     )
     for text in unseen_note(prompt.initial, fitted.masks) if any(fitted.masks) else ():
         note(args, text)
@@ -160,12 +171,14 @@ def _notes(answer: Answer, args: argparse.Namespace, settings: SamplerSettings) 
     return notes
 
 
-def _report(args: argparse.Namespace, answer: Answer, path: Path, seed: int) -> None:
+def _report(args: argparse.Namespace, answer: Answer, path: Path | None, seed: int) -> None:
     seconds = round(answer.seconds, 3)
     if args.json:
-        image = str(path.absolute())
+        image = path and str(path.absolute())
         values = dict(text=answer.text, image=image, seed=seed, steps=answer.steps, seconds=seconds)
         print(json.dumps(values, ensure_ascii=False))
         return
-    print(answer.text)
-    print(f"{path}  (seed {seed}, {answer.steps} steps, {seconds:.1f} s)")
+    if answer.text:
+        print(answer.text)
+    if path:
+        print(f"{path}  (seed {seed}, {answer.steps} steps, {seconds:.1f} s)")

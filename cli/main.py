@@ -34,6 +34,13 @@ _GENERATE_EXAMPLE = """\
 example:
   mmada-parallel generate "draw a red circle at row 1 column 2 on white" --seed 7
 """
+_DESCRIBE = """\
+Answer a question about a picture, or describe it, in words alone. Needs a checkpoint of
+Lumina-DiMOO: MMaDA-Parallel always draws."""
+_DESCRIBE_EXAMPLE = """\
+example:
+  mmada-parallel describe scene.png "what is there" --model demo-lumina
+"""
 _TRAIN = """\
 Finetune a checkpoint on your own pictures: by rewards (pararl), or on targets (sft). Under
 `accelerate launch`, with `-m mmada_parallel.cli train …`, several processes share the
@@ -115,10 +122,16 @@ def build_parser() -> argparse.ArgumentParser:
         commands, "generate", "make a picture from words alone", _GENERATE, _GENERATE_EXAMPLE
     )
     options.add_mask(edit)
-    generate.set_defaults(image=None, mask=None)
+    options.add_tasks(edit)
+    generate.set_defaults(image=None, mask=None, reference=None, task="generate")
     for drawing in (edit, generate):
         options.add_drawing(drawing)
-        drawing.set_defaults(run="draw:draw")
+    describe = _command(
+        commands, "describe", "answer a question about a picture", _DESCRIBE, _DESCRIBE_EXAMPLE
+    )
+    options.add_description(describe)
+    for answering in (edit, generate, describe):
+        answering.set_defaults(run="draw:draw")
     train = _command(commands, "train", "finetune, by rewards or on targets", _TRAIN)
     methods = train.add_subparsers(title="methods", metavar="METHOD", required=True)
     pararl = _command(methods, "pararl", "training by rewards", _PARARL, _PARARL_EXAMPLE)

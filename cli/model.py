@@ -57,11 +57,14 @@ def check_settings(args: argparse.Namespace, seed: int) -> None:
     SamplerSettings(**given(args, options_of(SamplerSettings)), seed=seed)
 
 
-def settings_of(args: argparse.Namespace, model: Model, seed: int) -> SamplerSettings:
+def settings_of(
+    args: argparse.Namespace, model: Model, seed: int, task: str = ""
+) -> SamplerSettings:
+    """The settings given, else those of the preset and of the family's ``task``."""
     chosen = given(args, options_of(SamplerSettings))
     if args.preset == "upstream":
-        return SamplerSettings.upstream(model.variant, **chosen, seed=seed)
-    return SamplerSettings(**chosen, seed=seed)
+        return SamplerSettings.upstream(model.variant, task=task, **chosen, seed=seed)
+    return SamplerSettings(**{**model.variant.settings_for(task), **chosen}, seed=seed)
 
 
 @contextmanager

@@ -60,13 +60,6 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
     """Instruction and options of ``edit`` and ``generate``."""
     parser.add_argument("instruction", metavar="INSTRUCTION", help="what to change, or to show")
     parser.add_argument(
-        "--seed",
-        type=int,
-        metavar="N",
-        help="the same seed gives the same text and picture (default: a random one, which is "
-        "reported)",
-    )
-    parser.add_argument(
         "--out",
         type=path,
         metavar="FILE",
@@ -81,6 +74,39 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
         help="of JPEG and WebP, from 1 to 100 (default 95)",
     )
     parser.add_argument(
+        "--size",
+        type=_size,
+        metavar="WxH",
+        help="size of the result in pixels, rounded to whole image tokens; for Wx or xH the other "
+        "side follows (default: as the model sees the input picture, else the checkpoint's own)",
+    )
+    add_answer(parser)
+
+
+def add_description(parser: argparse.ArgumentParser) -> None:
+    """Picture, question and options of ``describe``, which has none of a picture that is drawn."""
+    parser.add_argument("image", metavar="IMAGE", type=path, help="the picture to describe")
+    parser.add_argument(
+        "instruction",
+        metavar="QUESTION",
+        nargs="?",
+        default="Describe the picture.",
+        help='what to say about it (default "Describe the picture.")',
+    )
+    unused = ("out", "quality", "size", "mask", "reference", *options_of(MaskSettings))
+    parser.set_defaults(task="describe", **dict.fromkeys(unused))
+    add_answer(parser)
+
+
+def add_answer(parser: argparse.ArgumentParser) -> None:
+    """Options of all that answers."""
+    parser.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="the same seed gives the same answer (default: a random one, which is reported)",
+    )
+    parser.add_argument(
         "--text-out", type=path, metavar="FILE.txt", help="write the text to this file, too"
     )
     parser.add_argument(
@@ -90,13 +116,6 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
         "denoising and decoding; loading the model is not counted)",
     )
     parser.add_argument(
-        "--size",
-        type=_size,
-        metavar="WxH",
-        help="size of the result in pixels, rounded to whole image tokens; for Wx or xH the other "
-        "side follows (default: as the model sees the input picture, else the checkpoint's own)",
-    )
-    parser.add_argument(
         "--text-length",
         type=int,
         metavar="N",
@@ -104,6 +123,22 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
     )
     _add_model(parser)
     _add_sampler(parser)
+
+
+def add_tasks(parser: argparse.ArgumentParser) -> None:
+    """What ``edit`` does with its pictures."""
+    parser.add_argument(
+        "--task",
+        help="what to do with the picture, of the tasks that the family of the checkpoint was "
+        "trained on (Lumina-DiMOO: edit, subject, control, dense_prediction, multi_view, style, "
+        "paint; default edit, or style with --reference)",
+    )
+    parser.add_argument(
+        "--reference",
+        type=path,
+        metavar="FILE",
+        help="a second picture, whose style IMAGE gets; INSTRUCTION may then be empty",
+    )
 
 
 def add_mask(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,5 @@
-"""The toy checkpoint of Lumina-DiMOO's family: the demo's, trained on to answer with a picture alone
-or with text alone. ``python -m mmada_parallel.demo.lumina`` makes it again.
+"""The toy checkpoint of Lumina-DiMOO's family: the demo's, trained on to answer with a picture or
+with a text. ``python -m mmada_parallel.demo.lumina`` makes it again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..training.cases import Case, EndlessCases
 from ..training.sft.run import SFTRun
 from ..training.weights.policies import FullWeights
 from . import world
-from .dataset import CHANGED_WEIGHT, WorldCases, text_ids
+from .dataset import CHANGED_WEIGHT, text_ids
 from .kinds import EDITS, Count
 from .scenes import BACKGROUNDS, Scene, description, random_scene
 from .train import CPU_RECIPE, save_tensors, short_attention
@@ -85,7 +85,9 @@ def lumina_task(number: int, grid: tuple[int, int], kind: str) -> LuminaTask:
 def to_case(number: int, task: LuminaTask, layout: Layout) -> Case:
     before, reference, after = (_codes(s) for s in (task.before, task.reference, task.after))
     if after is None:
-        target = TokenState(text_ids(layout, task.sentence, TEXT_LENGTH), torch.zeros(1, 0, 0).long())
+        target = TokenState(
+            text_ids(layout, task.sentence, TEXT_LENGTH), torch.zeros(1, 0, 0).long()
+        )
     else:
         target = TokenState(torch.zeros(1, 0, dtype=torch.int64), after)
     blank = TokenState.masked(1, target.text.shape[1], target.grid)

@@ -140,7 +140,9 @@ def write_checkpoint(
         copy = out / file.parent.name / file.name
         copy.parent.mkdir(exist_ok=True)
         if file.suffix == ".safetensors":
-            save_tensors(copy, {name: tensor.bfloat16() for name, tensor in load_file(file).items()})
+            save_tensors(
+                copy, {name: tensor.bfloat16() for name, tensor in load_file(file).items()}
+            )
         else:
             shutil.copyfile(file, copy)
     save_tensors(out / "model.safetensors", weights, metadata)

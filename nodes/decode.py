@@ -3,7 +3,14 @@
 import torch
 from comfy_api.latest import io, ui
 
-from ..mmp_core import MASKED_TEXT, TokenState, decode_pixels, decode_text, masked_pixels
+from ..mmp_core import (
+    MASKED_TEXT,
+    InputError,
+    TokenState,
+    decode_pixels,
+    decode_text,
+    masked_pixels,
+)
 from .host import HostedModel, stop_if_interrupted, to_intermediate
 from .types import Model, Schema, Tokens
 
@@ -80,6 +87,8 @@ class DecodeImage(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: HostedModel, tokens: TokenState, fill: str) -> io.NodeOutput:
+        if not min(tokens.grid):
+            raise InputError("The answer is text alone, without a picture: use Decode Text.")
         model.prepare_decoding(tokens.grid)
         pictures = []
         for index in range(tokens.batch):

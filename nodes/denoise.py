@@ -20,6 +20,7 @@ _RECOMMENDED = {
     "text_guidance": -1.0,
     "image_guidance": -1.0,
     "reasoning_guidance": -1.0,
+    "block_length": -1,
 }
 """The widget values that leave a setting to the preset."""
 
@@ -75,7 +76,7 @@ class ParallelDenoise(io.ComfyNode):
         go_on_from: str = "",
         **choices,
     ) -> io.NodeOutput:
-        settings = settings_of(model.model.variant, preset, seed, **choices)
+        settings = settings_of(model.model.variant, preset, seed, prompt.task, **choices)
         progress = Progress(cls.hidden.unique_id)
         with stoppable(progress) as run:
             prompt = _prompt_of(model, prompt, batch_size, tokens, kept_file(go_on_from, run.item))
@@ -182,18 +183,22 @@ def _widgets() -> list[io.Input]:
             tooltip="A file of tokens, as Load Tokens lists them, to denoise further instead of "
             "starting anew; for a list one on each line. The viewer's button sets it for one run.",
         ),
+        recommended("block_length", "0, or what the task's authors use"),
     ]
 
 
-def settings_of(variant: Variant, preset: str, seed: int, **choices) -> SamplerSettings:
-    """Settings from widget values; those that mean "recommended" are left to the preset."""
+def settings_of(
+    variant: Variant, preset: str, seed: int, task: str = "", **choices
+) -> SamplerSettings:
+    """Settings from widget values; those that mean "recommended" are left to the preset and the
+    task."""
     chosen = {n: value for n, value in choices.items() if value != _RECOMMENDED.get(n)}
     for name, value in chosen.items():
         if name in _RECOMMENDED and value < 0:
             raise InputError(f"{name} is {value:g}: give 0 or more, or -1 for what is recommended.")
     if preset == "upstream":
-        return SamplerSettings.upstream(variant, seed=seed, **chosen)
-    return SamplerSettings(seed=seed, **chosen)
+        return SamplerSettings.upstream(variant, task=task, seed=seed, **chosen)
+    return SamplerSettings(**{**variant.settings_for(task), **chosen}, seed=seed)
 
 
 def started(prompt: Prompt, tokens: TokenState | None) -> Prompt:

@@ -9,6 +9,7 @@ from ..mmp_core.image.mask_settings import MaskSettings
 from ..mmp_core.image.masks import Region
 from ..mmp_core.instructions import instruction_notes
 from ..mmp_core.options import options_of
+from ..mmp_core.variants.registry import VARIANTS
 from ..views.mask_overlay import prompt_overlays
 from .host import HostedModel
 from .pictures import said, to_masks, to_picture
@@ -16,7 +17,13 @@ from .types import Model, Schema
 from .types import Prompt as PromptType
 from .widgets import between, widget
 
+AUTO = "auto"
 _MASK = options_of(MaskSettings)
+
+
+def _tasks() -> list[str]:
+    """Those of all families."""
+    return list(dict.fromkeys(task for variant in VARIANTS for task in variant.task_names))
 
 
 class EncodeInstruction(io.ComfyNode):
@@ -73,6 +80,23 @@ class EncodeInstruction(io.ComfyNode):
                     "picture, one that is not painted is no mask.",
                 ),
                 *map(widget, _MASK.values()),
+                io.Image.Input(
+                    "second_image",
+                    optional=True,
+                    tooltip="For tasks that take two pictures: with style, the picture whose style "
+                    "the first one gets. Only Lumina-DiMOO has such tasks.",
+                ),
+                io.Combo.Input(
+                    "task",
+                    options=[AUTO, *_tasks()],
+                    default=AUTO,
+                    tooltip="What to do with the pictures. auto: edit one, take the style of a "
+                    "second, or generate without any. The others are tasks of Lumina-DiMOO: "
+                    "describe answers the instruction, a question, in words alone; "
+                    "dense_prediction draws the map that the instruction names, such as depth map; "
+                    "multi_view the view, such as left; paint draws the masked part anew, from an "
+                    "instruction that says what the whole picture shows.",
+                ),
             ],
             outputs=[
                 PromptType.Output(
@@ -85,9 +109,9 @@ class EncodeInstruction(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, instruction: str | None = None) -> bool | str:
+    def validate_inputs(cls, instruction: str | None = None, task: str | None = AUTO) -> bool | str:
         """Refuse what is sure to be a mistake when it is queued. None: it is linked."""
-        if instruction is None or instruction.strip():
+        if instruction is None or instruction.strip() or task in (None, "style"):
             return True
         return "The instruction is empty: say what to change, or what to show."
 
@@ -101,16 +125,24 @@ class EncodeInstruction(io.ComfyNode):
         text_length: int,
         image: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
+        second_image: torch.Tensor | None = None,
+        task: str = AUTO,
         **mask_choices,
     ) -> io.NodeOutput:
         read = instruction_notes(model.model, instruction)
         pictures = [] if image is None else [to_picture(pixels) for pixels in image]
+        seconds = [] if second_image is None else [to_picture(p) for p in second_image]
+        known = model.model.variant.task_for(
+            None if task == AUTO else task, bool(pictures) + bool(seconds)
+        )
         settings = MaskSettings(**mask_choices)
         size = pictures[0].size if pictures else None
         masks, count = to_masks(mask), max(1, len(pictures))
         fitted = fitted_input(model.model, (width, height), size, masks, count, settings)
         if size:
-            model.prepare_encoding([size, *(_size(region) for region in fitted.regions if region)])
+            sizes = [size, *(picture.size for picture in seconds[:1])]
+            sizes += [_size(region) for region in fitted.regions if region]
+            model.prepare_encoding(sizes, known)
         prompts = [
             encode_instruction(
                 model.model,
@@ -122,9 +154,11 @@ class EncodeInstruction(io.ComfyNode):
                 coverage=settings.coverage,
                 grow=settings.grow,
                 region=region,
+                task=known or None,
+                reference=seconds[i % len(seconds)] if seconds else None,
             )
-            for picture, painted, region in zip(
-                pictures or [None], fitted.masks, fitted.regions, strict=True
+            for i, (picture, painted, region) in enumerate(
+                zip(pictures or [None], fitted.masks, fitted.regions, strict=True)
             )
         ]
         prompt, notes = Prompt.stack(prompts), [*read, *fitted.notes]

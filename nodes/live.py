@@ -69,7 +69,7 @@ class LiveView:
         if self._sample == 0:
             self.planned = total // self._parts
         stop_if_interrupted()
-        wanted = self.preview_every and index % self.preview_every == 0
+        wanted = self._drawn(step.state) and index % self.preview_every == 0
         picture = None
         if wanted and self.progress.picture_due:
             picture = veiled_picture(self.model, step.guess[:1], step.after[:1])
@@ -95,7 +95,7 @@ class LiveView:
         self._sample, final = 0, trajectory.final
         if self._note:
             self._note = "[in parts, since memory was short for all at once]\n\n"
-        if self.preview_every:
+        if self._drawn(final):
             before = time.perf_counter()
             self._results = [decode_image(self.model, final[:1])[0]]
             affordable = _SHARE * (before - self._started) / (time.perf_counter() - before)
@@ -112,6 +112,10 @@ class LiveView:
         ended = {"kept": kept, "ended": self._steps, "planned": self.planned}
         which = slice(self._sample, self._sample + 1)
         self._show_text(self._done, reached[which], **ended)
+
+    def _drawn(self, state: TokenState) -> bool:
+        """Whether pictures are shown: none of an answer that is text alone."""
+        return self.preview_every > 0 and min(state.grid) > 0
 
     def recorded(self, trajectory: Trajectory, kept: str | None = None) -> dict[str, list] | None:
         """The node's ui data, after :meth:`finish`: what the viewer scrubs over, if there is any.

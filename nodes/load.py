@@ -6,10 +6,13 @@ import torch
 from comfy_api.latest import io
 
 from ..mmp_core.checkpoint.adapters import adapter_state, doubt_about, read_adapter
+from ..mmp_core.variants.registry import VARIANTS, variant_named
 from . import host
 from .host import folders
 from .types import LoraModel, Model, Schema
 from .widgets import between
+
+AUTO = "auto"
 
 
 class LoadModel(io.ComfyNode):
@@ -18,16 +21,17 @@ class LoadModel(io.ComfyNode):
         return Schema(
             node_id="MMaDAParallelLoader",
             display_name="Load MMaDA-Parallel",
-            description="Loads a MMaDA-Parallel checkpoint: transformer, tokenizer and image "
-            "tokenizer. The small demo checkpoint comes with the pack.",
+            description="Loads a checkpoint of MMaDA-Parallel or Lumina-DiMOO: transformer, "
+            "tokenizer and image tokenizer. The small demo checkpoints come with the pack.",
             search_aliases=["mmada", "load checkpoint", "diffusion language model"],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
                     options=list(folders.checkpoints()),
                     default="demo",
-                    tooltip="demo is small, comes with the pack and edits its own toy scenes. Put "
-                    "the released checkpoints (the whole folder of MMaDA-Parallel-A or -M from "
+                    tooltip="demo is small, comes with the pack and edits its own toy "
+                    "scenes; demo-lumina answers with a picture or with a text. Put the released "
+                    "checkpoints (the whole folder of MMaDA-Parallel-A or -M or Lumina-DiMOO from "
                     "Hugging Face), or files that Convert Checkpoint made of them, into "
                     "models/mmada_parallel/, then press R. The help page of this node says how "
                     "much memory they need.",
@@ -49,6 +53,16 @@ class LoadModel(io.ComfyNode):
                     "(M) folder inside or beside the checkpoint. Variant M comes without one: put "
                     "showlab/magvitv2 from Hugging Face into models/mmada_parallel/magvitv2/.",
                 ),
+                io.Combo.Input(
+                    "family",
+                    options=[AUTO, *(variant.name for variant in VARIANTS)],
+                    default=AUTO,
+                    advanced=True,
+                    tooltip="Which family the checkpoint is of. auto: by its files, its name, or "
+                    "what you once said here. The files of Lumina-DiMOO and MMaDA-Parallel-A look "
+                    "the same: choose it for a folder whose name does not say it. The choice is "
+                    "remembered in a small file beside the checkpoint.",
+                ),
             ],
             outputs=[
                 Model.Output(
@@ -59,12 +73,17 @@ class LoadModel(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint: str, dtype: str, image_tokenizer: str):
+    def fingerprint_inputs(
+        cls, checkpoint: str, dtype: str, image_tokenizer: str, family: str = AUTO
+    ):
         return folders.fingerprint(lambda: folders.checkpoint_paths(checkpoint, image_tokenizer))
 
     @classmethod
-    def execute(cls, checkpoint: str, dtype: str, image_tokenizer: str) -> io.NodeOutput:
-        return io.NodeOutput(host.load(checkpoint, dtype, image_tokenizer))
+    def execute(
+        cls, checkpoint: str, dtype: str, image_tokenizer: str, family: str = AUTO
+    ) -> io.NodeOutput:
+        chosen = None if family == AUTO else variant_named(family)
+        return io.NodeOutput(host.load(checkpoint, dtype, image_tokenizer, chosen))
 
 
 class ApplyLoRA(io.ComfyNode):

@@ -227,6 +227,8 @@ def _over_steps(
 def _decoded(
     model: host.HostedModel, tokens: TokenState, progress: host.Progress
 ) -> list[Image.Image]:
+    if not min(tokens.grid):
+        raise InputError("The answer is text alone: connect the picture to score it against.")
     model.prepare_decoding(tokens.grid)
     pictures = []
     for index in range(tokens.batch):

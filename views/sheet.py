@@ -28,12 +28,32 @@ class Word:
 def beside(picture: Image.Image, words: Sequence[Word], title: str) -> Image.Image:
     """``picture`` left, ``words`` right of it, wrapped to the picture's width; a long text is set
     smaller, and what still does not fit is left out with an ellipsis. Sides are even: for video."""
-    margin, size = max(8, picture.height // 24), max(12, picture.height // 15)
-    width, height = 2 * picture.width + 3 * margin, picture.height + 2 * margin
-    frame = Image.new("RGB", (width + width % 2, height + height % 2), _PAPER)
+    margin = _margin(picture.height)
+    frame = _blank(2 * picture.width, picture.height)
     frame.paste(picture, (margin, margin))
+    return _written(frame, picture.width + 2 * margin, words, title)
+
+
+def alone(side: int, words: Sequence[Word], title: str) -> Image.Image:
+    """As :func:`beside` a picture of ``side`` pixels, where there is none."""
+    return _written(_blank(2 * side, side), _margin(side), words, title)
+
+
+def _margin(height: int) -> int:
+    return max(8, height // 24)
+
+
+def _blank(width: int, height: int) -> Image.Image:
+    """Paper of even sides around ``width`` x ``height`` pixels, with margins."""
+    margin = _margin(height)
+    width, height = width + 3 * margin, height + 2 * margin
+    return Image.new("RGB", (width + width % 2, height + height % 2), _PAPER)
+
+
+def _written(frame: Image.Image, left: int, words: Sequence[Word], title: str) -> Image.Image:
+    height = frame.height - frame.height // 13
+    margin, size = _margin(height), max(12, height // 15)
     draw = ImageDraw.Draw(frame)
-    left = picture.width + 2 * margin
     small = ImageFont.load_default(0.8 * size)
     draw.text((left, margin), title, fill=_FAINT, font=small)
     box = (left, margin + 2 * size, frame.width - margin, frame.height - margin)

@@ -12,7 +12,7 @@ from ..mmp_core.checkpoint.load import Model
 from ..mmp_core.editing import text_pieces
 from ..mmp_core.pipeline import decode_image, masked_pixels
 from ..mmp_core.state import MASKED, Step, TokenState, Trajectory
-from .sheet import Word, beside
+from .sheet import Word, alone, beside
 
 _VEIL, _VEIL_STRENGTH = "#808080", 0.6
 _HEAT = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]])
@@ -36,7 +36,7 @@ def trajectory_frames(
     side: int = 256,
     heat: bool = False,
 ) -> list[Image.Image]:
-    """One frame per step, all of one size: the picture, and the text beside it.
+    """One frame per step, all of one size: the picture, and the text beside it or alone.
 
     The picture is the model's guess, veiled where it is masked; with ``heat`` under a map of the
     confidence in each patch (dark: 0, yellow: 1). Words unmasked since the frame before are marked.
@@ -45,14 +45,17 @@ def trajectory_frames(
     frames, before = [], None
     for step in steps:
         guess, after = step.guess[sample : sample + 1], step.after[sample : sample + 1]
+        title = f"step {step.index + 1} of {trajectory.total_steps}"
+        words, before = words_of(model, after, before), after
+        if not min(after.grid):
+            frames.append(alone(side, words, title))
+            continue
         if heat:
             picture = heated(decode_image(model, guess)[0], step.image_confidence[sample])
         else:
             picture = veiled_picture(model, guess, after)
         picture = picture.resize((round(side * picture.width / picture.height), side))
-        title = f"step {step.index + 1} of {trajectory.total_steps}"
-        frames.append(beside(picture, words_of(model, after, before), title))
-        before = after
+        frames.append(beside(picture, words, title))
     return frames
 
 

@@ -13,7 +13,7 @@ from ..state import MASKED, TokenState
 from ..variants.base import Layout
 from ..variants.registry import BACKBONE, VARIANTS
 from ..variants.strangers import ASSUMED, STATED
-from .load import DEMO, Model, build_model, check_complete, open_checkpoint
+from .load import EMBEDDED, Model, build_model, check_complete, open_checkpoint
 from .source import Family, Source
 from .tensors import outline_of
 
@@ -98,7 +98,7 @@ def report_of(source: Source, model: Model) -> Report:
 def _licence(source: Source) -> str:
     if source.licences:
         return ", ".join(f"{licence} ({place})" for place, licence in source.licences.items())
-    if source.path == DEMO:
+    if source.path in EMBEDDED.values():
         return "Apache-2.0, with the pack"
     variant = source.variant
     if source.evidence == STATED or variant.licence is None:

@@ -211,10 +211,17 @@ class Variant(ABC):
         """The authors' sampler, token for token. Raises ``InputError`` where there is none."""
         raise InputError(f"{self.name} has no upstream preset; use the corrected one.")
 
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """What a user may ask for."""
+        return tuple(self.tasks) or (EDIT_TASK, GENERATE_TASK)
+
     def task_for(self, task: str | None, pictures: int, *, text_alone: bool = False) -> str:
         """The name of ``task``, or where it is ``None`` of the one that takes so many pictures; ""
         where the family names no tasks. Raises ``InputError`` for one that it was not trained on,
         or that takes another number of pictures."""
+        if pictures > 1 and not self.tasks:
+            raise InputError(f"{self.name} takes one picture, and {pictures} were given.")
         if task is None:
             fitting = (
                 name
@@ -226,14 +233,14 @@ class Variant(ABC):
                 raise InputError(
                     f"{self.name} has no task that takes {_numbered(pictures)} and is answered "
                     f"with {'text' if text_alone else 'an image'}; it knows "
-                    f"{', '.join(self.tasks)}."
+                    f"{', '.join(self.task_names)}."
                 )
             return chosen
-        known = dict.fromkeys(self.tasks or (EDIT_TASK, GENERATE_TASK))
         name = task.strip().lower().replace(" ", "_").replace("-", "_")
-        if name not in known:
+        if name not in self.task_names:
             raise InputError(
-                f"{self.name} was not trained on the task {task!r}; it knows {', '.join(known)}."
+                f"{self.name} was not trained on the task {task!r}; it knows "
+                f"{', '.join(self.task_names)}."
             )
         needed = self.tasks[name].pictures if self.tasks else int(name == EDIT_TASK)
         if pictures != needed:

@@ -14,7 +14,7 @@ import folder_paths
 
 from ...mmp_core import CheckpointError, InputError
 from ...mmp_core.checkpoint.adapters import PEFT_CONFIG
-from ...mmp_core.checkpoint.load import DEMO
+from ...mmp_core.checkpoint.load import EMBEDDED
 from ...mmp_core.errors import shortened, shown
 from ...mmp_core.files import checked_path, is_plain_name
 from ...mmp_core.outside import checked_text
@@ -56,7 +56,7 @@ _register_folder(CLIP_FOLDER, {".safetensors", ".bin"})
 def checkpoints(*, folders_only: bool = False) -> dict[str, Path]:
     """``demo``, then folders with a config.json and .safetensors files of the model folder."""
     tokenizers = image_tokenizer_folders()
-    return {"demo": DEMO} | {
+    return EMBEDDED | {
         name: path
         for name, path in _entries().items()
         if (path.suffix == ".safetensors" and not folders_only)

@@ -17,6 +17,7 @@ import torch
 from ...mmp_core import CheckpointError, Model, Prompt
 from ...mmp_core.checkpoint.adapters import build_adapter
 from ...mmp_core.checkpoint.load import (
+    EMBEDDED,
     build_model,
     check_formats,
     load_weights,
@@ -35,6 +36,8 @@ from ...mmp_core.memory import (
 )
 from ...mmp_core.model.lora import Adapter, AttachedAdapter
 from ...mmp_core.pipeline import seen_size
+from ...mmp_core.variants.base import Variant
+from ...mmp_core.variants.strangers import remember
 from . import core
 from .clip import HostedClip
 from .folders import checkpoint_paths
@@ -85,9 +88,9 @@ class HostedModel:
         """Read by ComfyUI's tracker of the models that a prompt uses."""
         return [*self.transformer_patchers, self.image_patcher]
 
-    def prepare_encoding(self, sizes: Iterable[Size]) -> None:
+    def prepare_encoding(self, sizes: Iterable[Size], task: str = "") -> None:
         """Load the image tokenizer, to encode pictures of these sizes one after the other."""
-        seen = (seen_size(self.model, size) for size in sizes)
+        seen = (seen_size(self.model, size, task) for size in sizes)
         self._prepare_images(max((width * height for width, height in seen), default=1))
 
     def prepare_decoding(self, grid: tuple[int, int], clip: HostedClip | None = None) -> None:
@@ -209,13 +212,18 @@ def _injection(adapter: Adapter, strength: float) -> core.PatcherInjection:
     return core.PatcherInjection(inject=inject, eject=eject)
 
 
-def load(checkpoint: str, dtype: str, image_tokenizer: str) -> HostedModel:
-    """Load what the loader's widgets name. Raises ``CheckpointError`` with one sentence."""
+def load(
+    checkpoint: str, dtype: str, image_tokenizer: str, family: Variant | None = None
+) -> HostedModel:
+    """Load what the loader's widgets name. ``family``: what the user says it is, which is noted
+    beside the checkpoint. Raises ``CheckpointError`` with one sentence."""
     path, image_path = checkpoint_paths(checkpoint, image_tokenizer)
     device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     with torch.inference_mode(False):  # so that the same weights can be trained
-        source = open_checkpoint(path, image_tokenizer_path=image_path)
+        source = open_checkpoint(path, image_tokenizer_path=image_path, family=family)
+        if family is not None and source.path.is_dir() and source.path not in EMBEDDED.values():
+            remember(source.path, family)
         check_formats(source, device)
         source = _read_by_host(source)
         chosen = DTYPES.get(dtype) or _fitting_dtype(source, device)

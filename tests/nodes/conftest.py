@@ -103,6 +103,7 @@ def denoised(run_node, model):
         "remasking": "low_confidence",
         "record_steps": 128,
         "speed": "exact",
+        "block_length": -1,
     }
 
     def denoise(prompt, **changes):

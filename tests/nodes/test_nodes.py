@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmada_parallel.mmp_core import MASKED, InputError, TokenState, denoise, encode_instruction
+from mmada_parallel.mmp_core.variants.registry import variant_named
 from mmada_parallel.tests.nodes.help_tables import PAGES, filled
 from PIL import Image
 
@@ -53,11 +54,13 @@ def test_a_help_page_that_differs_is_found(classes):
 
 def test_recommended_values_are_the_presets_own(nodes):
     of = nodes.denoise.settings_of
-    assert of("A", "corrected", 0, **ADVICE) == nodes.denoise.SamplerSettings()
+    assert of(variant_named("A"), "corrected", 0, **ADVICE) == nodes.denoise.SamplerSettings()
     for variant in "AM":
         upstream = nodes.denoise.SamplerSettings.upstream(variant, seed=7)
-        assert of(variant, "upstream", 7, **ADVICE) == upstream
-    chosen = of("A", "corrected", 0, **{**ADVICE, "joint_guidance": 0.0, "text_steps": 5})
+        assert of(variant_named(variant), "upstream", 7, **ADVICE) == upstream
+    chosen = of(
+        variant_named("A"), "corrected", 0, **{**ADVICE, "joint_guidance": 0.0, "text_steps": 5}
+    )
     assert (chosen.joint_guidance, chosen.text_steps, chosen.image_steps) == (0.0, 5, 30)
 
 

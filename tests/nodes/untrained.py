@@ -18,9 +18,10 @@ from safetensors.torch import save_file
 SIZES = {"d_model": 64, "n_layers": 2, "n_heads": 2, "mlp_hidden_size": 128}
 
 
-def write_untrained(folder):
+def write_untrained(folder, **changes):
+    """``changes``: of config.json."""
     folder.mkdir(parents=True)
-    config = model_config(**SIZES)
+    config = model_config(**SIZES) | changes
     (folder / "config.json").write_text(json.dumps(config))
     write_tokenizer(folder)
     torch.manual_seed(0)

@@ -1,0 +1,109 @@
+"""Lumina-DiMOO in the nodes: which family is loaded, tasks, answers with a picture or a text."""
+
+import json
+
+import pytest
+import torch
+from mmada_parallel.mmp_core import CheckpointError, InputError
+from mmada_parallel.mmp_core.variants.strangers import NOTE
+from mmada_parallel.tests.nodes.untrained import write_untrained
+
+
+@pytest.fixture(scope="module")
+def family_folder(model_folder):
+    """A checkpoint of which nothing tells whether it is Lumina-DiMOO."""
+    folder = write_untrained(model_folder / "unnamed")
+    config = json.loads((folder / "config.json").read_text())
+    del config["default_text_length"]
+    (folder / "config.json").write_text(json.dumps({**config, "default_image_size": 128}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lumina(run_node, family_folder):
+    return run_node("Loader", **choices(family="Lumina-DiMOO"))[0]
+
+
+def choices(**changes):
+    return {"checkpoint": "unnamed", "dtype": "auto", "image_tokenizer": "auto", **changes}
+
+
+@pytest.fixture
+def encode(run_node, lumina):
+    def encode(**changes):
+        given = {"instruction": "red", "width": 0, "height": 0, "text_length": 0}
+        return run_node("EncodeInstruction", model=lumina, **{**given, **changes})[0]
+
+    return encode
+
+
+def test_the_choice_of_a_family_is_remembered(run_node, lumina, family_folder):
+    assert lumina.model.variant.id == "D"
+    assert json.loads((family_folder / NOTE).read_text()) == {"family": "D"}
+    assert run_node("Loader", **choices())[0].model.variant.id == "D"
+    with pytest.raises(CheckpointError, match="no checkpoint of MMaDA-Parallel-M"):
+        run_node("Loader", **choices(family="MMaDA-Parallel-M"))
+    assert json.loads((family_folder / NOTE).read_text()) == {"family": "D"}
+
+
+def test_the_embedded_checkpoints_keep_their_folders(run_node, nodes):
+    embedded = nodes.load.folders.checkpoints()
+    run_node("Loader", **choices(checkpoint="demo", family="MMaDA-Parallel-A"))
+    assert not (embedded["demo"] / NOTE).exists()
+
+
+def test_a_picture_alone(encode, denoised, run_node, lumina):
+    prompt = encode(image=torch.rand(2, 128, 128, 3), second_image=torch.rand(1, 128, 128, 3))
+    assert prompt.task == "style" and len(prompt.reference) == 2
+    tokens, trajectory = denoised(prompt, model=lumina, image_steps=2).result
+    assert run_node("DecodeText", model=lumina, tokens=tokens)[0] == "\n\n"
+    assert run_node("DecodeImage", model=lumina, tokens=tokens, fill="grey")[0].shape[0] == 2
+    assert_sheet(run_node, lumina, trajectory)
+
+
+def test_a_text_alone(encode, denoised, run_node, lumina):
+    prompt = encode(image=torch.rand(1, 128, 128, 3), task="describe", text_length=6)
+    output = denoised(prompt, model=lumina, text_steps=3)
+    tokens, trajectory = output.result
+    assert tokens.text.shape == (1, 6) and tokens.image.numel() == 0
+    (data,) = output.ui["mmada_parallel_steps"][0][0]["samples"]
+    assert data["sheet"] is None and len(data["words"]) == 6
+    run_node("DecodeText", model=lumina, tokens=tokens)
+    with pytest.raises(InputError, match="text alone, without a picture: use Decode Text"):
+        run_node("DecodeImage", model=lumina, tokens=tokens, fill="grey")
+    assert_sheet(run_node, lumina, trajectory)
+
+
+def assert_sheet(run_node, model, trajectory):
+    sheet, frames = run_node(
+        "TrajectorySheet",
+        model=model,
+        trajectory=trajectory,
+        steps=3,
+        columns=2,
+        confidence=False,
+        side=64,
+        sample=0,
+    ).result
+    assert frames.shape[1:] == (80, 152, 3) and sheet.shape[2] == 304
+
+
+def test_settings_are_the_task_s(nodes, lumina):
+    advice = nodes.denoise._RECOMMENDED
+    settings = nodes.denoise.settings_of(lumina.model.variant, "corrected", 0, "edit", **advice)
+    assert (settings.text_guidance, settings.image_guidance) == (2.5, 4.0)
+    own = nodes.denoise.settings_of(
+        lumina.model.variant, "upstream", 0, "describe", **{**advice, "block_length": 0}
+    )
+    assert (own.text_steps, own.block_length, own.preset) == (128, 0, "upstream")
+
+
+def test_other_families_refuse_the_tasks_by_name(run_node, model, classes):
+    given = {"instruction": "red", "width": 0, "height": 0, "text_length": 0}
+    picture = torch.rand(1, 128, 128, 3)
+    with pytest.raises(InputError, match="MMaDA-Parallel-A was not trained on the task 'style'"):
+        run_node("EncodeInstruction", model=model, image=picture, task="style", **given)
+    with pytest.raises(InputError, match="MMaDA-Parallel-A takes one picture, and 2 were given"):
+        run_node("EncodeInstruction", model=model, image=picture, second_image=picture, **given)
+    valid = classes["MMaDAParallelEncodeInstruction"].validate_inputs
+    assert valid("", "style") is True and "is empty" in valid("", "edit")
