@@ -54,9 +54,10 @@ _register_folder(CLIP_FOLDER, {".safetensors", ".bin"})
 
 
 def checkpoints(*, folders_only: bool = False) -> dict[str, Path]:
-    """``demo``, then folders with a config.json and .safetensors files of the model folder."""
+    """The embedded ones, then folders with a config.json and .safetensors files of the model
+    folder."""
     tokenizers = image_tokenizer_folders()
-    return EMBEDDED | {
+    return {name: path for name, path in EMBEDDED.items() if path.is_dir()} | {
         name: path
         for name, path in _entries().items()
         if (path.suffix == ".safetensors" and not folders_only)

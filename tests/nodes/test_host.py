@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmada_parallel.mmp_core import CheckpointError, SamplerSettings, encode_instruction, memory
+from mmada_parallel.mmp_core.checkpoint.load import EMBEDDED
 from mmada_parallel.mmp_core.memory import (
     PICTURE_BYTES_PER_PIXEL,
     MemoryEstimate,
@@ -49,7 +50,7 @@ def crowded(model_folder):
 def test_only_what_can_be_loaded_is_offered(folders, crowded):
     notes = "notes/model.safetensors"
     assert list(folders.checkpoints()) == [
-        "demo",
+        *(name for name, path in EMBEDDED.items() if path.is_dir()),
         notes,
         "packed.safetensors",
         "tyfeld/A",

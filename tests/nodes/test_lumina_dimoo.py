@@ -1,6 +1,7 @@
 """Lumina-DiMOO in the nodes: which family is loaded, tasks, answers with a picture or a text."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ def family_folder(model_folder):
     config = json.loads((folder / "config.json").read_text())
     del config["default_text_length"]
     (folder / "config.json").write_text(json.dumps({**config, "default_image_size": 128}))
-    return folder
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
