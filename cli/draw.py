@@ -57,9 +57,10 @@ def draw(args: argparse.Namespace) -> None:
     _check_files(args)
     with memory_explained():
         model = load_model(args)
-        for text in instruction_notes(model, args.instruction):
+        task = task_of(args, model)
+        for text in instruction_notes(model, args.instruction, task):
             note(args, text)
-        settings = settings_of(args, model, seed, task_of(args, model))
+        settings = settings_of(args, model, seed, task)
         answer = answered(args, model, picture, settings, mask)
     if args.text_out:
         with writing(args.text_out), replacing(args.text_out) as file:

@@ -19,10 +19,13 @@ def unknown_words(tokenizer: Any, text: str) -> list[str]:
     return [w for w in words if unknown in tokenizer(w, add_special_tokens=False)["input_ids"]]
 
 
-def instruction_notes(model: Model, instruction: str) -> list[str]:
+def instruction_notes(model: Model, instruction: str, task: str = "") -> list[str]:
     """Say what a user should know of an instruction. Raises ``InputError`` for one that is empty,
-    longer than the checkpoint can read, or without a word that it knows."""
+    longer than the checkpoint can read, or without a word that it knows. ``task``: the family's,
+    which may have words of its own."""
     checked_text(instruction, "The instruction")
+    if task and not model.variant.tasks[task].reads_instruction:
+        return []
     words = [word for word in instruction.split() if any(map(str.isalnum, word))]
     if not instruction.strip():
         raise InputError("The instruction is empty: say what to change, or what to show.")

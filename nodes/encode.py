@@ -129,12 +129,12 @@ class EncodeInstruction(io.ComfyNode):
         task: str = AUTO,
         **mask_choices,
     ) -> io.NodeOutput:
-        read = instruction_notes(model.model, instruction)
         pictures = [] if image is None else [to_picture(pixels) for pixels in image]
         seconds = [] if second_image is None else [to_picture(p) for p in second_image]
         known = model.model.variant.task_for(
             None if task == AUTO else task, bool(pictures) + bool(seconds)
         )
+        read = instruction_notes(model.model, instruction, known)
         settings = MaskSettings(**mask_choices)
         size = pictures[0].size if pictures else None
         masks, count = to_masks(mask), max(1, len(pictures))

@@ -126,6 +126,7 @@ def understood_size(size: Size, side: int, unit: int) -> Size:
 
 _T2I = {"image_steps": 64, "text_guidance": 4.0, "joint_guidance": 0.0, "image_temperature": 1.0}
 _I2I = _T2I | {"text_guidance": 2.5, "image_guidance": 4.0}
+_FIXED: Any = {"settings": _I2I, "reads_instruction": False}
 _MMU = {"text_steps": 128, "block_length": 256, "joint_guidance": 0.0}
 
 
@@ -147,9 +148,9 @@ class LuminaDiMOO(MMaDAParallelA):
         "edit": Task("image", 1, "what to change", _I2I),
         "subject": Task("image", 1, "a new picture of the object in the picture", _I2I),
         "control": Task("image", 1, "what a picture with these edges, depth or pose shows", _I2I),
-        "dense_prediction": Task("image", 1, f"one of {', '.join(_MAPS.values())}", _I2I),
-        "multi_view": Task("image", 1, "the view to draw, such as left or back", _I2I),
-        "style": Task("image", 2, "nothing: the second picture gives the style", _I2I),
+        "dense_prediction": Task("image", 1, f"one of {', '.join(_MAPS.values())}", **_FIXED),
+        "multi_view": Task("image", 1, "the view to draw, such as left or back", **_FIXED),
+        "style": Task("image", 2, "nothing: the second picture gives the style", **_FIXED),
         _PAINT: Task("image", 1, "what the whole picture shows, of which a part is masked", _T2I),
         "describe": Task("text", 1, "a question, or what to describe", _MMU, understood_size),
     }
