@@ -3,7 +3,7 @@
 // is saved with the workflow.
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
-import { eachResult, nodeOf, onLive, onResult, passToCanvas } from './page.js'
+import { eachResult, nodeOf, onLive, onRefused, onResult, passToCanvas } from './page.js'
 
 const NODE = 'MMaDAParallelDenoise'
 const STEP_EVENT = 'mmada_parallel.step' // nodes/host/page.py
@@ -130,6 +130,11 @@ class Viewer {
     this.showActions()
     const note = 'While this node runs, its text and picture form here.'
     this.words.replaceChildren(make('span', null, { className: 'empty', textContent: note }))
+  }
+
+  refuse(sentence) {
+    this.reset()
+    this.words.replaceChildren(sentence)
   }
 
   /** What is not named is not shown. */
@@ -329,6 +334,10 @@ app.registerExtension({
     onLive(STEP_EVENT, (node, detail) => viewers.get(node)?.showStep(detail))
     api.addEventListener('b_preview_with_metadata', ({ detail }) =>
       viewers.get(nodeOf(detail.displayNodeId))?.showPreview(detail.blob)
+    )
+    onRefused(
+      (node, sentence) => viewers.get(node)?.refuse(sentence),
+      (node) => viewers.get(node)?.reset()
     )
     for (const name of END_EVENTS) api.addEventListener(name, () => running?.end())
   },

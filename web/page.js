@@ -1,5 +1,5 @@
 // What both viewers of this pack need of the page, by its public interfaces alone: nodes by their
-// ids, results as they come and come back, live text, and a canvas that can be moved through them.
+// ids, results as they come and come back, live text, refusals, and a canvas that can be moved through them.
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
 
@@ -53,6 +53,24 @@ export function onLive(event, show) {
     if (node) show(node, detail)
   })
   tell()
+}
+
+const REFUSALS = ['InputError', 'CheckpointError', 'OutOfMemory'] // mmp_core
+
+/** Calls `show(node, sentence)` when one of our nodes refuses its input, and `clear(node)` when the
+ * next run begins. */
+export function onRefused(show, clear) {
+  let refused = null
+  api.addEventListener('execution_error', ({ detail }) => {
+    const node = nodeOf(detail.node_id)
+    if (!node || !REFUSALS.includes(detail.exception_type)) return
+    refused = node
+    show(node, detail.exception_message.trim())
+  })
+  api.addEventListener('execution_start', () => {
+    if (refused) clear(refused)
+    refused = null
+  })
 }
 
 /** Lets the canvas zoom and pan under `element`, as under the page's own text boxes: by the wheel,

@@ -2,7 +2,7 @@
 // or queued.
 import { app } from '../../scripts/app.js'
 import { ComfyWidgets } from '../../scripts/widgets.js'
-import { eachResult, onLive, onResult } from './page.js'
+import { eachResult, onLive, onRefused, onResult } from './page.js'
 
 const NODES = [
   'MMaDAParallelConvertCheckpoint',
@@ -19,6 +19,7 @@ const NOTING = [
   'MMaDAParallelRemask',
   'MMaDAParallelSetTokens'
 ] // have a text only while they have something to say
+const DENOISE = 'MMaDAParallelDenoise' // web/denoise_viewer.js
 const TEXT_EVENT = 'mmada_parallel.text' // nodes/host/page.py
 const WIDGET = 'shown_text'
 const MIN_WIDTH = 240
@@ -31,6 +32,7 @@ function show(node, text) {
 }
 
 function addText(node) {
+  if (textOf(node)) return
   const look = { multiline: true, placeholder: ' ' }
   const { widget } = ComfyWidgets.STRING(node, WIDGET, ['STRING', look], app)
   widget.label = 'text'
@@ -39,13 +41,29 @@ function addText(node) {
   if (widget.element) widget.element.readOnly = true
 }
 
+function addTextBelow(node) {
+  addText(node)
+  const [width, height] = node.computeSize()
+  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)])
+}
+
+function removeText(node) {
+  if (!NODES.includes(node.comfyClass) && textOf(node)) node.removeWidget(textOf(node))
+}
+
+/** What a node refuses, in one sentence: in a toast, and on the node unless it has a viewer. */
+function showRefusal(node, sentence) {
+  const toast = { severity: 'error', summary: node.title, detail: sentence, life: 15000 }
+  app.extensionManager.toast.add(toast)
+  if (node.comfyClass === DENOISE) return
+  addTextBelow(node)
+  show(node, sentence)
+}
+
 function showResult(node, output) {
   if (NOTING.includes(node.comfyClass)) {
-    if (output?.text && !textOf(node)) {
-      addText(node)
-      const [width, height] = node.computeSize()
-      node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)])
-    } else if (!output?.text && textOf(node)) node.removeWidget(textOf(node))
+    if (output?.text) addTextBelow(node)
+    else removeText(node)
   }
   if (output?.text) show(node, [output.text].flat().join('\n\n'))
 }
@@ -54,6 +72,7 @@ app.registerExtension({
   name: 'mmada_parallel.shown_text',
   setup() {
     onLive(TEXT_EVENT, (node, { text }) => show(node, text))
+    onRefused(showRefusal, removeText)
   },
   nodeCreated(node) {
     if (![...NODES, ...NOTING].includes(node.comfyClass)) return
