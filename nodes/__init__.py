@@ -22,6 +22,7 @@ from .encode import EncodeInstruction
 from .finetune import ParaRLFinetune, SFTFinetune
 from .gate import guarded
 from .load import ApplyLoRA, LoadModel
+from .put_back import PutBack
 from .score import PickSample, ScoreAlignment
 from .token_files import LoadTokens, SaveTokens
 from .trajectory import TrajectorySheet, TrajectoryStep
@@ -50,6 +51,7 @@ class MMaDAParallelExtension(ComfyExtension):
             Remask,
             SetTokens,
             ExtendCanvas,
+            PutBack,
             SaveTokens,
             LoadTokens,
             ScoreAlignment,

@@ -16,6 +16,7 @@ const NODES = [
 const NOTING = [
   'MMaDAParallelEncodeInstruction',
   'MMaDAParallelExtendCanvas',
+  'MMaDAParallelPutBack',
   'MMaDAParallelRemask',
   'MMaDAParallelSetTokens'
 ] // have a text only while they have something to say

@@ -1,0 +1,127 @@
+"""Put Back."""
+
+import torch
+from comfy_api.latest import io
+
+from ..mmp_core import InputError, Prompt, TokenState
+from ..mmp_core.compositing import put_back_pixels
+from ..mmp_core.image.put_back_settings import PutBackSettings
+from ..mmp_core.options import options_of
+from .host import HostedModel, stop_if_interrupted, to_intermediate
+from .pictures import said, to_masks, to_picture
+from .types import Model, Schema, Tokens
+from .types import Prompt as PromptType
+from .widgets import widget
+
+
+class PutBack(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return Schema(
+            node_id="MMaDAParallelPutBack",
+            display_name="Put Back",
+            description="Lays the result on the original at its full resolution. What was not "
+            "edited stays as it was, bit for bit.",
+            search_aliases=["mmada", "composite", "stitch", "paste", "full resolution"],
+            inputs=[
+                Model.Input("model", tooltip="The checkpoint that the result was made with."),
+                PromptType.Input(
+                    "prompt",
+                    tooltip="The prompt that Parallel Denoise was given: it knows where the "
+                    "model's picture lies in the original, and what it showed.",
+                ),
+                io.Image.Input(
+                    "original",
+                    tooltip="The picture that Encode Instruction was given, or the same in "
+                    "another size.",
+                ),
+                Tokens.Input(
+                    "tokens",
+                    optional=True,
+                    tooltip="The result, from Parallel Denoise. What is still masked in it is not "
+                    "put back.",
+                ),
+                io.Image.Input(
+                    "result",
+                    optional=True,
+                    tooltip="The result as a picture, from Decode Image or after other nodes, in "
+                    "any size. It counts instead of tokens.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where the result may show, over the whole original. One that is not "
+                    "painted is no mask.",
+                ),
+                *map(widget, options_of(PutBackSettings).values()),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="image",
+                    tooltip="The edited original; larger than it where the canvas was extended.",
+                ),
+                io.Mask.Output(
+                    display_name="mask",
+                    tooltip="What was replaced. Where it is 0, pixels are the original's. Mend it "
+                    "and give it back as mask, with mode mask.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: HostedModel,
+        prompt: Prompt,
+        original: torch.Tensor,
+        tokens: TokenState | None = None,
+        result: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        **choices,
+    ) -> io.NodeOutput:
+        settings, masks = PutBackSettings(**choices), to_masks(mask)
+        results = _results(tokens, result)
+        if len(results) % prompt.batch:
+            raise InputError(
+                f"There are {len(results)} results for a prompt of {prompt.batch} pictures: use "
+                "the prompt that they were made with."
+            )
+        model.prepare_decoding(prompt.initial.grid)
+        pictures, areas = [], []
+        for i, one in enumerate(results):
+            stop_if_interrupted()
+            sample = i * prompt.batch // len(results)
+            pixels = original[_index(i, sample, len(original), len(results), prompt.batch)]
+            painted = masks and masks[_index(i, sample, len(masks), len(results), prompt.batch)]
+            picture, area = put_back_pixels(
+                model.model,
+                prompt[sample : sample + 1],
+                pixels.cpu().numpy(),
+                one,
+                mask=painted or None,
+                mode=settings.mode,
+                settings=settings,
+            )
+            pictures.append(torch.from_numpy(picture))
+            areas.append(torch.from_numpy(area).float() / 255)
+        if len({area.shape for area in areas}) > 1:
+            raise InputError("The results have several sizes: put back one at a time.")
+        shares = [float((area > 0).float().mean()) for area in areas]
+        some = " and ".join(f"{share:.1%}" for share in sorted({min(shares), max(shares)}))
+        note = f"{some} of the pixels are replaced, the others are the original's."
+        output = to_intermediate(torch.stack(pictures)), to_intermediate(torch.stack(areas))
+        return io.NodeOutput(*output, ui=said([note], cls))
+
+
+def _results(tokens: TokenState | None, result: torch.Tensor | None) -> list:
+    if result is not None:
+        return [to_picture(pixels) for pixels in result]
+    if tokens is None:
+        raise InputError("There is nothing to put back: connect tokens or result.")
+    return [tokens[i : i + 1] for i in range(tokens.batch)]
+
+
+def _index(result: int, sample: int, there: int, results: int, samples: int) -> int:
+    """Which of ``there`` pictures or masks belongs to a result: one for each result, one for each
+    sample of the prompt, or as many as there are in turn."""
+    return sample if there == samples != results else result % there
