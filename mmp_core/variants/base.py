@@ -49,9 +49,10 @@ class ModelInput:
 @dataclass(frozen=True)
 class Task:
     """What a model was trained to do for a creator. ``answer``: what it gives. ``pictures``: how
-    many it is shown, 0 to 2. ``help``: what to write as the instruction, which the model reads itself
-    unless ``reads_instruction`` is false. ``settings``: the authors' values beside the family's own. ``input_size``: as :meth:`Variant.input_size`, where the task's
-    pictures have another size than the family's."""
+    many it is shown, 0 to 2. ``help``: what to write as the instruction, which the model reads
+    itself unless ``reads_instruction`` is false. ``settings``: the authors' values beside the
+    family's own. ``input_size``: as :meth:`Variant.input_size`, where the task's pictures have
+    another size than the family's."""
 
     answer: Answer
     pictures: int

@@ -196,9 +196,10 @@ class LayoutD(LayoutA):
 
     def __init__(self, tokenizer: Any, config: Mapping[str, Any]):
         super().__init__(tokenizer, config)
-        self.pad = self.token_id("<|pad|>", {"<|pad|>": _PAD})
+        pad = self.token_id("<|pad|>", {"<|pad|>": _PAD})
         self.text_choices = range(self.image_offset)
-        self.ends = (self.end_of_text, self.answer_end, self.pad)
+        ends = self.end_of_text, self.answer_end, pad
+        self.ends = tuple(token for token in ends if token < self.image_offset)
 
     def encode(self, instruction: str, image: Tensor | None, initial: TokenState) -> Prompt:
         task = "edit" if initial.image[0].numel() else "describe"
