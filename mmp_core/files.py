@@ -132,3 +132,12 @@ def leads_out(name: str) -> bool:
 def readable_size(size: float) -> str:
     """``size`` in bytes as people read it: "8.5 GB", "12.0 MB"."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def readable_duration(seconds: float) -> str:
+    """``seconds`` as people read it: "40 s", "3 min 20 s", "2 h 05 min"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"

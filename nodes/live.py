@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,7 @@ from ..mmp_core import (
     decode_text,
 )
 from ..mmp_core.editing import text_pieces
+from ..mmp_core.files import readable_duration
 from ..views.sheet import contact_sheet
 from ..views.trajectory import spread_steps, veiled_picture
 from .host import Progress, Run, save_temporary, stop_if_interrupted
@@ -30,7 +32,11 @@ RECORDED_STEPS = "mmada_parallel_steps"
 FRAMES, FEWEST_FRAMES = 24, 8
 """How many recorded steps of a sample go to the viewer. Each costs a decoded picture, so a quick
 run gets fewer: as many as take ``_SHARE`` of its time; ``_LEAST`` at least in a large batch."""
-_SHARE, _LEAST = 0.1, 2
+_SHARE, _LEAST = 0.05, 2
+_LIVE_SHARE = 0.05
+"""Share (0 … 1) of a run's time, so far, that its live previews may take."""
+_RECENT, _SURE = 10, 3
+"""Steps over which the time per step is averaged, and fewest to say from it how much is left."""
 _CELL = 256
 _COLUMNS = 4
 
@@ -50,8 +56,17 @@ class LiveView:
         self._reached: dict[int, TokenState] = {}
         self._steps, self._done, self._total, self._note = 0, 0, 1, ""
         self._sample, self._batch, self._parts = 0, 1, 1
+        self._cost = ""
+        self._times: deque[float] = deque(maxlen=_RECENT + 1)
+        self._previewed, self._latest = 0.0, 0.0
         self._results: list[Image.Image] = []
         self._frames, self._started = FRAMES, time.perf_counter()
+
+    def say(self, cost: str) -> None:
+        """What the next part of the run needs; shown at once before the first step."""
+        self._cost = cost
+        if not self._times:
+            self.progress.show_words(0, 0, [], cost, said=cost, **self._place)
 
     def part(self, samples: range, batch: int) -> None:
         """Before the steps of ``samples`` of a batch. Says on the node that it was split."""
@@ -70,15 +85,38 @@ class LiveView:
             self.planned = total // self._parts
         stop_if_interrupted()
         wanted = self._drawn(step.state) and index % self.preview_every == 0
-        picture = None
-        if wanted and self.progress.picture_due:
-            picture = veiled_picture(self.model, step.guess[:1], step.after[:1])
+        self._times.append(time.perf_counter())
+        picture = self._preview(step) if wanted and self.progress.picture_due else None
         self.progress.show(index + 1, total, picture)
         if self._shown is None:
             self._shown = step.state[:1]
         if self.progress.text_due:
             self._show_text(index + 1, step.after[:1])
         return self.run.stop_asked
+
+    def _preview(self, step: Step) -> Image.Image | None:
+        """The picture so far, unless it would take more than its share of the time."""
+        step.after.image[:1].cpu()  # so that what is measured is not the step
+        before = time.perf_counter()
+        if self._previewed + self._latest > _LIVE_SHARE * (before - self._started):
+            return None
+        picture = veiled_picture(self.model, step.guess[:1], step.after[:1])
+        self._latest = time.perf_counter() - before
+        self._previewed += self._latest
+        return picture
+
+    @property
+    def _left(self) -> str:
+        """How long the run still takes, once that can be said."""
+        done = len(self._times)
+        if done < _SURE or self._done >= self._total:
+            return ""
+        each = (self._times[-1] - self._times[0]) / (done - 1)
+        return f"about {readable_duration((self._total - self._done) * each)} left"
+
+    @property
+    def _place(self) -> dict[str, int]:
+        return {"sample": self._sample, "batch": self._batch, "item": self.run.item}
 
     def reached(self, initial: TokenState) -> TokenState | None:
         """The state after the last step, which began at ``initial``; ``None`` before the first."""
@@ -92,13 +130,13 @@ class LiveView:
 
     def finish(self, trajectory: Trajectory) -> None:
         """Show the result."""
-        self._sample, final = 0, trajectory.final
+        self._sample, final, self._cost = 0, trajectory.final, ""
         if self._note:
             self._note = "[in parts, since memory was short for all at once]\n\n"
         if self._drawn(final):
             before = time.perf_counter()
             self._results = [decode_image(self.model, final[:1])[0]]
-            affordable = _SHARE * (before - self._started) / (time.perf_counter() - before)
+            affordable = _SHARE * (before - self._started) / max(time.perf_counter() - before, 1e-6)
             fewest = min(FEWEST_FRAMES, max(_LEAST, FEWEST_FRAMES**2 // final.batch))
             self._frames = min(max(int(affordable / final.batch), fewest), FRAMES)
             for sample in range(1, final.batch):
@@ -143,8 +181,9 @@ class LiveView:
     def _show_text(self, done: int, state: TokenState, **more: object) -> None:
         text = decode_text(self.model, state, masked=MASKED_TEXT)[0]
         words = words_since(self.model, state, self._shown)
-        place = {"sample": self._sample, "batch": self._batch, "item": self.run.item}
-        self.progress.show_words(done, self._total, words, f"{self._note}{text}", **place, **more)
+        said = self._left or self._cost
+        plain = f"{self._note}{f'[{said}]' if said else ''}\n\n{text}".strip()
+        self.progress.show_words(done, self._total, words, plain, said=said, **self._place, **more)
         self._shown = state
 
     def _saved_sheet(self, steps: Sequence[Step], sample: int) -> dict[str, Any]:

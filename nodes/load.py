@@ -13,6 +13,8 @@ from .types import LoraModel, Model, Schema
 from .widgets import between
 
 AUTO = "auto"
+_WORTH_SAYING = 10**9
+"""Bytes of weights from which on the node says what they need of the memory."""
 
 
 class LoadModel(io.ComfyNode):
@@ -83,7 +85,10 @@ class LoadModel(io.ComfyNode):
         cls, checkpoint: str, dtype: str, image_tokenizer: str, family: str = AUTO
     ) -> io.NodeOutput:
         chosen = None if family == AUTO else variant_named(family)
-        return io.NodeOutput(host.load(checkpoint, dtype, image_tokenizer, chosen))
+        model = host.load(checkpoint, dtype, image_tokenizer, chosen)
+        cost = host.memory_cost(model.patcher.load_device, model.weights, 0, loading=True)
+        logging.info("MMaDA-Parallel: %s. %s", checkpoint, cost)
+        return io.NodeOutput(model, ui={"text": (cost,)} if model.weights > _WORTH_SAYING else None)
 
 
 class ApplyLoRA(io.ComfyNode):

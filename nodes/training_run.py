@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..mmp_core import InputError, Model
 from ..mmp_core.checkpoint.adapters import doubt_about, read_adapter
+from ..mmp_core.files import readable_duration
 from ..mmp_core.model.config import LAYER_SETS
 from ..training.cases import Case
 from ..training.data.dataset import EditDataset, tokenised
@@ -35,8 +36,8 @@ from .training_recipes import Metrics, Recipe
 
 _ADAPTER = "adapter.safetensors"
 _MOST_SEQUENCES = 64
-_RECENT = 10
-"""Steps over which the time per step is averaged."""
+_RECENT, _SURE = 10, 3
+"""Steps over which the time per step is averaged, and fewest to say from it how much is left."""
 _SAMPLES = 4
 _PREVIEW_SIZE = 1024
 _log = logging.getLogger(__name__)
@@ -101,8 +102,9 @@ def train(
             return recipe.bytes_of(hosted.model, cases, recipe.settings, trained, at_once)
 
         at_once = memory.sequences(bytes_of, min(recipe.most, _MOST_SEQUENCES), inputs.micro_batch)
-        needed = memory.prepare(bytes_of(at_once))
-        _log.info("MMaDA-Parallel: training needs %s; %d sequence(s) at once.", needed, at_once)
+        cost = memory.prepare(bytes_of(at_once))
+        _log.info("MMaDA-Parallel: training, %d sequence(s) at once. %s", at_once, cost)
+        progress.show_text(cost)
         settings = replace(recipe.settings, micro_batch=at_once)
         with LoRA(
             hosted.model.transformer,
@@ -256,7 +258,9 @@ class TrainingView:
         total, watch = self.run.settings.steps, self.run.watch
         self._seconds.append(metrics["seconds"])
         each = sum(self._seconds) / len(self._seconds)
-        left = f", {_duration((total - step) * each)} left" if step < total else ""
+        left = ""
+        if step < total and len(self._seconds) >= _SURE:
+            left = f", about {readable_duration((total - step) * each)} left"
         figures, pace = self.recipe.figures(metrics), f"{each:.1f} s per step{left}"
         lines = (f"after step {step} of {total}:", figures, watch.verdict(), pace, self.memory())
         self._lines = "\n".join(filter(None, lines))
@@ -310,11 +314,3 @@ class TrainingView:
         text = "\n".join(filter(None, (line, self._lines)))
         self.page.show_text(text)
         return text
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"

@@ -156,16 +156,16 @@ class Viewer {
     this.stopButton.disabled = false
   }
 
-  showStep({ node, step, total, words, sample, batch, item, kept, ended, planned }) {
+  showStep({ node, step, total, words, sample, batch, item, kept, ended, planned, said }) {
     this.startLive()
     this.executionId = node
-    this.steps.hidden = false
+    this.steps.hidden = !total // before the first step
     this.range.disabled = true
     this.setSteps(step, total, total, step)
     this.setWords(words)
     const samples = batch > 1 ? [`sample ${sample + 1} of ${batch}`] : []
     const which = [...(item ? [`item ${item + 1}`] : []), ...samples].join(', ')
-    const note = this.stopButton.disabled ? 'Ends after this step.' : ''
+    const note = this.stopButton.disabled ? 'Ends after this step.' : said
     if (!kept) return this.showActions({ which, stop: true, note })
     this.kept[item] = kept
     this.showActions({ which, goOn: true, note: endedNote(ended, planned) })

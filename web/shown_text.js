@@ -16,6 +16,7 @@ const NODES = [
 const NOTING = [
   'MMaDAParallelEncodeInstruction',
   'MMaDAParallelExtendCanvas',
+  'MMaDAParallelLoader',
   'MMaDAParallelPutBack',
   'MMaDAParallelRemask',
   'MMaDAParallelSetTokens'

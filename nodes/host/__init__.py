@@ -7,6 +7,7 @@ from .models import (
     HostedAdapter,
     HostedModel,
     load,
+    memory_cost,
     with_adapter,
 )
 from .page import Progress, metadata_wanted, save_temporary, stop_if_interrupted, to_intermediate
@@ -26,6 +27,7 @@ __all__ = [
     "keep",
     "load",
     "load_clip",
+    "memory_cost",
     "metadata_wanted",
     "save_temporary",
     "stop_if_interrupted",

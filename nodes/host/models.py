@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
@@ -55,6 +56,29 @@ def free_bytes(device: torch.device) -> float:
     free = comfy.model_management.get_free_memory(device) - core.reserved_bytes()
     on_cpu = comfy.model_management.is_device_cpu(device)
     return free if on_cpu else free + core.loaded_bytes(device)
+
+
+def memory_cost(device: torch.device, weights: int, working: int, *, loading: bool = False) -> str:
+    """What a run needs of the memory that there is, in a sentence or two. ``weights`` and
+    ``working``: bytes. ``loading``: the weights are still to be read from disk."""
+    management, cpu = comfy.model_management, torch.device("cpu")
+    free, total = management.get_free_memory(cpu), management.get_total_memory(cpu)
+    there = f"{readable_size(free)} of {readable_size(total)} free"
+    needed = f"{readable_size(weights + working)} needed"
+    if working:
+        needed += f" ({readable_size(weights)} of it weights)"
+    if management.is_device_cpu(device):
+        return f"Memory: {needed}, {there}."
+    usable, total = max(0.0, free_bytes(device)), management.get_total_memory(device)
+    streamed = min(weights, max(0.0, weights + working - usable))
+    gpu = f"GPU: {needed}, {readable_size(usable)} of {readable_size(total)} can be used"
+    if streamed:
+        gpu += (
+            f"; {readable_size(streamed)} of the weights are streamed at each step, which is slow"
+        )
+    host = weights if loading else streamed
+    short = ", so that they are read from disk again and again" if host > free else ""
+    return f"{gpu}. Host: {readable_size(host)} needed, {there}{short}."
 
 
 @dataclass(frozen=True)
@@ -113,21 +137,29 @@ class HostedModel:
             patchers.append(clip.patcher)
         comfy.model_management.load_models_gpu(patchers, memory_required=memory)
 
-    def memory_budget(self, prompt: Prompt, *, previews: bool) -> HostBudget:
-        """For ``denoise_in_batches``."""
+    def memory_budget(
+        self, prompt: Prompt, *, previews: bool, tell: Callable[[str], Any] = lambda cost: None
+    ) -> HostBudget:
+        """For ``denoise_in_batches``. ``tell``: called with what a batch needs, before it."""
         (height, width), side = prompt.initial.grid, self.model.downsample
-        return HostBudget(self, height * width * side**2 if previews else 0)
+        return HostBudget(self, height * width * side**2 if previews else 0, tell)
+
+    @property
+    def weights(self) -> int:
+        """Bytes of everything that is loaded."""
+        return sum(patcher.model_size() for patcher in self.get_models())
 
 
 @dataclass(frozen=True)
 class HostBudget:
     """The ``MemoryBudget`` of a device whose memory ComfyUI manages.
 
-    ``pixels``: of a preview, 0 for none.
+    ``pixels``: of a preview, 0 for none. ``tell``: called with what is needed.
     """
 
     hosted: HostedModel
     pixels: int
+    tell: Callable[[str], Any]
 
     @property
     def _patchers(self) -> list[comfy.model_patcher.ModelPatcher]:
@@ -154,12 +186,9 @@ class HostBudget:
     def prepare(self, estimate: MemoryEstimate, samples: int) -> None:
         memory = self._memory(estimate, samples)
         size = sum(patcher.model_size() for patcher in self._patchers)
-        _log.info(
-            "MMaDA-Parallel: %d sample(s) at once need about %s beside %s of weights.",
-            samples,
-            readable_size(memory),
-            readable_size(size),
-        )
+        cost = memory_cost(self.hosted.patcher.load_device, size, memory)
+        _log.info("MMaDA-Parallel: %d sample(s) at once. %s", samples, cost)
+        self.tell(cost)
         comfy.model_management.load_models_gpu(self._patchers, memory_required=memory)
 
 

@@ -23,7 +23,7 @@ from ...mmp_core.model.quantised import FrozenFunction
 from ...mmp_core.model.transformer import MaskedDiffusionTransformer, sdpa_attention
 from .clip import HostedClip
 from .layers import StreamedRMSNorm, weight_of
-from .models import HostedModel, free_bytes
+from .models import HostedModel, free_bytes, memory_cost
 
 Interrupted = comfy.model_management.InterruptProcessingException
 
@@ -142,14 +142,11 @@ class TrainingMemory:
 
     def prepare(self, needed: int) -> str:
         """Load the weights so that ``needed`` bytes stay free. A sentence about it, for the log."""
-        streamed = max(0.0, needed - self.beside)
+        cost = memory_cost(self.device, self.weights, needed)
         for clip in self.clips:
             clip.prepare()
         comfy.model_management.load_models_gpu(self.patchers, memory_required=needed)
-        about = f"about {readable_size(needed)} beside {readable_size(self.weights)} of weights"
-        if comfy.model_management.is_device_cpu(self.device) or not streamed:
-            return about
-        return f"{about}, of which {readable_size(streamed)} are streamed, which takes time"
+        return cost
 
     def in_use(self) -> str:
         """Memory of the device in use, by every program."""

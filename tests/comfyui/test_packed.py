@@ -20,4 +20,6 @@ def test_a_quantised_demo_edits(comfy, object_info):
     done = comfy.run(prompt)
     assert done.status == "success", done.error
     assert done.images and any(text.strip() for text in done.texts)
-    assert re.search(r"1 sample\(s\) at once need about .* MB beside .* MB of weights", comfy.log())
+    assert re.search(
+        r"1 sample\(s\) at once. Memory: .* MB needed \(.* MB of it weights\)", comfy.log()
+    )

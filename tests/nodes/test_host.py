@@ -248,6 +248,36 @@ def test_a_model_that_somebody_leaked_is_not_counted_as_free(host, monkeypatch):
     del leaked
 
 
+@pytest.mark.parametrize(
+    "gpu_free, host_free, expected",
+    [
+        (20, 8, "20.0 GB of 24.0 GB can be used. Host: 0.0 MB needed, 8.0 GB of 32.0 GB free."),
+        (8, 8, "2.5 GB of the weights are streamed at each step, which is slow. Host: 2.5 GB "
+         "needed, 8.0 GB of 32.0 GB free."),
+        (8, 2, "2.5 GB needed, 2.0 GB of 32.0 GB free, so that they are read from disk again and "
+         "again."),
+    ],
+)  # fmt: skip
+def test_what_is_needed_is_said_against_what_there_is(
+    host, monkeypatch, gpu_free, host_free, expected
+):
+    import comfy.model_management as management
+
+    device, cpu = torch.device("meta"), torch.device("cpu")
+    free, total = {device: gpu_free, cpu: host_free}, {device: 24, cpu: 32}
+    monkeypatch.setattr(management, "get_free_memory", lambda device: free[device] * 10**9)
+    monkeypatch.setattr(management, "get_total_memory", lambda device: total[device] * 10**9)
+    monkeypatch.setattr(host.models, "free_bytes", management.get_free_memory)
+    said = host.memory_cost(device, 10 * 10**9, 5 * 10**8)
+    assert said.startswith("GPU: 10.5 GB needed (10.0 GB of it weights), ")
+    assert said.endswith(expected)
+    loading = host.memory_cost(device, 10 * 10**9, 0, loading=True)
+    assert "GPU: 10.0 GB needed," in loading and "Host: 10.0 GB needed" in loading
+    on_cpu = host.memory_cost(cpu, 10**9, 10**9)
+    free_there = f"{host_free}.0 GB of 32.0 GB free."
+    assert on_cpu == f"Memory: 2.0 GB needed (1.0 GB of it weights), {free_there}"
+
+
 def test_encoding_asks_for_the_memory_of_the_picture_as_the_model_sees_it(
     run_node, model, monkeypatch
 ):

@@ -140,6 +140,7 @@ def test_a_batch_in_parts_is_announced_and_fills_the_bar_once(
 ):
     recorder = Recorder()
     monkeypatch.setattr(nodes.denoise, "Progress", lambda node_id: recorder)
+    monkeypatch.setattr(nodes.live.LiveView, "say", lambda *_: None)
     output = denoised(encoded(), batch_size=3)
     steps = output[1].total_steps
     expected = [(done, 2 * steps) for done in range(1, 2 * steps + 1)]
@@ -193,8 +194,82 @@ class Recorder:
         self.texts.append(text)
 
 
+class Clock:
+    """Stands for the module ``time``."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(nodes, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(nodes.live, "time", clock)
+    return clock
+
+
+@pytest.mark.parametrize("preview_seconds, each", [(0.13, 0.5), (0.001, 1.0), (3.0, 0.2)])
+def test_previews_take_a_twentieth_of_a_run_at_most(
+    nodes, model, clock, monkeypatch, preview_seconds, each
+):
+    """But for the first one, whose cost nobody knows. A new one is made when it can be afforded."""
+    taken = []
+
+    def draw(*args):
+        clock.now += preview_seconds
+        taken.append(clock.now)
+        return Image.new("RGB", (8, 8))
+
+    monkeypatch.setattr(nodes.live, "veiled_picture", draw)
+    recorder = Recorder()
+    view = nodes.live.LiveView(model.model, recorder, 1)
+
+    def step(*args):
+        clock.now += each
+        share = (len(taken) + 1) * preview_seconds / clock.now
+        before = len(taken)
+        view(*args)
+        assert (len(taken) > before) == (before == 0 or share <= 0.05)
+
+    denoise(model.model, encode_instruction(model.model, "add a red star"), callback=step)
+    assert len(taken) * preview_seconds <= max(preview_seconds, 0.05 * clock.now)
+
+
+def test_after_three_steps_it_says_how_long_it_still_takes(nodes, model, clock):
+    recorder = Recorder()
+    view = nodes.live.LiveView(model.model, recorder, 0)
+    view.say("GPU: 3 GB needed")
+
+    def step(*args):
+        clock.now += 20.0
+        view(*args)
+
+    denoise(model.model, encode_instruction(model.model, "add a red star"), callback=step)
+    said = [place["said"] for place in recorder.places]
+    assert said[:3] == ["GPU: 3 GB needed"] * 3
+    assert recorder.texts[0] == "GPU: 3 GB needed"
+    assert said[3] == "about 11 min 00 s left" and "[about 11 min 00 s left]" in recorder.texts[3]
+    assert said[-2:] == ["about 20 s left", "GPU: 3 GB needed"]
+
+
+def test_a_run_says_what_it_costs_and_what_would_be_faster(
+    nodes, run_node, encoded, denoised, monkeypatch
+):
+    said = []
+    monkeypatch.setattr(nodes.live.LiveView, "say", lambda self, cost: said.append(cost))
+    denoised(encoded())
+    monkeypatch.setattr(nodes.denoise, "_LARGE", 0)
+    denoised(encoded())
+    denoised(encoded(), speed="cached")
+    assert all(text.startswith("Memory: ") and " needed (" in text for text in said)
+    assert ["With speed cached" in text for text in said] == [False, True, False]
+
+
 @pytest.mark.parametrize("every, expected", [(0, 0), (1, 36), (5, 8)])
-def test_both_modalities_are_seen_to_form(nodes, model, every, expected):
+def test_both_modalities_are_seen_to_form(nodes, model, clock, every, expected):
     recorder = Recorder()
     view = nodes.live.LiveView(model.model, recorder, every)
     prompt = encode_instruction(model.model, "add a red star", batch=2)
