@@ -10,6 +10,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
@@ -21,25 +22,31 @@ from ..mmp_core import (
     decode_image,
     decode_text,
     encode_instruction,
+    put_back,
 )
 from ..mmp_core.batching import denoise_in_batches
 from ..mmp_core.files import readable_size, replacing, writable_file, writing
 from ..mmp_core.fitting import fitted_input, unseen_note
-from ..mmp_core.image.files import load_image, writable_picture, write_picture
+from ..mmp_core.image.files import load_image, read_original, writable_picture, write_picture
 from ..mmp_core.image.mask_settings import MaskSettings
+from ..mmp_core.image.put_back_settings import PutBackSettings
 from ..mmp_core.instructions import instruction_notes
 from ..mmp_core.memory import denoising_estimate, module_bytes
 from ..mmp_core.options import options_of
 from .model import check_settings, load_model, memory_explained, note, settings_of
-from .options import given
+from .options import given, put_back_options
 
 _LONGEST_NAME = 48
+_KEEPING = ("", "edit", "paint")
+"""Tasks whose result is their picture with something changed."""
 
 
 @dataclass(frozen=True)
 class Answer:
     text: str
     image: Image.Image | None
+    mask: Image.Image | None
+    put_back: PutBackSettings | None
     steps: int
     seconds: float
 
@@ -50,9 +57,10 @@ def draw(args: argparse.Namespace) -> None:
     check_settings(args, seed)
     if args.image is not None:
         mask_settings(args)
+        put_back_settings(args, "")
     if not args.instruction.strip() and args.reference is None:
         raise InputError("The instruction is empty; say what to change or to show.")
-    picture = None if args.image is None else load_image(_checked_image(args))
+    picture = None if args.image is None else read_original(_checked_image(args))
     mask = None if args.mask is None else load_image(args.mask)
     _check_files(args)
     with memory_explained():
@@ -70,6 +78,10 @@ def draw(args: argparse.Namespace) -> None:
         return
     path = args.out or _free_path(args.instruction, seed)
     write_picture(path, answer.image, quality=args.quality, notes=_notes(answer, args, settings))
+    if answer.put_back and path.suffix.lower() != ".png":
+        note(args, f"{path} is encoded anew, which changes all pixels a little; a PNG keeps them.")
+    if args.mask_out and answer.mask:
+        write_picture(args.mask_out, answer.mask)
     _report(args, answer, path, seed)
 
 
@@ -92,9 +104,35 @@ def answered(
             bar.update()
 
         trajectory = denoise_in_batches(model, prompt, settings, callback=advance, record=0)
-    text = decode_text(model, trajectory.final)[0].strip()
-    image = decode_image(model, trajectory.final)[0] if min(trajectory.final.grid) else None
-    return Answer(text, image, trajectory.total_steps, time.perf_counter() - began)
+    final, image, area = trajectory.final, None, None
+    choices = put_back_settings(args, task_of(args, model)) if picture else None
+    if choices and picture and min(final.grid):
+        where = {"mask": mask, "mode": choices.mode, "settings": choices}
+        image, area = put_back(model, prompt, picture, final, **where)
+        share = (np.asarray(area) > 0).mean()
+        note(
+            args, f"put back: {share:.1%} of the pixels are replaced, the others are the original's"
+        )
+    elif min(final.grid):
+        image = decode_image(model, final)[0]
+    text, seconds = decode_text(model, final)[0].strip(), time.perf_counter() - began
+    return Answer(text, image, area, choices, trajectory.total_steps, seconds)
+
+
+def put_back_settings(args: argparse.Namespace, task: str) -> PutBackSettings | None:
+    """How the result is put back; None where the model's own picture is wanted."""
+    mode = args.put_back
+    if mode is None:
+        own = args.size is not None or task not in _KEEPING
+        mode = "off" if own and not args.mask_out else "changed"
+    if mode == "off" and args.mask_out:
+        raise InputError("--mask-out writes what is put back; leave --put-back off out.")
+    if mode == "mask" and args.mask is None:
+        raise InputError("--put-back mask needs a mask: give --mask.")
+    names = {option.name: name for name, option in put_back_options().items() if name != "mode"}
+    values = {names[name]: value for name, value in given(args, names).items()}
+    settings = PutBackSettings(mode="changed" if mode == "off" else mode, **values)
+    return None if mode == "off" else settings
 
 
 def task_of(args: argparse.Namespace, model: Model) -> str:
@@ -148,6 +186,8 @@ def _check_files(args: argparse.Namespace) -> None:
     writable_picture(args.out or Path("picture.png"), "--out", args.quality)
     if args.text_out:
         writable_file(args.text_out, "--text-out")
+    if args.mask_out:
+        writable_file(args.mask_out, "--mask-out", (".png",))
 
 
 def _free_path(instruction: str, seed: int) -> Path:
@@ -167,6 +207,8 @@ def _notes(answer: Answer, args: argparse.Namespace, settings: SamplerSettings) 
         "model": Path(args.model).name,
         "settings": json.dumps(asdict(settings)),
     }
+    if answer.put_back:
+        notes["put_back"] = json.dumps(asdict(answer.put_back))
     if args.lora:
         notes["loras"] = json.dumps([f"{file.name}:{strength:g}" for file, strength in args.lora])
     return notes

@@ -122,8 +122,10 @@ def build_parser() -> argparse.ArgumentParser:
         commands, "generate", "make a picture from words alone", _GENERATE, _GENERATE_EXAMPLE
     )
     options.add_mask(edit)
+    options.add_put_back(edit)
     options.add_tasks(edit)
-    generate.set_defaults(image=None, mask=None, reference=None, task="generate")
+    unused = ("image", "mask", "reference", "put_back", "mask_out")
+    generate.set_defaults(task="generate", **dict.fromkeys(unused))
     for drawing in (edit, generate):
         options.add_drawing(drawing)
     describe = _command(

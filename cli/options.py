@@ -12,6 +12,7 @@ from typing import Any
 from ..mmp_core.errors import InputError
 from ..mmp_core.files import checked_path
 from ..mmp_core.image.mask_settings import MaskSettings
+from ..mmp_core.image.put_back_settings import PutBackSettings
 from ..mmp_core.model.formats import FORMATS
 from ..mmp_core.options import Option, options_of, plain
 from ..mmp_core.sampler.settings import SamplerSettings
@@ -93,7 +94,8 @@ def add_description(parser: argparse.ArgumentParser) -> None:
         default="Describe the picture.",
         help='what to say about it (default "Describe the picture.")',
     )
-    unused = ("out", "quality", "size", "mask", "reference", *options_of(MaskSettings))
+    unused = ("out", "quality", "size", "mask", "reference", "put_back", "mask_out")
+    unused = (*unused, *options_of(MaskSettings))
     parser.set_defaults(task="describe", **dict.fromkeys(unused))
     add_answer(parser)
 
@@ -152,6 +154,33 @@ def add_mask(parser: argparse.ArgumentParser) -> None:
         "over IMAGE",
     )
     _add_settings(group, options_of(MaskSettings).values())
+
+
+def add_put_back(parser: argparse.ArgumentParser) -> None:
+    """How the result of ``edit`` comes back on the original."""
+    group = parser.add_argument_group(
+        "put back",
+        "The edited picture has the original's size; what was not edited stays as it was. Alpha,\n"
+        "colour profile and 16-bit grey stay, too. JPEG and WebP are encoded anew: write PNG to\n"
+        "keep every pixel.",
+    )
+    options = put_back_options()
+    mode = options["mode"]
+    help = f"{mode.help} off: the model's own picture, as with --size"
+    options["mode"] = replace(mode, choices=(*mode.choices, "off"), help=help, name="put_back")
+    _add_settings(group, options.values())
+    group.add_argument(
+        "--mask-out",
+        type=path,
+        metavar="FILE.png",
+        help="write what was replaced, too: 8 bits, the original's size, 0 where it is untouched",
+    )
+
+
+def put_back_options() -> dict[str, Option]:
+    """The options of put back, named as on the command line, by the name of their field."""
+    options = options_of(PutBackSettings)
+    return {n: replace(option, name=f"put_back_{n}") for n, option in options.items()}
 
 
 def add_evaluation(parser: argparse.ArgumentParser) -> None:

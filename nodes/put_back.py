@@ -92,13 +92,15 @@ class PutBack(io.ComfyNode):
             stop_if_interrupted()
             sample = i * prompt.batch // len(results)
             pixels = original[_index(i, sample, len(original), len(results), prompt.batch)]
-            painted = masks and masks[_index(i, sample, len(masks), len(results), prompt.batch)]
+            painted = None
+            if masks:
+                painted = masks[_index(i, sample, len(masks), len(results), prompt.batch)]
             picture, area = put_back_pixels(
                 model.model,
                 prompt[sample : sample + 1],
                 pixels.cpu().numpy(),
                 one,
-                mask=painted or None,
+                mask=painted,
                 mode=settings.mode,
                 settings=settings,
             )
