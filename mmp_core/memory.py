@@ -160,9 +160,13 @@ def denoising_estimate(
         choices = config.embedding_size
         noise = model.variant.upstream_noise_bytes
     text_noise = noise if settings.text_temperature else 0
-    text = selection_bytes(words, choices, 1 + len(text_branches), text_noise, itemsize)
-    if available(model.device) and itemsize < 4 and settings.preset == "corrected":
-        text = words * choices * 2 * text_noise
+    at_once = _words_at_once(words, settings)
+    text = selection_bytes(at_once, choices, 1 + len(text_branches), text_noise, itemsize)
+    if settings.preset == "upstream":
+        text += at_once * choices * model.variant.upstream_text_bytes
+        text += length * choices * text_noise * model.variant.upstream_draws_rows
+    elif chosen_by_kernels(model, itemsize):
+        text = at_once * choices * 2 * text_noise
     image_noise = 4 if settings.image_temperature else 0
     image = selection_bytes(
         codes, model.layout.codebook_size, 1 + len(image_branches), image_noise, itemsize
@@ -175,6 +179,19 @@ def denoising_estimate(
         retained += branches * (KeyValueCache.bytes_of(config, 1, length, dtype) + hidden)
     table = 2 * length * config.head_dim * 4
     return MemoryEstimate(table + dequantised_bytes(model.transformer, itemsize), working, retained)
+
+
+def _words_at_once(words: int, settings: SamplerSettings) -> int:
+    """Text tokens that a step chooses among: of all blocks that share a step."""
+    block = settings.block_length or max(1, words)
+    blocks = math.ceil(words / block)
+    return min(words, block * math.ceil(blocks / settings.text_steps))
+
+
+def chosen_by_kernels(model: DenoisingModel, itemsize: int) -> bool:
+    """Whether words are chosen without their logits being held."""
+    fits = available(model.device) and itemsize < 4
+    return fits and model.layout.mask_id not in model.layout.text_choices
 
 
 def _recorded(settings: SamplerSettings, record: int | None) -> int:

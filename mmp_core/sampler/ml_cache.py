@@ -16,6 +16,9 @@ from ..variants.base import ModelInput
 from .cache import BranchCache, as_positions
 from .plan import StepTargets
 
+_PART = 512
+"""Positions whose logits are held at once."""
+
 
 @dataclass(frozen=True)
 class MLCache:
@@ -59,4 +62,6 @@ class MLCache:
 
     def peaks(self, hidden: Tensor) -> Tensor:
         """(B, L) float32: the largest logit of each position."""
-        return self.transformer.logits(hidden, self.choices).amax(dim=-1).float()
+        parts = hidden.split(_PART, dim=1)
+        peaks = [self.transformer.logits(part, self.choices).amax(dim=-1) for part in parts]
+        return torch.cat(peaks, dim=1).float()

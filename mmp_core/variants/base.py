@@ -146,10 +146,11 @@ class Variant(ABC):
     where it is missing, with ``{folder}`` for the checkpoint's. ``repository``: where its authors
     released it on Hugging Face; ``image_repository``: the image tokenizer, where that is another
     one; ``licence``: of its weights, as their page states it. ``upstream_knows``: settings that may
-    be other than 0 with the authors' sampler; ``upstream_settings``: the values of their command;
+    be other than 0 with the authors' sampler; ``upstream_settings``: those of their command;
     ``upstream_speeds``: those that it knows; ``upstream_noise_bytes``: of a random number that it
-    draws for text. ``tasks``: by name, where they are more than to edit and to generate.
-    ``image_size``, ``text_length``: of an answer, where a checkpoint's config.json says none.
+    draws for text; ``upstream_text_bytes``: of a text logit beside; ``upstream_draws_rows``:
+    whether it draws for every position of the sequence. ``tasks``: by name, where they are more
+    than to edit and to generate. ``image_size``, ``text_length``: of an answer, where a checkpoint's config.json says none.
     ``called``: a pattern of what its checkpoints are called, in any case.
     """
 
@@ -167,6 +168,8 @@ class Variant(ABC):
     upstream_settings: ClassVar[Mapping[str, Any]] = {}
     upstream_speeds: ClassVar[tuple[str, ...]] = ("exact",)
     upstream_noise_bytes: ClassVar[int] = 4
+    upstream_text_bytes: ClassVar[int] = 0
+    upstream_draws_rows: ClassVar[bool] = False
     tasks: ClassVar[Mapping[str, Task]] = {}
     image_size: ClassVar[int] = 512
     text_length: ClassVar[int] = 256

@@ -141,7 +141,7 @@ class LuminaDiMOO(MMaDAParallelA):
     text_length = 1024
     upstream_knows = ("text_guidance", "image_guidance", "reasoning_guidance", "block_length")
     upstream_speeds = ("exact", "cached")
-    upstream_noise_bytes = 8
+    upstream_noise_bytes, upstream_text_bytes, upstream_draws_rows = 8, 16, True
     upstream_settings: ClassVar = {"image_steps": 64, "text_guidance": 4.0}
     tasks: ClassVar = {
         "generate": Task("image", 0, "what the picture shows", _T2I),

@@ -1,5 +1,6 @@
 """Estimates of memory against counted peaks: at most a tenth too small or twice too large."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -313,3 +314,35 @@ def test_which_errors_mean_that_memory_ran_out(error, expected):
 def test_a_host_recognises_ours_and_a_user_can_read_it():
     assert issubclass(OutOfMemory, InputError)
     assert issubclass(OutOfMemory, torch.cuda.OutOfMemoryError)
+
+
+def lumina_of_many_words():
+    model = tiny.TinyModel("D", torch.float32)
+    model.transformer = tiny.transformer_of({**tiny.config("D"), "embedding_size": WORDS})
+    return model
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("preset", ["corrected", "upstream"])
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"text_temperature": 0.0},
+        {"text_temperature": 1.0},
+        {"text_temperature": 1.0, "reasoning_guidance": 2.0, "speed": "cached"},
+    ],
+)
+@pytest.mark.parametrize("text, side", [(40, 4), (8, 12)])
+def test_a_text_alone_holds_what_is_estimated(dtype, preset, choices, text, side):
+    model = lumina_of_many_words()
+    model.transformer.to(dtype)
+    model.layout.text_choices = range(WORDS)
+    settings = SamplerSettings(
+        preset=preset, text_steps=4, block_length=4, joint_guidance=0.0, **choices
+    )
+    if preset == "upstream":
+        settings = replace(settings, text_steps=10 if text == 40 else 4)
+    picture = torch.zeros(1, side, side, dtype=torch.int64)
+    prompt = model.layout.encode("make it red", picture, TokenState.masked(1, text, (0, 0)))
+    estimate = denoising_estimate(model, prompt, settings).total(1)
+    check(estimate, most_bytes(lambda: denoise(model, prompt, settings)))
