@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checkpoint.load import Model
-from .errors import InputError, shown
+from .errors import InputError, shortened, shown
 from .instructions import unknown_words
 from .outside import checked_text
 from .state import MASKED, Prompt, TokenState
@@ -148,7 +148,8 @@ def fixed_text(
 
 def _known_ids(model: Model, text: str) -> list[int]:
     if words := unknown_words(model.tokenizer, text):
-        raise InputError(f"The checkpoint does not know: {', '.join(words)}. Use other words.")
+        listed = shortened(", ".join(words))
+        raise InputError(f"The checkpoint does not know: {listed}. Use other words.")
     return model.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

@@ -249,6 +249,11 @@ def _decode(model: Model, state: TokenState, fill: tuple[float, float, float]) -
     total = (vectors * known).sum(dim=(2, 3), keepdim=True)
     mean = total / known.sum(dim=(2, 3), keepdim=True).clamp_min(1)
     pixels = tokenizer.decode_vectors(torch.where(masked[:, None], mean, vectors))
+    if not pixels.isfinite().all():
+        raise InputError(
+            "The image tokenizer gives pixels that are not finite numbers: its weights are "
+            "damaged; download it again."
+        )
     low, high = tokenizer.pixel_range
     colour = pixels.new_tensor(fill).view(1, 3, 1, 1) * (high - low) + low
     paint = _enlarged(masked, model.downsample)[:, None]

@@ -88,6 +88,8 @@ def adapter_state(
         if pair.keys() != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
             raise InputError(f"{name} lacks a matching pair of matrices for {layer}.")
         rank = pair["A"].shape[0]
+        if not all(_plain(matrix).isfinite().all() for matrix in pair.values()):
+            raise InputError(f"{name} has values for {layer} that are not finite numbers.")
         if not rank:
             raise InputError(f"{name} has rank 0 for {layer}: it holds nothing.")
         scale = (alphas.get(layer, rank) if alpha is None else alpha) / rank

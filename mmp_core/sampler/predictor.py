@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..model.finite import check_finite
 from ..model.graphs import forward_of
 from ..model.transformer import MaskedDiffusionTransformer
 from ..state import TokenState
@@ -79,4 +80,7 @@ class BranchOutputs:
         if branch not in self._hidden:
             self._hidden[branch] = self.predictor.hidden(branch, self.state, self.targets)
         hidden = self._hidden[branch]
-        return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+        hidden = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+        predictor = self.predictor
+        check_finite(hidden, predictor.transformer, predictor.ids(branch, self.state))
+        return hidden

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ...mmp_core.errors import InputError
+from ...mmp_core.errors import InputError, shortened, shown
 from ...mmp_core.files import replacing
 
 
@@ -61,12 +61,14 @@ class RunFolder:
             return None
         try:
             state = torch.load(self.state_file, map_location=device, weights_only=True)
+            self.saved_step = state["step"]
+            if type(self.saved_step) is not int:
+                raise TypeError(f"its step is {shown(self.saved_step)}")
         except Exception as error:
             raise InputError(
-                f"{self.state_file} cannot be read ({str(error).splitlines()[0]}): it is no state "
-                "of a run, or damaged. Begin another run elsewhere."
+                f"{self.state_file} cannot be read ({shortened(str(error) or repr(error))}): it "
+                "is no state of a run, or damaged. Begin another run elsewhere."
             ) from error
-        self.saved_step = state["step"]
         return state
 
     def refuse_changes(
@@ -110,12 +112,15 @@ class RunFolder:
     def lines(self) -> list[dict[str, float]]:
         """The log so far, up to a line that was cut off."""
         lines = []
-        text = self.log_file.read_text(encoding="utf-8") if self.log_file.is_file() else ""
+        text = self.log_file.read_bytes() if self.log_file.is_file() else b""
         for line in text.splitlines():
             try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
+                values = json.loads(line)
+            except (ValueError, RecursionError):
                 break
+            if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+                break
+            lines.append(values)
         return lines
 
     def forget_after(self, step: int) -> None:

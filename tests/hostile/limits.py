@@ -1,0 +1,79 @@
+"""One case in a process of its own, forked from this one, which has imported all that it needs."""
+
+import os
+import resource
+import select
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+
+from mmada_parallel.mmp_core.errors import InputError
+
+SECONDS, MEMORY, MESSAGE = 10, 2 * 2**30, 600
+"""What a case may take: seconds, bytes beyond the parent's, characters of what it is told."""
+
+
+def judged(case, seconds=SECONDS, memory=MEMORY):
+    """("ok" | "input" | "raw" | "timeout" | "died", what was said) of calling ``case``.
+
+    input: one sentence, as users are told. raw: any other exception, or more than a sentence.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(reader)
+        _run(case, writer, memory)
+    os.close(writer)
+    try:
+        said = _read(reader, seconds)
+        if said is None:
+            os.kill(child, signal.SIGKILL)
+    finally:
+        os.close(reader)
+        _, status = os.waitpid(child, 0)
+    if said is None:
+        return "timeout", f"more than {seconds} s"
+    verdict, _, message = said.decode(errors="replace").partition("\n")
+    return (verdict, message) if verdict else ("died", f"status {status}")
+
+
+def _read(reader, seconds):
+    """All that the child writes, or None where it takes longer than ``seconds``."""
+    parts, end = [], time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if select.select([reader], [], [], left)[0]:
+            part = os.read(reader, 65536)
+            if not part:
+                return b"".join(parts)
+            parts.append(part)
+    return None
+
+
+def _run(case, writer, memory):
+    try:
+        with open("/proc/self/statm") as file:
+            size = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + memory, size + memory))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        silent = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silent, 1)
+        os.dup2(silent, 2)
+        try:
+            case()
+            said = "ok\n"
+        except InputError as error:
+            one = "\n" not in str(error).strip() and len(str(error)) <= MESSAGE
+            said = f"{'input' if one else 'raw'}\n{error}"
+        except BaseException:
+            said = "raw\n" + "".join(traceback.format_exception(*sys.exc_info(), limit=-4))
+        os.write(writer, said.encode(errors="replace")[:60_000])
+    finally:
+        os._exit(0)
+
+
+def counts(verdicts):
+    """The number of each verdict, in the order of the table of results."""
+    found = Counter(verdicts)
+    return {name: found[name] for name in ("ok", "input", "raw", "timeout", "died")}
