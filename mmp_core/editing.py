@@ -21,9 +21,10 @@ from .outside import checked_text
 from .state import MASKED, Prompt, TokenState
 from .variants.base import MASKED_TEXT, pieces_of
 
-REGEX_SECONDS, REGEX_LENGTH, REGEX_REPEATS = 1.0, 500, 1000
+REGEX_SECONDS, REGEX_LENGTH, REGEX_REPEATS = 0.5, 500, 1000
 """Limits of a pattern, which may come with somebody else's workflow: seconds to search, characters,
 and repetitions, since compiling it takes time and memory, too."""
+REGEX_TEXT = 200_000
 _REPEATS = re.compile(r"[{,]\s*(\d+)\s*(?=[,}])")
 _VERBOSE = re.compile(r"\(\?[a-zA-Z0-9]*x")
 
@@ -73,13 +74,16 @@ def pattern_selected(pieces: Sequence[str], pattern: str) -> list[bool]:
     if _VERBOSE.search(pattern):
         raise InputError("pattern has the flag x, for blanks that do not count: write it without.")
     repeats = math.prod(max(1, int(n)) for n in _REPEATS.findall(pattern))
+    text = "".join(pieces)
+    if len(text) > REGEX_TEXT:
+        raise InputError(f"The text has {len(text)} characters; {REGEX_TEXT} can be searched.")
     if repeats > REGEX_REPEATS:
         raise InputError(
             f"pattern has up to {shown(repeats)} repetitions; expected at most {REGEX_REPEATS}: "
             "simplify it."
         )
     try:
-        matches = regex.finditer(pattern, "".join(pieces), timeout=REGEX_SECONDS)
+        matches = regex.finditer(pattern, text, timeout=REGEX_SECONDS)
         spans = [match.span() for match in matches]
     except (regex.error, RecursionError, OverflowError, ValueError, MemoryError) as error:
         raise InputError(

@@ -71,7 +71,7 @@ def load_tokens(path: str | Path, model: Model) -> TokenState:
             state = TokenState(file.get_tensor("text"), file.get_tensor("image"), placement)
     except InputError:
         raise
-    except (OSError, SafetensorError, ValueError, TypeError, LookupError) as error:
+    except (OSError, RuntimeError, SafetensorError, ValueError, TypeError, LookupError) as error:
         raise InputError(f"{path} cannot be read ({error}); save the tokens again.") from None
     for name, expected in token_identity(model).items():
         if metadata.get(name) != expected:

@@ -12,7 +12,10 @@ from collections import Counter
 from mmada_parallel.mmp_core.errors import InputError
 
 SECONDS, MEMORY, MESSAGE = 10, 2 * 2**30, 600
-"""What a case may take: seconds, bytes beyond the parent's, characters of what it is told."""
+"""What a case may take: seconds of a processor, bytes beyond the parent's, characters of what it is
+told."""
+_WAITED = 6
+"""How many times as long a case may take that waits, for a processor or for ever."""
 
 
 def judged(case, seconds=SECONDS, memory=MEMORY):
@@ -24,16 +27,16 @@ def judged(case, seconds=SECONDS, memory=MEMORY):
     child = os.fork()
     if not child:
         os.close(reader)
-        _run(case, writer, memory)
+        _run(case, writer, memory, seconds)
     os.close(writer)
     try:
-        said = _read(reader, seconds)
+        said = _read(reader, _WAITED * seconds)
         if said is None:
             os.kill(child, signal.SIGKILL)
     finally:
         os.close(reader)
         _, status = os.waitpid(child, 0)
-    if said is None:
+    if said is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
         return "timeout", f"more than {seconds} s"
     verdict, _, message = said.decode(errors="replace").partition("\n")
     return (verdict, message) if verdict else ("died", f"status {status}")
@@ -51,8 +54,10 @@ def _read(reader, seconds):
     return None
 
 
-def _run(case, writer, memory):
+def _run(case, writer, memory, seconds):
     try:
+        used = int(sum(os.times()[:2]))
+        resource.setrlimit(resource.RLIMIT_CPU, (used + seconds, used + seconds + 5))
         with open("/proc/self/statm") as file:
             size = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + memory, size + memory))

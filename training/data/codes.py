@@ -63,7 +63,7 @@ class CodeCache:
                 fits = metadata.get("fingerprint") == self.fingerprint
                 if metadata.get("format") == FORMAT and fits:
                     self.codes = {key: _checked(file, key) for key in file.keys()}
-        except (OSError, SafetensorError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             self.note = f"{path.name} could not be read ({error}): all pictures are encoded anew."
             return
         if metadata.get("format") != FORMAT:

@@ -1,0 +1,295 @@
+"""The smallest file, value or name for each fault that was found: refused in one sentence."""
+
+import json
+import os
+
+import pytest
+import torch
+from mmada_parallel.mmp_core import encode_instruction, load_checkpoint
+from mmada_parallel.mmp_core.checkpoint.adapters import adapter_state
+from mmada_parallel.mmp_core.checkpoint.text_tokenizer import check_tokenizer, is_quick
+from mmada_parallel.mmp_core.checkpoint.tokens import FORMAT, load_tokens, token_identity
+from mmada_parallel.mmp_core.editing import pattern_selected, words_selected
+from mmada_parallel.mmp_core.errors import CheckpointError, InputError
+from mmada_parallel.mmp_core.files import is_plain_name, leads_out
+from mmada_parallel.mmp_core.outside import LONGEST_TEXT
+from mmada_parallel.tests.mmp_core import tiny
+from mmada_parallel.training.data.dataset import open_dataset
+from safetensors.torch import load_file, save_file
+
+from .limits import MESSAGE, judged
+from .readers import RED
+
+A_SECOND_AND_200_MB = {"seconds": 1, "memory": 200 * 2**20}
+
+
+def refused(case, *said, **limits):
+    """Under ``limits`` in a process of its own."""
+    if limits:
+        verdict, message = judged(case, **limits)
+        assert verdict == "input", message
+    else:
+        with pytest.raises(InputError) as error:
+            case()
+        message = str(error.value)
+        assert "\n" not in message and len(message) <= MESSAGE
+    for part in said:
+        assert part in message
+
+
+@pytest.fixture
+def folder(place, tmp_path):
+    return tiny.write_checkpoint(tmp_path / "A", "A")
+
+
+def edit(file, **fields):
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+VALUES = [-1, 0, 1.5, "12", float("nan"), float("inf"), [], {}, True, 1e20, 2**62, 10**20, 10**6]
+SIZES = ["d_model", "n_layers", "n_heads", "mlp_hidden_size", "n_kv_heads"]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_size_that_is_none_or_that_the_weights_contradict(folder, name):
+    for value in VALUES:
+        edit(folder / "config.json", **{name: value})
+        limits = A_SECOND_AND_200_MB if value in (10**6, 2**62) else {}
+        refused(lambda: load_checkpoint(folder), "config.json", name, **limits)
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "12", float("nan"), [], {}, True, 1e20, 10**20])
+def test_ids_and_constants_of_the_config(folder, value):
+    for name in (
+        "mask_token_id", "eos_token_id", "codebook_size", "text_vocab_size", "default_image_size",
+        "default_text_length", "rms_norm_eps", "embedding_size", "vocab_size", "weight_tying",
+    ):  # fmt: skip
+        if (name == "weight_tying" and value is True) or (name == "rms_norm_eps" and value == 1.5):
+            continue
+        config = json.loads((folder / "config.json").read_text())
+        edit(folder / "config.json", **{name: value})
+        refused(lambda: load_checkpoint(folder), "config.json", name)
+        (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("value", [-1, 0, 1.5, "1", 10**6, 10**20, None, []])
+def test_sizes_of_the_image_tokenizer(folder, value):
+    names = ["layers_per_block", "latent_channels", "norm_num_groups", "num_vq_embeddings"]
+    for name in names:
+        config = (folder / "vqvae/config.json").read_text()
+        edit(folder / "vqvae/config.json", **{name: value})
+        refused(lambda: load_checkpoint(folder), "vqvae")
+        (folder / "vqvae/config.json").write_text(config)
+    for widths in ([value], [8] * 9, [2**40], "8"):
+        edit(folder / "vqvae/config.json", block_out_channels=widths)
+        refused(lambda: load_checkpoint(folder), "block_out_channels")
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "vqvae/config.json", "tokenizer.json", "tokenizer_config.json"]
+)
+def test_json_that_never_ends(folder, name):
+    file = folder / name
+    for content in (
+        "[" * 10_000,
+        '{"a":' * 100_000,
+        "[" * 10_000 + "]" * 10_000,
+        "9" * 10_000,
+        "[]",
+    ):
+        file.write_text(content)
+        refused(lambda: load_checkpoint(folder), file.name)
+    with file.open("w") as stream:
+        stream.truncate(2**27)
+    refused(lambda: load_checkpoint(folder), "bytes; expected at most")
+    file.unlink()
+    os.mkfifo(file)
+    assert judged(lambda: load_checkpoint(folder))[0] in (
+        "ok",
+        "input",
+    )  # ok: as if it were missing
+    file.unlink()
+    file.symlink_to("/dev/zero")
+    assert judged(lambda: load_checkpoint(folder))[0] in ("ok", "input")
+
+
+@pytest.mark.parametrize(
+    "weights", [None, [], {}, {"a": 1}, {"a": None}, {"a": "../x.safetensors"}, {"a": "/etc/x"},
+                {"a": "C:\\x.safetensors"}, {"a": "x" * 300}, {"a": "\0"}, {"a": "x.bin"}]
+)  # fmt: skip
+def test_an_index_that_leads_elsewhere(tmp_path, place, weights):
+    folder = tiny.write_checkpoint(tmp_path / "A", "A", shards=2)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weights}))
+    refused(lambda: load_checkpoint(folder), "index.json")
+
+
+TOKENIZERS = {
+    "a catastrophic pattern": {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+$"}}},
+    "one without nesting": {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a|aa)+$"}}},
+    "an expanding normaliser": {
+        "normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "aa" * 99}
+    },
+    "a hundred steps": {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 100}},
+    "another model": {"model": {"type": "Unigram", "vocab": [["a", 0.0]]}},
+    "an id beyond reason": {"added_tokens": [{"id": 2**40, "content": "a"}]},
+    "no vocabulary": {"model": {"type": "BPE", "vocab": [], "merges": []}},
+    "a token of a megabyte": {"model": {"type": "WordLevel", "vocab": {"a" * 2**20: 1}}},
+    "an endless template": {
+        "post_processor": {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}] * 99}
+    },
+    "a script": {"pre_tokenizer": {"type": "Lua"}},
+    "a list for a step": {"decoder": []},
+}
+
+
+@pytest.mark.parametrize("changes", TOKENIZERS.values(), ids=TOKENIZERS)
+def test_tokenizers_that_would_not_end(changes):
+    good = {"model": {"type": "WordLevel", "vocab": {"a": 0}}, "added_tokens": []}
+    assert check_tokenizer(json.dumps(good), "it") == 0
+    with pytest.raises(CheckpointError):
+        check_tokenizer(json.dumps(good | changes), "it")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*"
+        r"|\s*[\r\n]",
+    ],
+)
+def test_the_patterns_of_released_tokenizers_are_quick(pattern):
+    assert is_quick(pattern)
+
+
+def test_a_panic_of_the_library_is_a_sentence(folder):
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    broken = {
+        "type": "Split",
+        "pattern": {"Regex": "a(?<"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    for step in (broken, {"type": "Split", "pattern": 7}, {"type": "ByteLevel", "use_regex": 7}):
+        file.write_text(json.dumps(content | {"pre_tokenizer": step}))
+        refused(lambda: load_checkpoint(folder), "okenizer")
+
+
+SHAPES = [(1, 1025, 1025), (300, 200, 200), (1, 1, 10**6), (2000, 1, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_saved_tokens_beyond_reason(place, tmp_path, shape):
+    file, about = tmp_path / "a.safetensors", {"format": FORMAT, **token_identity(place.model)}
+    tokens = {"text": torch.zeros(shape[0], 4).long(), "image": torch.zeros(shape).long()}
+    save_file(tokens, file, metadata=about)
+    refused(lambda: load_tokens(file, place.model), "expected at most")
+
+
+@pytest.mark.parametrize(
+    "placement",
+    ["[", "[" * 50_000, "7", "{}", '[{"size": [0, 0]}]', '[{"a": [1]}]', '["x"]', "[[]]", "[1e999]",
+     '[{"original": [1e999, 1], "box": [0, 0, 1, 1], "size": [1, 1]}]',
+     '[{"original": ["4", 4], "box": [0, 0, 4, 4], "size": [4, 4]}]'],
+)  # fmt: skip
+def test_placements_that_are_none(place, tmp_path, placement):
+    file = tmp_path / "a.safetensors"
+    tokens = load_file(place.folder / "tokens" / "a.safetensors")
+    about = {"format": FORMAT, "placement": placement, **token_identity(place.model)}
+    save_file(tokens, file, metadata=about)
+    refused(lambda: load_tokens(file, place.model), "cannot be read")
+
+
+PAIR = {"x.lora_A.weight": torch.ones(2, 4), "x.lora_B.weight": torch.ones(4, 2)}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"x.alpha": torch.tensor(float("inf"))},
+        {"x.alpha": torch.tensor(float("nan"))},
+        {"x.alpha": torch.tensor(1 + 1j)},
+        {"x.lora_A.weight": torch.ones(0, 4), "x.lora_B.weight": torch.ones(4, 0)},
+        {"x.lora_A.weight": torch.ones(2, 4).long()},
+        {"x.lora_A.weight": torch.full((2, 4), float("nan"))},
+    ],
+)
+def test_adapters_that_are_none(changes):
+    with pytest.raises(InputError):
+        adapter_state(PAIR | changes, "it")
+
+
+def test_an_adapter_of_float8_with_a_scale_is_read():
+    small = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in PAIR.items()}
+    state = adapter_state(small | {"x.alpha": torch.tensor(1.0)}, "it")
+    assert torch.equal(state["x.lora_B.weight"].float(), torch.full((4, 2), 0.5))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["(?x)(?:(?:a{1 0 0 0}){1 0 0 0}){1 0 0 0}", "(a{0001000}){0001000}", "((a{99}){99}){99}",
+     "(?ix:a{9 9 9})", "a{9999999999}", "(", "a" * 501, "\ud800", "(?R)*(?1)", "[[:foo:]]{,99999}"],
+)  # fmt: skip
+def test_patterns_that_take_for_ever(pattern):
+    refused(lambda: pattern_selected(["a"] * 100, pattern), "pattern", seconds=3)
+
+
+def test_a_match_at_every_place_of_a_long_text_is_quick():
+    pieces = ["a ", "b"] * 40_000
+
+    def case():
+        for pattern in (".", "a", r"\w", ""):
+            assert sum(pattern_selected(pieces, pattern)) <= len(pieces)
+
+    assert judged(case, seconds=5)[0] == "ok"
+    assert pattern_selected(["ab", "cd", " e"], "bc| ") == [True, True, False]
+    assert words_selected(["ab", " cd", " e"], "2-") == [False, True, True]
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a" * (LONGEST_TEXT + 1), b"a", 7, None])
+def test_texts_that_are_none(place, text):
+    refused(lambda: encode_instruction(place.model, text, RED), "The instruction")
+
+
+def test_a_text_of_100_megabytes_is_refused_before_it_is_read(place, tmp_path):
+    RED.save(tmp_path / "a.png")
+    with (tmp_path / "a.txt").open("w") as stream:
+        stream.truncate(10**8)
+    refused(lambda: open_dataset(tmp_path), "bytes; expected at most", **A_SECOND_AND_200_MB)
+    (tmp_path / "a.txt").unlink()
+    for line in (
+        "[" * 10_000,
+        '{"instruction": "\\ud800"}',
+        '{"instruction": 7}',
+        '{"image": "\\u0000"}',
+    ):
+        (tmp_path / "a.jsonl").write_text(line)
+        refused(lambda: open_dataset(tmp_path / "a.jsonl"))
+
+
+NAMES = ["../a.png", "/etc/passwd", "..\\a.png", "C:\\a.png", "C:a.png", "\\\\host\\share\\a.png",
+         "a/../../b.png", "//host/a.png", "\\a.png"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_lead_out_of_a_folder_on_any_system(name, tmp_path):
+    assert leads_out(name) and not is_plain_name(name)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"instruction": "a", "image": name}))
+    with pytest.raises(InputError, match="leads out"):
+        open_dataset(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("name", ["a.png", "sub/a.png", "a..b.png", "...png", "ü ö.png"])
+def test_names_that_stay_inside(name):
+    assert not leads_out(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["CON", "nul.txt", "COM1.safetensors", "a.", "a ", "a:b", "", "a\0"]
+)
+def test_names_that_windows_does_not_have(name):
+    assert not is_plain_name(name)
+    assert is_plain_name("model-00001-of-00002.safetensors")
