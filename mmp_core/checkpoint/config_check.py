@@ -38,6 +38,7 @@ FIELDS = {
     "scale_logits": field(bool),
     "rope_full_precision": field(bool),
     "default_image_size": field(int, 1, 4096),
+    "max_sequence_length": field(int, 1, 2**24),
     "default_text_length": field(int, 1, 4096),
     "model_type": field(str),
     "_name_or_path": field(str),

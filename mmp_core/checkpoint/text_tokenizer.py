@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, InputError, shortened, shown
-from ..outside import checked_text, parsed_json
+from ..outside import check_fields, checked_text, field, parsed_json
 
 FILE = "tokenizer.json"
 FILE_BYTES = 2**26
 MOST_IDS = 2**20
 
+_SETTINGS = {"model_max_length": field(float, 1), "clean_up_tokenization_spaces": field(bool)}
 _MODELS = ("BPE", "WordLevel")
 _NORMALIZERS = ("Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Strip", "StripAccents")
 _SPLITTERS = ("ByteLevel", "Whitespace", "WhitespaceSplit", "Digits", "Punctuation", "Split")
@@ -92,7 +93,7 @@ def tokenizer_of(texts: Mapping[str, str], name: str) -> TextTokenizer:
     with tempfile.TemporaryDirectory() as folder, reading(name):
         for file, text in texts.items():
             if file.endswith(".json"):
-                parsed_json(text, f"{file} in {name}")
+                check_fields(parsed_json(text, f"{file} in {name}"), _SETTINGS, f"{file} in {name}")
             Path(folder, file).write_text(text, encoding="utf-8", newline="")
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     return TextTokenizer(tokenizer, name, highest)

@@ -150,7 +150,8 @@ class Variant(ABC):
     ``upstream_speeds``: those that it knows; ``upstream_noise_bytes``: of a random number that it
     draws for text; ``upstream_text_bytes``: of a text logit beside; ``upstream_draws_rows``:
     whether it draws for every position of the sequence. ``tasks``: by name, where they are more
-    than to edit and to generate. ``image_size``, ``text_length``: of an answer, where a checkpoint's config.json says none.
+    than to edit and to generate. ``image_size``, ``text_length``: of an answer, where a
+    checkpoint's config.json says none.
     ``called``: a pattern of what its checkpoints are called, in any case.
     """
 
