@@ -396,7 +396,9 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
 
 
 def add_download(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("family", metavar="A|M", help="which checkpoint: MMaDA-Parallel-A or -M")
+    parser.add_argument(
+        "family", metavar="A|M|D", help="which: MMaDA-Parallel-A or -M, or D for Lumina-DiMOO"
+    )
     parser.add_argument(
         "--quantize",
         choices=tuple(FORMATS),
