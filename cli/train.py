@@ -62,7 +62,16 @@ _FROM_NOTHING_FOLDER, _FROM_NOTHING_STEPS = Path("build/sft"), 3000
 _OF_DATA = ("output", "cases", "bad_items", "text_length", "run_folder")
 _OF_DATA += tuple(options_of(DataSettings))
 _OF_DATA += ("held_out_data", "guard", "samples", "held_out", "keep_every")
-_OF_ADAPTERS = ("full", "rank", "layers", "lora", "existing_lora", "image_tokenizer", "dtype")
+_OF_ADAPTERS = (
+    "full",
+    "rank",
+    "rslora",
+    "layers",
+    "lora",
+    "existing_lora",
+    "image_tokenizer",
+    "dtype",
+)
 
 
 def pararl(args: argparse.Namespace) -> None:
@@ -85,8 +94,7 @@ def pararl(args: argparse.Namespace) -> None:
         parts = _prepared(args, dataset, settings, pararl_bytes, need_target=False)
         run = ParaRLRun(reward=reward, **parts)
         rollouts = {name: getattr(settings.sampler, name) for name in ROLLOUTS}
-        _write_run_file(args, run, **rollouts)
-        _train(args, run, ("reward_mean", "kl"), partial(_save, args, run))
+        _train(args, run, ("reward_mean", "kl"), partial(_save, args, run), rollouts)
 
 
 def sft(args: argparse.Namespace) -> None:
@@ -104,7 +112,6 @@ def sft(args: argparse.Namespace) -> None:
     dataset = _dataset(args)
     with memory_explained():
         run = SFTRun(**_prepared(args, dataset, settings, sft_bytes, need_target=True))
-        _write_run_file(args, run)
         _train(args, run, ("text_loss", "image_loss"), partial(_save, args, run))
 
 
@@ -123,7 +130,6 @@ def _sft_from_nothing(args: argparse.Namespace) -> None:
     with memory_explained():
         run = world.from_nothing(folder, settings, device, _ranks(args))
         out = folder / "checkpoint"
-        _write_run_file(args, run)
         _train(args, run, ("text_loss", "image_loss"), partial(world.write_checkpoint, run, out))
 
 
@@ -335,8 +341,9 @@ def _policy(args: argparse.Namespace, model: Model, ranks: Ranks) -> Policy:
             model.transformer.float()
         return FullWeights(model.transformer)
     rank, layers, start = _shape(args)
+    alpha = None if start else _adapter(args).alpha
     seed = args.seed or 0
-    return LoRA(model.transformer, rank=rank, layers=layers, seed=seed, start=start)
+    return LoRA(model.transformer, rank=rank, alpha=alpha, layers=layers, seed=seed, start=start)
 
 
 def _shape(args: argparse.Namespace) -> tuple[int, Sequence[str], Mapping[str, Tensor] | None]:
@@ -352,11 +359,19 @@ def _adapter(args: argparse.Namespace) -> AdapterSettings:
     return AdapterSettings(**given(args, options_of(AdapterSettings)))
 
 
-def _train(args: argparse.Namespace, run: TrainingRun, shown: Sequence[str], save: Save) -> None:
-    """Train to the end; ``save`` what was trained, at Ctrl-C, too. ``shown``: metrics to tell."""
+def _train(
+    args: argparse.Namespace,
+    run: TrainingRun,
+    shown: Sequence[str],
+    save: Save,
+    rollouts: Mapping[str, Any] | None = None,
+) -> None:
+    """Train to the end; ``save`` what was trained, at Ctrl-C, too. ``shown``: metrics to tell.
+    ``rollouts``: settings of the sampler, for the run file."""
     if args.resume:
         run.resume()
         note(args, f"resuming after step {run.step}")
+    _write_run_file(args, run, **(rollouts or {}))
     with tqdm(
         total=run.settings.steps, initial=run.step, desc="training", unit="step", disable=args.quiet
     ) as bar:

@@ -12,6 +12,7 @@ from comfy_api.latest import ComfyExtension, io
 from ..demo.register import register as register_toy_world
 from ..mmp_core import CheckpointError, InputError
 from ..mmp_core.memory import OutOfMemory
+from .compare import CompareAdapters
 from .convert import ConvertCheckpoint
 from .dataset import LoadEditDataset
 from .decode import DecodeImage, DecodeText
@@ -59,6 +60,7 @@ class MMaDAParallelExtension(ComfyExtension):
             LoadEditDataset,
             ParaRLFinetune,
             SFTFinetune,
+            CompareAdapters,
             ConvertCheckpoint,
         ]
         return [guarded(node) for node in nodes]

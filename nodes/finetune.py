@@ -176,6 +176,7 @@ def _steering(options: dict[str, Option], *more: str) -> list[Any]:
     }
     return [
         *(widget(options[name], optional=True) for name in (*_STEERING, *more)),
+        widget(options_of(AdapterSettings)["rslora"], optional=True),
         *(Dataset.Input(name, optional=True, tooltip=text) for name, text in sockets.items()),
     ]
 

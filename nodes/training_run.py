@@ -25,6 +25,7 @@ from ..training.loop.run import TrainingRun
 from ..training.loop.watch import MOST_SAMPLES, Watched
 from ..training.weights.adapter_files import adapter_tensors, base_metadata, save_adapter
 from ..training.weights.policies import LoRA, rank_and_layers
+from ..training.weights.settings import AdapterSettings
 from ..views.examples import Answer, answers_sheet
 from ..views.plot import line_plot
 from ..views.sheet import stacked
@@ -66,6 +67,7 @@ class TrainingInputs:
     run_name: str
     resume: bool
     preview_every: int
+    rslora: bool = False
     held_out_data: EditDataset | None = None
     guard: EditDataset | None = None
     samples: EditDataset | None = None
@@ -89,6 +91,7 @@ def train(
     folder = folders.run_folder(inputs.run_name, inputs.resume)
     existing = _existing(hosted.model, inputs.existing_lora)
     rank, layers = inputs.rank, LAYER_SETS[inputs.layers]
+    alpha = None if existing else AdapterSettings(rank=rank, rslora=inputs.rslora).alpha
     if existing:
         rank, layers = rank_and_layers(existing)
     with host.trainable(hosted):
@@ -109,6 +112,7 @@ def train(
         with LoRA(
             hosted.model.transformer,
             rank=rank,
+            alpha=alpha,
             layers=layers,
             seed=settings.seed,
             device=memory.device,

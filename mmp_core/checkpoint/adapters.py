@@ -30,7 +30,7 @@ PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIXES = (PREFIX, "diffusion_model.")
 _NAME = re.compile(r"(?P<layer>.+)\.lora_(?P<part>A|B|down|up)(\.default)?\.weight")
 _PARTS = {"A": "A", "down": "A", "B": "B", "up": "B"}
-_NOT_PLAIN = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+_NOT_PLAIN = ("use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
 
 
 _CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
@@ -55,18 +55,26 @@ def read_adapter(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         )
     try:
         tensors = SafetensorsFiles.of(file)
-        alpha = _peft_alpha(file.with_name(PEFT_CONFIG)) if file.name == PEFT_WEIGHTS else None
-        return adapter_state(dict(tensors), str(file), alpha), tensors.metadata(file)
+        alpha, rslora = None, False
+        if file.name == PEFT_WEIGHTS:
+            alpha, rslora = _peft_alpha(file.with_name(PEFT_CONFIG))
+        state = adapter_state(dict(tensors), str(file), alpha, rslora=rslora)
+        return state, tensors.metadata(file)
     except CheckpointError as error:
         raise InputError(str(error)) from None
 
 
 def adapter_state(
-    tensors: Mapping[str, Tensor], name: str, alpha: float | None = None
+    tensors: Mapping[str, Tensor],
+    name: str,
+    alpha: float | None = None,
+    *,
+    rslora: bool = False,
 ) -> dict[str, Tensor]:
     """Name ``tensors`` as :class:`~.lora.Adapter` does, with alpha / rank multiplied into B.
     ``name``: of the file, for messages. ``alpha``: of all layers; by default what ``tensors`` say,
-    else the rank. Raises ``InputError`` where they are not the pairs of plain LoRA."""
+    else the rank. ``rslora``: alpha / √rank is multiplied, as PEFT's rsLoRA means it. Raises
+    ``InputError`` where they are not the pairs of plain LoRA."""
     matrices: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
     for key, tensor in tensors.items():
@@ -92,7 +100,9 @@ def adapter_state(
             raise InputError(f"{name} has values for {layer} that are not finite numbers.")
         if not rank:
             raise InputError(f"{name} has rank 0 for {layer}: it holds nothing.")
-        scale = (alphas.get(layer, rank) if alpha is None else alpha) / rank
+        scale = (alphas.get(layer, rank) if alpha is None else alpha) / (
+            rank**0.5 if rslora else rank
+        )
         state[f"{layer}.lora_A.weight"] = pair["A"]
         b = pair["B"] if scale == 1 else _plain(pair["B"]) * scale
         state[f"{layer}.lora_B.weight"] = b
@@ -180,10 +190,10 @@ def _layer_of(key: str) -> str:
     return key
 
 
-def _peft_alpha(config: Path) -> float | None:
-    """``lora_alpha`` of PEFT's settings; ``None`` without such a file."""
+def _peft_alpha(config: Path) -> tuple[float | None, bool]:
+    """``lora_alpha`` of PEFT's settings and whether it is rsLoRA; ``None`` without such a file."""
     if not config.is_file():
-        return None
+        return None, False
     settings = read_json(config)
     if settings.get("peft_type") != "LORA" or any(settings.get(name) for name in _NOT_PLAIN):
         raise InputError(
@@ -200,7 +210,7 @@ def _peft_alpha(config: Path) -> float | None:
     alpha = settings.get("lora_alpha")
     if alpha is None or not field(float, above=0, high=_LARGEST_ALPHA).fits(alpha):
         raise InputError(f"{config} has lora_alpha {shown(alpha)}; expected a number above 0.")
-    return float(alpha)
+    return float(alpha), bool(settings.get("use_rslora"))
 
 
 def _alpha(tensor: Tensor, name: str) -> float:

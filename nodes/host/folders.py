@@ -21,6 +21,7 @@ from ...mmp_core.outside import checked_text
 from ...mmp_core.variants.registry import image_tokenizer_folders
 from ...training.data.registry import GENERATED, GeneratedDataset
 from ...training.data.sources import KINDS, files_of
+from ...training.loop.keeping import kept_adapters
 from ...training.rewards.clip import CONFIG as CLIP_CONFIG
 from ...training.rewards.clip import DEMO_CLIP
 
@@ -274,6 +275,24 @@ def _check_name(what: str, name: str) -> None:
             f"{what} is {shown(name)}: give a name of at most 100 letters, digits, spaces, - and "
             "_, without folders, that no system keeps for itself."
         )
+
+
+def runs_with_adapters() -> dict[str, Path]:
+    """Folders of runs that kept adapters, newest first."""
+    runs = [path for path in _inside(runs_folder()) if kept_adapters(path)]
+    runs.sort(key=lambda path: max(f.stat().st_mtime_ns for f in path.iterdir()), reverse=True)
+    return {path.name: path for path in runs}
+
+
+def run_with_adapters(name: str) -> Path:
+    """Raises ``InputError`` for a run that :func:`runs_with_adapters` does not list."""
+    runs = runs_with_adapters()
+    if name not in runs:
+        raise InputError(
+            f"{name!r} is no run with adapters in {runs_folder()}: train with keep_every above 0 "
+            "or with held-out items, then press R."
+        )
+    return runs[name]
 
 
 def run_folder(name: str, resume: bool) -> Path:

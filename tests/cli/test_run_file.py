@@ -43,6 +43,8 @@ def test_a_run_file_starts_the_run_again(run, begun, tmp_path, monkeypatch):
 
 def test_it_goes_on_with_what_is_given_after_it(run, begun, tmp_path):
     assert run("train", "file", begun)[0] == 2
+    code, _, err = run("train", "file", begun, "--resume", "--rslora")
+    assert code == 2 and "another scale (rslora)" in err
     code, out, err = run("train", "file", begun, "--resume", "--steps=3")
     assert code == 0 and "(3 steps)" in out and "resuming after step 2" in err
     assert max(f.name for f in (begun.parent / "adapters").iterdir()).startswith("step-00003")

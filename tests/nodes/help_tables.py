@@ -19,6 +19,7 @@ LISTED = {
     "clip": "`demo`, then the folders in `models/open_clip`",
     "reward": "`checker (toy world)`, then `clip: ` and each of the CLIPs",
     "dataset": "`demo (toy world)`, then what is in the input folder",
+    "run": "`none`, or the runs in `output/mmada_parallel/training` that kept adapters",
     "file": "files of tokens in the output and input folders",
 }
 """What widgets offer whose values are the files of a user."""

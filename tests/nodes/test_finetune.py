@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mmada_parallel.demo.items import world_dataset
-from mmada_parallel.mmp_core import InputError
+from mmada_parallel.mmp_core import InputError, SamplerSettings, denoise
 from mmada_parallel.mmp_core.checkpoint.adapters import read_adapter
 from mmada_parallel.mmp_core.checkpoint.convert import convert
 from mmada_parallel.training.loop.run import recomputing
@@ -253,6 +253,33 @@ def test_held_out_guard_and_samples_are_watched_on_the_node(sft, shown, output):
     kept, about = read_adapter(folder / "adapters" / "step-00004.safetensors")
     assert "guard_loss" in about
     assert all(torch.equal(tensor, lora[f"base_model.model.{n}"]) for n, tensor in kept.items())
+
+
+def test_adapters_that_a_run_kept_are_compared(sft, run_node, nodes, encoded, model, output):
+    sft(steps=3, keep_every=1, keep_last=2, guard_rise=9.0, learning_rate=0.5)
+    assert list(nodes.host.folders.runs_with_adapters()) == ["run_00001"]
+    prompt = encoded()
+    options = {"seed": 3, "text_steps": 2, "image_steps": 2, "joint_guidance": 0.0, "step": 2}
+    with torch.inference_mode():
+        done = run_node("CompareAdapters", model=model, prompt=prompt, run="run_00001", **options)
+        sheet, tokens, lora = done.result
+        assert tokens.batch == 3 and sheet.ndim == 4
+        kept, _ = read_adapter(output / "run_00001" / "adapters" / "step-00002.safetensors")
+        assert all(torch.equal(tensor, lora[f"base_model.model.{n}"]) for n, tensor in kept.items())
+        assert "step 2" in done.ui["text"][0] and "no adapter" in done.ui["text"][0]
+        settings = SamplerSettings(seed=3, text_steps=2, image_steps=2, joint_guidance=0.0)
+        plain = denoise(model.model, prompt, settings, record=0).final
+        assert torch.equal(plain.text, tokens.text[:1])
+        assert torch.equal(plain.image, tokens.image[:1])
+        assert len({tuple(row.flatten().tolist()) for row in tokens.image}) > 1
+        best = run_node(
+            "CompareAdapters", model=model, prompt=prompt, run="run_00001", **options | {"step": 0}
+        ).result[2]
+        assert best.keys() == lora.keys()
+    for changes, told in (({"step": 9}, "no adapter of step 9"), ({"run": "gone"}, "gone")):
+        inputs = {"model": model, "prompt": prompt, "run": "run_00001", **options, **changes}
+        with pytest.raises(InputError, match=told):
+            run_node("CompareAdapters", **inputs)
 
 
 def test_patience_says_why_a_run_ended(sft, shown):

@@ -11,6 +11,7 @@ from mmada_parallel.tests.mmp_core.tiny import write_checkpoint
 from mmada_parallel.tests.training.adapted import stirred, write_peft_folder
 from mmada_parallel.training.weights.adapter_files import read_adapter, save_adapter
 from mmada_parallel.training.weights.policies import LoRA
+from mmada_parallel.training.weights.settings import AdapterSettings
 from safetensors.torch import load_file, save_file
 
 IDS = torch.arange(10)[None]
@@ -172,12 +173,48 @@ def test_what_is_no_adapter_of_this_model_is_refused(model, tmp_path, tensors, t
     assert told in refused(model, tmp_path / "x.safetensors")
 
 
-@pytest.mark.parametrize("kind", ["use_dora", "use_rslora"])
+@pytest.mark.parametrize("kind", ["use_dora", "fan_in_fan_out"])
 def test_other_kinds_of_peft_are_refused(model, trained, tmp_path, kind):
     write_peft_folder(tmp_path, trained[0])
     config = tmp_path / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {kind: True}))
     assert "expected PEFT's LoRA without use_dora" in refused(model, tmp_path)
+
+
+def test_rslora_of_peft_is_read_as_peft_computes_it(model, tmp_path):
+    peft = pytest.importorskip("peft")
+    layers = ["blocks.0.q_proj", "blocks.1.ff_proj"]
+    config = peft.LoraConfig(r=4, lora_alpha=3, use_rslora=True, target_modules=layers)
+    before = model.transformer(IDS)
+    wrapped = peft.inject_adapter_in_model(config, model.transformer)
+    torch.manual_seed(0)
+    for name, weight in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    wanted = model.transformer(IDS)
+    tensors = {
+        f"base_model.model.{name.replace('.default', '')}": weight.detach().clone()
+        for name, weight in wrapped.named_parameters()
+        if "lora_" in name
+    }
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    config.save_pretrained(tmp_path)
+    clean = load_checkpoint(model.place)
+    assert torch.equal(clean.transformer(IDS), before)
+    found = applied(clean, tmp_path)
+    assert torch.allclose(found, wanted, atol=1e-5) and not torch.allclose(found, before, atol=1e-2)
+
+
+def test_our_rslora_is_a_plain_file_with_its_scale_within(model, tmp_path):
+    settings = AdapterSettings(rank=16, rslora=True)
+    lora = stirred(LoRA(model.transformer, rank=settings.rank, alpha=settings.alpha))
+    wanted = model.transformer(IDS)
+    lora.detach()
+    save_adapter(tmp_path / "edit.safetensors", lora)
+    assert torch.allclose(applied(model, tmp_path / "edit.safetensors"), wanted, atol=1e-5)
+    state, _ = read_adapter(tmp_path / "edit.safetensors")
+    name = f"{Q_PROJ}.lora_B.weight"
+    assert torch.allclose(state[name], 4 * lora.state_dict()[name])  # √16 times
 
 
 def test_a_fine_tuned_base_is_doubted_and_a_quantised_one_is_not(model, trained, folder, tmp_path):

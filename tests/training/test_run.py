@@ -2,12 +2,15 @@
 
 import json
 import os
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmada_parallel.mmp_core.errors import InputError
 from mmada_parallel.mmp_core.files import replacing
+from mmada_parallel.training.loop.optimizers import OPTIMIZERS
 from mmada_parallel.training.sft.settings import SFTSettings
 
 SETTINGS = SFTSettings(
@@ -166,3 +169,31 @@ def test_file_is_whole_or_absent(tmp_path):
     with replacing(tmp_path / "a.bin") as path:
         path.write_bytes(b"whole")
     assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_8_bit_adamw_is_bitsandbytes_or_plain(monkeypatch, from_nothing, tmp_path, caplog):
+    plain = from_nothing(tmp_path / "plain", replace(SETTINGS, optimizer="adamw"))
+    plain.train()
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    small = from_nothing(tmp_path / "8bit", replace(SETTINGS, optimizer="adamw8bit"))
+    assert "plain adamw here" in caplog.text
+    small.train()
+    assert_equal(weights(small), weights(plain))
+    made = []
+    fake = SimpleNamespace(AdamW8bit=lambda p, **options: made.append(options))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(optim=fake))
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", fake)
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+    OPTIMIZERS["adamw8bit"]({"weight": on_gpu}, replace(SETTINGS, weight_decay=0.5))
+    assert made == [{"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": 0.5}]
+    OPTIMIZERS["adamw8bit"](small.parameters, SETTINGS)
+    assert len(made) == 1  # not on a CPU
+
+
+@pytest.mark.parametrize("decay, falls", [(0, [1.0, 0.5, 0.0]), (4, [1.0, 1.0, 0.0])])
+def test_a_cosine_falls_from_the_whole_rate_to_none(decay, falls):
+    settings = SFTSettings(
+        steps=8, learning_rate=1.0, schedule="cosine", decay_steps=decay, warmup_steps=0
+    )
+    rates = [settings.learning_rate_at(step) for step in (0, 4, 8)]
+    assert rates == pytest.approx(falls)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ from ...mmp_core.errors import InputError
 from .settings import RunSettings
 
 Parameters = Mapping[str, nn.Parameter]
+_BETAS = (0.9, 0.95)
+_log = logging.getLogger(__name__)
 
 
 def adamw(parameters: Parameters, settings: RunSettings) -> list[Optimizer]:
@@ -21,7 +25,28 @@ def adamw(parameters: Parameters, settings: RunSettings) -> list[Optimizer]:
         torch.optim.AdamW(
             parameters.values(),
             lr=settings.learning_rate,
-            betas=(0.9, 0.95),
+            betas=_BETAS,
+            weight_decay=settings.weight_decay,
+        )
+    ]
+
+
+def adamw8bit(parameters: Parameters, settings: RunSettings) -> list[Optimizer]:
+    """AdamW with moments of one byte, by bitsandbytes; plain where that is not installed or has
+    nothing for the device."""
+    try:
+        make = import_module("bitsandbytes.optim").AdamW8bit
+    except Exception as error:  # missing, or broken for this GPU
+        _log.warning("MMaDA-Parallel: adamw8bit is plain adamw here: bitsandbytes (%s).", error)
+        return adamw(parameters, settings)
+    if any(p.device.type != "cuda" for p in parameters.values()):
+        _log.warning("MMaDA-Parallel: adamw8bit is plain adamw here: it needs an NVIDIA GPU.")
+        return adamw(parameters, settings)
+    return [
+        make(
+            parameters.values(),
+            lr=settings.learning_rate,
+            betas=_BETAS,
             weight_decay=settings.weight_decay,
         )
     ]
@@ -45,6 +70,7 @@ def muon(parameters: Parameters, settings: RunSettings) -> list[Optimizer]:
 OPTIMIZERS: Mapping[str, Callable[[Parameters, RunSettings], list[Optimizer]]] = {
     "adamw": adamw,
     "muon": muon,
+    "adamw8bit": adamw8bit,
 }
 
 

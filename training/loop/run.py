@@ -229,6 +229,7 @@ class TrainingRun:
             "settings": asdict(self.settings),
             "data": self.data,
             "start": self.policy.start,
+            "scale_of_adapter": self.policy.scale,
             "policy": dict(self.policy.state_dict()),
             "optimizers": [whole_optimizer(optimizer) for optimizer in self.optimizers],
             "average": self.average.state_dict() if self.average else {},
@@ -275,6 +276,8 @@ class TrainingRun:
             raise self._refusal("was begun on other data")
         if state["start"] != self.policy.start:
             raise self._refusal("was begun with another adapter to train further")
+        if state.get("scale_of_adapter", 1.0) != self.policy.scale:
+            raise self._refusal("was begun with an adapter of another scale (rslora)")
         shapes, saved = (
             {name: value.shape for name, value in weights.items()}
             for weights in (self.policy.state_dict(), state["policy"])

@@ -10,7 +10,7 @@ from ...mmp_core.errors import InputError
 from ...mmp_core.options import check, option
 
 Schedule = Literal["constant", "linear", "cosine"]
-Optimizer = Literal["adamw", "muon"]
+Optimizer = Literal["adamw", "muon", "adamw8bit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,9 @@ class RunSettings:
     )
     optimizer: Optimizer = option(
         "adamw",
-        "adamw, or muon: orthogonalised updates for the matrices of the blocks, for training from "
-        "nothing.",
+        "adamw; muon: orthogonalised updates for the matrices of the blocks, for training from "
+        "nothing; or adamw8bit: adamw with moments of one byte, by bitsandbytes, and plain adamw "
+        "where that is not installed.",
         choices=get_args(Optimizer),
         advanced=True,
     )

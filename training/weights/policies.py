@@ -22,11 +22,13 @@ class Policy(ABC):
     """What is trained of a transformer, which computes with it from construction on.
 
     ``sharded``: no process has all weights, so that forwards need all processes. ``start``: a
-    fingerprint of the weights it begins with, where those are not the transformer's own.
+    fingerprint of the weights it begins with, where those are not the transformer's own. ``scale``:
+    what the result of an adapter is multiplied by.
     """
 
     sharded = False
     start = ""
+    scale = 1.0
 
     @abstractmethod
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
@@ -86,7 +88,7 @@ class LoRA(Adapter, Policy):
             for name, layer in adaptable_layers(transformer, layers).items()
         }
         device = device or next(transformer.parameters()).device
-        scale = self.alpha / rank
+        self.scale = scale = self.alpha / rank
         self._attached_start: AttachedAdapter | None = None
         with torch.inference_mode(False):
             super().__init__(shapes, dtype=dtype, device=device)

@@ -18,6 +18,12 @@ class AdapterSettings:
         low=1,
         high=256,
     )
+    rslora: bool = option(
+        False,
+        "Rank-stabilised LoRA: the adapter counts by the square root of its rank more, so that "
+        "high ranks learn as fast as low ones.",
+        advanced=True,
+    )
     layers: str = option(
         "all",
         "Which linear layers of the blocks get an adapter.",
@@ -27,3 +33,9 @@ class AdapterSettings:
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def alpha(self) -> float:
+        """Of :class:`LoRA`, whose adapter counts alpha / rank. rsLoRA (Kalajdzievski 2023,
+        arXiv 2312.03732): rank / √rank, where plain adapters have 1."""
+        return self.rank * self.rank**0.5 if self.rslora else float(self.rank)

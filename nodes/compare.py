@@ -1,0 +1,138 @@
+"""Compare Adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from PIL import Image
+
+from ..mmp_core import InputError, Prompt, SamplerSettings, TokenState, decode_image, decode_text
+from ..mmp_core.batching import denoise_in_batches
+from ..mmp_core.checkpoint.adapters import read_adapter
+from ..mmp_core.options import options_of
+from ..training.loop.keeping import BEST, kept_adapters
+from ..training.weights.adapter_files import adapter_tensors
+from ..views.examples import Answer, answers_sheet
+from . import host
+from .host import folders
+from .pictures import shown, to_pixels
+from .types import LoraModel, Model, Schema, Tokens
+from .types import Prompt as PromptType
+from .widgets import MOST_SEED, between, widget
+
+_SETTINGS = ("text_steps", "image_steps", "joint_guidance")
+
+
+class CompareAdapters(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        options = options_of(SamplerSettings)
+        return Schema(
+            node_id="MMaDAParallelCompareAdapters",
+            display_name="Compare Adapters",
+            description="Answers one prompt with each adapter that a training run has kept, and "
+            "without any, so that you can choose one by eye.",
+            search_aliases=["mmada", "lora", "checkpoint", "best step", "xy plot", "finetune"],
+            inputs=[
+                Model.Input("model", tooltip="What the run was trained on."),
+                PromptType.Input("prompt", tooltip="From Encode Instruction."),
+                io.Combo.Input(
+                    "run",
+                    options=list(folders.runs_with_adapters()) or [folders.NO_ADAPTER],
+                    tooltip="A run of the training nodes that kept adapters (keep_every), newest "
+                    "first. Press R after a run.",
+                ),
+                io.Int.Input(
+                    "seed", **between(0, MOST_SEED, default=0), tooltip="The same for all answers."
+                ),
+                *(widget(options[name]) for name in _SETTINGS),
+                io.Int.Input(
+                    "step",
+                    **between(0, 100_000, default=0),
+                    tooltip="Which adapter goes on to Apply LoRA and Save LoRA: that after so many "
+                    "steps. 0: the best, or without one the newest.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="sheet", tooltip="All answers: without an adapter, then by steps."
+                ),
+                Tokens.Output(display_name="tokens", tooltip="The same as a batch."),
+                LoraModel.Output(
+                    display_name="lora", tooltip="The adapter that step says, for Apply LoRA."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, run: str, **_):
+        return folders.fingerprint(lambda: [folders.runs_folder() / run])
+
+    @classmethod
+    def execute(
+        cls,
+        model: host.HostedModel,
+        prompt: Prompt,
+        run: str,
+        seed: int,
+        step: int,
+        **choices: Any,
+    ) -> io.NodeOutput:
+        folder = folders.run_with_adapters(run)
+        files = kept_adapters(folder)
+        best = folder / BEST
+        chosen = files.get(step) if step else best if best.is_file() else list(files.values())[-1]
+        if chosen is None:
+            raise InputError(
+                f"{run} has no adapter of step {step}, but of {', '.join(map(str, files))}."
+            )
+        settings = SamplerSettings(seed=seed, **choices)
+        progress = host.Progress(cls.hidden.unique_id)
+        found: list[tuple[str, TokenState]] = []
+        for number, (name, file) in enumerate([("no adapter", None), *_named(files, best)]):
+            adapted = model
+            if file is not None:
+                state, about = read_adapter(file)
+                adapted = host.with_adapter(model, state, about, file.name, 1.0)
+            host.stop_if_interrupted()
+            trajectory = denoise_in_batches(
+                adapted.model,
+                prompt,
+                settings,
+                budget=adapted.memory_budget(prompt, previews=False),
+                callback=lambda *_: host.stop_if_interrupted(),
+                record=0,
+            )
+            found.append((name, trajectory.final))
+            progress.show(number + 1, len(files) + 1)
+        model.prepare_decoding(prompt.initial.grid)
+        answers = [
+            Answer(name, decode_text(model.model, tokens)[0], _picture(model, tokens))
+            for name, tokens in found
+        ]
+        pixels = to_pixels([answers_sheet(answers)])
+        tokens = TokenState(
+            torch.cat([t.text for _, t in found]), torch.cat([t.image for _, t in found])
+        )
+        text = "\n".join(f"{answer.instruction}: {answer.text}" for answer in answers)
+        lora = adapter_tensors(read_adapter(chosen)[0])
+        return io.NodeOutput(
+            host.to_intermediate(pixels), tokens, lora, ui=shown(pixels, text, cls)
+        )
+
+
+def _named(files: Mapping[int, Path], best: Path) -> Iterator[tuple[str, Path]]:
+    """The adapters with what is written over their answers."""
+    about = read_adapter(best)[1] if best.is_file() else {}
+    for step, file in files.items():
+        yield f"step {step}{', the best' if about.get('steps') == str(step) else ''}", file
+
+
+def _picture(model: host.HostedModel, tokens: TokenState) -> Image.Image:
+    return decode_image(model.model, tokens[:1])[0]
