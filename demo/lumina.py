@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..mmp_core.checkpoint.load import DEMO, DEMO_LUMINA, load_checkpoint
+from ..mmp_core import SamplerSettings, decode_text, denoise
+from ..mmp_core.checkpoint.load import DEMO, DEMO_LUMINA, Model, load_checkpoint
 from ..mmp_core.checkpoint.source import TOKENIZER_FILES
 from ..mmp_core.state import TokenState
 from ..mmp_core.variants.base import Layout
@@ -49,8 +50,8 @@ RECIPE = replace(
 
 @dataclass(frozen=True)
 class LuminaTask:
-    """``before``: the first picture, ``reference``: the second. The answer: ``after`` or
-    ``sentence``."""
+    """``before``: the first picture, ``reference``: the second. The answer: ``after``, or one of
+    ``others`` that are as right; or ``sentence``."""
 
     task: str
     instruction: str
@@ -58,6 +59,7 @@ class LuminaTask:
     reference: Scene | None = None
     after: Scene | None = None
     sentence: str = ""
+    others: tuple[Scene, ...] = ()
 
 
 def lumina_task(number: int, grid: tuple[int, int], kind: str) -> LuminaTask:
@@ -65,7 +67,8 @@ def lumina_task(number: int, grid: tuple[int, int], kind: str) -> LuminaTask:
     rng = random.Random(f"lumina {kind} {number}")
     if kind in ("edit", "generate"):
         made = world.task(number, grid=grid, kinds=("generate",) if kind == "generate" else EDITS)
-        return LuminaTask(kind, made.instruction, made.before, after=made.after)
+        right = {"after": made.after, "others": made.others}
+        return LuminaTask(kind, made.instruction, made.before, **right)
     scene = random_scene(rng, grid)
     if kind == "style":
         reference = replace(random_scene(rng, grid), background=rng.choice(BACKGROUNDS))
@@ -128,6 +131,24 @@ def held_out(count: int, kind: str, first: int = 10**9) -> Iterator[LuminaTask]:
         yield lumina_task(number, world.GRIDS[number % len(world.GRIDS)], kind)
 
 
+def share_right(
+    model: Model, kind: str, count: int, settings: SamplerSettings | None = None
+) -> float:
+    """Share of ``count`` held-out tasks of a ``kind`` that are answered rightly: every cell of the
+    picture, every word of the text. ``settings``: by default the authors' for the task."""
+    right = 0
+    for number, task in enumerate(held_out(count, kind)):
+        case = to_case(number, task, model.layout)
+        own = settings or SamplerSettings(**model.variant.settings_for(kind))
+        final = denoise(model, case.prompt, replace(own, seed=number), record=0).final
+        if task.after is None:
+            right += decode_text(model, final)[0].strip() == task.sentence
+        else:
+            scenes = [scene.codes() for scene in (task.after, *task.others)]
+            right += final.image[0].tolist() in scenes
+    return right / count
+
+
 def write_checkpoint(out: Path, weights: dict[str, Tensor], steps: int) -> None:
     """``weights`` in bf16, beside the demo's image tokenizer."""
     out.mkdir(parents=True, exist_ok=True)
@@ -146,7 +167,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/lumina"), help="working folder")
     parser.add_argument("--out", type=Path, default=DEMO_LUMINA)
     parser.add_argument("--steps", type=int, default=RECIPE.steps)
+    parser.add_argument("--judge", type=int, metavar="N", help="judge it on N tasks of each kind")
     args = parser.parse_args()
+    if args.judge:
+        model = load_checkpoint(args.out, dtype=torch.float32)
+        for kind in dict.fromkeys(_TASKS):
+            for own in (None, SamplerSettings(joint_guidance=0.0, text_steps=16, block_length=16)):
+                guided = "as recommended" if own is None else "without guidance"
+                print(f"{kind}, {guided}: {share_right(model, kind, args.judge, own):.1%}")
+        return
     settings = replace(RECIPE, steps=args.steps, decay_steps=args.steps // 2)
     with tempfile.TemporaryDirectory() as temporary:
         start = Path(temporary) / "start"

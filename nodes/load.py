@@ -88,7 +88,9 @@ class LoadModel(io.ComfyNode):
         model = host.load(checkpoint, dtype, image_tokenizer, chosen)
         cost = host.memory_cost(model.patcher.load_device, model.weights, 0, loading=True)
         logging.info("MMaDA-Parallel: %s. %s", checkpoint, cost)
-        return io.NodeOutput(model, ui={"text": (cost,)} if model.weights > _WORTH_SAYING else None)
+        notes = [model.model.doubt, cost if model.weights > _WORTH_SAYING else None]
+        text = "\n".join(filter(None, notes))
+        return io.NodeOutput(model, ui={"text": (text,)} if text else None)
 
 
 class ApplyLoRA(io.ComfyNode):

@@ -11,9 +11,9 @@ import torch
 from ..model.quantised import formats_of
 from ..state import MASKED, TokenState
 from ..variants.base import Layout
-from ..variants.registry import BACKBONE, VARIANTS
+from ..variants.registry import BACKBONE
 from ..variants.strangers import ASSUMED, STATED
-from .load import EMBEDDED, Model, build_model, check_complete, open_checkpoint
+from .load import EMBEDDED, Model, assumption, build_model, check_complete, open_checkpoint
 from .source import Family, Source
 from .tensors import outline_of
 
@@ -132,15 +132,8 @@ def _bytes_by_dtype(source: Source) -> Counter[str]:
 
 def _odd(source: Source, layout: Layout, dtypes: Counter[str]) -> list[str]:
     sentences = []
-    if source.evidence == ASSUMED:
-        others = (v for v in VARIANTS if v is not source.variant and v.recognises(source.config))
-        sentences.append(
-            f"nothing but shapes says that this is {source.variant.name}; if it is "
-            f"{' or '.join(v.name for v in others) or 'another family'}, say --family (in Python "
-            "family=)."
-        )
-    if source.doubt:
-        sentences.append(source.doubt)
+    if doubt := source.doubt or assumption(source):
+        sentences.append(doubt)
     rows = outline_of(source.weights, BACKBONE).shape[0]
     said = source.config.get("vocab_size")
     if said not in (None, rows):

@@ -23,6 +23,8 @@ from ..model.transformer import (
     sdpa_attention,
 )
 from ..variants.base import Layout, Variant
+from ..variants.registry import VARIANTS
+from ..variants.strangers import ASSUMED
 from .packed import open_packed
 from .source import Family, Source, open_folder
 from .tensors import Outline, outline_of
@@ -41,8 +43,9 @@ EMBEDDED = {"demo": DEMO, "demo-lumina": DEMO_LUMINA}
 @dataclass
 class Model:
     """A loaded checkpoint. ``device``: where its inputs go; change it with the modules' own.
-    ``config``: the raw ``config.json``. ``place``: its folder or file. ``default_image_size``: side
-    in pixels of a square image; ``downsample``: pixels per image code."""
+    ``config``: the raw ``config.json``. ``place``: its folder or file. ``doubt``: a sentence where
+    its family may be another. ``default_image_size``: side in pixels of a square image;
+    ``downsample``: pixels per image code."""
 
     transformer: MaskedDiffusionTransformer
     image_tokenizer: ImageTokenizer
@@ -52,6 +55,7 @@ class Model:
     variant: Variant
     device: torch.device
     place: Path | None = None
+    doubt: str | None = None
     default_image_size: int = field(init=False)
     default_text_length: int = field(init=False)
 
@@ -149,13 +153,28 @@ def build_model(
         variant=source.variant,
         device=torch.device("meta"),
         place=source.path,
+        doubt=source.doubt or assumption(source),
     )
     from .inspect import report_of
 
-    if source.doubt:
-        _log.warning("%s: %s", source.path, source.doubt)
+    if model.doubt:
+        _log.warning("%s: %s", source.path, model.doubt)
     _log.info("MMaDA-Parallel: %s", "; ".join(report_of(source, model).lines()))
     return model
+
+
+def assumption(source: Source) -> str | None:
+    """A sentence where nothing tells the family of ``source`` from another."""
+    if source.evidence != ASSUMED:
+        return None
+    others = [v for v in VARIANTS if v is not source.variant and v.recognises(source.config)]
+    if not others:
+        return None
+    return (
+        f"It is taken for {source.variant.name}, since nothing says more than its shapes; if it is "
+        f"{' or '.join(variant.name for variant in others)}, say so: family in Load "
+        "MMaDA-Parallel, --family on the command line, family= in Python."
+    )
 
 
 def stored_dtype(source: Source) -> torch.dtype:
