@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from mmada_parallel.demo.dataset import HELD_OUT
 from mmada_parallel.demo.evaluate import prompt_of, with_text
+from mmada_parallel.demo.kinds import EDITS
+from mmada_parallel.demo.photo import on_a_wall, on_paper
 from mmada_parallel.demo.render import render
 from mmada_parallel.demo.scenes import COLOURS
 from mmada_parallel.demo.tasks import Task
@@ -24,11 +26,17 @@ from mmada_parallel.mmp_core import (
     decode_image,
     decode_text,
     denoise,
+    encode_instruction,
     load_checkpoint,
+    put_back,
 )
 from mmada_parallel.mmp_core.checkpoint.load import Model
 from mmada_parallel.mmp_core.editing import extended, pattern_selected, reopened, text_pieces
+from mmada_parallel.mmp_core.fitting import fitted_input
+from mmada_parallel.mmp_core.image.mask_settings import MaskSettings
+from mmada_parallel.mmp_core.image.put_back_settings import PutBackSettings
 from mmada_parallel.training.rewards.clip import DEMO_CLIP, ClipScorer
+from mmada_parallel.views.mask_overlay import prompt_overlays
 from mmada_parallel.views.sheet import MASKED_TEXT, Word, beside, contact_sheet
 from mmada_parallel.views.trajectory import spread_steps, trajectory_frames
 from PIL import Image, ImageDraw, ImageFont
@@ -36,6 +44,7 @@ from PIL import Image, ImageDraw, ImageFont
 ROOT = Path(__file__).parents[1]
 _SIDE, _MARGIN, _TEXT = 224, 16, 76
 _VEIL = (0.86, 0.86, 0.88)
+_REPLACE = PutBackSettings(fill="replace")
 
 
 def held_out_task(kind: str, number: int) -> Task:
@@ -95,22 +104,73 @@ def watch_it_think(model: Model) -> Image.Image:
 def inpaint(model: Model) -> Image.Image:
     task, mask = held_out_task("replace", 5), Image.new("L", (128, 128))
     mask.paste(255, (96, 32, 128, 64))
-    before = render(task.source)
-    veiled = Image.composite(Image.new("RGB", before.size, "#e05a9b"), before, mask)
+    before, prompt = render(task.source), prompt_of(model, task, mask=mask)
+    (overlay,) = prompt_overlays(prompt, [before], [mask])
+    final = denoise(model, prompt, record=0).final
+    after, _ = put_back(model, prompt, before, final, mask=mask, mode="mask", settings=_REPLACE)
     return side_by_side(
         [
             panel(before, "input", f"“{task.instruction}”"),
-            panel(veiled, "mask", ""),
-            result_panel(model, prompt_of(model, task, mask=mask), "result"),
+            panel(overlay, "mask, and what it selects", ""),
+            panel(after, "put back", decode_text(model, final)[0]),
         ]
     )
+
+
+def edit_large(model: Model) -> Image.Image:
+    task = task_numbered(HELD_OUT + 12, kinds=EDITS)
+    before = on_paper(task.source)
+    prompt = encode_instruction(model, task.instruction, before)
+    final = denoise(model, prompt, SamplerSettings(seed=0), record=0).final
+    after, mask = put_back(model, prompt, before, final, settings=_REPLACE)
+    return side_by_side(
+        [
+            panel(before, "1024x1024", f"“{task.instruction}”"),
+            panel(
+                decode_image(model, final)[0], "the model's 128x128", decode_text(model, final)[0]
+            ),
+            panel(mask.convert("RGB"), "what changed", ""),
+            panel(after, "put back, 1024x1024", "The paper is the original's."),
+        ]
+    )
+
+
+def inpaint_large(model: Model) -> Image.Image:
+    """The photo before and after above, the part that the model got below."""
+    tasks = [task_numbered(HELD_OUT + 6, kinds=("replace",))]
+    tasks += [task_numbered(HELD_OUT + number, kinds=EDITS) for number in (7, 8)]
+    before = on_a_wall(tasks[0].source, [task.source for task in tasks[1:]])
+    mask = Image.new("L", before.size)
+    mask.paste(255, (704, 384, 832, 512))
+    settings = MaskSettings(region="mask")
+    fitted = fitted_input(model, (0, 0), before.size, [mask], settings=settings)
+    prompt = encode_instruction(
+        model, tasks[0].instruction, before, mask=mask, region=fitted.regions[0]
+    )
+    (overlay,) = prompt_overlays(prompt, [before], [mask])
+    final = denoise(model, prompt, SamplerSettings(seed=0), record=0).final
+    after, _ = put_back(model, prompt, before, final, mask=mask, mode="mask", settings=_REPLACE)
+    size = 2 * _SIDE, 2 * _SIDE * before.height // before.width
+    texts = f"“{tasks[0].instruction}”", decode_text(model, final)[0]
+    panels = [
+        panel(overlay, "what the model gets", texts[0]),
+        panel(decode_image(model, final)[0], "what it draws", texts[1]),
+    ]
+    height = size[1] + panels[0].height + 3 * _MARGIN
+    sheet = Image.new("RGB", (2 * size[0] + 3 * _MARGIN, height), "white")
+    for i, (photo, one) in enumerate(zip((before, after), panels, strict=True)):
+        left = _MARGIN + i * (size[0] + _MARGIN)
+        sheet.paste(photo.resize(size, Image.Resampling.LANCZOS), (left, _MARGIN))
+        sheet.paste(one, (left, size[1] + 2 * _MARGIN))
+    return sheet
 
 
 def outpaint(model: Model) -> Image.Image:
     task = replace(held_out_task("add", 1), instruction="add a yellow star at row 2 column 5")
     wider = extended(prompt_of(model, task), left=0, top=0, right=1, bottom=0)
     final = denoise(model, wider).final
-    picture = decode_image(model, final)[0].resize((_SIDE * 5 // 4, _SIDE))
+    whole, _ = put_back(model, wider, render(task.source), final, mode="mask", settings=_REPLACE)
+    picture = whole.resize((_SIDE * 5 // 4, _SIDE))
     result = beside(picture, [Word(w) for w in decode_text(model, final)[0].split()], "result")
     first = panel(render(task.source), "input", f"“{task.instruction}”")
     sheet = Image.new("RGB", (first.width + result.width + 3 * _MARGIN, first.height), "white")
@@ -202,6 +262,8 @@ def main() -> None:
         "Watch it think": watch_it_think(model),
         "Inpaint": inpaint(model),
         "Outpaint": outpaint(model),
+        "Edit a large photo": edit_large(model),
+        "Inpaint part of a large photo": inpaint_large(model),
         "Fix the plan and redraw": fix_the_plan(model),
         "Explain this edit": explain(model),
         "Stop, keep and redraw": stop_keep_and_redraw(model),

@@ -7,7 +7,13 @@ from mmada_parallel.tests.workflow_api import PAGE_WIDGETS, WORKFLOWS, to_api
 
 FIRST = next(path for path in WORKFLOWS if path.stem == "Edit an image")
 LIVE = ("MMaDAParallelDenoise", "MMaDAParallelParaRLFinetune")
-CASES = [(path, "canvas") for path in WORKFLOWS] + [(FIRST, "vue")]
+LIKE_OTHERS = ("Edit a large photo", "Inpaint part of a large photo")
+"""Those with the nodes of others, so that they are opened only by those who ask for it."""
+EXHAUSTIVE = (pytest.mark.slow, pytest.mark.exhaustive)
+CASES = [
+    pytest.param(path, "canvas", marks=EXHAUSTIVE if path.stem in LIKE_OTHERS else ())
+    for path in WORKFLOWS
+] + [(FIRST, "vue")]
 
 
 @pytest.mark.parametrize("path, renderer", CASES, ids=lambda case: getattr(case, "stem", case))

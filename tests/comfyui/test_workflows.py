@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 from mmada_parallel.demo.checker import parse_codes
+from mmada_parallel.demo.photo import PAINTING
 from mmada_parallel.tests.messages import progress_steps
 from mmada_parallel.tests.workflow_api import WORKFLOWS, to_api
+from PIL import Image
 
-DENOISE = "MMaDAParallelDenoise"
+DENOISE, SCENE = "MMaDAParallelDenoise", "MMaDAParallelDemoScene"
 LIVE = (DENOISE, "MMaDAParallelParaRLFinetune")
 """Nodes that show what they do while they run."""
 TRAINING = ("Finetune by ParaRL on a folder", "Before and after")
@@ -54,6 +56,8 @@ def test_the_promised_workflows_are_shipped():
         "Watch it think",
         "Inpaint",
         "Outpaint",
+        "Edit a large photo",
+        "Inpaint part of a large photo",
         "Fix the plan and redraw",
         "Explain this edit",
         "Parallel against sequential",
@@ -76,15 +80,50 @@ def named(name):
     return next(path for path in WORKFLOWS if path.stem == name)
 
 
-def test_what_is_given_is_kept(runs):
-    _, outpainted, _ = runs(named("Outpaint"))
-    assert (160, 128) in [image.size for image in outpainted.images]
+def pictures_of(comfy, run, *class_types):
+    """The pictures that these nodes of a run show, as arrays."""
+    prompt, first, _ = run
+    shown = first.history["outputs"]
+    return [
+        np.asarray(comfy.view(file).convert("RGB"))
+        for class_type in class_types
+        for node in ids_of(prompt, class_type)
+        for file in shown[node]["images"]
+    ]
+
+
+def changed_cells(before, after, grid=(4, 4)):
+    codes = [parse_codes(Image.fromarray(picture), grid) for picture in (before, after)]
+    return [tuple(cell) for cell in np.argwhere(codes[0] != codes[1])]
+
+
+def test_what_is_given_is_kept(comfy, runs):
+    before, wider = pictures_of(comfy, runs(named("Outpaint")), SCENE, "SaveImage")
+    assert wider.shape == (128, 160, 3)
+    assert np.array_equal(wider[:, :120], before[:, :120])  # but for the soft edge
     _, redrawn, _ = runs(named("Fix the plan and redraw"))
     own = "the red circle at row 1 column 4 becomes a green star ."
     assert any(own in text for text in redrawn.texts)
-    _, inpainted, _ = runs(named("Inpaint"))
-    before, after = (parse_codes(image, (4, 4)) for image in inpainted.images)
-    assert [tuple(cell) for cell in np.argwhere(before != after)] == [(1, 3)]
+    before, after = pictures_of(comfy, runs(named("Inpaint")), SCENE, "SaveImage")
+    assert changed_cells(before, after) == [(1, 3)]
+    changed = (before != after).any(2)
+    assert changed[32:64, 96:].mean() > 0.3 and not changed[:, :88].any()
+
+
+def test_a_large_photo_is_kept_but_for_the_edit(comfy, runs):
+    before, after = pictures_of(comfy, runs(named("Edit a large photo")), SCENE, "SaveImage")
+    assert before.shape == after.shape == (1024, 1024, 3)
+    assert changed_cells(before, after) == [(1, 1)]
+    assert (before == after).all(2).mean() > 0.85
+    name = "Inpaint part of a large photo"
+    before, after = pictures_of(comfy, runs(named(name)), SCENE, "SaveImage")
+    changed = (before != after).any(2)
+    assert before.shape == (1024, 1536, 3) and changed[384:512, 704:832].mean() > 0.2
+    changed[372:524, 692:844] = False  # the mask and its soft edge
+    assert not changed.any()
+    left, top, right, bottom = PAINTING
+    parts = (picture[top:bottom, left:right] for picture in (before, after))
+    assert changed_cells(*parts) == [(1, 2)]
 
 
 @each_workflow
