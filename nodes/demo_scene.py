@@ -41,6 +41,7 @@ class DemoScene(io.ComfyNode):
                     "picture",
                     options=list(_PICTURES),
                     default=_PICTURES[0],
+                    optional=True,
                     tooltip="scene: 128x128 pixels, as the demo checkpoint draws. large print: the "
                     "same of 1024x1024 pixels, on rough paper. room: a photo of 1536x1024 pixels, "
                     "in which the scene hangs on the wall, from 640, 320 to 896, 576.",

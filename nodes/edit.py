@@ -82,7 +82,7 @@ class Remask(io.ComfyNode):
                     tooltip="Selects parts of the picture. A mask of the original's size lies on "
                     "the original, one of any other size is stretched over the whole result.",
                 ),
-                widget(_MASK["grow"]),
+                widget(_MASK["grow"], optional=True),
             ],
             outputs=[
                 Tokens.Output(
@@ -279,6 +279,7 @@ class ExtendCanvas(io.ComfyNode):
                     "pixels_of",
                     options=list(_PIXELS_OF),
                     default=_PIXELS_OF[0],
+                    optional=True,
                     tooltip="What left, top, right and bottom are measured in: pixels of the "
                     "picture as the model sees it, or of the original, to which Put Back adds the "
                     "border at its own scale.",

@@ -79,7 +79,7 @@ class EncodeInstruction(io.ComfyNode):
                     "restores those of the original. A mask of another size is stretched over the "
                     "picture, one that is not painted is no mask.",
                 ),
-                *map(widget, _MASK.values()),
+                *(widget(option, optional=True) for option in _MASK.values()),
                 io.Image.Input(
                     "second_image",
                     optional=True,
