@@ -40,14 +40,15 @@ class OnCard(torch.Tensor):
 
     @staticmethod
     def __new__(cls, held):
-        return torch.Tensor._make_wrapper_subclass(
-            cls,
-            held.shape,
-            strides=held.stride(),
-            storage_offset=held.storage_offset(),
-            dtype=held.dtype,
-            device=CARD,
-        )
+        with torch.inference_mode(False):  # in which a part of a wrapper cannot be taken
+            return torch.Tensor._make_wrapper_subclass(
+                cls,
+                held.shape,
+                strides=held.stride(),
+                storage_offset=held.storage_offset(),
+                dtype=held.dtype,
+                device=CARD,
+            )
 
     def __init__(self, held):
         self.held = held

@@ -24,20 +24,11 @@ from .streaming import (
 IDS = torch.arange(20)[None]
 
 
-def observe(nodes, situation, name, wanted):
+def gradients(nodes, hosted):
+    """A loss, and the sums of its gradients for the weights of adapters."""
     from ...training.weights.policies import LoRA
 
-    situation.capacity = ROOM
-    hosted = nodes.host.load(name, "fp32", "auto")
-    room = nodes.host.TrainingMemory(hosted)
-    need = room.weights // 2
-    if wanted == "some":
-        situation.capacity = room.weights
-    if wanted == "none":
-        management.vram_state = management.VRAMState.NO_VRAM
-    told = room.prepare(need)
-    management.vram_state = management.VRAMState.NORMAL_VRAM
-    resident, transformer = LIVE.now, hosted.model.transformer
+    transformer = hosted.model.transformer
     with nodes.host.trainable(hosted), LoRA(transformer, rank=2, device=CARD) as lora:
         for number, low_rank in enumerate(lora.low_ranks.values()):
             rng = torch.Generator().manual_seed(number)
@@ -49,9 +40,24 @@ def observe(nodes, situation, name, wanted):
         loss = transformer.logits(hidden, slice(2, 15)).float().log_softmax(-1).sin().sum()
         loss.backward()
         grads = [float(p.grad.to("cpu").double().sum()) for _, p in lora.named_parameters()]
-        found = {"told": told, "loss": float(loss.detach().to("cpu")), "gradients": grads}
+        return float(loss.detach().to("cpu")), grads
+
+
+def observe(nodes, situation, name, wanted):
+    situation.capacity = ROOM
+    hosted = nodes.host.load(name, "fp32", "auto")
+    room = nodes.host.TrainingMemory(hosted)
+    need = room.weights // 2
+    if wanted == "some":
+        situation.capacity = room.weights
+    if wanted == "none":
+        management.vram_state = management.VRAMState.NO_VRAM
+    told = room.prepare(need)
+    management.vram_state = management.VRAMState.NORMAL_VRAM
+    resident = LIVE.now
+    loss, grads = gradients(nodes, hosted)
+    found = {"told": told, "loss": loss, "gradients": grads}
     streamed = sorted(streamed_kinds(hosted))
-    del lora, hidden, loss, low_rank
     gc.collect()
     found |= {"streamed": streamed, "after": LIVE.now - resident}
     management.unload_all_models()
