@@ -72,7 +72,7 @@ def line_plot(
             f"line_plot needs values (S, B) and S places, got {tuple(values.shape)} and {len(x)}."
         )
     font = ImageFont.load_default(13)
-    columns = values.detach().double().cpu().T.tolist()
+    columns = values.detach().cpu().double().T.tolist()
     labels = list(names) or [str(number) for number in range(len(columns)) if len(columns) > 1]
     pitch = _LEGEND_COLUMN
     if names:

@@ -53,11 +53,11 @@ def is_static(transformer: MaskedDiffusionTransformer) -> bool:
 
 
 def is_resident(transformer: MaskedDiffusionTransformer) -> bool:
-    """Whether all weights are on one CUDA device."""
+    """Whether all weights are on one device of NVIDIA's: AMD's are called cuda, too, but capturing
+    on them crashes some drivers."""
     first = transformer.layers["wte"].weight.device
-    return first.type == "cuda" and all(
-        w.device == first for w in transformer.state_dict().values()
-    )
+    captures = first.type == "cuda" and torch.version.hip is None
+    return captures and all(w.device == first for w in transformer.state_dict().values())
 
 
 def capture(run: Run) -> Run:

@@ -38,8 +38,9 @@ class Predictor:
         """The model's input (B, L) for ``state`` in ``branch``."""
         template, layout = self.branches[branch], self.layout
         image = layout.image_ids(state.image.flatten(1))
-        ids = template.ids.index_copy(1, template.image_positions, image)
-        ids = ids.index_copy(1, template.text_positions, layout.text_ids(state.text))
+        text = layout.text_ids(state.text)
+        ids = template.ids.scatter(1, template.image_positions.expand_as(image), image)
+        ids = ids.scatter(1, template.text_positions.expand_as(text), text)
         return ids if template.fixed is None else torch.where(template.fixed, template.ids, ids)
 
     def hidden(self, branch: str, state: TokenState, targets: StepTargets | None) -> Tensor:

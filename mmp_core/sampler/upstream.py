@@ -123,6 +123,7 @@ class UpstreamSelection(ABC):
             return before
         scores = logits(positions.index)
         best = (scores if noise is None else self.noisy(scores, noise)).argmax(dim=-1)
+        best = best.to(scores.device)
         odds = log_odds(scores.float(), best)
         ranking, confidence = (odds, odds.sigmoid()) if random is None else (random, random)
         tokens = torch.where(best == self.layout.mask_id, MASKED, best)
@@ -159,13 +160,20 @@ class UpstreamSelection(ABC):
         )
 
 
+def place_of_float64(device: torch.device) -> torch.device:
+    """``device`` itself if it computes in float64, which Apple's and Intel's GPUs do not."""
+    return device if device.type in ("cpu", "cuda") else torch.device("cpu")
+
+
 def region_draws(
     index: Tensor, shape: tuple[int, ...], dtype: torch.dtype, fill: Fill, generators: Generators
 ) -> Tensor:
     """(B, n, …): random numbers drawn for a whole region ``shape`` per sample, those at ``index``.
-    The reference draws for unmasked positions, too, so the random stream depends on them."""
+    The reference draws for unmasked positions, too, so the random stream depends on them. Where the
+    device knows no float64, such numbers are on the CPU."""
     parts = []
-    for row, generator in zip(index, generators, strict=True):
-        region = torch.empty(shape, dtype=dtype, device=index.device)
+    place = place_of_float64(index.device) if dtype == torch.float64 else index.device
+    for row, generator in zip(index.to(place), generators, strict=True):
+        region = torch.empty(shape, dtype=dtype, device=place)
         parts.append(fill(region, generator=generator)[row])
     return torch.stack(parts)

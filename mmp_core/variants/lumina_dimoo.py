@@ -27,7 +27,7 @@ from ..sampler.predictor import BranchOutputs
 from ..sampler.schedule import Counts, PlannedStep
 from ..sampler.selection import TokenUpdate
 from ..sampler.settings import SamplerSettings
-from ..sampler.upstream import region_draws
+from ..sampler.upstream import place_of_float64, region_draws
 from ..state import MASKED, Prompt, TokenState
 from .base import ModelInput, Task, column
 from .mmada_parallel_a import EDIT, GENERATE, LayoutA, MMaDAParallelA
@@ -391,11 +391,12 @@ class SelectionD:
         update = before
         if positions.index.shape[1]:
             scores = logits(positions.index)
-            noisy = scores
-            if noise is not None:
-                noisy = scores.double().exp() / (-noise.log()) ** temperature
-            best = noisy.argmax(dim=-1)
-            chances = scores.double().softmax(dim=-1).gather(-1, best[..., None])[..., 0]
+            wide = scores.to(place_of_float64(scores.device)).double()
+            noisy = scores if noise is None else wide.exp() / (-noise.log()) ** temperature
+            best = noisy.argmax(dim=-1).to(wide.device)
+            chances = wide.softmax(dim=-1).gather(-1, best[..., None])[..., 0]
+            if wide.device != scores.device:
+                best, chances = best.to(scores.device), chances.float().to(scores.device)
             ranking = chances if random is None else random
             chosen = positions.highest(ranking, targets.count) & ~self.over[:, None]
             tokens = torch.where(best == self.layout.mask_id, MASKED, best)

@@ -17,7 +17,7 @@ from ..nodes import untrained
 from . import fake_aimdo
 from .card import CARD, Card
 from .streamed_training import gradients
-from .streaming import FOLDER, GREEDY, Situation, folder_paths, management, write_checkpoints
+from .streaming import FOLDER, GREEDY, Situation, folder_paths, management, tie, write_checkpoints
 
 RESIDENCIES = {
     "classic": None,  # without DynamicVRAM
@@ -89,6 +89,7 @@ def main(names, residencies):
     from ... import nodes
 
     write_checkpoints()
+    tie(untrained.write_untrained(FOLDER / "tied-wide"))
     Situation().pretend()
     fake_aimdo.install()
     management.args.disable_pinned_memory = True

@@ -11,7 +11,9 @@ import sys
 import pytest
 from mmada_parallel.tests.hosts import find_host
 
-EVERY = "plain,variant-M,tied,fp8.safetensors,int8.safetensors"
+SMALL = "variant-M"
+"""All weights of this one are below the 16 KB up to which ComfyUI loads them at once."""
+EVERY = "plain,variant-M,tied-wide,fp8.safetensors,int8.safetensors"
 SOME = ("current", "plain,int8.safetensors", "classic,flapping")
 ALL = "classic,all,none,alternate,flapping"
 
@@ -48,7 +50,7 @@ def test_the_weights_are_comfyuis_to_stream(observed):
     for name, runs in observed.items():
         for residency, run in runs.items():
             assert run["dynamic"] == (residency != "classic")
-            assert bool(run["managed"]) == run["dynamic"]
+            assert bool(run["managed"]) == (run["dynamic"] and name != SMALL)
             assert bool(run["quantised"]) == name.endswith(".safetensors")
 
 
@@ -68,8 +70,10 @@ def test_gradients_do_not_depend_on_what_is_resident(observed):
 
 
 def test_every_weight_that_was_pinned_is_let_go(observed):
-    for runs in observed.values():
+    for name, runs in observed.items():
         for residency, run in runs.items():
             assert run["pinned"] == 0
+            if name == SMALL:
+                continue
             assert bool(run["refused"]) == (residency in ("none", "alternate", "flapping"))
             assert (run["refused"] == run["asked"]) == (residency in ("none", "classic"))

@@ -4,6 +4,8 @@ Without a GPU the logic is tested with a stand-in for ``graphs.capture``, which 
 recomputes from the tensors it was captured with, into the tensor it returned first.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmada_parallel.mmp_core import SamplerSettings, denoise
@@ -116,6 +118,17 @@ def test_what_may_change_between_calls_is_not_captured(monkeypatch, change):
     change(transformer)
     assert not graphs.is_static(transformer)
     assert graphs.forward_of(transformer) is transformer
+
+
+@pytest.mark.parametrize("hip, captured", [(None, True), ("6.4", False)])
+def test_amds_gpus_are_left_without_graphs(monkeypatch, hip, captured):
+    """Which torch calls cuda, too."""
+    weight = SimpleNamespace(device=torch.device("cuda:0"))
+    transformer = SimpleNamespace(
+        layers={"wte": SimpleNamespace(weight=weight)}, state_dict=lambda: {"wte.weight": weight}
+    )
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert graphs.is_resident(transformer) is captured
 
 
 def test_quantised_layers_are_static(monkeypatch):

@@ -67,8 +67,9 @@ class AcceleratedRanks(Ranks):
         return gather_object(items)
 
     def sum(self, values: list[float]) -> list[float]:
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
-        return self._summed(tensor).tolist()
+        device = self.accelerator.device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        return self._summed(torch.tensor(values, dtype=dtype, device=device)).tolist()
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """FSDP has already averaged the gradients of sharded parameters."""

@@ -36,7 +36,7 @@ class RewardScale:
 
     def including(self, rewards: Tensor) -> RewardScale:
         """The scale after seeing ``rewards`` (any shape), too."""
-        values = rewards.detach().double().flatten()
+        values = rewards.detach().cpu().double().flatten()
         added = values.numel()
         if not added:
             return self

@@ -56,7 +56,8 @@ def _pairs(
     texts, marked = decode_text(model, shown), decode_text(model, shown, masked=MASKED_TEXT)
     codes, places = shown.image[:1], torch.zeros(shown.batch, dtype=torch.int64)
     if codes.numel():
-        codes, places = shown.image.unique(dim=0, return_inverse=True)
+        codes, places = shown.image.cpu().unique(dim=0, return_inverse=True)
+        codes = codes.to(shown.image.device)
     distinct = TokenState(codes.new_zeros(len(codes), 0), codes)
     starts = range(0, len(codes), micro_batch)
     decoded = [p for i in starts for p in decode_image(model, distinct[i : i + micro_batch])]
