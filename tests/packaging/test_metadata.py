@@ -17,8 +17,10 @@ else:
 ROOT = Path(__file__).resolve().parents[2]
 WITH_COMFYUI = {"torch", "transformers", "safetensors", "numpy", "pillow", "regex", "tqdm"}
 """regex comes with transformers."""
-WITH_DEPENDENCIES = {"tokenizers", "triton", "typing_extensions"}
-"""Come with transformers or torch; triton where there is a GPU, and is not needed."""
+WITH_DEPENDENCIES = {
+    *("filelock", "huggingface_hub", "pyarrow", "tokenizers", "triton", "typing_extensions")
+}
+"""Come with transformers, torch or datasets; triton where there is a GPU, and is not needed."""
 NOT_SHIPPED = {"benchmarks", "scripts", "tests"}
 
 
@@ -89,6 +91,11 @@ def test_what_is_imported_is_declared(pyproject):
     names = {"PIL": "pillow", "open_clip": "open_clip_torch"}
     imported = {name.partition(".")[0] for room in BELOW for _, name in imports(room)}
     others = imported - set(sys.stdlib_module_names) - set(BELOW) - COMFYUI
-    others -= {"aiohttp", "comfy_api", "comfyui_version"}  # ComfyUI and what it serves its page by
+    others -= {
+        "aiohttp",
+        "comfy_api",
+        "comfy_kitchen",
+        "comfyui_version",
+    }  # ComfyUI and what it serves its page by
     assert {"torch", "PIL"} <= others
     assert {names.get(name, name) for name in others} - declared - WITH_DEPENDENCIES == set()
