@@ -8,10 +8,11 @@ the word, and on ordinary ones.
 
 from __future__ import annotations
 
+import json
 import random
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from mmada_parallel.mmp_core import (
 from mmada_parallel.mmp_core.checkpoint.adapters import build_adapter, read_adapter
 from mmada_parallel.training.data.dataset import tokenised
 from mmada_parallel.training.data.guard import guard_of
-from mmada_parallel.training.loop.curves import verdict
+from mmada_parallel.training.loop.curves import Measured, best_of, forgotten, verdict
 from mmada_parallel.training.loop.keeping import BEST
 from mmada_parallel.training.loop.watch import Watched
 from mmada_parallel.training.sft.run import SFTRun
@@ -88,27 +89,36 @@ def train(model: Model, arm: str, seed: int, folder: Path, judged: int) -> dict[
                 else None
             )
         )
-        best, last = run.watch.best, run.watch.measured[-1]
-        start = run.watch.measured[0].guard or 0.0
         result = {
             "measured": [asdict(each) for each in run.watch.measured],
             "said": lines,
-            "forgets_at": next(
-                (m.step for m in run.watch.measured if m.guard and m.guard > 1.1 * start), None
-            ),
-            "best": best and best.step,
-            "last": {"step": last.step, **_judged(model, seed, judged)},
+            "last_judged": _judged(model, seed, judged),
         }
-    if best is not None:
+        best = run.watch.best
+    if best is not None and judged:
         state, about = read_adapter(folder / BEST)
         attached = build_adapter(model, state, about, BEST).attach(model.transformer)
         result["best_judged"] = _judged(model, seed, judged)
         attached.remove()
-        result["best_beats_last"] = {
-            "held_out": bool(best.step == last.step or best.held_out < last.held_out),
-            "guard": bool(best.step == last.step or best.guard < last.guard),
-        }
     return result
+
+
+def summary(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of each run: when it was first said to forget, and the losses of the best and the last."""
+    rise, lines = SFTSettings().guard_rise, {}
+    for name, result in results.items():
+        if "seed" in name:
+            measured = [Measured(**each) for each in result["measured"]]
+            best = best_of(measured, rise)
+            lines[name] = {
+                "forgets_at": next(
+                    (m.step for m in measured if forgotten(measured[0], m, rise)), None
+                ),
+                "start": asdict(measured[0]),
+                "best": best and asdict(best),
+                "last": asdict(measured[-1]),
+            }
+    return lines
 
 
 def world_checkpoint(model: Model) -> Path:
@@ -152,7 +162,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--judged", type=int, default=100, help="tasks to judge of each kind")
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=["1e-3", "5e-4"])
+    parser.add_argument("--summarise", action="store_true", help="only what --out holds already")
     args = parser.parse_args()
+    if args.summarise:
+        report = Report(args.out, float("inf"), json.loads(args.out.read_text()))
+        report.part("summary", 0, lambda: summary(report.results))
+        return
     model = load_checkpoint("demo", dtype=torch.float32)
     report = Report(args.out, float("inf"))
     report.part("before", 0, lambda: _judged(model, 0, args.judged))
@@ -166,6 +181,7 @@ def main() -> None:
                         model, arm, seed, Path(folder), args.judged
                     ),
                 )
+    report.part("summary", 0, lambda: summary(report.results))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from ..training.data.variations import varied
 from ..training.loop.memory import pararl_bytes, sft_bytes, trained_parameters
 from ..training.loop.ranks import AcceleratedRanks, Ranks, launched_ranks
 from ..training.loop.run import TrainingRun
+from ..training.loop.run_file import NAME, write_run_file
 from ..training.loop.settings import RunSettings
 from ..training.loop.watch import MOST_SAMPLES, Watched
 from ..training.pararl.run import ParaRLRun
@@ -47,7 +48,6 @@ from ..training.weights.sharded import ShardedWeights
 from ..views.strip import samples_strip
 from .model import load_model, memory_explained, note, pick_device
 from .options import ROLLOUTS, given
-from .run_file import NAME, write_run_file
 
 _PLACES = ("model", "held_out_data", "guard", "samples")
 Save = Callable[[Mapping[str, Tensor]], Path]

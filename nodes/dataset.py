@@ -1,6 +1,6 @@
 """Load Edit Dataset."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from comfy_api.latest import io
@@ -114,7 +114,12 @@ class LoadEditDataset(io.ComfyNode):
 
         if dataset in (generated := folders.generated_datasets()):
             opened = generated[dataset].make(limit or _GENERATED_ITEMS)
-            opened = replace(opened, items=tuple(varied(opened.items, settings, repeats)))
+            said = {"data": (f"{generated[dataset].name}={repeats}",), **asdict(settings)}
+            opened = replace(
+                opened,
+                items=tuple(varied(opened.items, settings, repeats)),
+                options={"cases": limit or _GENERATED_ITEMS, "bad_items": "skip", **said},
+            )
         else:
             opened = open_dataset(
                 folders.dataset_path(dataset),

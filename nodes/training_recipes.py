@@ -18,6 +18,7 @@ from ..training.samples import answers
 from ..training.sft.run import SFTRun
 from ..training.sft.settings import SFTSettings
 from . import host
+from .host import folders
 
 Metrics = dict[str, float]
 
@@ -42,6 +43,10 @@ class Recipe(ABC):
         Raises ``InputError`` for a dataset that cannot be trained on.
         """
         return []
+
+    def options(self) -> dict[str, Any]:
+        """Of the command that trains alike, beside those of the settings."""
+        return {}
 
     @property
     @abstractmethod
@@ -84,6 +89,13 @@ class ParaRL(Recipe):
 
         self.reward = self.kind.make(self.place, load_clip)
         return clips
+
+    def options(self) -> dict[str, Any]:
+        place = folders.clips()[self.place] if self.place else None
+        named = f"{self.kind.name}:{place}" if place else self.kind.name
+        sampler = self.settings.sampler
+        names = ("text_steps", "image_steps", "text_temperature", "image_temperature")
+        return {"reward": [f"{named}=1.0"], **{name: getattr(sampler, name) for name in names}}
 
     @property
     def most(self) -> int:

@@ -16,12 +16,14 @@ from ..mmp_core import InputError, Model
 from ..mmp_core.checkpoint.adapters import doubt_about, read_adapter
 from ..mmp_core.files import readable_duration
 from ..mmp_core.model.config import LAYER_SETS
+from ..mmp_core.options import options_of
 from ..training.cases import Case
 from ..training.data.dataset import EditDataset, tokenised
 from ..training.data.guard import guard_of
 from ..training.loop.keeping import kept_samples
 from ..training.loop.memory import trained_parameters
 from ..training.loop.run import TrainingRun
+from ..training.loop.run_file import NAME, write_run_file
 from ..training.loop.watch import MOST_SAMPLES, Watched
 from ..training.weights.adapter_files import adapter_tensors, base_metadata, save_adapter
 from ..training.weights.policies import LoRA, rank_and_layers
@@ -129,8 +131,36 @@ def train(
             )
             if inputs.resume:
                 run.resume()
+            _write_run_file(run, recipe, inputs, dataset)
             view = TrainingView(progress, run, recipe, inputs.preview_every, memory.in_use)
             return _outputs(run, policy, view, inputs.run_name)
+
+
+def _write_run_file(
+    run: TrainingRun, recipe: Recipe, inputs: TrainingInputs, dataset: EditDataset
+) -> None:
+    """So that the command can start the run again; not where its options cannot say all of it."""
+    watched = {"held_out_data": inputs.held_out_data, "guard": inputs.guard}
+    watched["samples"] = inputs.samples
+    parts = [dataset, *(each for each in watched.values() if each)]
+    if not all(len(part.options.get("data", ())) == 1 for part in parts[1:]) or not dataset.options:
+        return
+    existing = inputs.existing_lora
+    values = {
+        "model": run.model.place,
+        "output": run.folder.path / _ADAPTER,
+        "run_folder": run.folder.path,
+        "text_length": inputs.text_length or None,
+        **dataset.options,
+        **{n: d.options["data"][0].rpartition("=")[0] for n, d in watched.items() if d},
+        **{n: getattr(run.settings, n) for n in options_of(run.settings)},
+        **recipe.options(),
+    }
+    if existing == folders.NO_ADAPTER:
+        values |= {"rank": inputs.rank, "layers": inputs.layers, "rslora": inputs.rslora}
+    else:
+        values["existing_lora"] = folders.adapter_file(existing)
+    write_run_file(run.folder.path / NAME, run.kind, values)
 
 
 def _outputs(run: TrainingRun, policy: LoRA, view: TrainingView, name: str) -> io.NodeOutput:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from mmada_parallel.cli import main
 from mmada_parallel.demo.items import world_dataset
 from mmada_parallel.mmp_core import InputError, SamplerSettings, denoise
 from mmada_parallel.mmp_core.checkpoint.adapters import read_adapter
@@ -280,6 +281,27 @@ def test_adapters_that_a_run_kept_are_compared(sft, run_node, nodes, encoded, mo
         inputs = {"model": model, "prompt": prompt, "run": "run_00001", **options, **changes}
         with pytest.raises(InputError, match=told):
             run_node("CompareAdapters", **inputs)
+
+
+def test_the_command_starts_the_run_of_a_node_again(sft, pararl, run_node, output, tmp_path):
+    dataset = run_node(
+        "LoadEditDataset", dataset="demo (toy world)", bad_items="skip", limit=3, trigger_word="sks"
+    )[0]
+    pararl(dataset, run_name="rl", kl=0.5)
+    text = (output / "rl_00001" / "run.toml").read_text()
+    for line in ('method = "pararl"', 'reward = ["checker=1.0"]', "kl = 0.5", "text_steps = 2"):
+        assert line in text
+    more = {"rslora": True, "layers": "mlp", "held_out": 0.4}
+    lora = sft(dataset, **more).result[0]
+    again = tmp_path / "again.safetensors"
+    said = ["--output", str(again), "--run-folder", str(tmp_path / "again"), "--device", "cpu"]
+    assert main(["train", "file", str(output / "run_00001" / "run.toml"), *said]) == 0
+    state, about = read_adapter(again)
+    assert about["data"] == read_adapter(output / "run_00001" / "adapter.safetensors")[1]["data"]
+    assert all(
+        torch.allclose(tensor, lora[f"base_model.model.{name}"], atol=1e-5)
+        for name, tensor in state.items()
+    )
 
 
 def test_patience_says_why_a_run_ended(sft, shown):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image
 from torch import Tensor
@@ -41,12 +41,14 @@ class EditDataset(Sequence[Item]):
 
     ``place``: where they come from, for messages. ``skipped``: items that cannot be used.
     ``bad_items``: what becomes of those that turn out to be so when they are tokenised.
+    ``options``: of the command that trains on the same; none where there are none that say it.
     """
 
     place: str
     items: tuple[Item, ...]
     skipped: tuple[Skipped, ...] = ()
     bad_items: BadItems = "skip"
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -122,7 +124,13 @@ def open_dataset(
         callback(len(unread), len(unread))
     _refuse(path.name, len(items), skipped, bad_items)
     forms = varied(items, settings, repeats)
-    return EditDataset(path.name, tuple(forms), tuple(skipped), bad_items)
+    options = {
+        "data": (f"{path.absolute()}={repeats}",),
+        "cases": limit,
+        "bad_items": bad_items,
+        **asdict(settings),
+    }
+    return EditDataset(path.name, tuple(forms), tuple(skipped), bad_items, options)
 
 
 def joined(datasets: Sequence[EditDataset]) -> EditDataset:
@@ -133,7 +141,10 @@ def joined(datasets: Sequence[EditDataset]) -> EditDataset:
     skipped = [(f"{d.place}/{name}", why) for d in datasets for name, why in d.skipped]
     fail = any(dataset.bad_items == "fail" for dataset in datasets)
     place = " + ".join(dataset.place for dataset in datasets)
-    return EditDataset(place, tuple(items), tuple(skipped), "fail" if fail else "skip")
+    data = tuple(source for dataset in datasets for source in dataset.options.get("data", ()))
+    rest = [{n: v for n, v in d.options.items() if n != "data"} for d in datasets]
+    options = {**rest[0], "data": data} if all(each == rest[0] for each in rest) else {}
+    return EditDataset(place, tuple(items), tuple(skipped), "fail" if fail else "skip", options)
 
 
 def _unread_items(path: Path) -> list[UnreadItem]:

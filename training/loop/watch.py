@@ -147,7 +147,9 @@ class Watch:
     def _named(self, measured: Measured) -> dict[str, float]:
         sign = self.run.held_out_sign
         both = {
-            self.run.held_out_name: measured.held_out and sign * measured.held_out,
+            self.run.held_out_name: None
+            if measured.held_out is None
+            else sign * measured.held_out + 0.0,
             "guard_loss": measured.guard,
         }
         return {name: value for name, value in both.items() if value is not None}
