@@ -178,7 +178,9 @@ def encoded(
 
 
 def mask_settings(args: argparse.Namespace) -> MaskSettings:
-    return MaskSettings(**given(args, options_of(MaskSettings)))
+    """A result that is put back may be of the region around the mask."""
+    region = {} if args.put_back == "off" else {"region": "mask"}
+    return MaskSettings(**region | given(args, options_of(MaskSettings)))
 
 
 def _check_files(args: argparse.Namespace) -> None:

@@ -153,7 +153,10 @@ def add_mask(parser: argparse.ArgumentParser) -> None:
         help="draw only a part anew: a picture that is white there and black elsewhere, stretched "
         "over IMAGE",
     )
-    _add_settings(group, options_of(MaskSettings).values())
+    options = options_of(MaskSettings)
+    help = f"{options['region'].help} Default: mask, but whole with --put-back off."
+    options["region"] = replace(options["region"], help=help, default=None)
+    _add_settings(group, options.values())
 
 
 def add_put_back(parser: argparse.ArgumentParser) -> None:

@@ -258,7 +258,7 @@ def test_sizes_are_fitted_and_it_is_said(edit, run, checkpoint, tmp_path):
     assert Image.open(tmp_path / "out.png").size == (64, 64)
 
 
-def test_a_mask_selects_what_is_drawn_anew(edit, tmp_path, monkeypatch):
+def test_a_mask_selects_what_is_drawn_anew(edit, run, checkpoint, tmp_path, monkeypatch):
     prompts, encode = [], draw.encode_instruction
     monkeypatch.setattr(
         draw, "encode_instruction", lambda *a, **k: prompts.append(encode(*a, **k)) or prompts[-1]
@@ -276,6 +276,15 @@ def test_a_mask_selects_what_is_drawn_anew(edit, tmp_path, monkeypatch):
     )
     code, _, err = edit("--mask", tmp_path / "mask.png", "--coverage", "1.5")
     assert code == 2 and "coverage" in the_line(err)
+    large = tmp_path / "large.png"
+    Image.new("RGB", (512, 512), "white").save(large)
+    options = ("--mask", tmp_path / "mask.png", "--model", checkpoint, *FAST)
+    where = (*options, "--out", tmp_path / "out.png")
+    assert run("edit", large, EDIT.instruction, *where)[0] == 0
+    assert prompts[-1].placement[0].scale[0] < 2
+    assert Image.open(tmp_path / "out.png").size == (512, 512)
+    assert run("edit", large, EDIT.instruction, *where, "--put-back", "off")[0] == 0
+    assert prompts[-1].placement[0].box == (0, 0, 512, 512)
     code, _, err = edit("--mask", tmp_path / "none.png")
     assert code == 2 and "no such file" in the_line(err)
 
