@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import time
 import uuid
@@ -17,8 +18,11 @@ from aiohttp import web
 from PIL import Image
 from server import PromptServer
 
+from ...mmp_core import InputError
+from ...mmp_core.checkpoint.load import open_checkpoint
+from ...mmp_core.variants.registry import variant_named
 from . import core
-from .folders import FOLDER
+from .folders import FOLDER, checkpoint_paths
 
 STEP_EVENT, TEXT_EVENT = "mmada_parallel.step", "mmada_parallel.text"
 """What a page that listens to it is sent while a node runs: words and their states for
@@ -138,6 +142,24 @@ if _server():
             del _listening[key]
         _listening[client, event] = sockets[client]
         return web.Response()
+
+    @PromptServer.instance.routes.get("/mmada_parallel/tasks")
+    async def tasks(request: web.Request) -> web.Response:
+        """The tasks of a checkpoint's family; 404 where it cannot be told."""
+        chosen = (request.query.get(name, "") for name in ("checkpoint", "family"))
+        try:
+            names = await asyncio.to_thread(tasks_of, *chosen)
+        except InputError:
+            return web.Response(status=404)
+        return web.json_response(names)
+
+
+def tasks_of(checkpoint: str, family: str) -> list[str]:
+    """By the widgets of Load MMaDA-Parallel. Raises ``InputError``."""
+    if family not in ("", "auto"):
+        return list(variant_named(family).task_names)
+    path, _ = checkpoint_paths(checkpoint, "auto")
+    return list(open_checkpoint(path).variant.task_names)
 
 
 def for_page(text: str) -> str:

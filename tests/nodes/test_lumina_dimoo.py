@@ -109,3 +109,12 @@ def test_other_families_refuse_the_tasks_by_name(run_node, model, classes):
         run_node("EncodeInstruction", model=model, image=picture, second_image=picture, **given)
     valid = classes["MMaDAParallelEncodeInstruction"].validate_inputs
     assert valid("", "style") is True and "is empty" in valid("", "edit")
+
+
+def test_the_page_is_told_the_tasks_of_a_family(nodes, lumina):
+    tasks_of = nodes.load.host.page.tasks_of
+    assert tasks_of("demo", "auto") == ["edit", "generate"]
+    assert "describe" in tasks_of("demo", "Lumina-DiMOO")
+    assert "style" in tasks_of("unnamed", "")  # remembered
+    with pytest.raises(InputError):
+        tasks_of("gone", "auto")
