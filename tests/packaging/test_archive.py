@@ -26,7 +26,7 @@ FLAGGED = re.compile(
 """What the registry's scan of the text flags, by the accounts of authors; comments count, too. A
 flagged version cannot be installed by default."""
 CODE = {".py", ".js", ".toml", ".json"}
-LARGEST = 22 * 2**20
+LARGEST = 30 * 2**20
 ENTRIES = {"__init__", "cli.__init__", "cli.__main__", "nodes.__init__"}
 """Modules that Python or ComfyUI starts with."""
 

@@ -1,5 +1,5 @@
 """The toy checkpoint of Lumina-DiMOO's family: the demo's, trained on to answer with a picture or
-with a text. ``python -m mmada_parallel.demo.lumina`` makes it again.
+with a text. ``python -m mmada_parallel.benchmarks.lumina_toy`` makes it again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..demo import world
+from ..demo.dataset import CHANGED_WEIGHT, text_ids
+from ..demo.kinds import EDITS, Count
+from ..demo.scenes import BACKGROUNDS, Scene, description, random_scene
+from ..demo.train import CPU_RECIPE, save_tensors, short_attention
 from ..mmp_core import SamplerSettings, decode_text, denoise
 from ..mmp_core.checkpoint.load import DEMO, DEMO_LUMINA, Model, load_checkpoint
 from ..mmp_core.checkpoint.source import TOKENIZER_FILES
@@ -25,11 +30,6 @@ from ..mmp_core.variants.strangers import FAMILY_KEY
 from ..training.cases import Case, EndlessCases
 from ..training.sft.run import SFTRun
 from ..training.weights.policies import FullWeights
-from . import world
-from .dataset import CHANGED_WEIGHT, text_ids
-from .kinds import EDITS, Count
-from .scenes import BACKGROUNDS, Scene, description, random_scene
-from .train import CPU_RECIPE, save_tensors, short_attention
 
 TEXT_LENGTH = 64
 DESCRIPTIONS = ("describe the picture", "what is there", "all objects")
