@@ -121,8 +121,9 @@ def new_structure(seen: Tensor, before: Tensor, after: Tensor, area: Tensor, uni
         return mean(one * other) / (mean(one * one) * mean(other * other) + 1e-10).sqrt()
 
     original, kept, new = details
-    ratio = likeness(original, new) / likeness(original, kept).clamp_min(0.2)
-    return (1.5 - 2 * ratio).clamp(0, 1)
+    most = likeness(original, kept).clamp(0.2, 1)
+    needed = 0.35 + 0.5 * most  # less where the tokenizer itself leaves little of the structure
+    return (0.5 + 5 * (needed - likeness(original, new) / most)).clamp(0, 1)
 
 
 def seam_correction(seen: Tensor, after: Tensor, area: Tensor, unit: int) -> Tensor:
