@@ -179,8 +179,10 @@ def encoded(
 
 def mask_settings(args: argparse.Namespace) -> MaskSettings:
     """A result that is put back may be of the region around the mask."""
-    region = {} if args.put_back == "off" else {"region": "mask"}
-    return MaskSettings(**region | given(args, options_of(MaskSettings)))
+    chosen = given(args, options_of(MaskSettings))
+    if args.put_back != "off":
+        chosen.setdefault("region", "mask")
+    return MaskSettings(**chosen)
 
 
 def _check_files(args: argparse.Namespace) -> None:
