@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 _SHOWN = 100
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]+")
 
 
 class InputError(ValueError):
@@ -16,7 +18,8 @@ class CheckpointError(InputError):
 
 
 def shortened(text: str) -> str:
-    """``text`` for a message: its middle left out where it is long."""
+    """``text`` for a message: on one line, its middle left out where it is long."""
+    text = _CONTROL.sub(" ", text)
     if len(text) <= _SHOWN:
         return text
     return f"{text[: _SHOWN // 2]}…{text[-_SHOWN // 2 :]}"

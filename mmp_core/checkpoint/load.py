@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shortened
 from ..files import checked_path
 from ..image.tokenizer import ImageTokenizer
 from ..model.config import ModelConfig
@@ -108,8 +108,9 @@ def open_checkpoint(
     if place.is_dir():
         return open_folder(place, given, family)
     raise CheckpointError(
-        f"No checkpoint at {place}: expected a folder with config.json, model.safetensors (or its "
-        "shards and index) and tokenizer files, or a file that `mmada-parallel convert` wrote."
+        f"No checkpoint at {shortened(str(place))}: expected a folder with config.json, "
+        "model.safetensors (or its shards and index) and tokenizer files, or a file that "
+        "`mmada-parallel convert` wrote."
     )
 
 

@@ -76,7 +76,7 @@ class AmusedConfig:
         names = {field.name for field in fields(cls)}
         known = names | FIXED.keys() | BLOCK_TYPES.keys() | IGNORED
         for name, value in config.items():
-            if value != FIXED.get(name, value):
+            if name in FIXED and value != FIXED[name]:
                 raise _refusal(name, value, repr(FIXED[name]))
             if not name.startswith("_") and name not in known:
                 _log.warning("vqvae config: %s is unknown here and ignored.", name)

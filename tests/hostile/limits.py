@@ -1,5 +1,6 @@
 """One case in a process of its own, forked from this one, which has imported all that it needs."""
 
+import gc
 import os
 import resource
 import select
@@ -9,6 +10,7 @@ import time
 import traceback
 from collections import Counter
 
+import torch
 from mmada_parallel.mmp_core.errors import InputError
 
 SECONDS, MEMORY, MESSAGE = 10, 2 * 2**30, 600
@@ -16,6 +18,13 @@ SECONDS, MEMORY, MESSAGE = 10, 2 * 2**30, 600
 told."""
 _WAITED = 6
 """How many times as long a case may take that waits, for a processor or for ever."""
+
+
+def warm():
+    """Make forks cheap: what is there now is never looked at again by the collector."""
+    torch.set_num_threads(1)  # forks of a process with threads of its own hang
+    gc.collect()
+    gc.freeze()
 
 
 def judged(case, seconds=SECONDS, memory=MEMORY):

@@ -12,6 +12,7 @@ from mmada_parallel.mmp_core.checkpoint.tokens import FORMAT, load_tokens, token
 from mmada_parallel.mmp_core.editing import pattern_selected, words_selected
 from mmada_parallel.mmp_core.errors import CheckpointError, InputError
 from mmada_parallel.mmp_core.files import is_plain_name, leads_out
+from mmada_parallel.mmp_core.image.files import load_image
 from mmada_parallel.mmp_core.outside import LONGEST_TEXT
 from mmada_parallel.tests.mmp_core import tiny
 from mmada_parallel.training.data.dataset import open_dataset
@@ -72,7 +73,7 @@ def test_ids_and_constants_of_the_config(folder, value):
         (folder / "config.json").write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("value", [-1, 0, 1.5, "1", 10**6, 10**20, None, []])
+@pytest.mark.parametrize("value", [-1, 0, 1.5, "1", 10**6, 10**20, None, [], float("nan")])
 def test_sizes_of_the_image_tokenizer(folder, value):
     names = ["layers_per_block", "latent_channels", "norm_num_groups", "num_vq_embeddings"]
     for name in names:
@@ -293,3 +294,18 @@ def test_names_that_stay_inside(name):
 def test_names_that_windows_does_not_have(name):
     assert not is_plain_name(name)
     assert is_plain_name("model-00001-of-00002.safetensors")
+
+
+@pytest.mark.parametrize("file", ["../x.arrow", "/etc/passwd", None, 7, {}, "a\0"])
+def test_a_saved_dataset_that_names_other_files(tmp_path, file):
+    pytest.importorskip("datasets")
+    (tmp_path / "dataset_info.json").write_text("{}")
+    for files in ([{"filename": file}], [file], file):
+        (tmp_path / "state.json").write_text(json.dumps({"_data_files": files}))
+        refused(lambda: open_dataset(tmp_path), "cannot be read as a dataset")
+
+
+@pytest.mark.parametrize("name", ["demo\n", "a\r\nb.png", "a\u2028b.png"])
+def test_a_name_of_several_lines_is_told_on_one(name):
+    refused(lambda: load_image(name), "no such file")
+    refused(lambda: load_checkpoint(name))

@@ -10,7 +10,9 @@ import pytest
 from mmada_parallel.cli.main import build_parser
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+DOCUMENTS = [
+    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
 OURS = "https://github.com/mmada-parallel/mmada-parallel"
 COMMAND = r"(?:mmada-parallel|.* -m mmada_parallel\.cli)"

@@ -11,8 +11,10 @@ from typing import Any
 
 from PIL import Image
 
-from ...mmp_core.errors import InputError
+from ...mmp_core.errors import InputError, shown
+from ...mmp_core.files import is_plain_name
 from ...mmp_core.image.files import load_image
+from ...mmp_core.outside import parsed_json, read_text
 from .fields import FIELDS, PICTURE_FIELDS, PICTURES, any_of, item_of, listed
 from .items import Item, UnreadItem, checked_picture
 
@@ -34,6 +36,7 @@ def saved_items(folder: Path) -> list[UnreadItem]:
             f"{folder} holds several splits: give the folder of one, {any_of(splits)}."
         )
     datasets = _import_datasets()
+    _check_files(folder)
     try:
         rows = datasets.load_from_disk(str(folder))
     except Exception as error:
@@ -46,6 +49,22 @@ def saved_items(folder: Path) -> list[UnreadItem]:
     for name in {*PICTURE_FIELDS} & set(rows.column_names):
         rows = rows.cast_column(name, datasets.Image(decode=False))
     return [UnreadItem(f"row {i}", partial(_row_item, rows, i)) for i in range(len(rows))]
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse a dataset whose list of files leads elsewhere."""
+    state = folder / "state.json"
+    try:
+        files = parsed_json(read_text(state), state.name).get("_data_files")
+    except InputError as error:
+        raise InputError(f"{folder} cannot be read as a dataset: {error} Save it again.") from None
+    for file in files if isinstance(files, list) else [None]:
+        name = file.get("filename") if isinstance(file, dict) else None
+        if not is_plain_name(name):
+            raise InputError(
+                f"{folder} cannot be read as a dataset (state.json names the file {shown(name)}): "
+                "save it again."
+            )
 
 
 def _check_columns(folder: Path, features: Mapping[str, Any], datasets: Any) -> None:
