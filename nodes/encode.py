@@ -11,7 +11,7 @@ from ..mmp_core.instructions import instruction_notes
 from ..mmp_core.options import options_of
 from ..mmp_core.variants.registry import VARIANTS
 from ..views.mask_overlay import prompt_overlays
-from .host import HostedModel
+from .host import HostedModel, interruptible
 from .pictures import said, to_masks, to_picture
 from .types import Model, Schema
 from .types import Prompt as PromptType
@@ -158,7 +158,7 @@ class EncodeInstruction(io.ComfyNode):
                 reference=seconds[i % len(seconds)] if seconds else None,
             )
             for i, (picture, painted, region) in enumerate(
-                zip(pictures or [None], fitted.masks, fitted.regions, strict=True)
+                interruptible(zip(pictures or [None], fitted.masks, fitted.regions, strict=True))
             )
         ]
         prompt, notes = Prompt.stack(prompts), [*read, *fitted.notes]

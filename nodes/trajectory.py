@@ -6,7 +6,7 @@ from ..mmp_core import InputError
 from ..mmp_core import Trajectory as RecordedRun
 from ..views.sheet import contact_sheet
 from ..views.trajectory import spread_steps, trajectory_frames
-from .host import HostedModel, stop_if_interrupted
+from .host import HostedModel, interruptible
 from .pictures import to_pixels
 from .types import Model, Schema, Tokens, Trajectory
 from .widgets import between
@@ -126,14 +126,9 @@ class TrajectorySheet(io.ComfyNode):
                 f"sample is {sample}; the run has {trajectory.final.batch} result(s), from 0."
             )
         model.prepare_decoding(trajectory.final.grid)
-
-        def watched():
-            for step in spread_steps(trajectory, steps):
-                stop_if_interrupted()
-                yield step
-
+        watched = interruptible(spread_steps(trajectory, steps))
         frames = trajectory_frames(
-            model.model, trajectory, watched(), sample=sample, side=side, heat=confidence
+            model.model, trajectory, watched, sample=sample, side=side, heat=confidence
         )
         sheet = contact_sheet(frames, columns)
         return io.NodeOutput(to_pixels([sheet]), to_pixels(frames))

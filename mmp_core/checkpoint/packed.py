@@ -92,8 +92,16 @@ def open_packed(file: Path, image_tokenizer_path: Path | None, family: Family) -
         image_path=image_path,
         image_config=image_config,
         image_weights=image_weights,
-        licences=dict((about.get("provenance") or {}).get("licences") or {}),
+        licences=_stated_licences(about),
     )
+
+
+def _stated_licences(about: Mapping[str, Any]) -> dict[str, str]:
+    """Those in the header; none where it says something else there."""
+    provenance = about.get("provenance")
+    licences = provenance.get("licences") if isinstance(provenance, dict) else None
+    stated = licences.items() if isinstance(licences, dict) else ()
+    return {name: licence for name, licence in stated if isinstance(licence, str)}
 
 
 def _refuse_other_formats(file: Path) -> None:

@@ -10,7 +10,14 @@ from .models import (
     memory_cost,
     with_adapter,
 )
-from .page import Progress, metadata_wanted, save_temporary, stop_if_interrupted, to_intermediate
+from .page import (
+    Progress,
+    interruptible,
+    metadata_wanted,
+    save_temporary,
+    stop_if_interrupted,
+    to_intermediate,
+)
 from .stopping import Run, keep, stoppable, stops
 from .training import Interrupted, TrainingMemory, trainable
 
@@ -24,6 +31,7 @@ __all__ = [
     "Progress",
     "Run",
     "TrainingMemory",
+    "interruptible",
     "keep",
     "load",
     "load_clip",

@@ -6,8 +6,9 @@ import asyncio
 import html
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import comfy.cli_args
 import comfy.model_management
@@ -31,6 +32,7 @@ web/denoise_viewer.js, the whole text so far for web/shown_text.js."""
 _TEXT_INTERVAL = 0.1
 _PICTURE_INTERVAL = 0.5
 _PREVIEW_SIZE = 512
+Item = TypeVar("Item")
 
 
 def metadata_wanted() -> bool:
@@ -44,6 +46,13 @@ def to_intermediate(pixels: torch.Tensor) -> torch.Tensor:
 
 def stop_if_interrupted() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def interruptible(items: Iterable[Item]) -> Iterator[Item]:
+    """``items``, before each of which a run may be interrupted."""
+    for item in items:
+        stop_if_interrupted()
+        yield item
 
 
 def save_temporary(picture: Image.Image) -> dict[str, str]:

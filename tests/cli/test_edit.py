@@ -1,6 +1,7 @@
 """``mmada-parallel edit`` and ``generate``: what they write, print and refuse."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -306,3 +307,11 @@ def test_too_little_memory_is_refused_on_the_cpu_before_the_first_step(edit, mon
     monkeypatch.setattr(batching, "denoise", lambda *_, **__: pytest.fail("it began"))
     code, _, err = edit()
     assert code == 2 and "Too little memory: 1 sample" in err.splitlines()[-1]
+
+
+def test_names_with_undecodable_bytes_are_written_and_told(edit, tmp_path):
+    out = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
+    code, said, err = edit("--quiet", out=out)
+    assert code == 0, err
+    assert os.path.exists(out) and "udcff.png" in said
+    assert edit("--json", "--quiet", out=out)[0] == 0

@@ -13,7 +13,7 @@ from collections import Counter
 import torch
 from mmada_parallel.mmp_core.errors import InputError
 
-SECONDS, MEMORY, MESSAGE = 10, 2 * 2**30, 600
+SECONDS, MEMORY, MESSAGE = 10, 2 * 2**30, 1000
 """What a case may take: seconds of a processor, bytes beyond the parent's, characters of what it is
 told."""
 _WAITED = 6

@@ -19,6 +19,7 @@ from mmada_parallel.training.data.dataset import open_dataset
 from safetensors.torch import load_file, save_file
 
 from .limits import MESSAGE, judged
+from .mutations import safetensors_bytes, safetensors_parts
 from .readers import RED
 
 A_SECOND_AND_200_MB = {"seconds": 1, "memory": 200 * 2**20}
@@ -309,3 +310,13 @@ def test_a_saved_dataset_that_names_other_files(tmp_path, file):
 def test_a_name_of_several_lines_is_told_on_one(name):
     refused(lambda: load_image(name), "no such file")
     refused(lambda: load_checkpoint(name))
+
+
+@pytest.mark.parametrize("provenance", [1, [], "x", {"licences": 3}, {"licences": {"a": []}}])
+def test_the_provenance_of_a_packed_file_may_be_anything(place, tmp_path, provenance):
+    content = (place.folder / "packed" / "a.safetensors").read_bytes()
+    header, data = safetensors_parts(content)
+    about = json.loads(header["__metadata__"]["mmada_parallel"]) | {"provenance": provenance}
+    header["__metadata__"]["mmada_parallel"] = json.dumps(about)
+    (tmp_path / "a.safetensors").write_bytes(safetensors_bytes(header, data))
+    assert load_checkpoint(tmp_path / "a.safetensors").variant.id == "A"

@@ -133,3 +133,13 @@ def test_tokens_and_prompts_of_another_checkpoint(guarded, model):
     inputs = {"left": 16, "top": 0, "right": 0, "bottom": 0}
     message = refused(guarded["ExtendCanvas"], model=model, prompt=prompt, **inputs)
     assert message.startswith("prompt is of another checkpoint")
+
+
+def test_encoding_a_batch_can_be_interrupted(guarded, model):
+    from comfy import model_management
+
+    node = guarded["EncodeInstruction"].PREPARE_CLASS_CLONE(None)
+    model_management.interrupt_current_processing(True)
+    with pytest.raises(model_management.InterruptProcessingException):
+        node.execute(**encoding(model, image=PICTURE.repeat(3, 1, 1, 1)))
+    model_management.interrupt_current_processing(False)
