@@ -17,7 +17,8 @@ class ConvertCheckpoint(io.ComfyNode):
         formats = list(FORMATS)
         return Schema(
             node_id="MMaDAParallelConvertCheckpoint",
-            display_name="Convert Checkpoint",
+            display_name="Convert Checkpoint (MMaDA)",
+            category="MMaDA-Parallel/checkpoints",
             description="Writes a checkpoint folder as one file of about half the size into the "
             "model folder, where Load MMaDA-Parallel finds it. It may have an adapter merged in.",
             search_aliases=["mmada", "quantize", "fp8", "int8", "merge lora"],

@@ -27,7 +27,8 @@ class LoadEditDataset(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return Schema(
             node_id="MMaDAParallelLoadEditDataset",
-            display_name="Load Edit Dataset",
+            display_name="Load Edit Dataset (MMaDA)",
+            category="MMaDA-Parallel/training",
             description="Pictures with instructions to finetune on, from a folder inside the "
             "input folder: cat.png, with what to change in cat.txt.",
             search_aliases=["mmada", "load dataset", "training data", "finetune", "folder"],

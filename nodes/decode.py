@@ -29,7 +29,7 @@ class DecodeText(io.ComfyNode):
             node_id="MMaDAParallelDecodeText",
             display_name="Decode Text",
             description="Reads the text out of tokens: what the model reasoned while it drew.",
-            search_aliases=["mmada", "reasoning", "thinking"],
+            search_aliases=["mmada", "text of tokens", "detokenize"],
             inputs=[
                 Model.Input("model", tooltip="The checkpoint that the tokens were made with."),
                 Tokens.Input(

@@ -21,6 +21,7 @@ class DemoScene(io.ComfyNode):
         return Schema(
             node_id="MMaDAParallelDemoScene",
             display_name="Demo Scene",
+            category="MMaDA-Parallel/pictures",
             description="A picture of the toy world that the demo checkpoint knows, and an "
             "instruction that fits it. Neither was seen in training.",
             search_aliases=["mmada", "toy world", "example"],

@@ -42,7 +42,15 @@ class ParallelDenoise(io.ComfyNode):
             display_name="Parallel Denoise",
             description="Unmasks the text and the picture together, a few tokens per step, each "
             "seeing the other. Shows both while they form.",
-            search_aliases=["mmada", "sampler", "thinking"],
+            search_aliases=[
+                "mmada",
+                "sampler",
+                "think",
+                "thinking",
+                "reasoning",
+                "denoise",
+                "parallel",
+            ],
             inputs=[
                 Model.Input("model", tooltip="From Load MMaDA-Parallel."),
                 PromptType.Input("prompt", tooltip="From Encode Instruction."),

@@ -41,10 +41,11 @@ class Remask(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return Schema(
             node_id="MMaDAParallelRemask",
-            display_name="Lock / Re-mask",
+            display_name="Lock / Re-mask (MMaDA)",
+            category="MMaDA-Parallel/tokens",
             description="Keeps the parts of text and picture that are good and masks the rest "
             "again, for Parallel Denoise to fill. What is kept does not change.",
-            search_aliases=["mmada", "lock tokens", "inpaint", "keep"],
+            search_aliases=["mmada", "lock tokens", "keep tokens", "redraw"],
             inputs=[
                 Model.Input("model", tooltip="The checkpoint that the tokens were made with."),
                 Tokens.Input("tokens", tooltip="From Parallel Denoise or Trajectory Step."),
@@ -174,10 +175,18 @@ class SetTokens(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return Schema(
             node_id="MMaDAParallelSetTokens",
-            display_name="Set Tokens",
+            display_name="Set Tokens (MMaDA)",
+            category="MMaDA-Parallel/tokens",
             description="Sets the text, the picture, or parts of them, for Parallel Denoise to "
             "fill in the rest: it draws your own plan, or explains a finished picture.",
-            search_aliases=["mmada", "given text", "given image", "explain"],
+            search_aliases=[
+                "mmada",
+                "caption",
+                "given text",
+                "given image",
+                "explain",
+                "describe image",
+            ],
             inputs=[
                 Model.Input("model", tooltip="From Load MMaDA-Parallel."),
                 PromptType.Input("prompt", tooltip="From Encode Instruction."),
@@ -267,7 +276,8 @@ class ExtendCanvas(io.ComfyNode):
 
         return Schema(
             node_id="MMaDAParallelExtendCanvas",
-            display_name="Extend Canvas",
+            display_name="Extend Canvas (MMaDA)",
+            category="MMaDA-Parallel/pictures",
             description="Outpainting: the image tokens of the input picture stay, and Parallel "
             "Denoise draws what lies beyond its sides.",
             search_aliases=["mmada", "outpaint", "pad"],

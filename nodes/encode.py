@@ -34,7 +34,19 @@ class EncodeInstruction(io.ComfyNode):
             display_name="Encode Instruction",
             description="Turns an instruction, and the picture to edit, into a prompt. Without a "
             "picture the model makes a new one from the instruction.",
-            search_aliases=["mmada", "edit image", "prompt"],
+            search_aliases=[
+                "mmada",
+                "edit",
+                "edit image",
+                "inpaint",
+                "mask",
+                "generate",
+                "image to image",
+                "img2img",
+                "text to image",
+                "txt2img",
+                "prompt",
+            ],
             inputs=[
                 Model.Input("model", tooltip="From Load MMaDA-Parallel."),
                 io.Image.Input(

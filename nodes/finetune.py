@@ -51,10 +51,11 @@ class ParaRLFinetune(io.ComfyNode):
         return _schema(
             node_id="MMaDAParallelParaRLFinetune",
             display_name="ParaRL Finetune",
+            category="MMaDA-Parallel/training",
             description="Reinforcement learning on your own pictures and instructions: the model "
             "answers each several times, and learns from the answers whose text and picture agree "
             "best, while they are still half-formed.",
-            search_aliases=["mmada", "train lora", "rl", "grpo", "reward", "parallel rl"],
+            search_aliases=["mmada", "finetune lora", "rl", "grpo", "reward", "parallel rl"],
             inputs=[
                 *_model_and_dataset(),
                 reward,
@@ -104,10 +105,11 @@ class SFTFinetune(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return _schema(
             node_id="MMaDAParallelSFTFinetune",
-            display_name="SFT Finetune",
+            display_name="SFT Finetune (MMaDA)",
+            category="MMaDA-Parallel/training",
             description="Supervised finetuning: teaches the reasoning and the wanted picture of "
             "each item of a dataset.",
-            search_aliases=["mmada", "train lora", "supervised", "sft"],
+            search_aliases=["mmada", "train", "train lora", "supervised", "finetune"],
             inputs=[
                 *_model_and_dataset(),
                 *_main_widgets(options_of(SFTSettings)["batch_size"], steps=200),

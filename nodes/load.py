@@ -25,7 +25,7 @@ class LoadModel(io.ComfyNode):
             display_name="Load MMaDA-Parallel",
             description="Loads a checkpoint of MMaDA-Parallel or Lumina-DiMOO: transformer, "
             "tokenizer and image tokenizer. The small demo checkpoints come with the pack.",
-            search_aliases=["mmada", "load checkpoint", "diffusion language model"],
+            search_aliases=["mmada", "load checkpoint", "model", "diffusion language model"],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
@@ -98,10 +98,11 @@ class ApplyLoRA(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return Schema(
             node_id="MMaDAParallelApplyLoRA",
-            display_name="Apply LoRA",
+            display_name="Apply LoRA (MMaDA)",
+            category="MMaDA-Parallel/checkpoints",
             description="Adds a trained adapter to what the model computes. Its weights, quantised "
             "or not, stay as they are, and so does the model for other branches of the graph.",
-            search_aliases=["mmada", "load lora", "adapter", "finetune"],
+            search_aliases=["mmada", "lora", "load lora", "adapter"],
             inputs=[
                 Model.Input(
                     "model",

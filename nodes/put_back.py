@@ -19,7 +19,8 @@ class PutBack(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return Schema(
             node_id="MMaDAParallelPutBack",
-            display_name="Put Back",
+            display_name="Put Back (MMaDA)",
+            category="MMaDA-Parallel/pictures",
             description="Lays the result on the original at its full resolution. What was not "
             "edited stays as it was, bit for bit.",
             search_aliases=["mmada", "composite", "stitch", "paste", "full resolution"],

@@ -27,7 +27,8 @@ class ScoreAlignment(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return Schema(
             node_id="MMaDAParallelScoreAlignment",
-            display_name="Score Alignment",
+            display_name="Score Alignment (MMaDA)",
+            category="MMaDA-Parallel/trajectory",
             description="Measures by CLIP how well text and picture agree: of a pair, of each "
             "result of a batch, or of a run step by step.",
             search_aliases=["mmada", "clip score", "best of n", "reward"],
@@ -104,7 +105,8 @@ class PickSample(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return Schema(
             node_id="MMaDAParallelPickSample",
-            display_name="Pick Sample",
+            display_name="Pick Sample (MMaDA)",
+            category="MMaDA-Parallel/trajectory",
             description="Takes one sample out of a batch of tokens. With the number of the best "
             "sample from Score Alignment: best of N.",
             search_aliases=["mmada", "best of n", "from batch"],

@@ -16,7 +16,8 @@ class SaveTokens(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return Schema(
             node_id="MMaDAParallelSaveTokens",
-            display_name="Save Tokens",
+            display_name="Save Tokens (MMaDA)",
+            category="MMaDA-Parallel/tokens",
             description="Writes text and picture tokens, half denoised or done, to a file in the "
             "output folder.",
             search_aliases=["mmada", "save latent"],
@@ -51,10 +52,11 @@ class LoadTokens(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return Schema(
             node_id="MMaDAParallelLoadTokens",
-            display_name="Load Tokens",
+            display_name="Load Tokens (MMaDA)",
+            category="MMaDA-Parallel/tokens",
             description="Reads tokens that Save Tokens wrote. Refuses those of a checkpoint of "
             "another variant, vocabulary or codebook.",
-            search_aliases=["mmada", "load latent"],
+            search_aliases=["mmada", "load latent", "go on", "resume"],
             inputs=[
                 Model.Input("model", tooltip="The checkpoint that the tokens were made with."),
                 io.Combo.Input(

@@ -18,6 +18,7 @@ class TrajectoryStep(io.ComfyNode):
         return Schema(
             node_id="MMaDAParallelTrajectoryStep",
             display_name="Trajectory Step",
+            category="MMaDA-Parallel/trajectory",
             description="Picks one step of a run, half denoised: to show it, to change it, or to "
             "go on from it with other settings.",
             search_aliases=["mmada", "resume", "intermediate"],
@@ -68,6 +69,7 @@ class TrajectorySheet(io.ComfyNode):
         return Schema(
             node_id="MMaDAParallelTrajectorySheet",
             display_name="Trajectory Sheet",
+            category="MMaDA-Parallel/trajectory",
             description="The run at a glance: text beside picture at several steps, on one sheet "
             "and as frames for a video.",
             search_aliases=["mmada", "contact sheet", "video", "animation"],

@@ -26,6 +26,23 @@ def run(node, **inputs):
     return node.PREPARE_CLASS_CLONE(None).execute(**inputs)
 
 
+MAIN = {
+    "Load MMaDA-Parallel",
+    "Encode Instruction",
+    "Parallel Denoise",
+    "Decode Text",
+    "Decode Image",
+    "ParaRL Finetune",
+}
+OURS_ALONE = {"Demo Scene", "Trajectory Step", "Trajectory Sheet"}
+
+
+def test_names_that_others_may_have_say_whose_they_are(classes):
+    names = {node.define_schema().display_name for node in classes.values()}
+    assert names >= MAIN and len(names) == len(classes)
+    assert all("(MMaDA)" in name for name in names - MAIN - OURS_ALONE)
+
+
 def test_every_input_is_read_and_every_socket_explained(classes):
     for node in classes.values():
         schema = node.define_schema()
@@ -34,7 +51,7 @@ def test_every_input_is_read_and_every_socket_explained(classes):
         for socket in schema.inputs:
             assert socket.tooltip and (socket.id in accepted or takes_more)
         assert all(socket.tooltip and socket.display_name for socket in schema.outputs)
-        assert schema.description and schema.category == "MMaDA-Parallel"
+        assert schema.description and schema.category.split("/")[0] == "MMaDA-Parallel"
 
 
 def test_the_tables_of_the_help_pages_are_those_of_the_schemas(classes):

@@ -1,0 +1,36 @@
+// One colour for each type that the nodes of this pack pass on, for sockets and wires in both
+// renderers. A palette that names one of them keeps its own.
+import { app } from '../../scripts/app.js'
+
+const COLOURS = {
+  MMADA_MODEL: '#7C5CCB',
+  MMADA_PROMPT: '#B8531A',
+  MMADA_TOKENS: '#CB3876',
+  MMADA_TRAJECTORY: '#0F7D8A',
+  MMADA_DATASET: '#647C10'
+}
+
+/** The page forgets them with each palette that it loads. */
+function paint() {
+  for (const colours of [app.canvas.default_connection_color_byType, LGraphCanvas.link_type_colors]) {
+    for (const [type, colour] of Object.entries(COLOURS)) colours[type] ||= colour
+  }
+}
+
+app.registerExtension({
+  name: 'mmada_parallel.type_colours',
+  setup() {
+    const style = document.createElement('style')
+    const lines = Object.entries(COLOURS).map(([type, colour]) => `--color-datatype-${type}: ${colour};`)
+    style.textContent = `:root { ${lines.join(' ')} }`
+    document.head.append(style)
+    paint()
+    const themed = new MutationObserver(() => {
+      paint()
+      app.canvas.setDirty(true, true)
+    })
+    for (const element of [document.documentElement, document.body]) {
+      themed.observe(element, { attributes: true, attributeFilter: ['style', 'class'] })
+    }
+  }
+})
