@@ -11,6 +11,7 @@ from tqdm import tqdm
 from ..mmp_core.checkpoint.convert import convert as write_packed
 from ..mmp_core.checkpoint.inspect import inspect_checkpoint
 from ..mmp_core.files import readable_size
+from . import surroundings
 from .model import note
 
 
@@ -35,6 +36,9 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
+    if args.path is None:
+        surroundings.report(args.json)
+        return
     report = inspect_checkpoint(
         args.path, image_tokenizer_path=args.image_tokenizer, family=args.family
     )

@@ -15,7 +15,7 @@ PACK = Path(__file__).absolute().parents[1]
 
 
 def download(args: argparse.Namespace) -> None:
-    into = args.into or _models_folder()
+    into = args.into or models_folder()
     note(args, f"downloading into {into}")
     bars = _Bars(args.quiet)
     try:
@@ -31,7 +31,7 @@ def download(args: argparse.Namespace) -> None:
     print(path)
 
 
-def _models_folder() -> Path:
+def models_folder() -> Path:
     """``models/mmada_parallel`` of a ComfyUI, or the current folder."""
     here, home = Path.cwd(), Path.home()
     near = [*PACK.parents[:3], here, *here.parents, here / "ComfyUI"]

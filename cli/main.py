@@ -21,6 +21,12 @@ _DESCRIPTION = """\
 Edit and generate pictures with MMaDA-Parallel: a reasoning text and a picture, denoised in
 parallel."""
 _CODES = """\
+begin with:
+  mmada-parallel check                                        what is installed here
+  mmada-parallel generate "draw a red circle" --out a.png     with the demo, on any computer
+  mmada-parallel edit photo.jpg "make it red" --model PATH    with a released checkpoint
+  mmada-parallel COMMAND --help                               all options of a command
+
 exit codes: 0 done; 2 bad input, with one line on standard error; 130 stopped with Ctrl-C.
 """
 _EDIT = """\
@@ -99,7 +105,8 @@ examples:
 _CHECK = """\
 Say what a checkpoint is, and what is odd about it, from its files, without loading it: family,
 precision, rows, special ids, image codes, image tokenizer, end of an encoded instruction. Exit code
-2, with one line, where it cannot be loaded."""
+2, with one line, where it cannot be loaded. Without PATH, say what is installed here: versions,
+device, kernels, free memory, ComfyUI's models folder and the models in it."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -159,7 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     options.add_download(download)
     download.set_defaults(run="download:download")
-    check = _command(commands, "check", "say what a checkpoint is", _CHECK)
+    check = _command(commands, "check", "say what a checkpoint is, or what is here", _CHECK)
     options.add_check(check)
     check.set_defaults(run="convert:check")
     return parser
@@ -203,7 +210,12 @@ def run(args: argparse.Namespace) -> None:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        run(build_parser().parse_args(argv))
+        parser = build_parser()
+        given = sys.argv[1:] if argv is None else argv
+        if not given:
+            parser.print_help()
+            return 0
+        run(parser.parse_args(given))
     except InputError as error:
         print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -422,8 +422,10 @@ def add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path",
         type=_place,
+        nargs="?",
         metavar="PATH",
-        help="the folder of a checkpoint, or a file that convert wrote",
+        help="the folder of a checkpoint, or a file that convert wrote; without it, what is "
+        "installed here",
     )
     _add_image_tokenizer(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
