@@ -87,3 +87,35 @@ def test_an_older_comfyui_is_told_so_in_one_sentence(monkeypatch):
     monkeypatch.delitem(sys.modules, "mmada_parallel.nodes", raising=False)
     with pytest.raises(ImportError, match="needs ComfyUI 0.16.0 or newer; this is 0.15.1"):
         importlib.import_module("mmada_parallel.nodes")
+
+
+def luminance(colour):
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one, other):
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@each_workflow
+def test_group_titles_are_as_legible_as_the_page_can_draw_them(path):
+    """Both renderers write a title in the group's colour on two layers of it, of an opacity of a
+    quarter each, over the canvas: 2.15:1 is the most that one colour has in both themes."""
+    for group in json.loads(path.read_text())["groups"]:
+        colour = [int(group["color"][i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        for canvas in (0x14 / 255, 0xD3 / 255):  # the page's dark and light theme
+            behind = [0.4375 * c + 0.5625 * canvas for c in colour]
+            assert contrast(colour, behind) >= 2.1, group["title"]
+
+
+@each_workflow
+def test_notes_are_drawn_as_the_page_draws_text(path):
+    """In the page's newer renderer code in a line has a contrast of 1.5:1, a link, or text on a
+    coloured note, less than 4.5:1 in one of the themes."""
+    for node in json.loads(path.read_text())["nodes"]:
+        if node["type"] == "MarkdownNote":
+            outside = re.sub(r"```.*?```", "", node["widgets_values"][0], flags=re.DOTALL)
+            assert "`" not in outside and "](" not in outside
+            assert "color" not in node and "bgcolor" not in node
