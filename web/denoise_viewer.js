@@ -30,8 +30,8 @@ const STYLE = `
   .mmada-viewer canvas { width: 100%; height: 58%; object-position: top; }
 }
 .mmada-viewer .masked { opacity: 0.75; }
-.mmada-viewer .new { border-radius: 2px; background: rgb(255 186 40 / 0.42);
-  box-shadow: 0 0 0 2px rgb(255 186 40 / 0.42); }
+.mmada-viewer .new { border-radius: 2px; background: rgb(255 186 40 / 0.34);
+  box-shadow: 0 0 0 2px rgb(255 186 40 / 0.34); }
 .mmada-viewer .empty { opacity: 0.85; }
 .mmada-viewer .steps { display: flex; gap: 10px; align-items: center; }
 .mmada-viewer .steps input { flex: 1; min-width: 0; margin: 0; accent-color: rgb(255 186 40); }
