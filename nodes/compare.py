@@ -33,7 +33,8 @@ class CompareAdapters(io.ComfyNode):
         options = options_of(SamplerSettings)
         return Schema(
             node_id="MMaDAParallelCompareAdapters",
-            display_name="Compare Adapters",
+            display_name="Compare Adapters (MMaDA)",
+            category="MMaDA-Parallel/checkpoints",
             description="Answers one prompt with each adapter that a training run has kept, and "
             "without any, so that you can choose one by eye.",
             search_aliases=["mmada", "lora", "checkpoint", "best step", "xy plot", "finetune"],
