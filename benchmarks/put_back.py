@@ -198,7 +198,9 @@ def _peak() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
 
 
-def toy_world(photos: Sequence[Image.Image], count: int) -> dict[str, Any]:
+def toy_world(
+    photos: Sequence[Image.Image], count: int, rows: Path | None = None
+) -> dict[str, Any]:
     """Scenes pasted into photographs, edited through a mask, put back, and read again."""
     model = load_checkpoint("demo", dtype=torch.float32)
     tasks = [task for task in held_out(2 * count) if task.before][:count]
@@ -218,11 +220,14 @@ def toy_world(photos: Sequence[Image.Image], count: int) -> dict[str, Any]:
         picture, mask = put_back(model, prompt, large, final, mask=painted)
         used = np.asarray(mask)
         untouched.append((np.asarray(picture)[used == 0] == np.asarray(large)[used == 0]).all())
+        if rows:
+            whole = decode_image(model, final)[0]
+            shown(large, whole, picture, mask, 300).save(rows / f"{number} {task.instruction}.png")
         sentence = decode_text(model, final)[0]
-        shown = picture.crop(box).resize(decode_image(model, final)[0].size, Image.Resampling.BOX)
+        again = picture.crop(box).resize(decode_image(model, final)[0].size, Image.Resampling.BOX)
         for name, image in (
             ("model's own picture", decode_image(model, final)[0]),
-            ("put back", shown),
+            ("put back", again),
         ):
             verdict = check(task, image, sentence)
             verdicts[name].append((verdict.picture, verdict.agree, verdict.kept))
@@ -233,6 +238,20 @@ def toy_world(photos: Sequence[Image.Image], count: int) -> dict[str, Any]:
         for name, rows in verdicts.items()
     }
     return {"tasks": len(tasks), **means, "untouched": float(np.mean(untouched))}
+
+
+def shown(
+    original: Image.Image, result: Image.Image, picture: Image.Image, mask: Image.Image, side: int
+) -> Image.Image:
+    """Side by side: the original, the model's picture, put back, and what was replaced."""
+    row = Image.new("RGB", (4 * side, side * original.height // original.width), "white")
+    for number, image in enumerate((original, result, picture, mask.convert("RGB"))):
+        fitted = image.copy()
+        fitted.thumbnail((side, row.height), Image.Resampling.LANCZOS)
+        if fitted.width < side and fitted.height < row.height:
+            fitted = image.resize((row.height, row.height), Image.Resampling.BICUBIC)
+        row.paste(fitted, (number * side + (side - fitted.width) // 2, 0))
+    return row
 
 
 def _shrunk(photo: Image.Image, factor: float) -> Image.Image:
@@ -257,12 +276,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="of the timing")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--rows", type=Path, help="a folder for pictures of the toy world")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     photos = [_photo(path) for path in args.photos]
     results: dict[str, Any] = {"photographs": [path.name for path in args.photos]}
     results["24 megapixels"] = speed(photos[0], args.runs)
-    results["toy world"] = toy_world(photos, args.tasks)
+    results["toy world"] = toy_world(photos, args.tasks, args.rows)
     rows: dict[str, list[dict[str, float]]] = {}
     for case in cases(photos, args.seed):
         rows.setdefault(case.edit.kind, []).append(measured(case))
