@@ -132,9 +132,9 @@ def test_pararl_gives_what_comfyuis_nodes_take(pararl, output, shown, run_node, 
 
 
 def test_it_shows_figures_and_samples(pararl, shown):
-    pararl(preview_every=1)
+    pararl(steps=4, preview_every=2)  # how long it takes is said after three
     last = shown["texts"][-1]
-    for words in ("Done.", "step 2 of 2", "reward", "±", "KL", "clipped", "s per step", "memory"):
+    for words in ("Done.", "step 4 of 4", "reward", "±", "KL", "clipped", "s per step", "memory"):
         assert words in last
     assert any("left" in text for text in shown["texts"]) and "left" not in last
     assert any("rollouts" in text for text in shown["texts"])
