@@ -48,7 +48,8 @@ Streamed: Any = getattr(comfy.ops, "CastWeightBiasOp", _Marked)
 @lru_cache(maxsize=64)
 def _takes(function: Callable[..., Any], positional: int, names: tuple[str, ...]) -> bool:
     try:
-        inspect.signature(function).bind(*[None] * positional, **dict.fromkeys(names))
+        fit = inspect.signature(function).bind
+        fit(*[None] * positional, **dict.fromkeys(names))
     except TypeError:
         return False
     except ValueError:  # not to be found out
