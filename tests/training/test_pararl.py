@@ -346,7 +346,7 @@ def test_samples_are_pairs_of_the_last_step(model, tmp_path):
         {"std_floor": 0.0},
         {"learning_rate": 0},
         {"steps": 0},
-        {"schedule": "cosine"},
+        {"schedule": "exponential"},
         {"micro_batch": 1.5},
         {"learning_rate": float("nan")},
         {"sampler": SamplerSettings.upstream("A")},
