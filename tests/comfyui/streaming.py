@@ -47,6 +47,7 @@ class Situation:
         management.get_all_torch_devices = lambda *_, **__: [CARD]
         management.unet_offload_device = lambda: torch.device("cpu")
         management.get_free_memory = self.free
+        management.get_total_memory = lambda device: ROOM
         management.minimum_inference_memory = lambda: 0
         management.extra_reserved_memory = lambda: 0
         management.lowvram_available = True
