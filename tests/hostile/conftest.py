@@ -1,3 +1,5 @@
+import gc
+
 import pytest
 
 from .limits import warm
@@ -8,4 +10,5 @@ from .readers import Place
 def place(tmp_path_factory):
     place = Place(tmp_path_factory.mktemp("hostile"))
     warm()
-    return place
+    yield place
+    gc.unfreeze()

@@ -12,7 +12,7 @@ import pytest
 from .limits import counts, judged
 from .readers import READERS
 
-IN_CI, EXHAUSTIVE = 12, 600
+IN_CI, EXHAUSTIVE = 8, 600
 
 
 def faults(place, name, seeds, counted=None):
