@@ -167,6 +167,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/lumina"), help="working folder")
     parser.add_argument("--out", type=Path, default=DEMO_LUMINA)
     parser.add_argument("--steps", type=int, default=RECIPE.steps)
+    parser.add_argument("--start", default="demo", help="checkpoint to train further")
     parser.add_argument("--judge", type=int, metavar="N", help="judge it on N tasks of each kind")
     args = parser.parse_args()
     if args.judge:
@@ -179,7 +180,7 @@ def main() -> None:
     settings = replace(RECIPE, steps=args.steps, decay_steps=args.steps // 2)
     with tempfile.TemporaryDirectory() as temporary:
         start = Path(temporary) / "start"
-        model = load_checkpoint("demo", dtype=torch.float32)
+        model = load_checkpoint(args.start, dtype=torch.float32)
         write_checkpoint(start, model.transformer.state_dict(), 0)
         model = load_checkpoint(
             start,

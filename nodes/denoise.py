@@ -213,7 +213,7 @@ def _widgets() -> list[io.Input]:
             tooltip="A file of tokens, as Load Tokens lists them, to denoise further instead of "
             "starting anew; for a list one on each line. The viewer's button sets it for one run.",
         ),
-        recommended("block_length", "0, or what the task's authors use"),
+        recommended("block_length", "0, or what the task's authors use", optional=True),
     ]
 
 

@@ -102,6 +102,7 @@ class EncodeInstruction(io.ComfyNode):
                     "task",
                     options=[AUTO, *_tasks()],
                     default=AUTO,
+                    optional=True,
                     tooltip="What to do with the pictures. auto: edit one, take the style of a "
                     "second, or generate without any. The others are tasks of Lumina-DiMOO: "
                     "describe answers the instruction, a question, in words alone; "

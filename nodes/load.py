@@ -59,6 +59,7 @@ class LoadModel(io.ComfyNode):
                     "family",
                     options=[AUTO, *(variant.name for variant in VARIANTS)],
                     default=AUTO,
+                    optional=True,
                     advanced=True,
                     tooltip="Which family the checkpoint is of. auto: by its files, its name, or "
                     "what you once said here. The files of Lumina-DiMOO and MMaDA-Parallel-A look "
