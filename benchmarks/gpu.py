@@ -38,7 +38,7 @@ from mmada_parallel.mmp_core import SamplerSettings, denoise
 from mmada_parallel.mmp_core.model import graphs, kernels
 from mmada_parallel.mmp_core.model.formats import FORMATS, Format
 from mmada_parallel.mmp_core.model.kernels import ImageLogits, TextLogits
-from mmada_parallel.mmp_core.model.quantised import WeightOnlyLinear, quantise, replace_linears
+from mmada_parallel.mmp_core.model.quantised import WeightOnlyLinear
 from torch import Tensor, nn
 
 LEVELS: tuple[str, ...] = typing.get_args(typing.get_type_hints(SamplerSettings)["speed"])
@@ -203,10 +203,9 @@ def quantise_blocks(model: RandomModel, form: Format) -> dict[str, float]:
     blocks = model.transformer.layers["blocks"]
     for name, layer in list(blocks.named_modules()):
         if isinstance(layer, nn.Linear):
-            weight, scale = quantise(layer.weight, form)
-            replace_linears(blocks, {name: form}, WeightOnlyLinear)
-            new = blocks.get_submodule(name)
-            new.weight, new.weight_scale = weight, scale.to(weight.device)
+            parent, _, own = name.rpartition(".")
+            quantised = WeightOnlyLinear.of(layer.weight, form)
+            blocks.get_submodule(parent).register_module(own, quantised)
     stored = model.transformer.state_dict().values()
     return {"gb": sum(tensor.nbytes for tensor in stored) / 1e9}
 

@@ -17,12 +17,11 @@ from mmada_parallel.demo.evaluate import answer, held_out
 from mmada_parallel.mmp_core import Model, SamplerSettings, load_checkpoint
 from mmada_parallel.mmp_core.model.formats import FORMATS
 from mmada_parallel.mmp_core.model.lora import adaptable_layers
-from mmada_parallel.mmp_core.model.quantised import quantise
+from mmada_parallel.mmp_core.model.quantised import WeightOnlyLinear
 from torch import Tensor
 
 ENDS = {"embedding": "model.transformer.wte", "head": "model.transformer.ff_out"}
 LAYOUTS = {
-    "nvfp4": "TensorCoreNVFP4Layout",
     "convrot_w4a4": "TensorCoreConvRotW4A4Layout",
     "asym_w4a8_int8": "AsymW4A8Int8Layout",
 }
@@ -30,6 +29,7 @@ VARIANTS = {
     "as stored": (None, ()),
     "int8": ("int8", ()),
     "int8, embedding and head": ("int8", ("embedding", "head")),
+    "nvfp4": ("nvfp4", ()),
     **{name: (name, ()) for name in LAYOUTS},
     "fp8": ("fp8", ()),
     "fp8, embedding and head": ("fp8", ("embedding", "head")),
@@ -40,12 +40,7 @@ VARIANTS = {
 def by_format(name: str) -> Callable[[Tensor], Tensor]:
     """A weight as it is computed with when stored in the format called ``name``."""
     if name in FORMATS:
-
-        def there_and_back(weight: Tensor) -> Tensor:
-            stored, scale = quantise(weight, FORMATS[name])
-            return stored.to(weight.dtype) * scale.to(weight.dtype)
-
-        return there_and_back
+        return lambda weight: WeightOnlyLinear.of(weight, FORMATS[name]).dequantised(weight.dtype)
     from comfy_kitchen.tensor import QuantizedTensor
 
     layout = LAYOUTS[name]

@@ -388,7 +388,7 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
         choices=(*FORMATS, "none"),
         default="none",
         help="how the linear layers of the blocks are stored: fp8 or int8 in one byte per weight, "
-        "none as they are (default none)",
+        "nvfp4 in 4.5 bits, none as they are (default none)",
     )
     _add_lora(
         parser,
@@ -405,7 +405,8 @@ def add_download(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantize",
         choices=tuple(FORMATS),
-        help="make one file in which the linear layers of the blocks take one byte per weight "
+        help="make one file in which the linear layers of the blocks take one byte per weight, or "
+        "with nvfp4 4.5 bits "
         "(default: the folder as released, 17 GB)",
     )
     parser.add_argument(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import InputError
 from .model.config import ModelConfig
@@ -120,12 +120,10 @@ def forward_bytes(config: ModelConfig, tokens: int, itemsize: int) -> int:
 def dequantised_bytes(transformer: MaskedDiffusionTransformer, itemsize: int) -> int:
     """The largest layer that is stored in a byte per weight, while it is dequantised. ``itemsize``:
     bytes of a dequantised weight, which is there twice: cast, and times its scale."""
-    weights = (getattr(layer, "weight", None) for layer in transformer.modules())
     sizes = (
-        weight.numel() * itemsize
-        for weight in weights
-        if isinstance(weight, Tensor)
-        and getattr(weight, "storage_dtype", weight.dtype).itemsize == 1
+        layer.in_features * layer.out_features * itemsize
+        for layer in transformer.modules()
+        if isinstance(layer, WeightOnlyLinear)
     )
     return 2 * max(sizes, default=0)
 

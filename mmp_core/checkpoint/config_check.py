@@ -81,6 +81,8 @@ def check_transformer(config: Mapping[str, Any], weights: Mapping[str, Tensor], 
         f"{first}k_proj.weight": (model.n_kv_heads * model.head_dim, model.d_model),
         f"{first}ff_proj.weight": (model.mlp_hidden_size, model.d_model),
     }.items():
+        if f"{key}_scale_2" in weights:  # two numbers to a byte
+            shape = (shape[0], shape[1] // 2)
         if key in weights and (stored := outline_of(weights, key).shape) != shape:
             raise CheckpointError(
                 f"{key} has shape {stored}; {name} asks for {shape}: they do not belong together."

@@ -17,7 +17,7 @@ from ..errors import CheckpointError, InputError
 from ..files import readable_size, writable_file, writing
 from ..model.formats import FORMATS, Format
 from ..model.lora import adaptable_layers
-from ..model.quantised import formats_of, marker, quantise
+from ..model.quantised import formats_of, marker, parts_of
 from .load import Model, build_model, check_complete, open_checkpoint
 from .merge import Merged, sha256_of
 from .packed import IMAGE_PREFIX, packed_metadata
@@ -78,8 +78,12 @@ def write_packed(
         model.transformer.layers["ln_f"].load_state_dict(
             {"weight": source.weights[_NORM]}, assign=True
         )
-    layers = dict.fromkeys(adaptable_layers(model.transformer), FORMATS.get(quantize))
-    formats = {name: form for name, form in layers.items() if form}
+    form = FORMATS.get(quantize)
+    formats = {
+        name: form
+        for name, layer in adaptable_layers(model.transformer).items()
+        if form and form.fits(layer.in_features, layer.out_features)
+    }
     merged = Merged(model, adapters)
     outlines = _outlines(source, formats)
     unfinished = Partial(out)
@@ -163,9 +167,8 @@ def _outlines(source: Source, layers: Mapping[str, Format]) -> dict[str, Outline
     for name in source.weights:
         outline = outline_of(source.weights, name)
         if form := layers.get(layer := name.removesuffix(".weight")):
-            outlines[name] = Outline(form.storage, outline.shape)
-            scale_shape = form.scale_shape(outline.shape[0])
-            outlines[f"{layer}.weight_scale"] = Outline(torch.float32, scale_shape)
+            for part, (dtype, shape) in form.parts(*reversed(outline.shape)).items():
+                outlines[f"{layer}.{part}"] = Outline(dtype, shape)
             outlines[f"{layer}.comfy_quant"] = Outline(torch.uint8, tuple(marker(form).shape))
         else:
             outlines[name] = outline
@@ -214,14 +217,10 @@ def _tensors(
             yield {name: iter([weight])}
             continue
         try:
-            stored, scale = quantise(weight, form)
+            parts = parts_of(weight, form)
         except ValueError as error:
             raise CheckpointError(f"{name} in {source.path} holds {error}.") from None
-        yield {
-            name: iter([stored]),
-            f"{layer}.weight_scale": iter([scale]),
-            f"{layer}.comfy_quant": iter([marker(form)]),
-        }
+        yield {f"{layer}.{part}": iter([tensor]) for part, tensor in parts.items()}
     for name in source.image_weights:
         if IMAGE_PREFIX + name not in done:
             yield {IMAGE_PREFIX + name: blocks_of(source.image_weights, name)}

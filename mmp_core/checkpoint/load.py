@@ -15,6 +15,7 @@ from ..errors import CheckpointError, shortened
 from ..files import checked_path
 from ..image.tokenizer import ImageTokenizer
 from ..model.config import ModelConfig
+from ..model.formats import FORMATS
 from ..model.quantised import formats_of, replace_linears
 from ..model.transformer import (
     Attention,
@@ -195,9 +196,9 @@ def stored_dtype(source: Source) -> torch.dtype:
 def check_formats(source: Source, device: torch.device) -> None:
     """Raises ``CheckpointError`` for float8 on Apple's GPUs, which have no such tensors."""
     forms = formats_of(source.weights).values()
-    if device.type == "mps" and any(form.storage.is_floating_point for form in forms):
+    if device.type == "mps" and any(form.name != FORMATS["int8"].name for form in forms):
         raise CheckpointError(
-            f"{source.path} is quantised as fp8, which this device cannot hold: convert the "
+            f"{source.path} is quantised with float8, which this device cannot hold: convert the "
             "checkpoint with --quantize int8."
         )
 

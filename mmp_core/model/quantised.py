@@ -1,8 +1,8 @@
-"""Weight-only quantisation in ComfyUI's format: one byte per weight, dequantised on use.
+"""Weight-only quantisation in ComfyUI's formats: a byte per weight or less, dequantised on use.
 
-A quantised layer ``X`` is stored as ``X.weight``, ``X.weight_scale`` (float32) and
-``X.comfy_quant`` (uint8: JSON that names the format). Scales are such that bfloat16 and float32
-hold them exactly, so that every implementation dequantises to the same bits.
+A quantised layer ``X`` is stored as ``X.weight``, ``X.weight_scale`` and ``X.comfy_quant`` (uint8:
+JSON that names the format); with 4 bits also ``X.weight_scale_2``. Scales are such that bfloat16
+and float32 hold what they make exactly, so that every implementation dequantises to the same bits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from .formats import FORMATS, Format
+from . import fp4
+from .formats import BLOCK, FORMATS, Format
 
 _MARKER = ".comfy_quant"
 _RAW = {1: torch.int8, 4: torch.int32}
@@ -25,8 +26,8 @@ TensorMap = Callable[[Tensor], Tensor]
 
 
 def quantise(weight: Tensor, form: Format) -> tuple[Tensor, Tensor]:
-    """``weight`` (out, in) as stored, and its scale: () or (out, 1) float32. Raises ``ValueError``
-    for values that are not finite."""
+    """``weight`` (out, in) as stored in one byte each, and its scale: () or (out, 1) float32.
+    Raises ``ValueError`` for values that are not finite."""
     largest = weight.abs().amax(dim=1, keepdim=True).float()
     if not largest.isfinite().all():
         raise ValueError("values that are not finite")
@@ -38,6 +39,19 @@ def quantise(weight: Tensor, form: Format) -> tuple[Tensor, Tensor]:
     if not form.storage.is_floating_point:  # a cast to whole numbers cuts off what it cannot hold
         scaled = scaled.round_().clamp_(-form.largest, form.largest)
     return scaled.to(form.storage), scale
+
+
+def parts_of(weight: Tensor, form: Format) -> dict[str, Tensor]:
+    """What is stored of a layer with ``weight`` (out, in): tensors by the last part of their names.
+    Raises ``ValueError`` for values that are not finite."""
+    if not form.packed:
+        stored, scale = quantise(weight, form)
+        parts = {"weight": stored, "weight_scale": scale}
+    elif not weight.isfinite().all():
+        raise ValueError("values that are not finite")
+    else:
+        parts = fp4.pack(weight)
+    return {**parts, _MARKER[1:]: marker(form)}
 
 
 def marker(form: Format) -> Tensor:
@@ -74,8 +88,9 @@ def formats_of(weights: Mapping[str, Tensor]) -> dict[str, Format]:
                 f"{layer} is quantised in a format that is unknown here; known are "
                 f"{', '.join(known)}."
             ) from None
-        if f"{layer}.weight_scale" not in weights:
-            raise CheckpointError(f"{layer}.weight_scale is missing: the checkpoint is incomplete.")
+        for part in formats[layer].parts(BLOCK, BLOCK):
+            if f"{layer}.{part}" not in weights:
+                raise CheckpointError(f"{layer}.{part} is missing: the checkpoint is incomplete.")
     for name in weights:
         layer, _, last = name.rpartition(".")
         if last in _OTHER_SCALES and layer not in formats:
@@ -120,14 +135,22 @@ class WeightOnlyLinear(nn.Module):
 
     weight: Tensor
     weight_scale: Tensor
+    weight_scale_2: Tensor
 
     def __init__(self, inputs: int, outputs: int, form: Format, *, device: Any = None):
         super().__init__()
         self.in_features, self.out_features = inputs, outputs
-        weight = torch.empty(outputs, inputs, dtype=form.storage, device=device)
-        scale = torch.empty(form.scale_shape(outputs), dtype=torch.float32, device=device)
-        self.register_buffer("weight", weight)
-        self.register_buffer("weight_scale", scale)
+        self.stored = form.parts(inputs, outputs)
+        for name, (dtype, shape) in self.stored.items():
+            self.register_buffer(name, torch.empty(shape, dtype=dtype, device=device))
+
+    @classmethod
+    def of(cls, weight: Tensor, form: Format) -> WeightOnlyLinear:
+        """A layer that holds ``weight`` (outputs, inputs) quantised, on its device."""
+        outputs, inputs = weight.shape
+        layer = cls(inputs, outputs, form, device=weight.device)
+        layer.load_state_dict(parts_of(weight, form))
+        return layer
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, outputs) of ``x`` (…, inputs), in its dtype. The backward dequantises again."""
@@ -145,6 +168,9 @@ class WeightOnlyLinear(nn.Module):
         """The weight (outputs, inputs) in ``dtype``, a new tensor. ``weight``: what is stored, if a
         host has brought it elsewhere."""
         weight = self.weight if weight is None else weight
+        if "weight_scale_2" in self.stored:
+            scales = (self.weight_scale.to(weight.device), self.weight_scale_2.to(weight.device))
+            return fp4.unpack(weight, *scales, dtype)
         if weight.dtype.is_floating_point:  # no kernel multiplies float8 with another dtype
             weight = weight.to(dtype)
         return weight * self.weight_scale.to(weight.device, dtype)
@@ -156,7 +182,7 @@ class WeightOnlyLinear(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        for name in ("weight", "weight_scale"):
+        for name in self.stored:
             stored = getattr(self, name)
             raw = fn(
                 stored.view(_RAW[stored.element_size()])

@@ -62,7 +62,8 @@ def test_blocks_are_quantised_as_the_converter_does(kind):
     layers = [m for m in model.transformer.modules() if isinstance(m, WeightOnlyLinear)]
     assert len(layers) == 7 * len(blocks)
     after = blocks[1].q_proj.dequantised(torch.float32)
-    assert (after - before).abs().max() < 0.07 * before.abs().max()
+    error = 0.15 if kind == "nvfp4" else 0.07
+    assert (after - before).abs().max() < error * before.abs().max()
 
 
 def test_the_reference_is_compared_at_its_own_setting():

@@ -23,7 +23,13 @@ from mmada_parallel.mmp_core.checkpoint.load import open_checkpoint
 from mmada_parallel.mmp_core.checkpoint.partial import partial
 from mmada_parallel.mmp_core.checkpoint.tokens import token_identity
 from mmada_parallel.mmp_core.model.formats import FORMATS, Format
-from mmada_parallel.mmp_core.model.quantised import WeightOnlyLinear, formats_of, marker, quantise
+from mmada_parallel.mmp_core.model.quantised import (
+    WeightOnlyLinear,
+    formats_of,
+    marker,
+    parts_of,
+    quantise,
+)
 from mmada_parallel.tests.mmp_core import tiny
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -65,11 +71,18 @@ def spoilt(tmp_path):
 
 
 def dequantised(packed):
-    """The transformer's tensors of ``packed``, computed apart from the code under test."""
+    """The transformer's tensors of ``packed``, computed apart from the code under test; those of 4
+    bits by comfy_kitchen, in float32."""
     stored = load_file(packed)
     found = {}
     for name, tensor in stored.items():
-        if name.startswith("image_tokenizer.") or name.endswith(("_scale", "comfy_quant")):
+        if name.startswith("image_tokenizer.") or "_scale" in name or "comfy_quant" in name:
+            continue
+        if whole := stored.get(f"{name}_scale_2") if f"{name}_scale_2" in stored else None:
+            kitchen = pytest.importorskip("comfy_kitchen")
+            found[name] = kitchen.dequantize_nvfp4(
+                tensor, whole, stored[f"{name}_scale"], torch.float32
+            )
             continue
         scale = stored.get(f"{name}_scale")
         found[name] = tensor if scale is None else tensor.double().mul(scale.double()).float()
@@ -102,15 +115,15 @@ def test_it_computes_what_its_dequantised_weights_do(folder, packed):
 def test_only_the_linears_of_blocks_change(folder, packed, kind):
     stored, given = load_file(packed), open_checkpoint(folder).weights
     layers = {n.removesuffix(".comfy_quant") for n in stored if n.endswith(".comfy_quant")}
-    assert len(layers) == (0 if kind == "none" else 2 * 7)
+    fitting = 4 if kind == "nvfp4" else 7  # these layers' sizes are multiples of 16
+    assert len(layers) == (0 if kind == "none" else 2 * fitting)
     for name in given:
         if name.removesuffix(".weight") not in layers:
             assert torch.equal(stored[name], given[name]), name
             continue
-        form = FORMATS[kind]
-        assert stored[name].dtype == form.storage and stored[name].shape == given[name].shape
-        assert stored[f"{name}_scale"].shape == form.scale_shape(len(given[name]))
-        assert stored[f"{name}_scale"].dtype == torch.float32
+        for part, (dtype, shape) in FORMATS[kind].parts(*reversed(given[name].shape)).items():
+            tensor = stored[f"{name.removesuffix('.weight')}.{part}"]
+            assert (tensor.dtype, tuple(tensor.shape)) == (dtype, shape)
 
 
 def test_the_marker_is_the_one_that_comfyui_reads(folder, packed, kind):
@@ -119,7 +132,7 @@ def test_the_marker_is_the_one_that_comfyui_reads(folder, packed, kind):
         assert f"{QUERY}.comfy_quant" not in stored
         return
     marker = json.loads(stored[f"{QUERY}.comfy_quant"].numpy().tobytes())
-    names = {"fp8": "float8_e4m3fn", "int8": "int8_tensorwise"}
+    names = {"fp8": "float8_e4m3fn", "int8": "int8_tensorwise", "nvfp4": "nvfp4"}
     assert marker == {"format": names[kind], "full_precision_matrix_mult": True}
 
 
@@ -144,9 +157,9 @@ def test_a_compute_dtype_leaves_what_is_stored(packed, kind):
     assert isinstance(query, WeightOnlyLinear)
     stored, scale = query.weight.clone(), query.weight_scale.clone()
     half.float()
-    assert query.weight.dtype == FORMATS[kind].storage and query.weight_scale.dtype == torch.float32
+    assert query.weight.dtype == FORMATS[kind].storage and query.weight_scale.dtype == scale.dtype
     assert torch.equal(query.weight.view(torch.uint8), stored.view(torch.uint8))
-    assert torch.equal(query.weight_scale, scale)
+    assert torch.equal(query.weight_scale.float(), scale.float())
     assert half(torch.arange(20)[None]).dtype == torch.float32
 
 
@@ -223,7 +236,7 @@ def test_what_cannot_be_converted_is_refused_and_leaves_nothing(spoilt, tmp_path
     refused(spoilt, tmp_path / "out.bin", "end the name in .safetensors")
     refused(spoilt, tmp_path / "folder.safetensors", "is a folder")
     refused(spoilt, spoilt / "model.safetensors", "is read by this conversion")
-    refused(spoilt, out, "quantize is 'int4'; expected fp8, int8, none", quantize="int4")
+    refused(spoilt, out, "quantize is 'int4'; expected fp8, int8, nvfp4, none", quantize="int4")
     weights = load_file(spoilt / "model.safetensors")
     weights[f"{QUERY}.weight"][0, 0] = torch.nan
     save_file(weights, spoilt / "model.safetensors")
@@ -393,3 +406,27 @@ def test_two_conversions_to_one_file_do_not_mix(spoilt, tmp_path):
         unfinished.begin(b"", [])
         with pytest.raises(InputError, match="is being written by another"):
             convert(spoilt, out)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows, columns", [(16, 16), (144, 208), (256, 64)])
+def test_four_bits_are_read_by_comfyui_to_the_same_bits(rows, columns, dtype):
+    kitchen = pytest.importorskip("comfy_kitchen")
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(2)) * 0.03
+    weight[3] = 0
+    weight[5] *= 30
+    parts = parts_of(weight, FORMATS["nvfp4"])
+    whole, scale = parts["weight_scale_2"], parts["weight_scale"]
+    back = WeightOnlyLinear.of(weight, FORMATS["nvfp4"]).dequantised(dtype)
+    assert torch.equal(back, kitchen.dequantize_nvfp4(parts["weight"], whole, scale, dtype))
+    again = kitchen.quantize_nvfp4(weight, whole, pad_16x=False)
+    assert torch.equal(again[0], parts["weight"])
+    assert torch.equal(again[1].view(torch.uint8), scale.view(torch.uint8))
+    steps = weight.unflatten(1, (-1, 16)).abs().amax(-1, keepdim=True) / 6
+    error = (back.float() - weight).unflatten(1, (-1, 16)).abs()
+    assert (error <= 1.13 * steps + 1e-9).all()  # the widest gap is 2 steps, a scale 1/16 off
+
+
+def test_four_bits_refuse_what_is_not_finite():
+    with pytest.raises(ValueError, match="not finite"):
+        parts_of(torch.full((16, 16), torch.inf), FORMATS["nvfp4"])

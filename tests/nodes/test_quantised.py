@@ -35,7 +35,7 @@ def packed(model_folder):
         (model_folder / name).unlink()
 
 
-@pytest.fixture(params=["fp8", "int8"])
+@pytest.fixture(params=["fp8", "int8", "nvfp4"])
 def kind(request):
     return request.param
 

@@ -5,17 +5,17 @@ import json
 import torch
 from mmada_parallel.mmp_core.checkpoint.adapters import PEFT_CONFIG, PEFT_WEIGHTS
 from mmada_parallel.mmp_core.model.formats import FORMATS
-from mmada_parallel.mmp_core.model.quantised import WeightOnlyLinear, quantise
+from mmada_parallel.mmp_core.model.lora import adaptable_layers
+from mmada_parallel.mmp_core.model.quantised import WeightOnlyLinear
 from mmada_parallel.training.weights.adapter_files import save_adapter
 
 
 def quantised(model, kind):
     """``model`` with the linear layers of its blocks stored as our converter stores them."""
-    for name, old in list(model.named_modules()):
-        if ".blocks." in name and isinstance(old, torch.nn.Linear):
-            layer = WeightOnlyLinear(old.in_features, old.out_features, FORMATS[kind])
-            layer.weight, layer.weight_scale = quantise(old.weight.detach(), FORMATS[kind])
+    for name, old in adaptable_layers(model).items():
+        if FORMATS[kind].fits(old.in_features, old.out_features):
             parent, _, own = name.rpartition(".")
+            layer = WeightOnlyLinear.of(old.weight.detach(), FORMATS[kind])
             model.get_submodule(parent)._modules[own] = layer
     return model
 
