@@ -120,6 +120,18 @@ def loaded_bytes(device: torch.device) -> int:
     return total
 
 
+def memory_of(device: torch.device) -> tuple[float, float]:
+    """Bytes of ``device`` that are free, and in all; 0 where ComfyUI does not say."""
+    management, sizes = comfy.model_management, []
+    for name in ("get_free_memory", "get_total_memory"):
+        ask = usable(management, name, 1)
+        try:
+            sizes.append(float(ask(device)) if ask else 0.0)
+        except (KeyError, AttributeError, RuntimeError, TypeError):
+            sizes.append(0.0)
+    return sizes[0], sizes[1]
+
+
 def shown_id(node_id: str) -> str:
     """The node of the page that stands for ``node_id``, which a loop may have made."""
     try:

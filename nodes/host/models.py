@@ -61,15 +61,14 @@ def free_bytes(device: torch.device) -> float:
 def memory_cost(device: torch.device, weights: int, working: int, *, loading: bool = False) -> str:
     """What a run needs of the memory that there is, in a sentence or two. ``weights`` and
     ``working``: bytes. ``loading``: the weights are still to be read from disk."""
-    management, cpu = comfy.model_management, torch.device("cpu")
-    free, total = management.get_free_memory(cpu), management.get_total_memory(cpu)
+    free, total = core.memory_of(torch.device("cpu"))
     there = f"{readable_size(free)} of {readable_size(total)} free"
     needed = f"{readable_size(weights + working)} needed"
     if working:
         needed += f" ({readable_size(weights)} of it weights)"
-    if management.is_device_cpu(device):
+    if comfy.model_management.is_device_cpu(device):
         return f"Memory: {needed}, {there}."
-    usable, total = max(0.0, free_bytes(device)), management.get_total_memory(device)
+    usable, (_, total) = max(0.0, free_bytes(device)), core.memory_of(device)
     streamed = min(weights, max(0.0, weights + working - usable))
     gpu = f"GPU: {needed}, {readable_size(usable)} of {readable_size(total)} can be used"
     if streamed:

@@ -256,7 +256,9 @@ def test_checkpointing_is_what_lets_a_large_model_be_trained():
     assert readable_size(parameters) == "0.7 GB"
 
 
-@pytest.mark.parametrize("kind, row", [
+@pytest.mark.parametrize(
+    "kind, row",
+    [
         (None, "bf16 or fp16"),
         ("fp8", "fp8 or int8 (converted)"),
         ("nvfp4", "nvfp4 (converted)"),
