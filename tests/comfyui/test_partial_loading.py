@@ -11,7 +11,7 @@ import pytest
 from mmada_parallel.tests.hosts import find_host
 
 LAYERS = {"Conv2d", "Embedding", "GroupNorm", "Linear", "StreamedRMSNorm"}
-QUANTISED = ("fp8.safetensors", "int8.safetensors")
+QUANTISED = ("fp8.safetensors", "int8.safetensors", "nvfp4.safetensors")
 
 
 @pytest.fixture(scope="module", params=["current", "oldest"])
