@@ -186,3 +186,52 @@ def test_each_sample_of_a_batch_can_be_shown(viewer, renderer):
     viewer.page.evaluate(CHOOSE, [NODE, 1])
     assert viewer.state()["step"] == 0  # the step stays
     viewer.check_no_complaints()
+
+
+AS_LIST = """() => {
+    const add = (type) => {
+        const node = LiteGraph.createNode(type)
+        app.graph.add(node)
+        node.pos = [-900, 400]
+        return node
+    }
+    const nodes = app.graph.nodes
+    const [scene] = nodes.filter((node) => node.type === 'MMaDAParallelDemoScene')
+    const [encode] = nodes.filter((node) => node.type === 'MMaDAParallelEncodeInstruction')
+    const other = add('MMaDAParallelDemoScene')
+    other.widgets.find((widget) => widget.name === 'seed').value = 900
+    const batch = add('ImageBatch')
+    const list = add('RebatchImages')
+    scene.connect(0, batch, 0)
+    other.connect(0, batch, 1)
+    batch.connect(0, list, 0)
+    list.connect(0, encode, encode.inputs.findIndex((input) => input.name === 'image'))
+}"""
+
+
+@exhaustive
+@both_renderers
+def test_each_item_of_a_list_can_be_shown_and_a_stop_ends_all(viewer, renderer):
+    open_slow(viewer, renderer)
+    viewer.page.evaluate(AS_LIST)
+    viewer.run()
+    first = viewer.check_result()
+    assert first["samples"] == ["1 of 2", "2 of 2"]
+    viewer.page.evaluate(CHOOSE, [NODE, 1])
+    viewer.page.wait_for_timeout(500)
+    assert viewer.check_result()["picture"] != first["picture"]
+    viewer.comfy.reseed()
+    stop_at(viewer, NODE)
+    assert viewer.comfy.wait_for_end() == "execution_success"
+    assert viewer.state()["note"].startswith("Ended after step")
+    viewer.page.evaluate(CHOOSE, [NODE, 1])
+    second = viewer.state()
+    assert second["label"] == "step 1 / 1" and second["goesOn"]
+    viewer.close_up(f"{renderer}-list-stopped")
+    viewer.page.evaluate("() => { heard.length = 0 }")
+    click(viewer, ".go-on", NODE)
+    assert viewer.comfy.wait_for_end() == "execution_success"
+    for place in (0, 1):
+        viewer.page.evaluate(CHOOSE, [NODE, place])
+        assert viewer.check_result()["note"] == ""
+    viewer.check_no_complaints()
