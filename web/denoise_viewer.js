@@ -37,8 +37,9 @@ const STYLE = `
 .mmada-viewer .steps input { flex: 1; min-width: 0; margin: 0; accent-color: rgb(255 186 40); }
 .mmada-viewer .steps output { min-width: 9ch; text-align: right; white-space: nowrap;
   font-size: 12px; font-variant-numeric: tabular-nums; }
-.mmada-viewer .actions { display: flex; gap: 10px; align-items: center; font-size: 12px; }
-.mmada-viewer .note { flex: 1; min-width: 0; line-height: 1.35; }
+.mmada-viewer .actions { display: flex; flex-wrap: wrap; gap: 4px 10px; align-items: center;
+  font-size: 12px; }
+.mmada-viewer .note { flex: 1 1 170px; min-width: 0; line-height: 1.35; }
 .mmada-viewer button, .mmada-viewer select { flex: none; padding: 3px 10px; font: inherit;
   border: 1px solid var(--border-color); border-radius: 5px; color: var(--input-text);
   background: var(--comfy-menu-bg); }
