@@ -25,7 +25,7 @@ from mmada_parallel.training.data.dataset import tokenised
 from mmada_parallel.training.pararl.run import ParaRLRun
 from mmada_parallel.training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
 from mmada_parallel.training.weights.policies import LoRA
-from mmada_parallel.views.examples import answers_sheet
+from mmada_parallel.views.examples import Answer, answers_sheet
 from mmada_parallel.views.plot import line_plot
 from PIL import Image
 
@@ -89,7 +89,9 @@ def main() -> None:
             rewards, range(1, len(rewards) + 1), x_label="step", y_label="mean reward"
         )
         pairs = run.samples(_SHOWN)
-        samples = answers_sheet([(p.case.instruction, p.text, p.picture) for p in pairs], side=160)
+        samples = answers_sheet(
+            [Answer(p.case.instruction, p.text, p.picture) for p in pairs], side=160
+        )
         after = answered(model, "after")
     thumbnails = {
         "Finetune by ParaRL on a folder": beside_each_other(samples, curve),

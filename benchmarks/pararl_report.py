@@ -11,6 +11,7 @@ import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from mmada_parallel.benchmarks.measure import parser_of
 from mmada_parallel.benchmarks.pararl import ARMS, CONDITIONS, SEEDS, judged_file, run_folder
 from mmada_parallel.demo.dataset import HELD_OUT, cases_of
 from mmada_parallel.training.samples import answers
-from mmada_parallel.views.examples import answers_sheet
+from mmada_parallel.views.examples import Answer, answers_sheet
 from PIL import Image
 
 MEASURES = ("picture", "sentence", "agree", "kept", "clip", "words", "distinct", "variety")
@@ -180,7 +181,7 @@ def samples(folder: Path, arm: str = "3 steps", count: int = 12) -> Image.Image:
         cases = cases_of(model, tasks)
         pairs = answers(model, cases, sampler=pararl.ROLLOUTS, micro_batch=count)
         shown = [(pair.case.instruction, pair.text, pair.picture) for pair in pairs]
-        sheets.append(answers_sheet(shown, columns=1, side=96))
+        sheets.append(answers_sheet(starmap(Answer, shown), columns=1, side=96))
     width = sum(sheet.width for sheet in sheets)
     both = Image.new("RGB", (width, max(sheet.height for sheet in sheets)), "white")
     both.paste(sheets[0], (0, 0))
