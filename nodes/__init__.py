@@ -7,7 +7,7 @@ if tuple(map(int, _comfyui.split(".")[:2])) < (0, 16):
         f"MMaDA-Parallel needs ComfyUI 0.16.0 or newer; this is {_comfyui}. Update ComfyUI."
     )
 
-from comfy_api.latest import ComfyExtension, io
+from comfy_api.v0_0_2 import ComfyExtension, io
 
 from ..demo.register import register as register_toy_world
 from ..mmp_core import CheckpointError, InputError

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comfy_api.latest import io
+from comfy_api.v0_0_2 import io
 from PIL import Image
 
 from ..mmp_core import InputError, Prompt, SamplerSettings, TokenState, decode_image, decode_text

@@ -1,6 +1,6 @@
 """Convert Checkpoint."""
 
-from comfy_api.latest import io
+from comfy_api.v0_0_2 import io
 
 from ..mmp_core.checkpoint.convert import convert
 from ..mmp_core.files import readable_size

@@ -3,7 +3,7 @@
 from dataclasses import asdict, replace
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.v0_0_2 import io
 
 from ..mmp_core.options import options_of
 from ..training.data.dataset import BadItems, EditDataset, joined, open_dataset

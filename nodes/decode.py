@@ -1,7 +1,7 @@
 """Decode Text and Decode Image."""
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.v0_0_2 import io, ui
 
 from ..mmp_core import (
     MASKED_TEXT,

@@ -1,6 +1,6 @@
 """Demo Scene: pictures of the toy world that the demo checkpoint knows."""
 
-from comfy_api.latest import io
+from comfy_api.v0_0_2 import io
 
 from ..demo.dataset import HELD_OUT
 from ..demo.kinds import EDITS

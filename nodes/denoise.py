@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from comfy_api.latest import io
+from comfy_api.v0_0_2 import io
 
 from ..mmp_core import InputError, Prompt, SamplerSettings, TokenState
 from ..mmp_core.batching import denoise_in_batches

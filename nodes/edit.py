@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from comfy_api.latest import io
+from comfy_api.v0_0_2 import io
 from PIL import Image
 
 from ..mmp_core import MASKED, MASKED_TEXT, InputError, Prompt, TokenState, decode_image

@@ -1,7 +1,7 @@
 """Encode Instruction."""
 
 import torch
-from comfy_api.latest import io
+from comfy_api.v0_0_2 import io
 
 from ..mmp_core import Prompt, encode_instruction
 from ..mmp_core.fitting import fitted_input, selected_note, unseen_note

@@ -12,7 +12,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
-from comfy_api.latest import io
+from comfy_api.v0_0_2 import io
 
 from ..mmp_core import InputError, Prompt, TokenState, Trajectory
 from ..mmp_core.checkpoint.tokens import check_known

@@ -3,7 +3,7 @@
 import logging
 
 import torch
-from comfy_api.latest import io
+from comfy_api.v0_0_2 import io
 
 from ..mmp_core.checkpoint.adapters import adapter_state, doubt_about, read_adapter
 from ..mmp_core.variants.registry import VARIANTS, variant_named

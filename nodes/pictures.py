@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from comfy_api.latest import ui
+from comfy_api.v0_0_2 import ui
 from PIL import Image
 
 _log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """Put Back."""
 
 import torch
-from comfy_api.latest import io
+from comfy_api.v0_0_2 import io
 
 from ..mmp_core import InputError, Prompt, TokenState
 from ..mmp_core.compositing import put_back_pixels

@@ -3,7 +3,7 @@
 from typing import TypeVar
 
 import torch
-from comfy_api.latest import io
+from comfy_api.v0_0_2 import io
 from PIL import Image
 
 from ..mmp_core import InputError, TokenState, Trajectory, decode_image, decode_text

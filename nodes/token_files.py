@@ -2,7 +2,7 @@
 
 import json
 
-from comfy_api.latest import io
+from comfy_api.v0_0_2 import io
 
 from ..mmp_core import InputError, TokenState
 from ..mmp_core.checkpoint.tokens import load_tokens, save_tokens

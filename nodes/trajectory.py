@@ -1,6 +1,6 @@
 """Trajectory Step and Trajectory Sheet: what a run went through."""
 
-from comfy_api.latest import io
+from comfy_api.v0_0_2 import io
 
 from ..mmp_core import InputError
 from ..mmp_core import Trajectory as RecordedRun

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from comfy_api.latest import io
+from comfy_api.v0_0_2 import io
 
 Schema = partial(io.Schema, category="MMaDA-Parallel")
 

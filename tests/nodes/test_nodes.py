@@ -383,7 +383,7 @@ def test_decoded_results_and_what_is_undecided(classes, model, encoded, denoised
 
 def test_the_demo_scene_is_the_same_for_the_same_seed(classes, monkeypatch):
     scene = classes["MMaDAParallelDemoScene"]
-    from comfy_api.latest import ui
+    from comfy_api.v0_0_2 import ui
 
     monkeypatch.setattr(ui.ImageSaveHelper, "save_images", lambda *a, **k: [])
     image, instruction = run(scene, seed=3, edit="remove").result

@@ -68,3 +68,10 @@ def test_the_toy_world_is_known_by_its_registration_and_its_own_node():
     }
     registration = "demo.register.register"
     assert knowing == {("cli/main.py", registration), ("nodes/__init__.py", registration)}
+
+
+def test_the_numbered_api_of_comfyui_is_used():
+    """Its maintainers keep that compatible, and advise packs against ``comfy_api.latest``
+    (Comfy-Org/ComfyUI#10951)."""
+    used = {name for _, name in imports("nodes") if name.startswith("comfy_api")}
+    assert used and all(name.startswith("comfy_api.v0_0_2") for name in used)
