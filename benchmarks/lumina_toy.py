@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,12 @@ from ..training.weights.policies import FullWeights
 TEXT_LENGTH = 64
 DESCRIPTIONS = ("describe the picture", "what is there", "all objects")
 _TASKS = ("edit", "edit", "generate", "style", "describe", "describe", "describe")
+_PLAIN: dict[str, Any] = {
+    "joint_guidance": 0.0,
+    "image_temperature": 0.0,
+    "text_steps": 16,
+    "block_length": 16,
+}
 RECIPE = replace(
     CPU_RECIPE,
     steps=900,
@@ -173,7 +180,7 @@ def main() -> None:
     if args.judge:
         model = load_checkpoint(args.out, dtype=torch.float32)
         for kind in dict.fromkeys(_TASKS):
-            for own in (None, SamplerSettings(joint_guidance=0.0, text_steps=16, block_length=16)):
+            for own in (None, SamplerSettings(**_PLAIN)):
                 guided = "as recommended" if own is None else "without guidance"
                 print(f"{kind}, {guided}: {share_right(model, kind, args.judge, own):.1%}")
         return

@@ -14,6 +14,9 @@ DENOISE, SCENE = "MMaDAParallelDenoise", "MMaDAParallelDemoScene"
 LIVE = (DENOISE, "MMaDAParallelParaRLFinetune")
 """Nodes that show what they do while they run."""
 TRAINING = ("Finetune by ParaRL on a folder", "Before and after")
+DESCRIBES = ("Describe a picture",)
+DRAWS = ("Text to image at any size", "Style from a second picture")
+"""Those that answer with a text alone, and with a picture alone."""
 each_workflow = pytest.mark.parametrize(
     "path",
     [pytest.param(p, marks=pytest.mark.slow if p.stem in TRAINING else ()) for p in WORKFLOWS],
@@ -64,6 +67,8 @@ def test_the_promised_workflows_are_shipped():
         "Best of N",
         "Stop, keep and redraw",
         *TRAINING,
+        *DESCRIBES,
+        *DRAWS,
     }
 
 
@@ -73,7 +78,7 @@ def test_it_gives_a_picture_and_a_text(runs, path):
     assert first.status == "success", first.error
     assert first.images
     assert all(lo < hi for image in first.images for lo, hi in image.convert("RGB").getextrema())
-    assert any(text.strip() for text in first.texts)
+    assert any(text.strip() for text in first.texts) or path.stem in DRAWS
 
 
 def named(name):
@@ -137,10 +142,11 @@ def test_denoising_and_training_are_visible_while_they_run(runs, path):
         assert values == sorted(values)
         assert len(set(values)) >= min(3, first.steps(node)[-1][1])
         assert first.steps(node)[-1][0] == first.steps(node)[-1][1]
-        assert first.previews(node)
+        assert first.previews(node) or path.stem in DESCRIBES
         assert first.live_texts(node)
         assert not any("<" in text.replace("<br>", "") for text in first.live_texts(node))
-    assert any(len(set(first.live_texts(node))) > 1 for node in live)
+    changing = any(len(set(first.live_texts(node))) > 1 for node in live)
+    assert changing or path.stem in DRAWS
 
 
 @each_workflow
