@@ -251,6 +251,27 @@ def best_of_n(model: Model) -> Image.Image:
     )
 
 
+def of_one_kind(model: Model, instruction: str, *scenes: int, **options) -> Image.Image:
+    """Half-way and at the end of an answer with a picture or with a text, as the workflow of this
+    ``instruction`` gives it. ``scenes``: seeds of *Demo Scene*."""
+    pictures = [render(task_numbered(HELD_OUT + n, kinds=EDITS).source) for n in scenes]
+    image, reference = (*pictures, None, None)[:2]
+    own = {"text_steps": 16, "block_length": 16, "joint_guidance": 0.0, "image_temperature": 0.0}
+    prompt = encode_instruction(model, instruction, image, reference=reference, **options)
+    run = denoise(model, prompt, SamplerSettings(**own))
+    return contact_sheet(trajectory_frames(model, run, [run.at(0.2), run.at(1)]), 2)
+
+
+def lumina_thumbnails() -> dict[str, Image.Image]:
+    model = load_checkpoint("demo-lumina")
+    words = "draw a red star at row 2 column 2 and a blue circle in the top right corner on white"
+    return {
+        "Describe a picture": of_one_kind(model, "describe the picture", 3, task="describe"),
+        "Text to image at any size": of_one_kind(model, words, size=(160, 128)),
+        "Style from a second picture": of_one_kind(model, "", 3, 4),
+    }
+
+
 def main() -> None:
     model = load_checkpoint("demo")
     edit, draw = held_out_task("recolour", 18), held_out_task("generate", 1)
@@ -269,6 +290,7 @@ def main() -> None:
         "Stop, keep and redraw": stop_keep_and_redraw(model),
         "Parallel against sequential": orders(model),
         "Best of N": best_of_n(model),
+        **lumina_thumbnails(),
     }
     for name, sheet in thumbnails.items():
         sheet.save(ROOT / "workflows" / f"{name}.jpg", quality=90)
