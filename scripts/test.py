@@ -14,7 +14,7 @@ import sys
 import comfyui
 from environment import ROOT, SetupError, add_requirements, prepare, tell
 
-_WORKERS = ("-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadgroup", "--no-loadscope-reorder")
+_WORKERS = ("-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile", "--no-loadscope-reorder")
 _CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 

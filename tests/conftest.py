@@ -1,12 +1,11 @@
 """Without a GPU, kernels run in Triton's interpreter, to be chosen before triton is imported.
 
 Hypothesis does not time its examples: a busy machine is no error. Several pytest workers share the
-processor, and share out the tests by file; those that need servers stay with one worker each.
+processor, and share out the tests by file.
 """
 
 import os
 
-import pytest
 import torch
 from hypothesis import settings
 
@@ -19,7 +18,5 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def pytest_collection_modifyitems(items):
-    for item in items:
-        room = item.path.parent.name
-        group = room if room in ("browser", "comfyui") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    """The longest tests of the page last, so that two workers are not in the page at once."""
+    items.sort(key=lambda item: item.path.match("browser/test_workflows.py"))
