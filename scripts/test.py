@@ -14,7 +14,9 @@ import sys
 import comfyui
 from environment import ROOT, SetupError, add_requirements, prepare, tell
 
-_WORKERS = ("-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile", "--no-loadscope-reorder")
+_CORES = os.cpu_count() or 1
+_WORKERS = min(4, _CORES)
+_SHARED = ("-n", str(_WORKERS), "--dist", "loadfile", "--no-loadscope-reorder")
 _CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -34,7 +36,8 @@ def main(arguments: list[str]) -> int:
                 add_requirements(oldest / "requirements.txt", pinned=False)
         except SetupError as error:
             tell(f"ComfyUI's requirements are incomplete, so its tests may be skipped: {error}")
-    command = [str(python), "-m", "pytest", "-ra", *_WORKERS, *arguments]
+    variables.setdefault("OMP_NUM_THREADS", str(_CORES // _WORKERS))  # of the servers, too
+    command = [str(python), "-m", "pytest", "-ra", *_SHARED, *arguments]
     return subprocess.run(command, cwd=ROOT, env=variables, check=False).returncode
 
 

@@ -13,8 +13,6 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
