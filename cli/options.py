@@ -95,7 +95,8 @@ def add_description(parser: argparse.ArgumentParser) -> None:
         help='what to say about it (default "Describe the picture.")',
     )
     unused = ("out", "quality", "size", "mask", "reference", "put_back", "mask_out")
-    unused = (*unused, *options_of(MaskSettings))
+    names = (option.name for option in put_back_options().values())
+    unused = (*unused, *options_of(MaskSettings), *names)
     parser.set_defaults(task="describe", **dict.fromkeys(unused))
     add_answer(parser)
 

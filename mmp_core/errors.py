@@ -17,6 +17,10 @@ class CheckpointError(InputError):
     """A checkpoint is missing, incomplete, or of another kind."""
 
 
+class NotFinite(InputError):
+    """The model's values are not finite numbers."""
+
+
 def shortened(text: str) -> str:
     """``text`` for a message: on one line, its middle left out where it is long."""
     text = _CONTROL.sub(" ", text)

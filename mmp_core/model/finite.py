@@ -8,26 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import NotFinite
 from .transformer import MaskedDiffusionTransformer
 
 
 def check_finite(hidden: Tensor, transformer: MaskedDiffusionTransformer, ids: Tensor) -> None:
-    """Raise ``InputError`` where hidden states, which ``transformer`` gave for ``ids`` (B, L), are
+    """Raise ``NotFinite`` where hidden states, which ``transformer`` gave for ``ids`` (B, L), are
     not finite: every token chosen by them would be wrong, in float16 a row of "!". The layer is
     found by running the transformer once more."""
     if hidden.isfinite().all():
         return
     name, layer = _first_layer(transformer, ids)
     if layer is not None and not _weights_finite(layer):
-        raise InputError(
+        raise NotFinite(
             f"The weights of {name} have values that are not finite numbers: the checkpoint or an "
             "adapter is damaged; download it again."
         )
     advice = "the checkpoint or an adapter does not work in this precision"
     if transformer.dtype == torch.float16:
         advice = "float16 is too small for this checkpoint: use bfloat16 (dtype bf16) or float32"
-    raise InputError(f"{name} gives values that are not finite numbers: {advice}.")
+    raise NotFinite(f"{name} gives values that are not finite numbers: {advice}.")
 
 
 def _first_layer(

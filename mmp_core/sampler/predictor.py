@@ -30,6 +30,7 @@ class Predictor:
     ):
         self.transformer, self.layout, self.branches = transformer, layout, branches
         self.cache, self.forward = cache, forward_of(transformer)
+        self.checked: set[str] = set()
         self.branch_caches = {
             name: BranchCache(branch.ids.shape[0]) for name, branch in branches.items()
         }
@@ -83,5 +84,7 @@ class BranchOutputs:
         hidden = self._hidden[branch]
         hidden = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
         predictor = self.predictor
-        check_finite(hidden, predictor.transformer, predictor.ids(branch, self.state))
+        if branch not in predictor.checked:  # once: reading it waits for the GPU
+            predictor.checked.add(branch)
+            check_finite(hidden, predictor.transformer, predictor.ids(branch, self.state))
         return hidden

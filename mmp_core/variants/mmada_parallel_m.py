@@ -217,8 +217,8 @@ class SelectionM(UpstreamSelection):
         return region_draws(positions.index + 1, shape, dtype, Tensor.uniform_, unseeded)
 
     def noisy(self, scores: Tensor, uniform: Tensor) -> Tensor:
-        wide = scores.to(uniform.device).double()
-        return wide.exp() / (-uniform.log()) ** self.settings.text_temperature
+        wide = scores.to(uniform.device).double().exp()
+        return wide / (-uniform.log()) ** self.settings.text_temperature
 
     def image_race(self, positions: MaskedPositions) -> Tensor:
         return self.race_of_multinomial(positions)

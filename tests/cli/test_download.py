@@ -49,14 +49,14 @@ def test_it_goes_where_a_comfyui_keeps_checkpoints(run, tmp_path, monkeypatch):
     expected = tmp_path / "ComfyUI" / "models" / "mmada_parallel"
     for folder in (inside, tmp_path):  # of the portable build
         monkeypatch.chdir(folder)
-        assert command._models_folder() == expected
+        assert command.models_folder() == expected
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path / "home")
     monkeypatch.setattr(command, "PACK", inside / "mmada-parallel")
-    assert command._models_folder() == expected
+    assert command.models_folder() == expected
     monkeypatch.setattr(command, "PACK", tmp_path / "elsewhere" / "pack")
     shutil.rmtree(tmp_path / "ComfyUI")
-    assert command._models_folder() == tmp_path / "home"
+    assert command.models_folder() == tmp_path / "home"
 
 
 @pytest.mark.parametrize("arguments", [("B",), ("M",), (), ("A", "--quantize", "none")])

@@ -5,7 +5,7 @@ import torch
 from mmada_parallel.demo.evaluate import answer, evaluate, held_out, tokenizer_parse_rate
 from mmada_parallel.demo.train import transformer_run
 from mmada_parallel.mmp_core import SamplerSettings, load_checkpoint
-from mmada_parallel.mmp_core.checkpoint.load import DEMO
+from mmada_parallel.mmp_core.checkpoint.load import DEMO, DEMO_LUMINA
 from mmada_parallel.training.sft.settings import SFTSettings
 
 
@@ -15,8 +15,10 @@ def demo():
 
 
 def test_is_small_enough_to_ship():
-    size = sum(file.stat().st_size for file in DEMO.rglob("*") if file.is_file())
-    assert size <= 25 * 2**20
+    sizes = {file: file.stat().st_size for file in DEMO.rglob("*") if file.is_file()}
+    second = sum(size for file, size in sizes.items() if DEMO_LUMINA in file.parents)
+    assert 0 < second <= 15 * 2**20
+    assert sum(sizes.values()) - second <= 25 * 2**20
 
 
 def test_training_can_go_on_from_it(demo, tmp_path):

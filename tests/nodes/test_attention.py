@@ -12,7 +12,9 @@ def attention(request, host, monkeypatch):
     """The host's attention for a GPU, by one of ComfyUI's implementations."""
     from comfy.ldm.modules import attention as implementations
 
-    monkeypatch.setattr(host.layers, "optimized_attention", getattr(implementations, request.param))
+    monkeypatch.setattr(
+        implementations, "optimized_attention", getattr(implementations, request.param)
+    )
     return host.layers.attention(torch.device("cuda"))
 
 

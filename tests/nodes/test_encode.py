@@ -163,8 +163,8 @@ def test_any_mask_fits_any_picture(encode, model, picture, mask, paint, region):
     unseen = any(end <= low + 1 or start >= high - 1 for start, end, (low, high) in parts)
     try:
         prompt, text, images = encode(torch.rand(*picture, 3), mask=painted, region=region)
-    except InputError as problem:  # a crop that leaves the dab out
-        assert region == "whole" and unseen and "region around the mask" in str(problem)
+    except InputError as problem:  # a crop leaves the dab out, in a region near the edge, too
+        assert unseen and "region around the mask" in str(problem)
         return
     assert prompt.batch == count and len(images) == count
     masked = prompt.initial.image == MASKED

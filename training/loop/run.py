@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ...mmp_core.checkpoint.load import Model
-from ...mmp_core.errors import InputError
+from ...mmp_core.errors import InputError, NotFinite
 from ...mmp_core.memory import OutOfMemory, is_out_of_memory
 from ...mmp_core.model.transformer import MaskedDiffusionTransformer
 from ..cases import Case, Cases, EndlessCases
@@ -159,6 +159,11 @@ class TrainingRun:
                     self.save()
         except DivergenceError:
             raise
+        except NotFinite as error:
+            raise DivergenceError(
+                f"{error} If it worked before this run, lower learning_rate and resume. "
+                f"{self.folder.last_good}"
+            ) from None
         except BaseException as error:
             self._save_interrupted()
             if is_out_of_memory(error):
