@@ -9,8 +9,9 @@ import json
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -141,21 +142,36 @@ def held_out(count: int, kind: str, first: int = 10**9) -> Iterator[LuminaTask]:
 
 
 def share_right(
-    model: Model, kind: str, count: int, settings: SamplerSettings | None = None
+    model: Model, tasks: Sequence[LuminaTask], settings: SamplerSettings | None = None
 ) -> float:
-    """Share of ``count`` held-out tasks of a ``kind`` that are answered rightly: every cell of the
-    picture, every word of the text. ``settings``: by default the authors' for the task."""
+    """Share of ``tasks`` that are answered rightly: every cell of the picture, every word of the
+    text. ``settings``: by default the authors' for the task."""
     right = 0
-    for number, task in enumerate(held_out(count, kind)):
+    for number, task in enumerate(tasks):
         case = to_case(number, task, model.layout)
-        own = settings or SamplerSettings(**model.variant.settings_for(kind))
+        own = settings or SamplerSettings(**model.variant.settings_for(task.task))
         final = denoise(model, case.prompt, replace(own, seed=number), record=0).final
         if task.after is None:
             right += decode_text(model, final)[0].strip() == task.sentence
         else:
             scenes = [scene.codes() for scene in (task.after, *task.others)]
             right += final.image[0].tolist() in scenes
-    return right / count
+    return right / len(tasks)
+
+
+def judged(model: Model, count: int) -> dict[str, dict[str, float]]:
+    """:func:`share_right` of ``count`` held-out tasks of each kind, as recommended and without
+    guidance at the likeliest tokens; describing a scene and counting in it are told apart."""
+    tasks = {kind: list(held_out(count, kind)) for kind in ("style", "generate", "edit")}
+    texts = list(held_out(8 * count, "describe"))
+    for name, counts in (("count", True), ("describe", False)):
+        chosen = (task for task in texts if task.instruction.startswith("count") == counts)
+        tasks[name] = list(islice(chosen, count))
+    settings = {"recommended": None, "no guidance": SamplerSettings(**_PLAIN)}
+    return {
+        kind: {name: share_right(model, chosen, own) for name, own in settings.items()}
+        for kind, chosen in tasks.items()
+    }
 
 
 def write_checkpoint(out: Path, weights: dict[str, Tensor], steps: int) -> None:
@@ -181,10 +197,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.judge:
         model = load_checkpoint(args.out, dtype=torch.float32)
-        for kind in dict.fromkeys(_TASKS):
-            for own in (None, SamplerSettings(**_PLAIN)):
-                guided = "as recommended" if own is None else "without guidance"
-                print(f"{kind}, {guided}: {share_right(model, kind, args.judge, own):.1%}")
+        print(json.dumps({"tasks": args.judge, "right": judged(model, args.judge)}, indent=1))
         return
     settings = replace(RECIPE, steps=args.steps, decay_steps=args.steps // 2)
     with tempfile.TemporaryDirectory() as temporary:

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from ..demo.register import register as register_toy_world
 from ..mmp_core.errors import InputError
-from . import options
+from . import options, training_options
 
 PROGRAM = "mmada-parallel"
 INTERRUPTED = 130
@@ -145,13 +145,13 @@ def build_parser() -> argparse.ArgumentParser:
     train = _command(commands, "train", "finetune, by rewards or on targets", _TRAIN)
     methods = train.add_subparsers(title="methods", metavar="METHOD", required=True)
     pararl = _command(methods, "pararl", "training by rewards", _PARARL, _PARARL_EXAMPLE)
-    options.add_pararl(pararl)
+    training_options.add_pararl(pararl)
     pararl.set_defaults(run="train:pararl")
     sft = _command(methods, "sft", "supervised finetuning", _SFT)
-    options.add_sft(sft)
+    training_options.add_sft(sft)
     sft.set_defaults(run="train:sft")
     again = _command(methods, "file", "what a run file says", _FILE, _FILE_EXAMPLE)
-    options.add_run_file(again)
+    training_options.add_run_file(again)
     again.set_defaults(run="run_file:start", methods={"sft": sft, "pararl": pararl})
     evaluate = _command(commands, "evaluate", "judge a checkpoint on the toy world", _EVALUATE)
     options.add_evaluation(evaluate)

@@ -1,4 +1,4 @@
-"""The options of the commands. Imports nothing heavy."""
+"""The options of the commands but ``train``. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -16,19 +16,11 @@ from ..mmp_core.image.put_back_settings import PutBackSettings
 from ..mmp_core.model.formats import FORMATS
 from ..mmp_core.options import Option, options_of, plain
 from ..mmp_core.sampler.settings import SamplerSettings
-from ..training.data.registry import GENERATED
-from ..training.data.settings import DataSettings
-from ..training.loop.settings import RunSettings
-from ..training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
-from ..training.rewards.registry import REWARDS
-from ..training.sft.settings import SFTSettings
-from ..training.weights.settings import AdapterSettings
 
-ROLLOUTS = ("text_steps", "image_steps", "text_temperature", "image_temperature", "joint_guidance")
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
-def _add_settings(parser: argparse._ActionsContainer, options: Iterable[Option]) -> None:
+def add_settings(parser: argparse._ActionsContainer, options: Iterable[Option]) -> None:
     """An argument for each option; None where it is not given, so that a preset may decide."""
     for option in options:
         if option.kind is bool:
@@ -124,7 +116,7 @@ def add_answer(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokens that the text may have (default: the checkpoint's own)",
     )
-    _add_model(parser)
+    add_model(parser)
     _add_sampler(parser)
 
 
@@ -157,7 +149,7 @@ def add_mask(parser: argparse.ArgumentParser) -> None:
     options = options_of(MaskSettings)
     help = f"{options['region'].help} Default: mask, but whole with --put-back off."
     options["region"] = replace(options["region"], help=help, default=None)
-    _add_settings(group, options.values())
+    add_settings(group, options.values())
 
 
 def add_put_back(parser: argparse.ArgumentParser) -> None:
@@ -172,7 +164,7 @@ def add_put_back(parser: argparse.ArgumentParser) -> None:
     mode = options["mode"]
     help = f"{mode.help} off: the model's own picture, as with --size"
     options["mode"] = replace(mode, choices=(*mode.choices, "off"), help=help, name="put_back")
-    _add_settings(group, options.values())
+    add_settings(group, options.values())
     group.add_argument(
         "--mask-out",
         type=path,
@@ -189,192 +181,37 @@ def put_back_options() -> dict[str, Option]:
 
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--cases", type=_positive, default=500, metavar="N", help="tasks to judge (default 500)"
+        "--cases", type=positive, default=500, metavar="N", help="tasks to judge (default 500)"
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="case i uses seed N + i (default 0)"
     )
     parser.add_argument(
         "--repeats",
-        type=_positive,
+        type=positive,
         default=1,
         metavar="N",
         help="answers to each task, with different seeds; each is reported (default 1)",
     )
     parser.add_argument(
         "--clip",
-        type=_place,
+        type=place,
         metavar="demo|FOLDER",
         help="also score text against picture by this CLIP (open_clip's format; needs "
         "open_clip_torch)",
     )
     parser.add_argument(
-        "--batch", type=_positive, default=16, metavar="N", help="cases at a time (default 16)"
+        "--batch", type=positive, default=16, metavar="N", help="cases at a time (default 16)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    _add_model(parser)
+    add_model(parser)
     _add_sampler(parser)
-
-
-def add_pararl(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--output",
-        type=path,
-        required=True,
-        metavar="FILE.safetensors",
-        help="where the trained adapter goes; an existing file is replaced",
-    )
-    kinds = "; or ".join(f"{kind.usage}, {kind.help}" for kind in REWARDS.values())
-    parser.add_argument(
-        "--reward",
-        action="append",
-        metavar="NAME[:PLACE][=WEIGHT]",
-        help=f"what to train for: {kinds}; repeat it for a weighted sum (default for --data demo: "
-        "checker)",
-    )
-    _add_dataset(parser, "demo")
-    _add_settings(parser.add_argument_group("ParaRL"), _own(ParaRLSettings))
-    options = options_of(ROLLOUT_SAMPLER)
-    _add_settings(parser.add_argument_group("rollouts"), [options[name] for name in ROLLOUTS])
-    _add_run(parser)
-    _add_model(parser)
-
-
-def add_run_file(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=path, metavar="FILE.toml", help="the run file")
-    parser.add_argument(
-        "more",
-        nargs=argparse.REMAINDER,
-        metavar="OPTION",
-        help="options of its method that replace those of the file, such as --resume",
-    )
-
-
-def add_sft(parser: argparse.ArgumentParser) -> None:
-    _add_settings(parser, _own(SFTSettings))
-    group = parser.add_argument_group(
-        "from nothing, without --data",
-        "Defaults are then 3000 steps of 128 items (on a GPU 2048), muon, and a learning rate of\n"
-        "8e-4 that falls over the last third.",
-    )
-    group.add_argument(
-        "--folder",
-        type=path,
-        metavar="FOLDER",
-        help="where the run is kept, and FOLDER/checkpoint is written (default build/sft)",
-    )
-    _add_dataset(parser, None)
-    parser.add_argument(
-        "--output",
-        type=path,
-        metavar="FILE.safetensors",
-        help="with --data: where the trained adapter goes; an existing file is replaced",
-    )
-    _add_run(parser)
-    _add_model(parser)
-
-
-def _add_dataset(parser: argparse.ArgumentParser, default: str | None) -> None:
-    otherwise = f" (default {default})" if default else ""
-    generated = ", ".join(f"or {each.name}: {each.help}" for each in GENERATED.values())
-    group = parser.add_argument_group("data")
-    group.add_argument(
-        "--data",
-        type=_place,
-        action="append",
-        metavar="demo|PATH[=REPEATS]",
-        help="a folder of pictures and instructions (name.png and name.txt; for SFT also "
-        "name.think.txt and name.target.png), a .jsonl manifest, a dataset that Hugging Face's "
-        f"datasets saved, files of parquet, {generated}{otherwise}; repeat it for several, each "
-        "used REPEATS times",
-    )
-    _add_settings(group, options_of(DataSettings).values())
-    group.add_argument(
-        "--cases",
-        type=_positive,
-        metavar="N",
-        help="use so many (default all; of the toy world 1000)",
-    )
-    group.add_argument(
-        "--bad-items",
-        choices=("skip", "fail"),
-        help="what to do with items that cannot be used: leave them out and name them, or fail "
-        "(default skip)",
-    )
-    group.add_argument(
-        "--text-length",
-        type=_positive,
-        metavar="N",
-        help="tokens that the text may have (default: the checkpoint's own)",
-    )
-    group = parser.add_argument_group(
-        "watching", "More data, in any form of --data, that is never trained on."
-    )
-    group.add_argument(
-        "--held-out-data",
-        type=_place,
-        metavar="PATH",
-        help="items like those of --data whose loss (of pararl: whose reward) is measured now and "
-        "then; --held-out takes a share of --data instead",
-    )
-    group.add_argument(
-        "--guard",
-        type=_place,
-        metavar="none|PATH",
-        help="items that the model knew before, whose loss should not rise (default: those that "
-        "come with the checkpoint, in its folder guard)",
-    )
-    group.add_argument(
-        "--samples",
-        type=_place,
-        metavar="PATH",
-        help="instructions, with or without pictures, that are answered now and then, always with "
-        "the same seed, into the folder samples of the run; the first 8",
-    )
-
-
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("adapter")
-    _add_settings(group, options_of(AdapterSettings).values())
-    group.add_argument(
-        "--existing-lora",
-        type=path,
-        metavar="FILE",
-        help="an adapter to train further; rank and layers are then those of the file",
-    )
-    group.add_argument(
-        "--full",
-        action="store_true",
-        help="train all weights instead, of a model that is small and not quantised; the result "
-        "is a whole checkpoint, for --model",
-    )
-    group = parser.add_argument_group("run")
-    group.add_argument(
-        "--run-folder",
-        type=path,
-        metavar="FOLDER",
-        help="where state and log of the run are kept (default: the output's name without "
-        ".safetensors, and -run)",
-    )
-    group.add_argument("--resume", action="store_true", help="continue the run that is kept there")
-    options = options_of(RunSettings)
-    micro_batch = options["micro_batch"]
-    text = f"{micro_batch.help} By default {micro_batch.default}, or as many as fit on a GPU."
-    options["micro_batch"] = replace(micro_batch, default=None, help=text)
-    _add_settings(group, options.values())
-    _add_quiet(parser)
-
-
-def _own(settings: type[RunSettings]) -> list[Option]:
-    """The options that other kinds of runs do not have."""
-    shared = options_of(RunSettings)
-    return [option for name, option in options_of(settings).items() if name not in shared]
 
 
 def add_conversion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
-        type=_place,
+        type=place,
         metavar="SRC",
         help="the folder of a checkpoint in the released layout, or demo",
     )
@@ -396,7 +233,7 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
         "an adapter to merge into the weights before they are quantised: a .safetensors file",
     )
     _add_image_tokenizer(parser)
-    _add_quiet(parser)
+    add_quiet(parser)
 
 
 def add_download(parser: argparse.ArgumentParser) -> None:
@@ -417,13 +254,13 @@ def add_download(parser: argparse.ArgumentParser) -> None:
         help="where it goes (default: models/mmada_parallel of the ComfyUI that this pack or the "
         "current folder lies in, or of ~/ComfyUI or ~/comfy/ComfyUI; else the current folder)",
     )
-    _add_quiet(parser)
+    add_quiet(parser)
 
 
 def add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path",
-        type=_place,
+        type=place,
         nargs="?",
         metavar="PATH",
         help="the folder of a checkpoint, or a file that convert wrote; without it, what is "
@@ -433,11 +270,11 @@ def add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
-        type=_place,
+        type=place,
         default="demo",
         metavar="demo|PATH",
         help="demo, which comes with the package and knows a toy world, the folder of a checkpoint "
@@ -486,16 +323,16 @@ def _add_image_tokenizer(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def _add_quiet(parser: argparse.ArgumentParser) -> None:
+def add_quiet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quiet", action="store_true", help="no progress or notes on standard error"
     )
 
 
 def _add_sampler(parser: argparse.ArgumentParser) -> None:
-    _add_quiet(parser)
+    add_quiet(parser)
     group = parser.add_argument_group("sampler", "The upstream preset has defaults of its own.")
-    _add_settings(group, options_of(SamplerSettings).values())
+    add_settings(group, options_of(SamplerSettings).values())
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -513,7 +350,7 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _place(text: str) -> str:
+def place(text: str) -> str:
     """The same, which may also be the name of something that comes with the package."""
     path(text)
     return text
@@ -532,7 +369,7 @@ def _percent(text: str) -> int:
     return int(text)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     if not re.fullmatch(r"\d{1,18}", text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
     return int(text)

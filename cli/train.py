@@ -47,7 +47,8 @@ from ..training.weights.settings import AdapterSettings
 from ..training.weights.sharded import ShardedWeights
 from ..views.strip import samples_strip
 from .model import load_model, memory_explained, note, pick_device
-from .options import ROLLOUTS, given
+from .options import given
+from .training_options import ROLLOUTS
 
 _PLACES = ("model", "held_out_data", "guard", "samples")
 Save = Callable[[Mapping[str, Tensor]], Path]
