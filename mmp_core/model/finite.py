@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,10 @@ from ..errors import NotFinite
 from .transformer import MaskedDiffusionTransformer
 
 
-def check_finite(hidden: Tensor, transformer: MaskedDiffusionTransformer, ids: Tensor) -> None:
-    """Raise ``NotFinite`` where hidden states, which ``transformer`` gave for ``ids`` (B, L), are
-    not finite: every token chosen by them would be wrong, in float16 a row of "!". The layer is
+def refuse_not_finite(transformer: MaskedDiffusionTransformer, ids: Tensor) -> NoReturn:
+    """Raise ``NotFinite`` for hidden states, which ``transformer`` gave for ``ids`` (B, L), that
+    are not finite: every token chosen by them would be wrong, in float16 a row of "!". The layer is
     found by running the transformer once more."""
-    if hidden.isfinite().all():
-        return
     name, layer = _first_layer(transformer, ids)
     if layer is not None and not _weights_finite(layer):
         raise NotFinite(

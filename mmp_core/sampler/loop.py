@@ -44,7 +44,8 @@ def denoise(
     ``record``: at most so many steps are kept in the trajectory, evenly spread and the last one
     always; ``None`` keeps all, 0 none. Tensors stay on the model's device.
 
-    Raises ``InputError`` for settings or tokens that do not fit the model.
+    Raises ``InputError`` for settings or tokens that do not fit the model, and ``NotFinite`` where
+    its hidden states are not finite: in the first step at once, else at the end.
     """
     if settings is None:
         settings = SamplerSettings(**model.variant.settings_for(prompt.task))
@@ -62,9 +63,11 @@ def denoise(
         if index in recorded:
             steps.append(last)
         if callback and callback(index, total, last) and index + 1 < total:
+            predictor.check_finite(last.state)
             if recorded and index not in recorded:
                 steps.append(last)
             return Trajectory(tuple(steps), prompt.initial, last.after, index + 1)
+    predictor.check_finite(last.state)
     final = policies.selection.finish(last.after, last.guess)
     return Trajectory(tuple(steps), prompt.initial, final, total)
 

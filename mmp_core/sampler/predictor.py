@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..model.finite import check_finite
+from ..model.finite import refuse_not_finite
 from ..model.graphs import forward_of
 from ..model.transformer import MaskedDiffusionTransformer
 from ..state import TokenState
@@ -30,7 +30,7 @@ class Predictor:
     ):
         self.transformer, self.layout, self.branches = transformer, layout, branches
         self.cache, self.forward = cache, forward_of(transformer)
-        self.checked: set[str] = set()
+        self._finite: dict[str, Tensor] = {}
         self.branch_caches = {
             name: BranchCache(branch.ids.shape[0]) for name, branch in branches.items()
         }
@@ -52,6 +52,21 @@ class Predictor:
         cache = self.branch_caches[branch]
         positions = self.cache.positions(branch, self.branches[branch], cache, ids, targets)
         return cache.renew(self.transformer, ids, positions)
+
+    def watch(self, branch: str, hidden: Tensor, state: TokenState) -> None:
+        """Note whether ``hidden`` is finite; look at it in a branch's first step alone, since that
+        waits for the GPU. Raises ``NotFinite``."""
+        finite, before = hidden.isfinite().all(), self._finite.get(branch)
+        self._finite[branch] = finite if before is None else finite & before
+        if before is None and not finite:
+            refuse_not_finite(self.transformer, self.ids(branch, state))
+
+    def check_finite(self, state: TokenState) -> None:
+        """Raise ``NotFinite`` if the hidden states of any step were not finite; ``state``: the last
+        that was seen."""
+        for branch, finite in self._finite.items():
+            if not finite:
+                refuse_not_finite(self.transformer, self.ids(branch, state))
 
 
 class BranchOutputs:
@@ -83,8 +98,5 @@ class BranchOutputs:
             self._hidden[branch] = self.predictor.hidden(branch, self.state, self.targets)
         hidden = self._hidden[branch]
         hidden = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
-        predictor = self.predictor
-        if branch not in predictor.checked:  # once: reading it waits for the GPU
-            predictor.checked.add(branch)
-            check_finite(hidden, predictor.transformer, predictor.ids(branch, self.state))
+        self.predictor.watch(branch, hidden, self.state)
         return hidden

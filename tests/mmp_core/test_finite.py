@@ -31,6 +31,18 @@ def test_a_weight_that_is_no_number_is_named_by_its_layer(model, value, preset):
     assert not model.transformer.blocks[0]._forward_hooks
 
 
+@pytest.mark.parametrize("stop", [False, True])
+def test_numbers_spoilt_in_a_later_step_end_in_no_result(model, stop):
+    def spoil(index, total, step):
+        if index == 0:
+            model.transformer.blocks[1].q_proj.weight[0, 0] = math.nan
+        return stop and index == 1
+
+    settings = SamplerSettings(text_steps=4, image_steps=4)
+    with pytest.raises(InputError, match="weights of block 1 .* not finite"):
+        denoise(model, tiny.prompt(model.layout), settings, callback=spoil)
+
+
 def test_an_overflow_of_float16_says_what_to_do(model):
     model.transformer.half()
     model.transformer.blocks[0].ff_out.weight.mul_(30_000)
