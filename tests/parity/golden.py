@@ -371,3 +371,14 @@ def _session_folder():
 def checkpoint(name, dtype="fp32"):
     """Folder of recipe checkpoint ``name``, built once per test session and removed after it."""
     return build_checkpoint(name, Path(_session_folder().name) / f"{name}-{dtype}", dtype)
+
+
+def refuse_unknown(understood):
+    """Fail on what a case has and its test does not know; {what: (there, known)}."""
+    for what, (there, known) in understood.items():
+        assert not set(there) - known, f"unknown {what}: {sorted(set(there) - known)}"
+
+
+def with_long_ids(tensors):
+    """``tensors`` with the ids, which are stored in 32 bits, in 64."""
+    return {n: t.long() if t.dtype == torch.int32 else t for n, t in tensors.items()}

@@ -147,16 +147,14 @@ def read(file):
         "sampler arguments": (content["call"], CALL_KEYS | CALL_KEYS_OF[task]),
         "tensors": (tensors, TENSORS[task]),
     }
-    for what, (found, known) in understood.items():
-        assert not set(found) - known, f"unknown {what}: {sorted(set(found) - known)}"
-    ids = {name: tensor.long() for name, tensor in tensors.items() if tensor.dtype == torch.int32}
+    golden.refuse_unknown(understood)
     return SimpleNamespace(
         task=task,
         settings=content["case"],
         call=content["call"],
         layout=content["layout"],
         content=content,
-        tensors=tensors | ids,
+        tensors=golden.with_long_ids(tensors),
     )
 
 

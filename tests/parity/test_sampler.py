@@ -186,15 +186,13 @@ def read(file):
         "sampler arguments": (content["call"], CALL_KEYS[variant]),
         "tensors": (tensors, TENSORS[variant]),
     }
-    for what, (found, known) in understood.items():
-        assert not set(found) - known, f"unknown {what}: {sorted(set(found) - known)}"
-    ids = {name: tensor.long() for name, tensor in tensors.items() if tensor.dtype == torch.int32}
+    golden.refuse_unknown(understood)
     return SimpleNamespace(
         variant=variant,
         settings=content["case"],
         call=content["call"],
         content=content,
-        tensors=tensors | ids,
+        tensors=golden.with_long_ids(tensors),
     )
 
 
