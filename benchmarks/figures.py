@@ -1,6 +1,6 @@
-"""Pictures of real runs for the README and the workflows' thumbnails.
+"""Pictures of real runs for the workflows' thumbnails.
 
-``python -m mmada_parallel.benchmarks.figures`` writes ``docs/edit.png`` and ``workflows/*.jpg``.
+``python -m mmada_parallel.benchmarks.figures`` writes ``workflows/*.jpg``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from mmada_parallel.mmp_core.image.mask_settings import MaskSettings
 from mmada_parallel.mmp_core.image.put_back_settings import PutBackSettings
 from mmada_parallel.training.rewards.clip import DEMO_CLIP, ClipScorer
 from mmada_parallel.views.mask_overlay import prompt_overlays
-from mmada_parallel.views.sheet import MASKED_TEXT, Word, beside, contact_sheet
+from mmada_parallel.views.sheet import MASK_SIGN, Word, beside, contact_sheet
 from mmada_parallel.views.trajectory import spread_steps, trajectory_frames
 from PIL import Image, ImageDraw, ImageFont
 
@@ -75,7 +75,7 @@ def side_by_side(panels: list[Image.Image]) -> Image.Image:
 
 
 def state_panel(model: Model, title: str, state: TokenState) -> Image.Image:
-    words = decode_text(model, state, masked=MASKED_TEXT)[0]
+    words = decode_text(model, state, masked=f" {MASK_SIGN}")[0]
     return panel(decode_image(model, state, fill=_VEIL)[0], title, words)
 
 
@@ -275,8 +275,6 @@ def lumina_thumbnails() -> dict[str, Image.Image]:
 def main() -> None:
     model = load_checkpoint("demo")
     edit, draw = held_out_task("recolour", 18), held_out_task("generate", 1)
-    (ROOT / "docs").mkdir(exist_ok=True)
-    side_by_side(run_panels(model, edit, (0.35, 0.65))).save(ROOT / "docs" / "edit.png")
     thumbnails = {
         "Edit an image": side_by_side(run_panels(model, edit, (0.6,))),
         "Generate with thinking": side_by_side(run_panels(model, draw, (0.6,))),
