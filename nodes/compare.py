@@ -36,16 +36,16 @@ class CompareAdapters(io.ComfyNode):
             display_name="Compare Adapters (MMaDA)",
             category="MMaDA-Parallel/checkpoints",
             description="Answers one prompt with each adapter that a training run has kept, and "
-            "without any, so that you can choose one by eye.",
+            "once without an adapter, so that you can choose one by eye.",
             search_aliases=["mmada", "lora", "checkpoint", "best step", "xy plot", "finetune"],
             inputs=[
-                Model.Input("model", tooltip="What the run was trained on."),
+                Model.Input("model", tooltip="The model that the run was trained on."),
                 PromptType.Input("prompt", tooltip="From Encode Instruction."),
                 io.Combo.Input(
                     "run",
                     options=list(folders.runs_with_adapters()) or [folders.NO_ADAPTER],
-                    tooltip="A run of the training nodes that kept adapters (keep_every), newest "
-                    "first. Press R after a run.",
+                    tooltip="A run of the training nodes that kept adapters (keep_every), the "
+                    "newest first. Press R after a run.",
                 ),
                 io.Int.Input(
                     "seed", **between(0, MOST_SEED, default=0), tooltip="The same for all answers."
@@ -54,17 +54,18 @@ class CompareAdapters(io.ComfyNode):
                 io.Int.Input(
                     "step",
                     **between(0, 100_000, default=0),
-                    tooltip="Which adapter goes on to Apply LoRA and Save LoRA: that after so many "
-                    "steps. 0: the best, or without one the newest.",
+                    tooltip="The adapter to hand on to Apply LoRA and Save LoRA: the one after "
+                    "this many steps. 0: the best one or, if there is none, the newest.",
                 ),
             ],
             outputs=[
                 io.Image.Output(
-                    display_name="sheet", tooltip="All answers: without an adapter, then by steps."
+                    display_name="sheet",
+                    tooltip="All answers in one picture: first without an adapter, then by step.",
                 ),
-                Tokens.Output(display_name="tokens", tooltip="The same as a batch."),
+                Tokens.Output(display_name="tokens", tooltip="The same answers as a batch."),
                 LoraModel.Output(
-                    display_name="lora", tooltip="The adapter that step says, for Apply LoRA."
+                    display_name="lora", tooltip="The adapter chosen with step, for Apply LoRA."
                 ),
             ],
             hidden=[io.Hidden.unique_id],

@@ -19,55 +19,58 @@ class ConvertCheckpoint(io.ComfyNode):
             node_id="MMaDAParallelConvertCheckpoint",
             display_name="Convert Checkpoint (MMaDA)",
             category="MMaDA-Parallel/checkpoints",
-            description="Writes a checkpoint folder as one file of about half the size into the "
-            "model folder, where Load MMaDA-Parallel finds it. It may have an adapter merged in.",
+            description="Packs a checkpoint folder into one file of about half the size and "
+            "writes it to the model folder, where Load MMaDA-Parallel finds it. An "
+            "adapter can be merged into it.",
             search_aliases=["mmada", "quantize", "fp8", "int8", "merge lora"],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
                     options=list(folders.checkpoints(folders_only=True)),
                     default="demo",
-                    tooltip="The folder of a checkpoint in models/mmada_parallel, as it was "
-                    "downloaded. It stays as it is.",
+                    tooltip="A checkpoint folder in models/mmada_parallel, as it was downloaded. "
+                    "It is not changed.",
                 ),
                 io.Combo.Input(
                     "quantize",
                     options=[*formats, "none"],
                     default="int8",
-                    tooltip="How the linear layers of the blocks are stored. int8 and fp8: in one "
-                    "byte per weight, int8 closer to the original. nvfp4: in 4 bits and a half, "
-                    "farther from it. none: as they are.",
+                    tooltip="How the linear layers of the blocks are stored. int8 and fp8: one "
+                    "byte per weight; int8 is closer to the original. nvfp4: four and a "
+                    "half bits per weight, less close to the original. none: as they are.",
                 ),
                 io.String.Input(
                     "name",
                     default="",
-                    tooltip="Name of the new file in models/mmada_parallel, without .safetensors. "
-                    "Empty: the checkpoint's, and how it is quantised.",
+                    tooltip="Name of the new file in models/mmada_parallel, without "
+                    ".safetensors. Empty: the name of the checkpoint with the format "
+                    "added.",
                 ),
                 io.Combo.Input(
                     "lora",
                     options=folders.adapter_names(),
                     default=folders.NO_ADAPTER,
-                    tooltip="An adapter in models/loras to merge into the weights for good. none: "
-                    "the checkpoint as it is.",
+                    tooltip="An adapter in models/loras to merge into the weights permanently. "
+                    "none: the checkpoint as it is.",
                 ),
                 io.Float.Input(
                     "strength",
                     **between(-10.0, 10.0, default=1.0, step=0.05),
-                    tooltip="How much of the adapter is merged. 1: as it was trained.",
+                    tooltip="How strongly the adapter is merged. 1: as it was trained.",
                 ),
                 io.Combo.Input(
                     "image_tokenizer",
                     options=list(folders.image_tokenizers()),
                     default="auto",
                     advanced=True,
-                    tooltip="The image tokenizer that goes into the file. auto: the vqvae (A) or "
-                    "magvitv2 (M) folder inside or beside the checkpoint.",
+                    tooltip="The image tokenizer to pack into the file. auto: the vqvae (A) or "
+                    "magvitv2 (M) folder inside or next to the checkpoint.",
                 ),
             ],
             outputs=[
                 io.String.Output(
-                    display_name="path", tooltip="Where the new file is. Press R to list it."
+                    display_name="path",
+                    tooltip="The path of the new file. Press R to list it in Load MMaDA-Parallel.",
                 )
             ],
             hidden=[io.Hidden.unique_id],

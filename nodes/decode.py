@@ -28,10 +28,10 @@ class DecodeText(io.ComfyNode):
         return Schema(
             node_id="MMaDAParallelDecodeText",
             display_name="Decode Text",
-            description="Reads the text out of tokens: what the model reasoned while it drew.",
+            description="Turns tokens into text: what the model reasoned while it drew.",
             search_aliases=["mmada", "text of tokens", "detokenize"],
             inputs=[
-                Model.Input("model", tooltip="The checkpoint that the tokens were made with."),
+                Model.Input("model", tooltip="The checkpoint that made the tokens."),
                 Tokens.Input(
                     "tokens", tooltip="From Parallel Denoise, or from any step of its trajectory."
                 ),
@@ -58,10 +58,10 @@ class DecodeImage(io.ComfyNode):
         return Schema(
             node_id="MMaDAParallelDecodeImage",
             display_name="Decode Image",
-            description="Draws the picture that tokens stand for.",
+            description="Turns tokens into a picture.",
             search_aliases=["mmada", "vae decode"],
             inputs=[
-                Model.Input("model", tooltip="The checkpoint that the tokens were made with."),
+                Model.Input("model", tooltip="The checkpoint that made the tokens."),
                 Tokens.Input(
                     "tokens", tooltip="From Parallel Denoise, or from any step of its trajectory."
                 ),
@@ -70,7 +70,7 @@ class DecodeImage(io.ComfyNode):
                     options=list(FILLS),
                     default="grey",
                     advanced=True,
-                    tooltip="The colour of the parts that are still masked.",
+                    tooltip="The colour of parts that are still masked.",
                 ),
             ],
             outputs=[
@@ -79,8 +79,8 @@ class DecodeImage(io.ComfyNode):
                 ),
                 io.Mask.Output(
                     display_name="undecided",
-                    tooltip="The parts of the picture that are still masked; empty when it is "
-                    "finished.",
+                    tooltip="The parts of the picture that are still masked, as a mask. It is "
+                    "empty when the picture is finished.",
                 ),
             ],
         )

@@ -43,9 +43,10 @@ class DemoScene(io.ComfyNode):
                     options=list(_PICTURES),
                     default=_PICTURES[0],
                     optional=True,
-                    tooltip="scene: 128x128 pixels, as the demo checkpoint draws. large print: the "
-                    "same of 1024x1024 pixels, on rough paper. room: a photo of 1536x1024 pixels, "
-                    "in which the scene hangs on the wall, from 640, 320 to 896, 576.",
+                    tooltip="scene: 128x128 pixels, the size at which the demo checkpoint draws. "
+                    "large print: the same scene at 1024x1024 pixels, on rough paper. "
+                    "room: a photo of 1536x1024 pixels in which the scene hangs on the "
+                    "wall, from x 640, y 320 to x 896, y 576.",
                 ),
             ],
             outputs=[

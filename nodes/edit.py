@@ -43,45 +43,46 @@ class Remask(io.ComfyNode):
             node_id="MMaDAParallelRemask",
             display_name="Lock / Re-mask (MMaDA)",
             category="MMaDA-Parallel/tokens",
-            description="Keeps the parts of text and picture that are good and masks the rest "
-            "again, for Parallel Denoise to fill. What is kept does not change.",
+            description="Keeps the good parts of text and picture and masks the rest again, for "
+            "Parallel Denoise to fill. What is kept does not change.",
             search_aliases=["mmada", "lock tokens", "keep tokens", "redraw"],
             inputs=[
-                Model.Input("model", tooltip="The checkpoint that the tokens were made with."),
+                Model.Input("model", tooltip="The checkpoint that made the tokens."),
                 Tokens.Input("tokens", tooltip="From Parallel Denoise or Trajectory Step."),
                 io.Combo.Input(
                     "picture",
                     options=list(_PATCHES),
                     default="reopen masked",
-                    tooltip="Which image tokens to keep, and which to denoise again (reopen). "
-                    "masked: those under the mask; without a mask there are none.",
+                    tooltip="Which image tokens to keep, and which to reopen, so that they are "
+                    "denoised again. masked: those under the mask; without a mask, none.",
                 ),
                 io.Combo.Input(
                     "text",
                     options=list(_WORDS),
                     default="keep all",
-                    tooltip="Which words to keep, and which to denoise again (reopen). selected: "
-                    "those that words or pattern name.",
+                    tooltip="Which words to keep, and which to reopen, so that they are denoised "
+                    "again. selected: those that words or pattern name.",
                 ),
                 io.String.Input(
                     "words",
                     default="",
-                    tooltip="Selects words by their number, from 1: 2-4, 7 selects four words. 5- "
-                    "selects the fifth and everything after it, the end of the text included, so "
-                    "that the text may grow.",
+                    tooltip="Selects words by number, counting from 1. 2-4, 7 selects four "
+                    "words. 5- selects the fifth word and everything after it, so that "
+                    "the text may also become longer.",
                 ),
                 io.String.Input(
                     "pattern",
                     default="",
-                    tooltip="Selects words by a regular expression: every word that shares a "
-                    "letter with a match. Example: red|blue",
+                    tooltip="Selects words by a regular expression: every word that overlaps a "
+                    "match. Example: red|blue",
                 ),
                 widget(_MASK["coverage"]),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Selects parts of the picture. A mask of the original's size lies on "
-                    "the original, one of any other size is stretched over the whole result.",
+                    tooltip="Selects parts of the picture. A mask of the original's size is laid "
+                    "on the original; a mask of any other size is stretched over the "
+                    "whole result.",
                 ),
                 widget(_MASK["grow"], optional=True),
             ],
@@ -177,8 +178,9 @@ class SetTokens(io.ComfyNode):
             node_id="MMaDAParallelSetTokens",
             display_name="Set Tokens (MMaDA)",
             category="MMaDA-Parallel/tokens",
-            description="Sets the text, the picture, or parts of them, for Parallel Denoise to "
-            "fill in the rest: it draws your own plan, or explains a finished picture.",
+            description="Sets the text, the picture or parts of them, and leaves the rest to "
+            "Parallel Denoise, which can draw your own plan or explain a finished "
+            "picture.",
             search_aliases=[
                 "mmada",
                 "caption",
@@ -195,7 +197,7 @@ class SetTokens(io.ComfyNode):
                     multiline=True,
                     default="",
                     tooltip=f"Your own text. Each {MASKED_TEXT} in it is one masked token, for the "
-                    "model to fill. Empty: the text is left as it is.",
+                    "model to fill. Empty: the text stays as it is.",
                 ),
                 io.Combo.Input(
                     "rest",
@@ -203,35 +205,36 @@ class SetTokens(io.ComfyNode):
                     default="auto",
                     advanced=True,
                     tooltip="What follows your text. end: nothing. undecided: masked tokens, so "
-                    "that the model may go on. auto: end, in the form that the checkpoint was "
-                    "trained on.",
+                    "that the model may continue it. auto: end, in the form that the "
+                    "checkpoint was trained on.",
                 ),
                 io.Combo.Input(
                     "instruction",
                     options=["auto", "keep", "leave out"],
                     default="auto",
                     advanced=True,
-                    tooltip="Whether the model still sees the instruction of the prompt. If that "
-                    "asks for something other than your text says, the picture ignores your text. "
-                    "auto: leave it out if your text is complete, without gaps.",
+                    tooltip="Whether the model still sees the instruction of the prompt. Where "
+                    "the instruction contradicts your text, the picture follows the "
+                    "instruction. auto: the instruction is left out if your text is "
+                    "complete, without gaps.",
                 ),
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="The finished picture, or one for each result. It is brought to the "
-                    "result's size as an input picture is to the model's.",
+                    tooltip="The finished picture, or one per result. It is fitted to the size "
+                    "of the result in the same way as an input picture.",
                 ),
                 Tokens.Input(
                     "tokens",
                     optional=True,
-                    tooltip="What to change. Leave unconnected to start from the prompt, where "
-                    "all is masked that is not kept.",
+                    tooltip="The tokens to change. Leave unconnected to start from the prompt, "
+                    "where everything that is not kept is masked.",
                 ),
             ],
             outputs=[
                 PromptType.Output(
                     display_name="prompt",
-                    tooltip="For Parallel Denoise, which starts from what is set here.",
+                    tooltip="For Parallel Denoise, which starts from what was set here.",
                 )
             ],
         )
@@ -270,16 +273,16 @@ class ExtendCanvas(io.ComfyNode):
             return io.Int.Input(
                 name,
                 **between(0, _LARGEST, default=0, step=8),
-                tooltip="Pixels to add on this side, rounded up to whole image tokens; of which "
-                "picture, pixels_of says.",
+                tooltip="Pixels to add on this side, rounded up to whole image tokens. They are "
+                "measured in pixels of the picture that pixels_of names.",
             )
 
         return Schema(
             node_id="MMaDAParallelExtendCanvas",
             display_name="Extend Canvas (MMaDA)",
             category="MMaDA-Parallel/pictures",
-            description="Outpainting: the image tokens of the input picture stay, and Parallel "
-            "Denoise draws what lies beyond its sides.",
+            description="Outpainting: keeps the image tokens of the input picture and lets "
+            "Parallel Denoise draw what lies beyond its edges.",
             search_aliases=["mmada", "outpaint", "pad"],
             inputs=[
                 Model.Input("model", tooltip="From Load MMaDA-Parallel."),
@@ -291,8 +294,8 @@ class ExtendCanvas(io.ComfyNode):
                     default=_PIXELS_OF[0],
                     optional=True,
                     tooltip="What left, top, right and bottom are measured in: pixels of the "
-                    "picture as the model sees it, or of the original, to which Put Back adds the "
-                    "border at its own scale.",
+                    "picture as the model sees it, or pixels of the original, to which "
+                    "Put Back adds the border at the original's own scale.",
                 ),
             ],
             outputs=[PromptType.Output(display_name="prompt", tooltip="For Parallel Denoise.")],

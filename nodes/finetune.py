@@ -63,8 +63,8 @@ class ParaRLFinetune(io.ComfyNode):
                 *(widget(options[n]) for n in ("group_size", "scored_steps", "reward_at", "kl")),
                 widget(
                     rollouts["text_steps"],
-                    help="Steps at which text tokens of an answer are unmasked. An answer takes as "
-                    "long as the larger number of steps.",
+                    help="Number of steps at which text tokens of an answer are unmasked. An "
+                    "answer takes as many steps as the larger of text_steps and image_steps.",
                 ),
                 widget(rollouts["image_steps"]),
                 widget(

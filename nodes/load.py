@@ -31,12 +31,13 @@ class LoadModel(io.ComfyNode):
                     "checkpoint",
                     options=list(folders.checkpoints()),
                     default="demo",
-                    tooltip="demo is small, comes with the pack and edits its own toy "
-                    "scenes; demo-lumina answers with a picture or with a text. Put the released "
-                    "checkpoints (the whole folder of MMaDA-Parallel-A or -M or Lumina-DiMOO from "
-                    "Hugging Face), or files that Convert Checkpoint made of them, into "
-                    "models/mmada_parallel/, then press R. The help page of this node says how "
-                    "much memory they need.",
+                    tooltip="demo: a small model that comes with the pack and edits its own toy "
+                    "scenes. demo-lumina: its sibling of Lumina-DiMOO's family, which "
+                    "answers with a picture or with a text. Put released checkpoints "
+                    "(the whole folder of MMaDA-Parallel-A, MMaDA-Parallel-M or "
+                    "Lumina-DiMOO from Hugging Face), or files made by Convert "
+                    "Checkpoint, into models/mmada_parallel/, then press R. The help "
+                    "page of this node lists how much memory they need.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -44,16 +45,18 @@ class LoadModel(io.ComfyNode):
                     default="auto",
                     advanced=True,
                     tooltip="Precision of the transformer. auto: bf16 on a GPU that supports it; "
-                    "on a CPU fp32 for small models, and as stored for large ones.",
+                    "on a CPU, fp32 for small models and the stored precision for large "
+                    "ones.",
                 ),
                 io.Combo.Input(
                     "image_tokenizer",
                     options=list(folders.image_tokenizers()),
                     default="auto",
                     advanced=True,
-                    tooltip="Turns pictures into tokens and back. auto: the vqvae (A) or magvitv2 "
-                    "(M) folder inside or beside the checkpoint. Variant M comes without one: put "
-                    "showlab/magvitv2 from Hugging Face into models/mmada_parallel/magvitv2/.",
+                    tooltip="Converts pictures to tokens and back. auto: the vqvae (A) or "
+                    "magvitv2 (M) folder inside or next to the checkpoint. Variant M "
+                    "does not include one: download showlab/magvitv2 from Hugging Face "
+                    "into models/mmada_parallel/magvitv2/.",
                 ),
                 io.Combo.Input(
                     "family",
@@ -61,10 +64,11 @@ class LoadModel(io.ComfyNode):
                     default=AUTO,
                     optional=True,
                     advanced=True,
-                    tooltip="Which family the checkpoint is of. auto: by its files, its name, or "
-                    "what you once said here. The files of Lumina-DiMOO and MMaDA-Parallel-A look "
-                    "the same: choose it for a folder whose name does not say it. The choice is "
-                    "remembered in a small file beside the checkpoint.",
+                    tooltip="The model family of the checkpoint. auto: recognised from its "
+                    "files, its name or your earlier choice. Lumina-DiMOO and "
+                    "MMaDA-Parallel-A cannot be told apart by their files: choose the "
+                    "family here if the name of the folder does not say it. Your choice "
+                    "is saved in a small file next to the checkpoint.",
                 ),
             ],
             outputs=[
@@ -101,40 +105,42 @@ class ApplyLoRA(io.ComfyNode):
             node_id="MMaDAParallelApplyLoRA",
             display_name="Apply LoRA (MMaDA)",
             category="MMaDA-Parallel/checkpoints",
-            description="Adds a trained adapter to what the model computes. Its weights, quantised "
-            "or not, stay as they are, and so does the model for other branches of the graph.",
+            description="Applies a trained adapter to the model. The model's own weights, "
+            "quantised or not, do not change, and other branches of the graph are "
+            "not affected.",
             search_aliases=["mmada", "lora", "load lora", "adapter"],
             inputs=[
                 Model.Input(
                     "model",
-                    tooltip="From Load MMaDA-Parallel, or from another Apply LoRA: adapters add "
-                    "up.",
+                    tooltip="From Load MMaDA-Parallel, or from another Apply LoRA: several "
+                    "adapters are added together.",
                 ),
                 io.Combo.Input(
                     "lora",
                     options=folders.adapter_names(),
                     default=folders.NO_ADAPTER,
-                    tooltip="An adapter in models/loras, written by a training node, Save LoRA or "
-                    "PEFT (.safetensors). Press R after you put one there. none: the model as it "
-                    "is. An adapter connected to lora_model is used instead.",
+                    tooltip="An adapter in models/loras, written by a training node, Save LoRA "
+                    "or PEFT (.safetensors). Press R after adding a file. none: no "
+                    "adapter. If lora_model is connected, it is used instead.",
                 ),
                 io.Float.Input(
                     "strength",
                     **between(-10.0, 10.0, default=1.0, step=0.05),
-                    tooltip="How much of the adapter is added. 0: nothing. 1: as it was trained. "
-                    "Negative values push the other way.",
+                    tooltip="How strongly the adapter is applied. 0: not at all. 1: as it was "
+                    "trained. Negative values have the opposite effect.",
                 ),
                 LoraModel.Input(
                     "lora_model",
                     optional=True,
-                    tooltip="An adapter straight from a training node. Used instead of the file "
-                    "chosen in lora.",
+                    tooltip="An adapter directly from a training node. It is used instead of the "
+                    "file chosen in lora.",
                 ),
             ],
             outputs=[
                 Model.Output(
                     display_name="model",
-                    tooltip="The model with the adapter, for all other MMaDA-Parallel nodes.",
+                    tooltip="The model with the adapter applied, for all other MMaDA-Parallel "
+                    "nodes.",
                 )
             ],
         )

@@ -21,50 +21,52 @@ class PutBack(io.ComfyNode):
             node_id="MMaDAParallelPutBack",
             display_name="Put Back (MMaDA)",
             category="MMaDA-Parallel/pictures",
-            description="Lays the result on the original at its full resolution. What was not "
-            "edited stays as it was, bit for bit.",
+            description="Places the result on the original, at the original's full resolution. "
+            "Everything that was not edited stays as it was, bit for bit.",
             search_aliases=["mmada", "composite", "stitch", "paste", "full resolution"],
             inputs=[
-                Model.Input("model", tooltip="The checkpoint that the result was made with."),
+                Model.Input("model", tooltip="The checkpoint that made the result."),
                 PromptType.Input(
                     "prompt",
-                    tooltip="The prompt that Parallel Denoise was given: it knows where the "
-                    "model's picture lies in the original, and what it showed.",
+                    tooltip="The prompt that was given to Parallel Denoise. It holds what the "
+                    "model's picture showed and where it lies in the original.",
                 ),
                 io.Image.Input(
                     "original",
-                    tooltip="The picture that Encode Instruction was given, or the same in "
-                    "another size.",
+                    tooltip="The picture that was given to Encode Instruction, or the same "
+                    "picture in another size.",
                 ),
                 Tokens.Input(
                     "tokens",
                     optional=True,
-                    tooltip="The result, from Parallel Denoise. What is still masked in it is not "
+                    tooltip="The result of Parallel Denoise. Parts that are still masked are not "
                     "put back.",
                 ),
                 io.Image.Input(
                     "result",
                     optional=True,
-                    tooltip="The result as a picture, from Decode Image or after other nodes, in "
-                    "any size. It counts instead of tokens.",
+                    tooltip="The result as a picture of any size, from Decode Image or after "
+                    "other nodes. It is used instead of tokens.",
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where the result may show, over the whole original. One that is not "
-                    "painted is no mask.",
+                    tooltip="Where the result may show, stretched over the whole original. A "
+                    "mask with nothing painted is ignored.",
                 ),
                 *map(widget, options_of(PutBackSettings).values()),
             ],
             outputs=[
                 io.Image.Output(
                     display_name="image",
-                    tooltip="The edited original; larger than it where the canvas was extended.",
+                    tooltip="The edited original. It is larger than the original where the "
+                    "canvas was extended.",
                 ),
                 io.Mask.Output(
                     display_name="mask",
-                    tooltip="What was replaced. Where it is 0, pixels are the original's. Mend it "
-                    "and give it back as mask, with mode mask.",
+                    tooltip="The area that was replaced; where it is 0, the pixels are the "
+                    "original's. You can edit it and connect it to mask, with mode set "
+                    "to mask.",
                 ),
             ],
         )

@@ -29,26 +29,27 @@ class ScoreAlignment(io.ComfyNode):
             node_id="MMaDAParallelScoreAlignment",
             display_name="Score Alignment (MMaDA)",
             category="MMaDA-Parallel/trajectory",
-            description="Measures by CLIP how well text and picture agree: of a pair, of each "
-            "result of a batch, or of a run step by step.",
+            description="Measures with CLIP how well text and picture agree: for one pair, for "
+            "each result of a batch, or for a run step by step.",
             search_aliases=["mmada", "clip score", "best of n", "reward"],
             inputs=_inputs(),
             outputs=[
                 io.Float.Output(
                     display_name="score",
-                    tooltip="Agreement of the best sample: the cosine similarity, -1 to 1.",
+                    tooltip="Agreement of the best sample: the cosine similarity, from -1 to 1.",
                 ),
                 io.Float.Output(
-                    display_name="mean", tooltip="Mean agreement of all samples of the batch."
+                    display_name="mean", tooltip="The mean agreement of all samples of the batch."
                 ),
                 io.Int.Output(
                     display_name="best",
-                    tooltip="Number of the best sample in its batch, from 0, for Pick Sample.",
+                    tooltip="Number of the best sample in its batch, counted from 0, for Pick "
+                    "Sample.",
                 ),
                 io.Image.Output(
                     display_name="plot",
-                    tooltip="Agreement over the steps of a trajectory, one line per sample; "
-                    "without a trajectory one point per sample.",
+                    tooltip="Agreement over the steps of a trajectory, with one line per sample; "
+                    "without a trajectory, one point per sample.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -136,8 +137,8 @@ def _inputs() -> list[io.Input]:
         Model.Input(
             "model",
             optional=True,
-            tooltip="The checkpoint that the tokens or the trajectory were made with. Not needed "
-            "for text and image.",
+            tooltip="The checkpoint that made the tokens or the trajectory. Not needed for text "
+            "and image.",
         ),
         Tokens.Input(
             "tokens",
@@ -147,27 +148,27 @@ def _inputs() -> list[io.Input]:
         TrajectoryType.Input(
             "trajectory",
             optional=True,
-            tooltip="From Parallel Denoise, instead of tokens. The result is scored, and the plot "
-            "shows the agreement at every recorded step.",
+            tooltip="From Parallel Denoise, instead of tokens. The result is scored, and the "
+            "plot shows how well text and picture agree at each recorded step.",
         ),
         io.String.Input(
             "text",
             optional=True,
             force_input=True,
-            tooltip="One text to score instead of the tokens' own, such as the instruction.",
+            tooltip="One text to score instead of the text in the tokens, such as the instruction.",
         ),
         io.Image.Input(
             "image",
             optional=True,
-            tooltip="A picture, or one per sample, to score instead of the tokens' own.",
+            tooltip="A picture, or one per sample, to score instead of the picture in the tokens.",
         ),
         io.Combo.Input(
             "clip",
             options=list(folders.clips()),
             default="demo",
-            tooltip="The CLIP that measures. demo knows only the toy scenes, and is weak. Put "
-            "others in open_clip's format, each in a folder of its own, into models/open_clip/, "
-            "then press R. Needs the Python package open_clip_torch.",
+            tooltip="The CLIP model to measure with. demo knows only the toy scenes and is weak. "
+            "Put others, in open_clip's format and each in a folder of its own, into "
+            "models/open_clip/, then press R. Needs the Python package open_clip_torch.",
         ),
     ]
 

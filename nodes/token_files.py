@@ -18,16 +18,16 @@ class SaveTokens(io.ComfyNode):
             node_id="MMaDAParallelSaveTokens",
             display_name="Save Tokens (MMaDA)",
             category="MMaDA-Parallel/tokens",
-            description="Writes text and picture tokens, half denoised or done, to a file in the "
-            "output folder.",
+            description="Saves text and picture tokens, finished or half denoised, to a file in "
+            "the output folder.",
             search_aliases=["mmada", "save latent"],
             inputs=[
-                Model.Input("model", tooltip="The checkpoint that the tokens were made with."),
-                Tokens.Input("tokens", tooltip="What to save."),
+                Model.Input("model", tooltip="The checkpoint that made the tokens."),
+                Tokens.Input("tokens", tooltip="The tokens to save."),
                 io.String.Input(
                     "filename_prefix",
                     default="MMaDA-Parallel/tokens",
-                    tooltip="Folder and name in the output folder; a number is added.",
+                    tooltip="Folder and file name in the output folder. A number is added.",
                 ),
             ],
             outputs=[],
@@ -54,16 +54,17 @@ class LoadTokens(io.ComfyNode):
             node_id="MMaDAParallelLoadTokens",
             display_name="Load Tokens (MMaDA)",
             category="MMaDA-Parallel/tokens",
-            description="Reads tokens that Save Tokens wrote. Refuses those of a checkpoint of "
-            "another variant, vocabulary or codebook.",
+            description="Loads tokens that Save Tokens has written. Tokens of a checkpoint with "
+            "another variant, vocabulary or codebook are refused.",
             search_aliases=["mmada", "load latent", "go on", "resume"],
             inputs=[
-                Model.Input("model", tooltip="The checkpoint that the tokens were made with."),
+                Model.Input("model", tooltip="The checkpoint that made the tokens."),
                 io.Combo.Input(
                     "file",
                     options=folders.token_files(),
-                    tooltip="Files of Save Tokens in the output folder, and those put into the "
-                    "input folder, at most one folder deep. Press R to see new ones.",
+                    tooltip="Files that Save Tokens has written to the output folder, or that "
+                    "you have put into the input folder, at most one folder deep. Press "
+                    "R to update the list.",
                 ),
             ],
             outputs=[Tokens.Output(display_name="tokens", tooltip="For Parallel Denoise.")],

@@ -19,35 +19,36 @@ class TrajectoryStep(io.ComfyNode):
             node_id="MMaDAParallelTrajectoryStep",
             display_name="Trajectory Step",
             category="MMaDA-Parallel/trajectory",
-            description="Picks one step of a run, half denoised: to show it, to change it, or to "
-            "go on from it with other settings.",
+            description="Picks one step of a run, half denoised, to look at it, to change it, or "
+            "to continue from it with other settings.",
             search_aliases=["mmada", "resume", "intermediate"],
             inputs=[
                 Trajectory.Input("trajectory", tooltip="From Parallel Denoise."),
                 io.Float.Input(
                     "fraction",
                     **between(0.0, 1.0, default=0.5, step=0.01),
-                    tooltip="How far into the run. 0: before its first step. 1: its end.",
+                    tooltip="Position in the run. 0: before its first step. 1: its end.",
                 ),
                 io.Int.Input(
                     "index",
                     **between(-1, 4095, default=-1),
                     advanced=True,
-                    tooltip="Number of a recorded step, from 0, instead of the fraction. -1: use "
-                    "the fraction.",
+                    tooltip="Number of a recorded step, counted from 0, to be used instead of "
+                    "the fraction. -1: use the fraction.",
                 ),
             ],
             outputs=[
                 Tokens.Output(
                     display_name="tokens",
-                    tooltip="The text and picture at that step; what was still masked is masked.",
+                    tooltip="The text and picture at that step. What was masked then is masked "
+                    "here.",
                 ),
                 Tokens.Output(
                     display_name="guess",
-                    tooltip="The same with the model's guess in place of what was still masked.",
+                    tooltip="The same, with the model's guess in place of masked tokens.",
                 ),
                 io.Int.Output(
-                    display_name="step", tooltip="How many steps of the run were done by then."
+                    display_name="step", tooltip="The number of steps that were done by then."
                 ),
             ],
         )
@@ -70,7 +71,7 @@ class TrajectorySheet(io.ComfyNode):
             node_id="MMaDAParallelTrajectorySheet",
             display_name="Trajectory Sheet",
             category="MMaDA-Parallel/trajectory",
-            description="The run at a glance: text beside picture at several steps, on one sheet "
+            description="The run at a glance: text beside picture at several steps, as one sheet "
             "and as frames for a video.",
             search_aliases=["mmada", "contact sheet", "video", "animation"],
             inputs=[
@@ -79,16 +80,19 @@ class TrajectorySheet(io.ComfyNode):
                 io.Int.Input(
                     "steps",
                     **between(1, 4096, default=8),
-                    tooltip="How many steps to show, evenly spread over those that were recorded.",
+                    tooltip="How many steps to show, spread evenly over the recorded ones.",
                 ),
                 io.Int.Input(
-                    "columns", **between(1, 64, default=2), tooltip="Columns of the sheet."
+                    "columns",
+                    **between(1, 64, default=2),
+                    tooltip="Number of columns of the sheet.",
                 ),
                 io.Boolean.Input(
                     "confidence",
                     default=False,
-                    tooltip="Lay a map of the model's confidence over each picture, from violet "
-                    "(unsure) to yellow (sure), instead of a veil over what is still masked.",
+                    tooltip="Shows how sure the model is of each part of the picture, from "
+                    "violet (unsure) to yellow (sure), instead of a veil over masked "
+                    "parts.",
                 ),
                 io.Int.Input(
                     "side",
@@ -100,11 +104,11 @@ class TrajectorySheet(io.ComfyNode):
                     "sample",
                     **between(0, 4095, default=0),
                     advanced=True,
-                    tooltip="Which result of a batch, from 0.",
+                    tooltip="Which result of a batch to show, counted from 0.",
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="sheet", tooltip="All frames on one picture."),
+                io.Image.Output(display_name="sheet", tooltip="All frames in one picture."),
                 io.Image.Output(
                     display_name="frames", tooltip="The frames as a batch, for a video node."
                 ),

@@ -27,23 +27,24 @@ class MaskSettings:
     )
     grow: int = option(
         0,
-        "Image tokens to add on every side of those that the mask selects.",
+        "By how many image tokens the selection grows on every side.",
         low=0,
         high=64,
         advanced=True,
     )
     region: Region = option(
         "whole",
-        "What the model gets of a picture with a mask. whole: the picture, shrunk to the model's "
-        "size. mask: the part around the mask, at the picture's own scale where that fits; the "
-        "result is then that part, to be put back on the picture.",
+        "Which part of the picture the model sees when there is a mask. whole: the whole "
+        "picture, scaled down to the model's size. mask: the area around the mask, at the "
+        "picture's own scale if that fits; the result is then that area alone, for Put Back to "
+        "place on the original.",
         choices=("whole", "mask"),
     )
     context: float = option(
         0.5,
-        "Of the region around the mask: how far it reaches beyond the mask on every side, in "
-        "multiples of the mask's longer side. A small mask gets more, until the model sees the "
-        "picture at its own scale.",
+        "Only with region mask: how far the area extends beyond the mask on every side, as a "
+        "multiple of the mask's longer side. A small mask gets a wider margin, until the model "
+        "sees the picture at its own scale.",
         low=0.0,
         high=8.0,
         step=0.1,

@@ -19,23 +19,23 @@ class PutBackSettings:
     mode: Mode = option(
         "changed",
         "Which part of the original is replaced. changed: what the model changed, found by "
-        "comparing the result with the input as the image tokenizer gives it back. mask: what is "
-        "painted, or without a mask the image tokens that were drawn anew. all: everything that "
-        "the model saw.",
+        "comparing the result with the input after both have gone through the image tokenizer. "
+        "mask: the painted area or, without a mask, the image tokens that were drawn anew. all: "
+        "everything that the model saw.",
         choices=("changed", "mask", "all"),
     )
     fill: Fill = option(
         "auto",
-        "What comes in its place. replace: the enlarged result. difference: the original, changed "
-        "as the model changed its own view of it, which keeps the original's texture when "
-        "something takes another colour or light. auto: difference where the result still shows "
-        "the original's structure, replace elsewhere.",
+        "What replaces it. replace: the enlarged result. difference: the original, changed as "
+        "the model changed its own view of it, which keeps the original's texture where only "
+        "colour or light changes. auto: difference where the result still shows the original's "
+        "structure, replace elsewhere.",
         choices=("auto", "replace", "difference"),
     )
     threshold: float = option(
         0.2,
-        "With mode changed: how strong a change must be to count, as a share of the strongest "
-        "change near it. Lower finds more.",
+        "Only with mode changed: how strong a change must be to count, relative to the strongest "
+        "change nearby. Lower values find more.",
         low=0.02,
         high=0.95,
         step=0.05,
@@ -43,15 +43,15 @@ class PutBackSettings:
     )
     grow: int = option(
         4,
-        "With mode changed: pixels of the model's picture by which what was found grows on every "
-        "side.",
+        "Only with mode changed: by how many pixels of the model's picture the changed area "
+        "grows on every side.",
         low=0,
         high=256,
         advanced=True,
     )
     feather: int = option(
         4,
-        "Width of the soft edge around what is replaced, in pixels of the model's picture. 0: a "
+        "Width of the soft edge around the replaced area, in pixels of the model's picture. 0: a "
         "hard edge.",
         low=0,
         high=256,

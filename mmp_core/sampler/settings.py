@@ -52,16 +52,19 @@ class SamplerSettings:
     out of range.
     """
 
-    text_steps: int = option(128, "Steps at which text tokens are unmasked.", **_STEPS)
+    text_steps: int = option(128, "Number of steps at which text tokens are unmasked.", **_STEPS)
     image_steps: int = option(
-        30, "Steps at which image tokens are unmasked, among the same steps.", **_STEPS
+        30,
+        "Number of steps at which image tokens are unmasked, spread over the same run.",
+        **_STEPS,
     )
     text_temperature: float = option(
-        0.0, "Variety of the text. 0: always the likeliest words.", **_TEMPERATURE
+        0.0, "How varied the text is. 0: always the most likely words.", **_TEMPERATURE
     )
     image_temperature: float = option(
         1.0,
-        "Variety of the picture. 0: the likeliest tokens, always the same picture.",
+        "How varied the picture is. 0: always the most likely tokens, and so the same picture "
+        "every time.",
         **_TEMPERATURE,
     )
     text_guidance: float = option(
@@ -75,13 +78,13 @@ class SamplerSettings:
     )
     joint_guidance: float = option(
         3.5,
-        "How strongly the picture follows instruction and input picture together. 0 is off and up "
-        "to twice as fast.",
+        "How strongly the picture follows the instruction and the input picture together. 0: "
+        "off, which is up to twice as fast.",
         **_GUIDANCE,
     )
     reasoning_guidance: float = option(
         0.0,
-        "How strongly the text follows instruction and picture. 0: off.",
+        "How strongly the text follows the instruction and the input picture. 0: off.",
         advanced=True,
         **_GUIDANCE,
     )
@@ -95,8 +98,8 @@ class SamplerSettings:
     seed: int | Sequence[int] | None = 0
     preset: Preset = option(
         "corrected",
-        "corrected: the method as published. upstream: the released code with all its quirks, "
-        "token for token.",
+        "corrected: the method as published. upstream: the authors' released code, reproduced "
+        "token for token with all its quirks.",
         choices=get_args(Preset),
         advanced=True,
     )
@@ -108,16 +111,17 @@ class SamplerSettings:
     )
     speed: Speed = option(
         "exact",
-        "fast: tokens that the model is at least 90 % sure of are unmasked at once, and steps with "
-        "nothing left to do are skipped. cached: what has hardly changed since an earlier step is "
-        "not computed again, which needs more memory. fastest: both. All but exact change the "
+        "exact: every token is computed at every step. fast: tokens that the model is at least "
+        "90 % sure of are unmasked at once, and steps with nothing left to do are skipped. "
+        "cached: what has hardly changed since an earlier step is not computed again, which "
+        "needs more memory. fastest: fast and cached together. All except exact change the "
         "result.",
         choices=get_args(Speed),
     )
     block_length: int = option(
         0,
-        "Text tokens that are finished before the next are begun; a text that ends in a block has "
-        "no further ones. 0: all at once.",
+        "Number of text tokens in a block. Each block is finished before the next one begins, "
+        "and the text ends with the block in which it reaches its end. 0: no blocks.",
         low=0,
         high=4096,
         advanced=True,
