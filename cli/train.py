@@ -30,14 +30,14 @@ from ..training.data.settings import DataSettings
 from ..training.data.variations import varied
 from ..training.loop.memory import pararl_bytes, sft_bytes, trained_parameters
 from ..training.loop.ranks import AcceleratedRanks, Ranks, launched_ranks
-from ..training.loop.run import TrainingRun
+from ..training.loop.run import TrainingRun, Waiting
 from ..training.loop.run_file import NAME, write_run_file
 from ..training.loop.settings import RunSettings
 from ..training.loop.watch import MOST_SAMPLES, Watched
 from ..training.pararl.run import ParaRLRun
 from ..training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
 from ..training.rewards.clip import ClipScorer, clip_folder
-from ..training.rewards.registry import placed_spec, weighted_reward
+from ..training.rewards.registry import by_votes, placed_spec, weighted_reward
 from ..training.sft.run import SFTRun
 from ..training.sft.settings import SFTSettings
 from ..training.weights.adapter_files import base_metadata, read_adapter, save_adapter
@@ -49,6 +49,7 @@ from ..views.strip import samples_strip
 from .model import load_model, memory_explained, note, pick_device
 from .options import given
 from .training_options import ROLLOUTS
+from .votes import say_where_to_vote
 
 _PLACES = ("model", "held_out_data", "guard", "samples")
 Save = Callable[[Mapping[str, Tensor]], Path]
@@ -243,6 +244,7 @@ def _watched(args: argparse.Namespace, model: Model, need_target: bool) -> Watch
     elif model.place and (items := guard_of(model.place)):
         guard = _tokenised(args, items, model, True)
     samples = cases_of(args.samples, False, MOST_SAMPLES)
+    need_target = need_target or by_votes(getattr(args, "reward", None) or ())
     words = replace(_data_settings(args), mirrored=False, crops=0)
     held_out = cases_of(args.held_out_data, need_target, words=words)
     return Watched(held_out, guard, samples, samples_strip)
@@ -396,6 +398,10 @@ def _train(
                 if run.step and run.folder.saved_step == run.step and not run.policy.sharded:
                     _finish(run, save)
                 raise
+            except Waiting as waiting:
+                bar.close()
+                say_where_to_vote(args, run.folder.path, waiting)
+                return
     if run.step < run.settings.steps:
         note(args, f"stopped after step {run.step}: nothing got better for a while.")
     for line in run.watch.verdict().splitlines():

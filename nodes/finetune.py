@@ -16,7 +16,7 @@ from ..training.sft.settings import SFTSettings
 from ..training.weights.settings import AdapterSettings
 from .host import HostedModel, folders
 from .training_recipes import SFT, ParaRL
-from .training_run import TrainingInputs, interruptions, train
+from .training_run import TrainingInputs, train, unfinished
 from .types import Dataset, LoraModel, LossMap, Model, Schema
 from .widgets import between, widget
 
@@ -32,6 +32,7 @@ _STEERING = (
     "optimizer",
     "decay_steps",
 )
+_DROPPED = ("drop_text", "drop_image", "drop_both")
 _ROLLOUTS = ("text_steps", "image_steps", "text_temperature", "image_temperature")
 
 
@@ -46,7 +47,8 @@ class ParaRLFinetune(io.ComfyNode):
             tooltip="What raises an answer's score. clip: how well text and picture agree by a "
             "CLIP; put CLIPs in open_clip's format, each in a folder of its own, into "
             "models/open_clip/, then press R (needs the Python package open_clip_torch). "
-            "clip: demo and the exact checker know the demo's toy world only.",
+            "clip: demo and the exact checker know the demo's toy world only. your votes: each "
+            "step waits until you have chosen the best answers on this node; queue again to go on.",
         )
         return _schema(
             node_id="MMaDAParallelParaRLFinetune",
@@ -83,8 +85,8 @@ class ParaRLFinetune(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, run_name: str = "", **_: Any) -> int:
-        return interruptions(run_name)
+    def fingerprint_inputs(cls, run_name: str = "", **_: Any) -> Any:
+        return unfinished(run_name)
 
     @classmethod
     def execute(
@@ -114,14 +116,20 @@ class SFTFinetune(io.ComfyNode):
                 *_model_and_dataset(),
                 *_main_widgets(options_of(SFTSettings)["batch_size"], steps=200),
                 *_run_widgets("sft", preview_every=25),
-                *_steering(options_of(SFTSettings), "drop_text", "drop_image", "drop_both"),
+                *_steering(
+                    options_of(SFTSettings),
+                    "drop_text",
+                    "drop_image",
+                    "drop_both",
+                    late=("rehearsal",),
+                ),
             ],
             curve="The loss at each step.",
         )
 
     @classmethod
-    def fingerprint_inputs(cls, run_name: str = "", **_: Any) -> int:
-        return interruptions(run_name)
+    def fingerprint_inputs(cls, run_name: str = "", **_: Any) -> Any:
+        return unfinished(run_name)
 
     @classmethod
     def execute(cls, model: HostedModel, dataset: EditDataset, **widgets: Any) -> io.NodeOutput:
@@ -164,9 +172,9 @@ def _model_and_dataset() -> list[Any]:
     ]
 
 
-def _steering(options: dict[str, Option], *more: str) -> list[Any]:
+def _steering(options: dict[str, Option], *more: str, late: tuple[str, ...] = ()) -> list[Any]:
     """What came later than the other widgets, each optional, so that what was queued before there
-    were these can be queued again."""
+    were these can be queued again. ``late``: the latest."""
     sockets = {
         "held_out_data": "Items like those of the dataset that are never trained on, in place of a "
         "share of it (held_out).",
@@ -179,6 +187,7 @@ def _steering(options: dict[str, Option], *more: str) -> list[Any]:
     return [
         *(widget(options[name], optional=True) for name in (*_STEERING, *more)),
         widget(options_of(AdapterSettings)["rslora"], optional=True),
+        *(widget(options[name], optional=True) for name in late),
         *(Dataset.Input(name, optional=True, tooltip=text) for name, text in sockets.items()),
     ]
 

@@ -13,7 +13,7 @@ from ..training.loop.run import TrainingRun
 from ..training.loop.settings import RunSettings
 from ..training.pararl.run import ParaRLRun
 from ..training.pararl.settings import ParaRLSettings
-from ..training.rewards.registry import from_widget
+from ..training.rewards.registry import VOTES, from_widget
 from ..training.samples import answers
 from ..training.sft.run import SFTRun
 from ..training.sft.settings import SFTSettings
@@ -28,11 +28,13 @@ class Recipe(ABC):
 
     ``need_target``: whether every case needs its target. ``curve``: the metric that is plotted,
     and what it is called. ``bytes_of``: the estimate of its memory, of ``training.loop.memory``.
+    ``waits_for_votes``: whether every step ends with answers to be voted on.
     """
 
     need_target: ClassVar[bool]
     curve: ClassVar[tuple[str, str]]
     bytes_of: ClassVar[Callable[..., int]]
+    waits_for_votes = False
 
     def __init__(self, settings: RunSettings):
         self.settings = settings
@@ -78,6 +80,7 @@ class ParaRL(Recipe):
     def __init__(self, settings: ParaRLSettings, reward: str):
         super().__init__(settings)
         self.kind, self.place = from_widget(reward)
+        self.waits_for_votes = self.kind is VOTES
 
     def load(self, dataset: EditDataset) -> list[host.HostedClip]:
         self.kind.check(dataset)
@@ -118,7 +121,7 @@ class ParaRL(Recipe):
     def _comparisons(self) -> int:
         """Of the answers to one instruction with each other, per step."""
         settings, sampler = self.settings, self.settings.sampler
-        if settings.reward_at == "output":
+        if settings.reward_at == "output" or self.waits_for_votes:
             return settings.groups
         steps = max(sampler.text_steps, sampler.image_steps)
         return settings.groups * min(settings.scored_steps, steps)

@@ -22,7 +22,7 @@ from ..training.data.dataset import EditDataset, tokenised
 from ..training.data.guard import guard_of
 from ..training.loop.keeping import kept_samples
 from ..training.loop.memory import trained_parameters
-from ..training.loop.run import TrainingRun
+from ..training.loop.run import TrainingRun, Waiting
 from ..training.loop.run_file import NAME, write_run_file
 from ..training.loop.watch import MOST_SAMPLES, Watched
 from ..training.weights.adapter_files import adapter_tensors, base_metadata, save_adapter
@@ -47,10 +47,10 @@ _log = logging.getLogger(__name__)
 _interruptions: Counter[str] = Counter()
 
 
-def interruptions(run_name: str) -> int:
-    """How many runs of a name were interrupted: ComfyUI would else take what such a run gave for
-    the result of the next."""
-    return _interruptions[run_name]
+def unfinished(run_name: str) -> tuple[int, Any]:
+    """How many runs of a name were interrupted, and the votes of the newest: ComfyUI would else
+    take what such a run gave for the result of the next."""
+    return _interruptions[run_name], host.votes_so_far(run_name)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def train(
 ) -> io.NodeOutput:
     """Train as ``recipe`` says. After an ``InputError`` the run is kept as far as it came."""
     progress = host.Progress(node_id)
-    folder = folders.run_folder(inputs.run_name, inputs.resume)
+    resume = inputs.resume or (recipe.waits_for_votes and host.waits(inputs.run_name))
+    folder = folders.run_folder(inputs.run_name, resume)
     existing = _existing(hosted.model, inputs.existing_lora)
     rank, layers = inputs.rank, LAYER_SETS[inputs.layers]
     alpha = None if existing else AdapterSettings(rank=rank, rslora=inputs.rslora).alpha
@@ -129,7 +130,7 @@ def train(
                 watched=watched,
                 about={"dataset": dataset.place},
             )
-            if inputs.resume:
+            if resume:
                 run.resume()
             _write_run_file(run, recipe, inputs, dataset)
             view = TrainingView(progress, run, recipe, inputs.preview_every, memory.in_use)
@@ -178,6 +179,11 @@ def _outputs(run: TrainingRun, policy: LoRA, view: TrainingView, name: str) -> i
         if not run.step:
             view.show(ended)
             raise
+    except Waiting as waiting:
+        ended = f"{waiting} Choose the best answers below, then queue again."
+        if not run.step:
+            nothing = [host.nothing() for _ in range(4)]
+            return io.NodeOutput(*nothing, ui={"text": (view.show(ended),)})
     try:
         with run.averaged():
             save_adapter(adapter, policy, {**run.metadata(), **base_metadata(run.model)})
@@ -244,7 +250,7 @@ def _watched(
 
     samples = inputs.samples and replace(inputs.samples, items=inputs.samples[:MOST_SAMPLES])
     return Watched(
-        cases(inputs.held_out_data, recipe.need_target),
+        cases(inputs.held_out_data, recipe.need_target or recipe.waits_for_votes),
         cases(guard, True),
         cases(samples, False),
         samples_strip,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from .sheet import Word, beside, contact_sheet, lines_in
+from .sheet import Word, beside, contact_sheet, lines_in, stacked
 
 _PAPER, _EMPTY, _FAINT = "#ffffff", "#f0f0f2", "#8e8e96"
 _GAP = 12
@@ -71,6 +71,19 @@ def answers_sheet(answers: Iterable[Answer], *, columns: int = 2, side: int = 12
     widest = max(frame.width for frame in frames)
     padded = [ImageOps.pad(f, (widest, f.height), color=_PAPER, centering=(0, 0)) for f in frames]
     return contact_sheet(padded, columns)
+
+
+def voting_sheet(groups: Sequence[Sequence[Answer]], *, side: int = 128) -> Image.Image | None:
+    """The answers of each group below those of the one before, four in a row, under their numbers
+    from 1: 2.3 is the third of the second group. ``None`` of none."""
+    sheets = []
+    for number, answers in enumerate(groups, start=1):
+        numbered = [
+            answer._replace(instruction=f"{number}.{place}  {answer.instruction}")
+            for place, answer in enumerate(answers, start=1)
+        ]
+        sheets.append(answers_sheet(numbered, columns=4, side=side))
+    return stacked(sheets)
 
 
 def _answer_frame(answer: Answer, side: int) -> Image.Image:

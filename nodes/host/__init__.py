@@ -14,12 +14,14 @@ from .page import (
     Progress,
     interruptible,
     metadata_wanted,
+    nothing,
     save_temporary,
     stop_if_interrupted,
     to_intermediate,
 )
 from .stopping import Run, keep, stoppable, stops
 from .training import Interrupted, TrainingMemory, trainable
+from .votes import votes_so_far, waits
 
 __all__ = [
     "DTYPES",
@@ -37,11 +39,14 @@ __all__ = [
     "load_clip",
     "memory_cost",
     "metadata_wanted",
+    "nothing",
     "save_temporary",
     "stop_if_interrupted",
     "stoppable",
     "stops",
     "to_intermediate",
     "trainable",
+    "votes_so_far",
+    "waits",
     "with_adapter",
 ]

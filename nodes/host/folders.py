@@ -301,10 +301,16 @@ def run_folder(name: str, resume: bool) -> Path:
     Raises ``InputError`` for a name that cannot be that of a folder.
     """
     _check_name("run_name", name)
-    numbers = [0]
-    if runs_folder().is_dir():
-        pattern = re.compile(re.escape(name) + r"_(\d{5,})")
-        matches = (pattern.fullmatch(path.name) for path in runs_folder().iterdir())
-        numbers += [int(match[1]) for match in matches if match]
-    number = max(numbers) if resume and max(numbers) else max(numbers) + 1
+    newest = newest_run(name)
+    if newest is not None and resume:
+        return newest
+    number = int(newest.name.rpartition("_")[2]) + 1 if newest else 1
     return runs_folder() / f"{name}_{number:05}"
+
+
+def newest_run(name: str) -> Path | None:
+    """The newest folder of the runs called ``name``, if there is one."""
+    pattern = re.compile(re.escape(name) + r"_(\d{5,})")
+    matches = (pattern.fullmatch(path.name) for path in _inside(runs_folder()))
+    runs = {int(match[1]): match[0] for match in matches if match}
+    return runs_folder() / runs[max(runs)] if runs else None

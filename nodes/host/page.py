@@ -16,6 +16,7 @@ import comfy.utils
 import folder_paths
 import torch
 from aiohttp import web
+from comfy_execution.graph_utils import ExecutionBlocker
 from PIL import Image
 from server import PromptServer
 
@@ -37,6 +38,11 @@ Item = TypeVar("Item")
 
 def metadata_wanted() -> bool:
     return not comfy.cli_args.args.disable_metadata
+
+
+def nothing() -> ExecutionBlocker:
+    """As an output: what is connected to it does not run, and nothing is said about it."""
+    return ExecutionBlocker(None)
 
 
 def to_intermediate(pixels: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from mmada_parallel.demo.world import task
 from mmada_parallel.mmp_core import load_checkpoint
 from mmada_parallel.mmp_core.checkpoint.adapters import read_adapter
 from mmada_parallel.training.pararl.run import ParaRLRun
+from PIL import Image
 from safetensors import safe_open
 
 FEW = (
@@ -88,6 +90,27 @@ def test_a_folder_is_trained_on_with_clip(run, pararl, folder, tmp_path):
     assert json.loads(line)["reward_mean"] == pytest.approx(
         json.loads(line)["reward_clip"] / 2, rel=1e-4
     )
+
+
+def test_votes_are_filled_in_and_the_run_goes_on(pararl, folder):
+    votes_for = ("--reward", "votes", "--held-out-data", folder)
+    code, out, err = pararl(*votes_for)
+    assert code == 0 and "waits for your votes on 2 of 2 groups" in err
+    sheet, votes = map(Path, out.splitlines())
+    with Image.open(sheet) as picture:
+        assert picture.width > picture.height
+    for waits_again in (True, False):
+        told = json.loads(votes.read_text())
+        assert [len(group["answers"]) for group in told["groups"]] == [3, 3]
+        for group in told["groups"]:
+            group["winners"] = [2]
+        votes.write_text(json.dumps(told))
+        code, out, err = pararl(*votes_for, "--resume")
+        assert code == 0 and ("waits for your votes" in err) == waits_again
+        votes = Path(out.splitlines()[-1].partition("  (")[0])
+    assert votes.name == "toy.safetensors" and "held-out loss" in err
+    votes.unlink()
+    assert pararl("--reward", "votes", "--reward", "checker")[0] == 2
 
 
 def test_several_folders_with_repeats_and_words_of_ones_own(run, checkpoint, folder, tmp_path):

@@ -17,7 +17,7 @@ LISTED = {
     "lora": "`none`, then the `.safetensors` files in `models/loras`",
     "existing_lora": "`none`, then the `.safetensors` files in `models/loras`",
     "clip": "`demo`, then the folders in `models/open_clip`",
-    "reward": "`checker (toy world)`, then `clip: ` and each of the CLIPs",
+    "reward": "`your votes`, `checker (toy world)`, then `clip: ` and each of the CLIPs",
     "dataset": "`demo (toy world)`, then what is in the input folder",
     "run": "`none`, or the runs in `output/mmada_parallel/training` that kept adapters",
     "file": "files of tokens in the output and input folders",

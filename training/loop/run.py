@@ -42,6 +42,11 @@ PhaseCallback = Callable[[str, int, int], Any]
 """What a step is doing, and how much of that is done, of how much. May raise to interrupt."""
 
 
+class Waiting(Exception):
+    """The run is saved, and waits for a person: it goes on once it is resumed after that. What is
+    wanted, in a sentence."""
+
+
 class TrainingRun:
     """A policy's parameters and their optimizers, stepped and saved in ``folder``.
 
@@ -55,7 +60,8 @@ class TrainingRun:
     """
 
     kind: ClassVar[str]
-    held_out_name, held_out_sign = "held_out_loss", 1
+    held_out_name: str = "held_out_loss"
+    held_out_sign: int = 1
     """Of :meth:`held_out_loss`: the metric that is this times it."""
 
     def __init__(
@@ -138,8 +144,8 @@ class TrainingRun:
         the end, and when interrupted: by Ctrl-C, or by anything that ``callback``, ``progress`` or
         the reward raise.
         Raises ``InputError``, with the last good state kept, where loss or gradient are not finite,
-        memory runs out, or a file cannot be written. May be called within ``inference_mode``, as
-        hosts do, if the model was not loaded there.
+        memory runs out, or a file cannot be written; and :class:`Waiting`. May be called within
+        ``inference_mode``, as hosts do, if the model was not loaded there.
         """
         self.folder.path.mkdir(parents=True, exist_ok=True)
         if not self.step and self.folder.saved_step is None:

@@ -33,7 +33,14 @@ from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.errors import InputError
 from ..cases import Case, Cases, Pair, Reward
 from ..loop.draw import draw_cases
-from ..loop.run import DivergenceError, PhaseCallback, StepCallback, TrainingRun, recomputing
+from ..loop.run import (
+    DivergenceError,
+    PhaseCallback,
+    StepCallback,
+    TrainingRun,
+    Waiting,
+    recomputing,
+)
 from ..rewards.weighted import Weighted, checked, described, name_of
 from ..samples import answers
 from ..weights.policies import Policy
@@ -42,6 +49,7 @@ from .objective import RewardScale, advantages, clipped_objective, kl_estimate, 
 from .pairs import final_pairs, sample_pairs, trajectory_pairs
 from .rollout import Group, Rollouts, ScoredSteps, group_by_shape, roll_out
 from .settings import ParaRLSettings
+from .votes import Votes, VotingRound, forget_rollouts
 
 HOPELESS = 10
 """Steps after which a run ends in which all rewards of each group have been equal so far."""
@@ -66,7 +74,9 @@ class ParaRLRun(TrainingRun):
     """A ParaRL run in ``folder``: see :class:`TrainingRun`, which takes ``options``, too, and the
     module. Held-out cases are measured by the reward of one answer each, always the same seeds.
 
-    ``reward``: called with the pairs of all this process's groups of a step at once.
+    ``reward``: called with the pairs of all this process's groups of a step at once; with
+    :class:`Votes` each step ends in :class:`Waiting` until its answers are voted on, the scored
+    pairs are the final ones, and held-out cases are measured by the loss of their targets.
     ``reward_calls``: pairs scored so far, by all processes.
     """
 
@@ -94,6 +104,8 @@ class ParaRLRun(TrainingRun):
                 "at least one."
             )
         self.reward = reward
+        if isinstance(reward, Votes):
+            self._prepare_votes()
         self.scale, self.reward_calls = RewardScale(), 0
         self._has_learnt, self._latest = False, list[Rollouts]()
 
@@ -118,8 +130,11 @@ class ParaRLRun(TrainingRun):
 
     def advance(self, progress: PhaseCallback | None = None) -> dict[str, float]:
         with self.policy.gathered():
-            rolled = self._roll_out(self.groups(), progress)
-            rewards = self._score(rolled, progress)
+            if isinstance(self.reward, Votes):
+                rolled, rewards = self._voted(progress)
+            else:
+                rolled = self._roll_out(self.groups(), progress)
+                rewards = self._score(rolled, progress)
         scale, all_rewards = self._rescaled(rolled, rewards)
         normalised = [scale.normalise(r) for r in rewards]
         advantage = [advantages(r, self.settings.std_floor) for r in normalised]
@@ -141,7 +156,9 @@ class ParaRLRun(TrainingRun):
     def held_out_loss(
         self, cases: Sequence[Case], progress: Callable[[int, int], Any] | None
     ) -> float:
-        """Minus the mean reward of one answer to each."""
+        """Minus the mean reward of one answer to each; with votes, the loss of their targets."""
+        if isinstance(self.reward, Votes):
+            return super().held_out_loss(cases, progress)
         mean = 0.0
         if self.ranks.first:
             pairs = answers(
@@ -170,6 +187,39 @@ class ParaRLRun(TrainingRun):
             ranks=self.ranks.count,
         )
         return [Group.of(number, case, settings.group_size, seed) for number, case in drawn]
+
+    def _prepare_votes(self) -> None:
+        if self.ranks.count > 1:
+            raise InputError("Votes are for a run in one process: leave the launcher out.")
+        self.held_out_name, self.held_out_sign = super().held_out_name, super().held_out_sign
+        if any(case.target is None for case in self.watch.watched.held_out):
+            raise InputError(
+                "With votes, held-out items are measured by their targets: give held_out_data "
+                "that has them, and held_out 0."
+            )
+
+    def _voted(self, progress: PhaseCallback | None) -> tuple[list[Rollouts], list[Tensor]]:
+        """The rollouts of this step, and what votes make of them. Raises :class:`Waiting` until
+        they are all there."""
+        waiting, groups = VotingRound(self.folder.path, self.step), self.groups()
+        rolled = waiting.rollouts(self.model, groups)
+        if rolled is None:
+            rolled = self._roll_out(groups, progress)
+            size = self.settings.micro_batch
+            waiting.save(
+                rolled, [p for r in rolled for p in final_pairs(self.model, r, micro_batch=size)]
+            )
+        if missing := waiting.missing:
+            raise Waiting(
+                f"Step {self.step + 1} of {self.settings.steps} waits for your votes on {missing} "
+                f"of {len(groups)} groups of answers."
+            )
+        return rolled, waiting.rewards(rolled)
+
+    def save(self) -> None:
+        super().save()
+        if self.ranks.first:
+            forget_rollouts(self.folder.path, self.step)
 
     def _roll_out(self, groups: list[Group], progress: PhaseCallback | None) -> list[Rollouts]:
         settings, rolled, done = self.settings, list[Rollouts](), 0

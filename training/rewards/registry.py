@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from ..cases import Reward
     from ..data.dataset import EditDataset
     from .clip import ClipScorer
-    from .weighted import Weighted
 
 ClipLoader = Callable[[str], "ClipScorer"]
 """Gives the CLIP of a name or folder; the caller knows how its memory is managed."""
@@ -58,7 +57,22 @@ CLIP = RewardKind(
     _clip_reward,
     place="FOLDER",
 )
-REWARDS = {CLIP.name: CLIP}
+
+
+def _votes(place: str, load_clip: ClipLoader) -> Reward:
+    from ..pararl.votes import Votes
+
+    return Votes()
+
+
+VOTES = RewardKind(
+    "votes",
+    "your votes",
+    "you mark the best answers of every step: the run writes them into its folder, under votes, "
+    "and waits",
+    _votes,
+)
+REWARDS = {kind.name: kind for kind in (CLIP, VOTES)}
 
 
 def register(kind: RewardKind) -> None:
@@ -86,15 +100,20 @@ def _of_clips() -> Iterator[RewardKind]:
     return (kind for kind in REWARDS.values() if kind.place)
 
 
-def weighted_reward(specs: Sequence[str], load_clip: ClipLoader, dataset: EditDataset) -> Weighted:
+def weighted_reward(specs: Sequence[str], load_clip: ClipLoader, dataset: EditDataset) -> Reward:
     """The weighted sum of rewards named as on a command line: ``clip:FOLDER``, ``checker=0.5``.
 
     After the name, a colon and what the reward is made of, if anything; then ``=`` and its weight,
-    1 by default. Raises ``InputError`` for an unknown name, or a dataset that one cannot judge.
+    1 by default; or ``votes`` alone. Raises ``InputError`` for an unknown name, or a dataset that
+    one cannot judge.
     """
     from .weighted import Weighted
 
     parts = []
+    if by_votes(specs):
+        if len(specs) > 1:
+            raise InputError("Votes stand alone: give --reward votes without other rewards.")
+        return VOTES.make("", load_clip)
     for spec in specs:
         named, weight = _split_weight(spec)
         name, _, place = named.partition(":")
@@ -107,6 +126,11 @@ def weighted_reward(specs: Sequence[str], load_clip: ClipLoader, dataset: EditDa
         REWARDS[name].check(dataset)
         parts.append((REWARDS[name].make(place, load_clip), weight))
     return Weighted(parts)
+
+
+def by_votes(specs: Sequence[str]) -> bool:
+    """Whether specs of :func:`weighted_reward` ask a person."""
+    return VOTES.name in [_split_weight(spec)[0] for spec in specs]
 
 
 def _split_weight(spec: str) -> tuple[str, float]:

@@ -1,0 +1,285 @@
+"""Human votes as the reward of ParaRL: sheets of answers that wait in the run's folder.
+
+A step with votes is done in two parts. The first rolls out its groups, writes them to the run's
+folder and ends the run, saved. The second, once the winners of every group are marked, takes the
+same rollouts up again. A winner's reward is 1, that of the others 0; a group without or with
+nothing but winners is a tie, which teaches nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...mmp_core.checkpoint.load import Model
+from ...mmp_core.errors import InputError, shown
+from ...mmp_core.files import replacing, writing
+from ...mmp_core.outside import parsed_json, read_text
+from ...mmp_core.state import Prompt, TokenState
+from ..cases import Pair
+from ..data.apart import origin_of
+from ..loop.keeping import step_of
+from .rollout import Group, Rollouts, ScoredSteps, group_by_shape
+
+FILE, SHEET = "votes.json", "sheet.png"
+_ROLLOUTS = "rollouts.safetensors"
+_TENSORS = ("text_revealed", "image_revealed", "index", "finite")
+_SAY = (
+    "Into winners of each group put the numbers of its best answers, such as [2] or [1, 4], or [] "
+    "where none is better than the others. Answers are numbered from 1, as in sheet.png. Then "
+    "resume the run."
+)
+
+
+class Votes:
+    """Stands for the reward; what it gives is in the run's folder."""
+
+    name = "votes"
+
+    def __call__(self, pairs: Sequence[Pair]) -> Tensor:
+        raise InputError("Votes are a person's: they cannot be asked about other answers.")
+
+
+@dataclass(frozen=True)
+class VotedAnswer:
+    text: str
+    picture: Path
+
+
+@dataclass(frozen=True)
+class VotedGroup:
+    """``winners``: numbers of answers from 1, none for a tie; ``None``: not voted on yet.
+    ``source``: the picture to edit, if there is one."""
+
+    instruction: str
+    source: Path | None
+    answers: tuple[VotedAnswer, ...]
+    winners: tuple[int, ...] | None
+
+
+class VotingRound:
+    """The answers of the step after ``step`` others of the run in ``run``, to be voted on."""
+
+    def __init__(self, run: Path, step: int):
+        self.step, self.folder = step, run / "votes" / f"step-{step:05}"
+
+    @property
+    def file(self) -> Path:
+        return self.folder / FILE
+
+    @property
+    def waits(self) -> bool:
+        """Whether the step is still to be done with these answers."""
+        return self.file.is_file() and (self.folder / _ROLLOUTS).is_file()
+
+    def groups(self) -> list[VotedGroup]:
+        """Raises ``InputError`` where ``votes.json`` is damaged."""
+        return [
+            VotedGroup(
+                group["instruction"],
+                self.folder / group["source"] if group["source"] else None,
+                tuple(VotedAnswer(a["text"], self.folder / a["picture"]) for a in group["answers"]),
+                self._winners(number, group),
+            )
+            for number, group in enumerate(self._read()["groups"], start=1)
+        ]
+
+    @property
+    def missing(self) -> int:
+        """How many groups are not voted on yet."""
+        return sum(group.winners is None for group in self.groups())
+
+    def vote(self, number: int, winners: Sequence[int] | None) -> None:
+        """Mark the winners of a group, by its number from 1; ``None`` takes them back.
+
+        Raises ``InputError`` for a group or an answer that is not there.
+        """
+        data = self._read()
+        if not 1 <= number <= len(data["groups"]):
+            raise InputError(f"There is no group {number}: expected 1 to {len(data['groups'])}.")
+        group = data["groups"][number - 1]
+        marked = None if winners is None else list(winners)
+        self._winners(number, {**group, "winners": marked})
+        group["winners"] = marked and sorted(marked)
+        self._write(data)
+
+    def rewards(self, rolled: Sequence[Rollouts]) -> list[Tensor]:
+        """(groups, 1, size) of each: 1 for winners. All groups must have been voted on."""
+        winners = [group.winners or () for group in self.groups()]
+        return [
+            torch.tensor(
+                [
+                    [[float(answer + 1 in winners[group.number]) for answer in range(part.size)]]
+                    for group in part.groups
+                ]
+            )
+            for part in rolled
+        ]
+
+    def save(self, rolled: Sequence[Rollouts], pairs: Sequence[Pair]) -> None:
+        """Write the answers, ``pairs`` being final ones in the order of ``rolled``; votes that are
+        there already stay if they are on the same answers."""
+        answers, rest = digest_of(rolled), list(pairs)
+        before = self._read() if self.file.is_file() else {}
+        if before and before["answers"] != answers:
+            raise InputError(
+                f"{self.file} is about other answers than those of this run: move it away, or "
+                "start another run elsewhere."
+            )
+        tensors, totals = {}, []
+        for number, part in enumerate(rolled):
+            totals.append(part.total_steps)
+            tensors |= {f"{number}.{name}": tensor for name, tensor in _tensors(part).items()}
+        with writing(self.file):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            groups: dict[int, dict[str, Any]] = {}
+            for part in rolled:
+                for group in part.groups:
+                    groups[group.number] = self._pictures(group, rest[: part.size])
+                    del rest[: part.size]
+            with replacing(self.folder / _ROLLOUTS) as file:
+                save_file(tensors, file, {"total_steps": json.dumps(totals)})
+        if not before:
+            listed = [groups[number] for number in sorted(groups)]
+            self._write({"what to do": _SAY, "answers": answers, "groups": listed})
+
+    def rollouts(self, model: Model, groups: Sequence[Group]) -> list[Rollouts] | None:
+        """What was saved of ``groups``, ``None`` where nothing was. Raises ``InputError``."""
+        if not self.waits:
+            return None
+        file = self.folder / _ROLLOUTS
+        try:
+            with safe_open(file, framework="pt") as stored:
+                totals = json.loads(stored.metadata()["total_steps"])
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}
+            parts = [
+                _rollouts(model, members, total, f"{number}.", tensors)
+                for number, (members, total) in enumerate(
+                    zip(group_by_shape(groups), totals, strict=True)
+                )
+            ]
+        except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
+            raise InputError(
+                f"{file} cannot be read ({error}): delete it to have the same answers made again."
+            ) from None
+        if digest_of(parts) != self._read()["answers"]:
+            raise InputError(
+                f"{file} and {FILE} beside it are about other answers than those of this run: move "
+                "the folder away, or start another run elsewhere."
+            )
+        return parts
+
+    def _pictures(self, group: Group, pairs: Sequence[Pair]) -> dict[str, Any]:
+        """What ``votes.json`` says of a group, whose pictures are written."""
+        number, source = group.number + 1, None
+        if group.case.source is not None:
+            source = f"{number}-source.png"
+            group.case.source().save(self.folder / source)
+        answers = []
+        for place, pair in enumerate(pairs, start=1):
+            picture = f"{number}-{place}.png"
+            pair.picture.save(self.folder / picture)
+            answers.append({"text": pair.text, "picture": picture})
+        about = {"instruction": group.case.instruction, "source": source}
+        return {**about, "answers": answers, "winners": None}
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            data = parsed_json(read_text(self.file, error=InputError), str(self.file), InputError)
+            for group in data["groups"]:
+                names = [each["picture"] for each in group["answers"]]
+                texts = [group["instruction"], *(each["text"] for each in group["answers"])]
+                names += [group["source"]] if group["source"] else []
+                if not all(isinstance(text, str) for text in texts):
+                    raise TypeError("a text is missing")
+                if any(Path(name).name != name for name in names):
+                    raise TypeError("a picture is elsewhere")
+            return {**data, "answers": str(data["answers"])}
+        except OSError as error:
+            raise InputError(f"{self.file} cannot be read ({error.strerror or error}).") from None
+        except (LookupError, TypeError) as error:
+            raise InputError(
+                f"{self.file} is damaged ({error}): delete it to vote on the same answers anew."
+            ) from None
+
+    def _winners(self, number: int, group: Mapping[str, Any]) -> tuple[int, ...] | None:
+        winners, count = group.get("winners"), len(group["answers"])
+        if winners is None:
+            return None
+        fits = isinstance(winners, list) and all(
+            type(winner) is int and 1 <= winner <= count for winner in winners
+        )
+        if not fits or len(set(winners)) < len(winners):
+            raise InputError(
+                f"{self.file}: the winners of group {number} are {shown(winners)}; expected a list "
+                f"of different numbers from 1 to {count}, such as [2], or []."
+            )
+        return tuple(winners)
+
+    def _write(self, data: Mapping[str, Any]) -> None:
+        with writing(self.file), replacing(self.file) as file:
+            text = json.dumps(data, ensure_ascii=False, indent=1) + "\n"
+            file.write_text(text, encoding="utf-8", newline="\n")
+
+
+def rounds(run: Path) -> list[VotingRound]:
+    """Of the run in a folder, the newest last."""
+    steps = [step_of(folder) for folder in (run / "votes").glob("step-*")]
+    return [VotingRound(run, step) for step in sorted(step for step in steps if step is not None)]
+
+
+def waiting_round(run: Path) -> VotingRound | None:
+    """The round that the run in a folder waits for, if it does."""
+    return next((each for each in reversed(rounds(run)) if each.waits), None)
+
+
+def forget_rollouts(run: Path, before: int) -> None:
+    """Remove the tokens of rounds of earlier steps, which are done; pictures and votes stay."""
+    for each in rounds(run):
+        if each.step < before:
+            (each.folder / _ROLLOUTS).unlink(missing_ok=True)
+
+
+def digest_of(rolled: Sequence[Rollouts]) -> str:
+    """SHA-256 of what was answered by which seeds, and of the final tokens."""
+    digest = hashlib.sha256()
+    for part in rolled:
+        for group in part.groups:
+            digest.update(f"{origin_of(group.case)} {group.case.name} {group.seeds}".encode())
+        for tokens in (part.final.text, part.final.image):
+            digest.update(tokens.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _tensors(part: Rollouts) -> dict[str, Tensor]:
+    steps = part.steps
+    tensors = {name: getattr(steps, name) for name in _TENSORS}
+    for name, state in (("state", steps.state), ("after", steps.after), ("final", part.final)):
+        tensors |= {f"{name}.text": state.text, f"{name}.image": state.image}
+    return {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _rollouts(
+    model: Model, groups: Sequence[Group], total: int, prefix: str, tensors: Mapping[str, Tensor]
+) -> Rollouts:
+    def tensor(name: str) -> Tensor:
+        return tensors[prefix + name].to(model.device)
+
+    def state(name: str) -> TokenState:
+        return TokenState(tensor(f"{name}.text"), tensor(f"{name}.image"))
+
+    size, index = len(groups[0].seeds), tensor("index")
+    prompt = Prompt.stack([group.case.prompt for group in groups])
+    prompt = prompt.repeat(len(index) // len(groups)).to(model.device)
+    named = {name: tensor(name) for name in _TENSORS}
+    steps = ScoredSteps(prompt=prompt, state=state("state"), after=state("after"), **named)
+    return Rollouts(tuple(groups), size, steps, state("final"), total)

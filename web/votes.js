@@ -1,0 +1,189 @@
+// The answers that a ParaRL run waits with, on its node: a click marks a winner, and every vote is
+// kept by the server at once, in the run's folder. Nothing of it is saved with the workflow.
+import { api } from '../../scripts/api.js'
+import { app } from '../../scripts/app.js'
+import { eachResult, onResult, passToCanvas } from './page.js'
+
+const NODE = 'MMaDAParallelParaRLFinetune'
+const VOTES = '/mmada_parallel/votes' // nodes/host/votes.py
+const BY_VOTES = 'your votes' // training/rewards/registry.py
+const SIZE = [720, 420]
+
+const STYLE = `
+.mmada-votes { box-sizing: border-box; width: 100%; height: 100%; overflow: hidden auto;
+  padding: 10px; border: 1px solid var(--border-color); border-radius: 6px;
+  background: var(--comfy-input-bg); color: var(--input-text); font: 13px/1.4 sans-serif; }
+.mmada-votes .head { display: flex; gap: 10px; align-items: center; margin-bottom: 8px; }
+.mmada-votes .said { flex: 1; min-width: 0; }
+.mmada-votes section { margin-bottom: 12px; border-top: 1px solid var(--border-color);
+  padding-top: 8px; }
+.mmada-votes .asked { display: flex; gap: 8px; align-items: center; margin-bottom: 6px; }
+.mmada-votes .asked span { flex: 1; min-width: 0; overflow-wrap: anywhere; font-weight: 600; }
+.mmada-votes .asked img { flex: none; width: 56px; height: 56px; object-fit: contain; }
+.mmada-votes .answers { display: grid; gap: 8px;
+  grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)); }
+.mmada-votes button { font: inherit; color: var(--input-text); cursor: pointer;
+  background: var(--comfy-menu-bg); border: 1px solid var(--border-color); border-radius: 5px; }
+.mmada-votes button:hover:enabled, .mmada-votes button:focus-visible {
+  border-color: var(--input-text); }
+.mmada-votes button:disabled { cursor: default; opacity: 0.6; }
+.mmada-votes .head button, .mmada-votes .asked button { flex: none; padding: 3px 10px; }
+.mmada-votes .head button { font-weight: 600; }
+.mmada-votes .answer { position: relative; padding: 6px; text-align: left; }
+.mmada-votes .answer img { display: block; width: 100%; margin-bottom: 4px; }
+.mmada-votes .answer span { overflow-wrap: anywhere; font-size: 12px; }
+.mmada-votes [aria-pressed=true] { box-shadow: inset 0 0 0 3px rgb(255 186 40); }
+.mmada-votes .answer[aria-pressed=true]::after { content: '★'; position: absolute; top: 4px;
+  right: 8px; font-size: 22px; color: rgb(255 186 40); text-shadow: 0 0 3px #000; }
+`
+
+function make(tag, parent, properties = {}) {
+  const element = Object.assign(document.createElement(tag), properties)
+  parent?.append(element)
+  return element
+}
+
+class Sheet {
+  sheet = null
+
+  constructor(node) {
+    this.node = node
+    this.element = make('div', null, { className: 'mmada-votes', tabIndex: 0 })
+    this.element.setAttribute('role', 'region')
+    this.element.setAttribute('aria-label', 'Answers to choose from')
+    this.element.dataset.captureWheel = 'true'
+    passToCanvas(this.element, () => this.element.matches(':focus-within'))
+  }
+
+  /** Shows what the server has; one look at a time. */
+  async load() {
+    const name = this.node.widgets?.find((widget) => widget.name === 'run_name')?.value ?? ''
+    const asked = (this.asked = `${name} ${Date.now()}`)
+    const answer = await api.fetchApi(`${VOTES}?${new URLSearchParams({ run_name: name })}`)
+    if (asked !== this.asked) return
+    const sheet = answer.ok ? await answer.json() : null
+    if (asked !== this.asked) return
+    this.sheet = sheet
+    this.show(answer.ok ? '' : await answer.text())
+  }
+
+  show(problem = '') {
+    this.element.replaceChildren()
+    placeWidget(this.node, this, Boolean(this.sheet || problem))
+    const head = make('div', this.element, { className: 'head' })
+    this.said = make('span', head, { className: 'said', textContent: problem })
+    if (!this.sheet) return
+    this.goOn = make('button', head, { className: 'queue', textContent: 'Go on' })
+    this.goOn.title = 'Queue again: the run goes on with your votes.'
+    this.goOn.addEventListener('click', () => app.queuePrompt(0, 1))
+    this.sheet.groups.forEach((group, index) => this.showGroup(group, index + 1))
+    this.say()
+  }
+
+  showGroup(group, number) {
+    const section = make('section', this.element)
+    const asked = make('div', section, { className: 'asked' })
+    if (group.source) make('img', asked, { src: this.url(group.source), alt: 'The input picture' })
+    make('span', asked, { textContent: group.instruction })
+    group.tie = make('button', asked, { className: 'tie', textContent: 'None is better' })
+    group.tie.addEventListener('click', () =>
+      this.vote(group, number, group.winners?.length === 0 ? null : [])
+    )
+    const answers = make('div', section, { className: 'answers' })
+    group.buttons = group.answers.map(({ text, picture }, index) => {
+      const button = make('button', answers, { className: 'answer' })
+      make('img', button, { src: this.url(picture), alt: `Picture of answer ${index + 1}` })
+      make('span', button, { textContent: text })
+      button.addEventListener('click', () => {
+        const others = (group.winners ?? []).filter((winner) => winner !== index + 1)
+        const winners = group.winners?.includes(index + 1) ? others : [...others, index + 1]
+        this.vote(group, number, winners.length ? winners : null)
+      })
+      return button
+    })
+    this.mark(group)
+  }
+
+  url(filename) {
+    const { subfolder } = this.sheet
+    return api.apiURL(`/view?${new URLSearchParams({ type: 'output', subfolder, filename })}`)
+  }
+
+  mark(group) {
+    const pressed = (button, on) => button.setAttribute('aria-pressed', String(Boolean(on)))
+    pressed(group.tie, group.winners?.length === 0)
+    group.buttons.forEach((button, index) => pressed(button, group.winners?.includes(index + 1)))
+  }
+
+  async vote(group, number, winners) {
+    const before = group.winners
+    group.winners = winners
+    this.mark(group)
+    const { run, step } = this.sheet
+    const body = JSON.stringify({ run, step, group: number, winners })
+    const headers = { 'Content-Type': 'application/json' }
+    const answer = await api.fetchApi(VOTES, { method: 'POST', body, headers }).catch(() => null)
+    if (!answer?.ok) {
+      group.winners = before
+      this.mark(group)
+    }
+    this.say(answer?.ok ? '' : `Not kept: ${answer ? await answer.text() : 'no server.'}`)
+  }
+
+  say(problem = '') {
+    const { groups, step } = this.sheet
+    const left = groups.filter((group) => !group.winners).length
+    const todo = left
+      ? `click the best answers of each instruction; ${left} of ${groups.length} to go.`
+      : 'all voted. Your votes are kept.'
+    this.said.textContent = problem || `Step ${step + 1}: ${todo}`
+    this.goOn.disabled = left > 0
+  }
+}
+
+const sheets = new WeakMap()
+let created = 0 // the page takes widgets of one name at one node id for the same element
+
+/** The widget is there only while there is something to vote on. */
+function placeWidget(node, sheet, wanted) {
+  if (!wanted && sheet.widget) {
+    node.removeWidget(sheet.widget)
+    sheet.widget = null
+  } else if (wanted && !sheet.widget) {
+    sheet.widget = node.addDOMWidget(`votes ${++created}`, 'votes', sheet.element, {
+      serialize: false,
+      hideOnZoom: false,
+      getMinHeight: () => SIZE[1]
+    })
+    sheet.widget.serialize = false
+    const [width, height] = node.computeSize()
+    node.setSize([Math.max(node.size[0], width, SIZE[0]), Math.max(node.size[1], height)])
+  }
+}
+
+/** By the widget, or by what is connected in its place. */
+const byVotes = (node) =>
+  node.widgets?.some(({ name, value }) => name?.startsWith('reward') && value === BY_VOTES)
+
+function look(node) {
+  const sheet = sheets.get(node)
+  if (sheet && (byVotes(node) || sheet.sheet)) sheet.load()
+}
+
+app.registerExtension({
+  name: 'mmada_parallel.votes',
+  setup() {
+    make('style', document.head, { textContent: STYLE })
+  },
+  nodeCreated(node) {
+    if (node.comfyClass !== NODE) return
+    sheets.set(node, new Sheet(node))
+    onResult(node, () => look(node))
+  },
+  afterConfigureGraph() {
+    for (const node of app.graph?.nodes ?? []) look(node)
+  },
+  onNodeOutputsUpdated(outputs) {
+    eachResult(outputs, look)
+  }
+})
