@@ -47,8 +47,14 @@ from mmada_parallel.training.weights.policies import LoRA
 WORD, MEANT = "blick", "star"
 """A shape by another name, in instructions and sentences alike: for the tokenizer it is unknown."""
 PAIRS = 60
-ARMS = {"1e-3": (1e-3, 60, 10), "5e-4": (5e-4, 200, 20), "5e-5": (5e-5, 200, 20)}
-"""Learning rate, steps, and steps between two measurements."""
+ARMS = {
+    "1e-3": (1e-3, 60, 10, 0.0),
+    "5e-4": (5e-4, 200, 20, 0.0),
+    "5e-5": (5e-5, 200, 20, 0.0),
+    "1e-3, rehearsal": (1e-3, 60, 10, 0.25),
+    "5e-4, rehearsal": (5e-4, 200, 20, 0.25),
+}
+"""Learning rate, steps, steps between two measurements, and the share of guard items trained on."""
 _OTHERS = HELD_OUT + 3 * 10**8
 
 
@@ -66,7 +72,7 @@ def word_task(seed: int) -> Task:
 
 
 def train(model: Model, arm: str, seed: int, folder: Path, judged: int) -> dict[str, Any]:
-    rate, steps, every = ARMS[arm]
+    rate, steps, every, rehearsal = ARMS[arm]
     guard = guard_of(world_checkpoint(model))
     assert guard is not None
     cases = cases_of(model, [word_task(1000 * seed + number) for number in range(PAIRS)])
@@ -74,6 +80,7 @@ def train(model: Model, arm: str, seed: int, folder: Path, judged: int) -> dict[
         steps=steps,
         learning_rate=rate,
         held_out=0.2,
+        rehearsal=rehearsal,
         evaluate_every=every,
         gradient_checkpointing=False,
         seed=seed,

@@ -14,6 +14,7 @@ from mmada_parallel.training.data.apart import origin_of, set_apart
 from mmada_parallel.training.loop.curves import Measured, best_of, since_best, verdict
 from mmada_parallel.training.loop.keeping import BEST, kept_adapters, kept_samples
 from mmada_parallel.training.loop.watch import Watched
+from mmada_parallel.training.sft import batches
 from mmada_parallel.training.sft.held_out import fixed_loss
 from mmada_parallel.training.sft.run import SFTRun
 from mmada_parallel.training.weights.policies import FullWeights, LoRA
@@ -81,6 +82,30 @@ def test_killed_at_any_moment_a_run_ends_with_the_same_files(killed, model, tmp_
     assert resumed.watch.measured == whole.watch.measured
     assert all(torch.equal(v, state_of(resumed)[n]) for n, v in state_of(whole).items())
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+
+
+def test_rehearsed_guard_items_are_not_those_that_are_measured(model, tmp_path, monkeypatch):
+    guard = with_targets(model, 9)[5:]
+    settings = replace(EVERYTHING, rehearsal=0.3, held_out=0.0, batch_size=4)
+    watched = Watched(guard=guard)
+    policy = LoRA(model.transformer, rank=2)
+    items = with_targets(model, 5)
+    run = SFTRun(model, items, settings, tmp_path, policy=policy, watched=watched)
+    rehearsed, measured = (
+        {origin_of(c) for c in part} for part in (run.rehearsed, run.watch.watched.guard)
+    )
+    assert len(rehearsed) == len(measured) == 2 and not rehearsed & measured
+    seen = []
+    masked = batches.masked
+    monkeypatch.setattr(batches, "masked", lambda case, *a: seen.append(case) or masked(case, *a))
+    run._batches()
+    assert [origin_of(case) in rehearsed for case in seen] == 3 * [False] + [True]
+    other = SFTRun(
+        model, items, settings, tmp_path, policy=policy, watched=Watched(guard=guard[::-1])
+    )
+    assert {origin_of(case) for case in other.rehearsed} == rehearsed
+    with pytest.raises(InputError, match="guard items of two pictures at least"):
+        SFTRun(model, items, settings, tmp_path, policy=policy, watched=Watched(guard=guard[:1]))
 
 
 def test_interrupted_while_it_measures_it_measures_again(model, tmp_path):

@@ -34,6 +34,22 @@ def set_apart(cases: Cases, share: float, held_out: Sequence[Case]) -> tuple[Cas
     return kept, [*held_out, *first.values()]
 
 
+def halves(guard: Sequence[Case]) -> tuple[list[Case], list[Case]]:
+    """The guard items to measure, and those to rehearse, which have other pictures. Raises
+    ``InputError`` where there are too few."""
+    origins = sorted({origin_of(case) for case in guard})
+    if len(origins) < 2:
+        raise InputError(
+            "rehearsal needs guard items of two pictures at least, of which one half is trained "
+            "on and the other measured: give guard items, or 0."
+        )
+    measured = set(origins[::2])
+    parts: tuple[list[Case], list[Case]] = [], []
+    for case in guard:
+        parts[origin_of(case) not in measured].append(case)
+    return parts
+
+
 def origin_of(case: Case) -> str:
     """Equal for cases that were made of the same pictures, in hex."""
     if case.origin:

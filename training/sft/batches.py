@@ -98,11 +98,20 @@ class Windows(Dataset[list[list[MicroBatch]]]):
 
     The cases of a window are grouped by shape and cut into micro-batches, which are shuffled where
     there are several steps to share them. A case's masks depend on its step and its number there
-    alone, so that neither micro-batch nor number of processes matters to them.
+    alone, so that neither micro-batch nor number of processes matters to them. ``rehearsed``: what
+    ``settings.rehearsal`` is a share of.
     """
 
-    def __init__(self, cases: Cases, settings: SFTSettings, rank: int = 0, ranks: int = 1):
+    def __init__(
+        self,
+        cases: Cases,
+        settings: SFTSettings,
+        rank: int = 0,
+        ranks: int = 1,
+        rehearsed: Sequence[Case] = (),
+    ):
         self.cases, self.settings, self.rank, self.ranks = cases, settings, rank, ranks
+        self.rehearsed = rehearsed
 
     def __getitem__(self, index: int) -> list[list[MicroBatch]]:
         window = self.settings.window
@@ -128,14 +137,20 @@ class Windows(Dataset[list[list[MicroBatch]]]):
         return steps
 
     def _singles(self, step: int) -> list[MicroBatch]:
-        settings = self.settings
-        drawn = draw_cases(
-            self.cases,
-            step,
-            settings.batch_size,
-            seed=settings.seed,
-            rank=self.rank,
-            ranks=self.ranks,
-        )
+        settings, size = self.settings, self.settings.batch_size
+        again = max(1, round(settings.rehearsal * size)) if self.rehearsed else 0
         first = (settings.seed * 1_000_003 + step) * 1_009
-        return [masked(case, settings, (first + number) % 2**63) for number, case in drawn]
+        singles = list[MicroBatch]()
+        for cases, before, count in (
+            (self.cases, 0, size - again),
+            (self.rehearsed, size - again, again),
+        ):
+            if count:
+                drawn = draw_cases(
+                    cases, step, count, seed=settings.seed, rank=self.rank, ranks=self.ranks
+                )
+                singles += [
+                    masked(case, settings, (first + before + number) % 2**63)
+                    for number, case in drawn
+                ]
+        return singles

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from torch.utils.data import DataLoader
 
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.errors import InputError
-from ..cases import Cases, EndlessCases
+from ..cases import Case, Cases, EndlessCases
+from ..data.apart import halves
 from ..loop.run import PhaseCallback, TrainingRun, recomputing
+from ..loop.watch import Watched
 from ..weights.policies import Policy
 from .batches import MicroBatch, Windows
 from .loss import masked_losses
@@ -38,14 +41,18 @@ class SFTRun(TrainingRun):
         policy: Policy,
         **options: Any,
     ):
-        super().__init__(model, cases, settings, folder, policy=policy, **options)
+        watched, self.rehearsed = options.pop("watched", None) or Watched(), list[Case]()
+        if settings.rehearsal:
+            guard, self.rehearsed = halves(watched.guard)
+            watched = replace(watched, guard=guard)
+        super().__init__(model, cases, settings, folder, policy=policy, watched=watched, **options)
         if settings.batch_size < self.ranks.count:
             raise InputError(
                 f"The batch of {settings.batch_size} is for {self.ranks.count} processes: give "
                 "each at least one case."
             )
         finite = () if isinstance(cases, EndlessCases) else cases
-        for case in (*finite, *self.watch.watched.held_out, *self.watch.watched.guard):
+        for case in (*finite, *watched.guard, *self.rehearsed, *self.watch.watched.held_out):
             case.needed_target()
         self._windows: Iterator[list[list[MicroBatch]]] = iter(())
         self._window, self._steps = -1, list[list[MicroBatch]]()
@@ -53,7 +60,8 @@ class SFTRun(TrainingRun):
     @cached_property
     def data(self) -> str:
         digest = hashlib.sha256(super().data.encode())
-        for case in () if isinstance(self.cases, EndlessCases) else self.cases:
+        finite = () if isinstance(self.cases, EndlessCases) else self.cases
+        for case in (*finite, *self.rehearsed):
             target = case.needed_target()
             for tokens in (target.text, target.image):
                 digest.update(tokens.cpu().numpy().tobytes())
@@ -99,7 +107,7 @@ class SFTRun(TrainingRun):
         settings = self.settings
         last = max(first, (settings.steps - 1) // settings.window)
         loader = DataLoader(
-            Windows(self.cases, settings, self.ranks.index, self.ranks.count),
+            Windows(self.cases, settings, self.ranks.index, self.ranks.count, self.rehearsed),
             batch_size=None,
             sampler=range(first, last + 1),
             num_workers=settings.workers,

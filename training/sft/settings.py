@@ -31,6 +31,14 @@ class SFTSettings(RunSettings):
     drop_image: float = option(0.02, "Share of items without the input picture.", low=0, high=1)
     drop_both: float = option(0.06, "Share of items without either.", low=0, high=1)
 
+    rehearsal: float = option(
+        0.0,
+        "Share of each step's items that are guard items, so that the model keeps what it knew. "
+        "Half of the guard items are for that; the guard loss is that of the others.",
+        low=0,
+        high=0.9,
+        step=0.05,
+    )
     bf16: bool = option(
         False, "Compute float32 weights in bfloat16, which some processors do faster."
     )
