@@ -4,6 +4,7 @@ types, ranges and sizes. Nothing reaches torch, a tokenizer or the disk before i
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,7 +67,8 @@ def read_text(
     error: type[InputError] = CheckpointError,
     name: str | None = None,
 ) -> str:
-    """The UTF-8 text of a regular file of at most ``most`` bytes, without a byte-order mark.
+    """The text of a regular file of at most ``most`` bytes, without a byte-order mark: UTF-8, or
+    what the mark says.
     ``name``: how the message calls it, by default with its folder. Raises ``error``, or
     ``FileNotFoundError``."""
     name = name or str(file)
@@ -77,13 +79,30 @@ def read_text(
         if status.st_size > most:
             raise error(f"{name} has {status.st_size} bytes; expected at most {most}.")
         with file.open("rb") as stream:
-            return stream.read(most).decode("utf-8-sig")
+            content = stream.read(most)
+        return content.decode(_encoding(content))
     except FileNotFoundError:
         raise
     except UnicodeDecodeError as problem:
         raise error(f"{name} is not UTF-8 and cannot be read ({problem}): save it again.") from None
     except OSError as problem:
         raise error(f"{name} cannot be read ({problem.strerror or problem}).") from None
+
+
+def _encoding(content: bytes) -> str:
+    if content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return "utf-16" if wide else "utf-8-sig"
+
+
+def head_of(file: Path, most: int = 2**16) -> str:
+    """How the text ``file`` begins, undecodable bytes replaced; empty where there is none."""
+    if not file.is_file():
+        return ""
+    with file.open("rb") as stream:
+        content = stream.read(most)
+    return content.decode(_encoding(content), errors="replace").replace("\r\n", "\n")
 
 
 def parsed_json(text: str, name: str, error: type[InputError] = CheckpointError) -> dict[str, Any]:

@@ -30,7 +30,10 @@ PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIXES = (PREFIX, "diffusion_model.")
 _NAME = re.compile(r"(?P<layer>.+)\.lora_(?P<part>A|B|down|up)(\.default)?\.weight")
 _PARTS = {"A": "A", "down": "A", "B": "B", "up": "B"}
-_NOT_PLAIN = ("use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+_NOT_PLAIN = (
+    *("use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "layer_replication"),
+    *("alora_invocation_tokens", "use_qalora", "use_bdlora", "kasa_config", "monteclora_config"),
+)
 
 
 _CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
@@ -56,7 +59,7 @@ def read_adapter(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         tensors = SafetensorsFiles.of(file)
         alpha, rslora = None, False
-        if file.name == PEFT_WEIGHTS:
+        if file.name == PEFT_WEIGHTS or _renamed(file, tensors.metadata(file)):
             alpha, rslora = _peft_alpha(file.with_name(PEFT_CONFIG))
         state = adapter_state(dict(tensors), str(file), alpha, rslora=rslora)
         return state, tensors.metadata(file)
@@ -188,6 +191,11 @@ def _layer_of(key: str) -> str:
     for prefix in _PREFIXES:
         key = key.removeprefix(prefix)
     return key
+
+
+def _renamed(file: Path, metadata: Mapping[str, str]) -> bool:
+    """Whether PEFT's settings beside ``file`` are its own: it is alone there, and not ours."""
+    return "variant" not in metadata and list(file.parent.glob("*.safetensors")) == [file]
 
 
 def _peft_alpha(config: Path) -> tuple[float | None, bool]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, shown
 from ..model.config import ModelConfig
+from ..model.quantised import formats_of
 from ..outside import check_fields, field
 from .tensors import outline_of
 
@@ -59,7 +60,9 @@ def checked_config(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def check_transformer(config: Mapping[str, Any], weights: Mapping[str, Tensor], name: str) -> None:
-    """Raises ``CheckpointError`` where ``config``, once checked, does not go with ``weights``."""
+    """Raises ``CheckpointError`` where ``config``, once checked, does not go with ``weights``, or
+    these are quantised in a way that is unknown here."""
+    formats_of(weights)
     model = ModelConfig.from_dict(config)
     for of, by in (("d_model", "n_heads"), ("n_heads", "n_kv_heads")):
         if getattr(model, of) % getattr(model, by):

@@ -27,7 +27,8 @@ from ..variants.base import Variant
 from ..variants.registry import variant_named
 from .convert import write_packed
 from .partial import Partial
-from .source import IMAGE_FILES, TOKENIZER_FILES, TRANSFORMER_FILES, open_folder
+from .places import IMAGE_FILES, TRANSFORMER_FILES
+from .source import TOKENIZER_FILES, open_folder
 from .tensors import DTYPES, Outline, SafetensorsFiles, read_json
 
 Advance = Callable[[str, int, int], Any]

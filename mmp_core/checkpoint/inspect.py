@@ -13,7 +13,15 @@ from ..state import MASKED, TokenState
 from ..variants.base import Layout
 from ..variants.registry import BACKBONE
 from ..variants.strangers import ASSUMED, STATED
-from .load import EMBEDDED, Model, assumption, build_model, check_complete, open_checkpoint
+from .load import (
+    EMBEDDED,
+    Model,
+    assumption,
+    build_model,
+    check_complete,
+    check_nothing_more,
+    open_checkpoint,
+)
 from .source import Family, Source
 from .tensors import outline_of
 
@@ -70,6 +78,8 @@ def inspect_checkpoint(
     model = build_model(source)
     check_complete(model.transformer, source.weights, str(source.path))
     check_complete(model.image_tokenizer, source.image_weights, str(source.image_path))
+    check_nothing_more(model.transformer, source.weights, str(source.path))
+    check_nothing_more(model.image_tokenizer, source.image_weights, str(source.image_path))
     return report_of(source, model)
 
 

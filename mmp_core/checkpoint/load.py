@@ -25,7 +25,7 @@ from ..model.transformer import (
 )
 from ..variants.base import Layout, Variant
 from ..variants.registry import VARIANTS
-from ..variants.strangers import ASSUMED
+from ..variants.strangers import ASSUMED, HOW_TO_SAY
 from .packed import open_packed
 from .source import Family, Source, open_folder
 from .tensors import Outline, outline_of
@@ -174,8 +174,7 @@ def assumption(source: Source) -> str | None:
         return None
     return (
         f"It is taken for {source.variant.name}, since nothing says more than its shapes; if it is "
-        f"{' or '.join(variant.name for variant in others)}, say so: family in Load "
-        "MMaDA-Parallel, --family on the command line, family= in Python."
+        f"{' or '.join(variant.name for variant in others)}, say so: {HOW_TO_SAY}."
     )
 
 
@@ -232,11 +231,7 @@ def load_module(
         except RuntimeError as error:
             raise CheckpointError(f"{name} does not fit: {error}") from None
         unexpected += [f"{owner}.{key}".lstrip(".") for key in loaded.unexpected_keys]
-    if unexpected:
-        raise CheckpointError(
-            f"{name} holds {_some(sorted(unexpected))}, which this model does not have: it is "
-            "another model."
-        )
+    _refuse_unexpected(unexpected, name)
 
 
 def check_shapes(module: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
@@ -252,6 +247,23 @@ def check_complete(module: nn.Module, names: Collection[str], name: str) -> None
     missing = sorted(module.state_dict().keys() - set(names))
     if missing:
         raise CheckpointError(f"{name} lacks {_some(missing)}: it is incomplete or another model.")
+
+
+def check_nothing_more(module: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
+    """Raises ``CheckpointError`` where ``weights`` hold tensors that ``module``, which is on the
+    meta device, does not have; nothing is read."""
+    outlines = {key: outline_of(weights, key) for key in weights}
+    empty = {k: torch.empty(o.shape, dtype=o.dtype, device="meta") for k, o in outlines.items()}
+    loaded = module.load_state_dict(empty, strict=False, assign=True)
+    _refuse_unexpected(loaded.unexpected_keys, name)
+
+
+def _refuse_unexpected(keys: Collection[str], name: str) -> None:
+    if keys:
+        raise CheckpointError(
+            f"{name} holds {_some(sorted(keys))}, which this model does not have: it is another "
+            "model."
+        )
 
 
 def _check_sizes(

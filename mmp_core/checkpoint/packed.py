@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..outside import parsed_json
+from ..outside import parsed_json, read_text
 from ..variants.registry import variant_named, variant_of
 from ..variants.strangers import GIVEN, STATED
 from .config_check import check_transformer, checked_config
 from .source import TOKENIZER_FILES, Family, Source, image_tokenizer, with_stored_rows
 from .tensors import SafetensorsFiles, refuse_pointer
-from .text_tokenizer import tokenizer_of
+from .text_tokenizer import FILE_BYTES, tokenizer_of
 
 ABOUT = "mmada_parallel"
 IMAGE_PREFIX = "image_tokenizer."
 VERSION = 1
 
+_FOLDER = "the folder that holds config.json and the .safetensors weights"
 _CONFIG, _IMAGE_CONFIG, _TOKENIZER = "config.json", "image_tokenizer/config.json", "tokenizer/"
 
 
@@ -47,20 +48,20 @@ def packed_metadata(
     }
     for file in (source.path / name for name in TOKENIZER_FILES):
         if file.is_file():
-            strings[_TOKENIZER + file.name] = file.read_text(encoding="utf-8-sig")
+            strings[_TOKENIZER + file.name] = read_text(file, FILE_BYTES)
     return strings
 
 
 def open_packed(file: Path, image_tokenizer_path: Path | None, family: Family) -> Source:
     """A checkpoint in one file; its own image tokenizer gives way to one named by the user, and the
     family in its header to ``family``. Raises ``CheckpointError``."""
-    _refuse_other_formats(file)
+    _refuse_other_files(file)
     tensors = SafetensorsFiles.of(file)
     metadata = tensors.metadata(file)
     if ABOUT not in metadata:
         raise CheckpointError(
-            f"{file} was not written by `mmada-parallel convert`; give a file that was, or the "
-            "folder that holds config.json and the weights."
+            f"{file} was not written by `mmada-parallel convert`; give a file that was, or "
+            f"{_folder_of(file)}."
         )
     about = _parsed(metadata, ABOUT, file)
     if about.get("version") != VERSION:
@@ -104,20 +105,26 @@ def _stated_licences(about: Mapping[str, Any]) -> dict[str, str]:
     return {name: licence for name, licence in stated if isinstance(licence, str)}
 
 
-def _refuse_other_formats(file: Path) -> None:
+def _folder_of(file: Path) -> str:
+    if (file.parent / _CONFIG).is_file():
+        return f"{file.parent}, the folder that it lies in"
+    return _FOLDER
+
+
+def _refuse_other_files(file: Path) -> None:
     refuse_pointer(file)
     with file.open("rb") as stream:
         magic = stream.read(4)
     if file.suffix.lower() == ".gguf" or magic == b"GGUF":
         raise CheckpointError(
-            f"{file} is a GGUF file, which this pack cannot read; give the folder that holds "
-            "config.json and the .safetensors weights."
+            f"{file} is a GGUF file, which this pack cannot read; give {_FOLDER}."
         )
     if file.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt"):
         raise CheckpointError(
-            f"{file} is a pickled file, which can run code and is not read; give the folder that "
-            "holds config.json and the .safetensors weights."
+            f"{file} is a pickled file, which can run code and is not read; give {_FOLDER}."
         )
+    if file.suffix.lower() != ".safetensors":
+        raise CheckpointError(f"{file} is no .safetensors file; give {_folder_of(file)}.")
 
 
 def _parsed(metadata: Mapping[str, str], key: str, file: Path) -> dict[str, Any]:

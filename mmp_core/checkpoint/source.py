@@ -12,30 +12,21 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..files import is_plain_name
-from ..outside import read_text
+from ..outside import head_of, read_text
 from ..variants.base import Variant
 from ..variants.registry import BACKBONE, variant_of
 from ..variants.strangers import ASSUMED, GIVEN, doubt_about, family_known
 from .config_check import check_transformer, checked_config
+from .places import checkpoint_folder, image_file, transformer_weights
 from .tensors import SafetensorsFiles, outline_of, read_json, refuse_pointer
 from .text_tokenizer import FILE_BYTES, TextTokenizer, tokenizer_of
 
-_README_HEAD = 2**16
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
-)
-TRANSFORMER_FILES = ("model.safetensors.index.json", "model.safetensors")
-IMAGE_FILES = (
-    "diffusion_pytorch_model.safetensors",
-    "model.safetensors",
-    "pytorch_model.safetensors",
-    "pytorch_model.bin",
-    "diffusion_pytorch_model.bin",
 )
 
 
@@ -75,12 +66,12 @@ def open_folder(
 ) -> Source:
     """A checkpoint in the released layout. ``weights``: where they are not in ``folder``. Raises
     ``CheckpointError``."""
-    folder = _snapshot(folder)
+    folder = checkpoint_folder(folder)
     file = folder / "config.json"
     config = checked_config(read_json(file), str(file))
     known, evidence = (family, GIVEN) if family else family_known(folder, config)
     if weights is None:
-        weights = _transformer_weights(folder)
+        weights = transformer_weights(folder)
     config = with_stored_rows(config, weights)
     variant = variant_of(config, weights, known)
     check_transformer(config, weights, str(file))
@@ -95,7 +86,7 @@ def open_folder(
         image_config=image_config,
         image_weights=image_weights,
         evidence=evidence,
-        doubt=doubt_about(folder, config, variant) if family else None,
+        doubt=doubt_about(folder, config, variant, evidence),
         licences=_stated_licences(folder, image_file.parent),
     )
 
@@ -104,11 +95,7 @@ def _stated_licences(*folders: Path) -> dict[str, str]:
     """What the README.md of a folder says in its head, as repositories of Hugging Face do."""
     licences = {}
     for folder in folders:
-        readme = folder / "README.md"
-        head = ""
-        if readme.is_file():
-            with readme.open(encoding="utf-8-sig", errors="replace") as stream:
-                head = stream.read(_README_HEAD)
+        head = head_of(folder / "README.md")
         block = re.match(r"---\s*\n(.*?)\n---", head, re.DOTALL)
         if block and (said := re.search(r"^license:\s*[\"']?([\w.+-]+)", block[1], re.MULTILINE)):
             licences[folder.name] = said[1]
@@ -128,44 +115,16 @@ def with_stored_rows(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -
     return {**config, **fixed, "embedding_size": rows}
 
 
-def _snapshot(folder: Path) -> Path:
-    """``folder``, or the revision to use where it is a repository in the cache of Hugging Face."""
-    revisions = folder / "snapshots"
-    if (folder / "config.json").exists() or not revisions.is_dir():
-        return folder
-    main = folder / "refs" / "main"
-    revision = read_text(main).strip() if main.is_file() else ""
-    if is_plain_name(revision) and (revisions / revision).is_dir():
-        return revisions / revision
-    found = sorted(revisions.iterdir(), key=lambda revision: revision.stat().st_mtime)
-    if not found:
-        raise CheckpointError(f"{revisions} is empty: download the checkpoint again.")
-    return found[-1]
-
-
 def image_tokenizer(
     folder: Path, variant: Variant, given: Path | None
 ) -> tuple[Path, dict[str, Any], Mapping[str, Tensor]]:
     """File, configuration and tensors of the image tokenizer: where the user says, else inside or
     beside ``folder``."""
-    file = _image_file(folder, variant, given)
+    file = image_file(folder, variant, given)
     config = file.with_name("config.json")
     is_the_checkpoint_s = file.with_name("tokenizer.json").is_file()
     needed = variant.image_config_needed or (config.is_file() and not is_the_checkpoint_s)
     return file, read_json(config) if needed else {}, _image_weights(file)
-
-
-def _transformer_weights(folder: Path) -> Mapping[str, Tensor]:
-    index, single = (folder / name for name in TRANSFORMER_FILES)
-    if single.is_file():  # goes first, as in transformers: an index may be of an earlier save
-        return SafetensorsFiles.of(single)
-    if index.is_file():
-        return SafetensorsFiles.sharded(index)
-    others = [f.name for f in sorted(folder.iterdir()) if f.suffix in (".gguf", ".bin", ".pt")]
-    raise CheckpointError(
-        f"No weights in {folder}: expected {single.name}, or {index.name} with its shards"
-        + (f"; {others[0]} is of a kind that this pack does not read." if others else ".")
-    )
 
 
 def read_tokenizer(folder: Path) -> TextTokenizer:
@@ -176,21 +135,6 @@ def read_tokenizer(folder: Path) -> TextTokenizer:
             refuse_pointer(file)
             texts[file.name] = read_text(file, FILE_BYTES)
     return tokenizer_of(texts, str(folder))
-
-
-def _image_file(folder: Path, variant: Variant, given: Path | None) -> Path:
-    if given is not None and given.is_file():
-        return given
-    roots = (folder, folder.parent) if given is None else (given,)
-    places = [root / name for root in roots for name in variant.image_folders]
-    places += [] if given is None else [given]
-    for file in (place / name for place in places for name in IMAGE_FILES):
-        if file.is_file():
-            return file
-    if given is not None:
-        raise CheckpointError(f"No image tokenizer at {given}: expected one of its weight files.")
-    advice = variant.image_advice.format(folder=folder)
-    raise CheckpointError(f"The image tokenizer is missing: {advice}.")
 
 
 def _image_weights(file: Path) -> Mapping[str, Tensor]:

@@ -59,9 +59,9 @@ class SafetensorsFiles(Mapping):
         self._open: dict[Path, Any] = {}
 
     @classmethod
-    def of(cls, file: Path) -> SafetensorsFiles:
+    def of(cls, *parts: Path) -> SafetensorsFiles:
         files = cls({})
-        files._where = dict.fromkeys(files._handle(file).keys(), file)
+        files._where = {name: file for file in parts for name in files._handle(file).keys()}
         return files
 
     @classmethod

@@ -71,7 +71,11 @@ def _as_bfloat16_above(values: Tensor) -> Tensor:
     return ((bits + 0xFFFF) & ~0xFFFF).view(torch.float32)
 
 
-_OTHER_SCALES = {"weight_scale", "weight_scale_inv", "scale_weight", "absmax", "qweight", "qzeros"}
+_OTHER_SCALES = {
+    *("weight_scale", "weight_scale_inv", "scale_weight", "input_scale", "scale_input"),
+    *("qweight", "qzeros", "scales", "g_idx", "weight_packed", "weight_zero_point", "weight_shape"),
+    *("absmax", "nested_absmax", "quant_map", "nested_quant_map", "SCB", "scaled_fp8"),
+}
 """Last parts of the names of what other tools store beside quantised weights, or instead."""
 
 
@@ -93,10 +97,11 @@ def formats_of(weights: Mapping[str, Tensor]) -> dict[str, Format]:
                 raise CheckpointError(f"{layer}.{part} is missing: the checkpoint is incomplete.")
     for name in weights:
         layer, _, last = name.rpartition(".")
-        if last in _OTHER_SCALES and layer not in formats:
+        if (last in _OTHER_SCALES or ".quant_state." in name) and layer not in formats:
             raise CheckpointError(
-                f"{layer} is quantised in a format that is unknown here ({name}): take the "
-                "original weights, and quantise them with `mmada-parallel convert`."
+                f"{layer or 'The checkpoint'} is quantised in a format that is unknown here "
+                f"({name}): take the original weights, and quantise them with `mmada-parallel "
+                "convert`."
             )
     return formats
 

@@ -152,7 +152,8 @@ class Variant(ABC):
     whether it draws for every position of the sequence. ``tasks``: by name, where they are more
     than to edit and to generate. ``image_size``, ``text_length``: of an answer, where a
     checkpoint's config.json says none.
-    ``called``: a pattern of what its checkpoints are called, in any case.
+    ``called``: a pattern of what its checkpoints are called, in any case; ``trained_from``: of the
+    model that its authors trained it from, which its config.json may name.
     """
 
     id: ClassVar[str]
@@ -175,6 +176,7 @@ class Variant(ABC):
     image_size: ClassVar[int] = 512
     text_length: ClassVar[int] = 256
     called: ClassVar[str | None] = None
+    trained_from: ClassVar[str | None] = None
 
     def __str__(self) -> str:
         return self.id

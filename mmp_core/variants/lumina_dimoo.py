@@ -133,7 +133,7 @@ _MMU = {"text_steps": 128, "block_length": 256, "joint_guidance": 0.0}
 class LuminaDiMOO(MMaDAParallelA):
     id = "D"
     name = "Lumina-DiMOO"
-    called = "dimoo"
+    called, trained_from = "dimoo", None
     repository, licence = "Alpha-VLLM/Lumina-DiMOO", None
     answers = frozenset({"image", "text"})
     image_advice = "put the vqvae folder of Lumina-DiMOO into {folder}"

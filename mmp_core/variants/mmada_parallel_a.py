@@ -58,6 +58,7 @@ class MMaDAParallelA(Variant):
     image_advice = "put the vqvae folder of MMaDA-Parallel-A into {folder}"
     repository = "tyfeld/MMaDA-Parallel-A"
     licence = "MIT"
+    trained_from = "dimoo"
     upstream_knows = ("text_guidance", "image_guidance")
     upstream_settings: ClassVar = {
         # The README's example.

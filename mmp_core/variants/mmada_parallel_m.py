@@ -51,6 +51,7 @@ class MMaDAParallelM(Variant):
     repository = "tyfeld/MMaDA-Parallel-M"
     image_repository = "showlab/magvitv2"
     licence = "MIT"
+    trained_from = "mmada[-_ ]?8b[-_ ]?mixcot"
     upstream_knows = ("joint_guidance", "reasoning_guidance")
     upstream_settings: ClassVar = {
         # Those of inference.py.

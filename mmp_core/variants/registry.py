@@ -55,4 +55,11 @@ def variant_of(
 
 def image_tokenizer_folders() -> set[str]:
     """Names of the folders that hold an image tokenizer and no checkpoint."""
-    return {name for variant in VARIANTS for name in variant.image_folders}
+    repositories = [variant.image_repository for variant in VARIANTS]
+    cached = {cache_name(repository) for repository in repositories if repository}
+    return cached.union(*(variant.image_folders for variant in VARIANTS))
+
+
+def cache_name(repository: str) -> str:
+    """The folder of an ``owner/name`` in the cache of Hugging Face."""
+    return f"models--{repository.replace('/', '--')}"

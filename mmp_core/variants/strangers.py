@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..files import replacing
+from ..outside import head_of
 from . import registry
 from .base import Variant
 
@@ -23,10 +24,13 @@ REMEMBERED = "as the user once said"
 """How the family of a checkpoint is known."""
 FAMILY_KEY = "mmada_parallel_family"
 """Its id in config.json, where this pack's training wrote it."""
+HOW_TO_SAY = "family in Load MMaDA-Parallel, --family on the command line, family= in Python"
 NOTE = "mmada_parallel.json"
 """The file beside config.json that remembers what the user said: ``{"family": "D"}``."""
 
-_OURS = re.compile(r"mmada[-_ ]?parallel", re.IGNORECASE)
+_OURS = re.compile(r"mmada[-_ ]?parallel([-_ ]?(?P<id>[am])(?![a-z]))?", re.IGNORECASE)
+_IN_CONFIG = "_name_or_path in config.json"
+"""What the weights were before they were saved: they themselves, or what they were trained from."""
 _STRANGERS = {
     "MMaDA-8B": re.compile(r"mmada[-_ ]?8b", re.IGNORECASE),
     "LLaDA": re.compile(r"llada(?!formulti)", re.IGNORECASE),
@@ -45,8 +49,10 @@ def family_known(path: Path, config: Mapping[str, Any]) -> tuple[Variant | None,
     for origin, name in _origins(path, config).items():
         if _OURS.search(name):
             return None, NAMED
-        if (variant := _called(name)) is not None:
+        if (variant := _called(name)) is not None and variant.recognises(config):
             return variant, NAMED
+        if origin == _IN_CONFIG and any(_trained_from(name, config)):
+            return None, ASSUMED
         for stranger, pattern in _STRANGERS.items():
             if pattern.search(name):
                 raise CheckpointError(
@@ -57,19 +63,42 @@ def family_known(path: Path, config: Mapping[str, Any]) -> tuple[Variant | None,
     return None, ASSUMED
 
 
-def doubt_about(path: Path, config: Mapping[str, Any], variant: Variant) -> str | None:
-    """A sentence where the user says ``variant`` and the checkpoint's name says another."""
+def doubt_about(
+    path: Path, config: Mapping[str, Any], variant: Variant, evidence: str
+) -> str | None:
+    """A sentence where what the checkpoint is called does not go with ``variant``, known by
+    ``evidence``, or leaves another one possible."""
     for origin, name in _origins(path, config).items():
-        called = _called(name)
-        if _OURS.search(name):
-            called = next(v for v in registry.VARIANTS if v.called is None)
-        if called is not None and (called.called is None) != (variant.called is None):
+        ours, called = _OURS.search(name), _called(name)
+        if evidence == GIVEN and (ours or called) and bool(ours) != (variant.called is None):
             return (
                 f"It is loaded as {variant.name}, as the user says; by {origin} ({name}) it is "
-                f"{called.name if called.called else 'MMaDA-Parallel'}, whose instructions have "
-                "another form."
+                f"{called.name if called else 'MMaDA-Parallel'}, whose instructions have another "
+                "form."
+            )
+        if ours and ours["id"] and ours["id"].upper() != variant.id and evidence != GIVEN:
+            return f"By {origin} ({name}) it is another: its files are those of {variant.name}."
+        if ours or evidence not in (NAMED, ASSUMED):
+            return None
+        if origin == _IN_CONFIG and (trained := _trained_from(name, config)):
+            others = [other.name for other in trained if other is not variant]
+            other = f"it is {' or '.join(others)}, say so: {HOW_TO_SAY}"
+            return (
+                f"It is taken for {variant.name}; {origin} ({name}) may be what it was trained "
+                f"from: if {other if others else 'it is that model, this pack cannot run it'}."
             )
     return None
+
+
+def _trained_from(name: str, config: Mapping[str, Any]) -> list[Variant]:
+    """The families of which a checkpoint may be that names ``name`` as where it comes from."""
+    return [
+        variant
+        for variant in registry.VARIANTS
+        if variant.trained_from
+        and variant.recognises(config)
+        and re.search(variant.trained_from, name, re.IGNORECASE)
+    ]
 
 
 def remembered(path: Path) -> Variant | None:
@@ -94,9 +123,11 @@ def remember(path: Path, variant: Variant) -> None:
 
 def _origins(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """What may name the checkpoint, by where that stands."""
-    origins, said = {"its folder": names_of(path)}, config.get("_name_or_path")
-    if isinstance(said, str):
-        origins["_name_or_path in config.json"] = said
+    origins = {"its folder": names_of(path)}
+    if title := re.search(r"^# +(.+)$", head_of(path / "README.md"), re.MULTILINE):
+        origins["its README.md"] = title[1].strip()
+    if isinstance(said := config.get("_name_or_path"), str):
+        origins[_IN_CONFIG] = said
     return origins
 
 

@@ -120,6 +120,18 @@ def loaded_bytes(device: torch.device) -> int:
     return total
 
 
+def loaded_size(patcher: Any) -> int:
+    """Bytes of all weights of a patcher once they are on its device. DynamicVRAM leaves those of a
+    file in another dtype as they are, and casts what it loads."""
+    sizes = {}
+    for module in patcher.model.modules():
+        parameters = module.named_parameters(recurse=False)
+        for name, weight in (*parameters, *module.named_buffers(recurse=False)):
+            dtype = getattr(module, f"{name}_comfy_model_dtype", None) or weight.dtype
+            sizes[id(weight)] = weight.numel() * dtype.itemsize
+    return sum(sizes.values())
+
+
 def memory_of(device: torch.device) -> tuple[float, float]:
     """Bytes of ``device`` that are free, and in all; 0 where ComfyUI does not say."""
     management, sizes = comfy.model_management, []

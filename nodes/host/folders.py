@@ -15,6 +15,7 @@ import folder_paths
 from ...mmp_core import CheckpointError, InputError
 from ...mmp_core.checkpoint.adapters import PEFT_CONFIG
 from ...mmp_core.checkpoint.load import EMBEDDED
+from ...mmp_core.checkpoint.places import holds_model, is_checkpoint
 from ...mmp_core.errors import shortened, shown
 from ...mmp_core.files import checked_path, is_plain_name
 from ...mmp_core.outside import checked_text
@@ -55,14 +56,11 @@ _register_folder(CLIP_FOLDER, {".safetensors", ".bin"})
 
 
 def checkpoints(*, folders_only: bool = False) -> dict[str, Path]:
-    """The embedded ones, then folders with a config.json and .safetensors files of the model
-    folder."""
-    tokenizers = image_tokenizer_folders()
+    """The embedded ones, then checkpoints' folders and .safetensors files of the model folder."""
     return {name: path for name, path in EMBEDDED.items() if path.is_dir()} | {
         name: path
         for name, path in _entries().items()
-        if (path.suffix == ".safetensors" and not folders_only)
-        or (path.name not in tokenizers and (path / "config.json").is_file())
+        if (path.suffix == ".safetensors" and not folders_only) or is_checkpoint(path)
     }
 
 
@@ -94,7 +92,7 @@ def _entries() -> dict[str, Path]:
             if path.name.startswith("."):  # a download that is not complete
                 continue
             entries.setdefault(path.relative_to(root).as_posix(), path)
-            if depth and path.is_dir() and not (path / "config.json").is_file():
+            if depth and path.is_dir() and not holds_model(path):
                 visit(path, root, depth - 1)
 
     for root in map(Path, folder_paths.get_folder_paths(FOLDER)):

@@ -146,7 +146,7 @@ class HostedModel:
     @property
     def weights(self) -> int:
         """Bytes of everything that is loaded."""
-        return sum(patcher.model_size() for patcher in self.get_models())
+        return sum(core.loaded_size(patcher) for patcher in self.get_models())
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class HostBudget:
         free = free_bytes(device)
         if comfy.model_management.is_device_cpu(device):
             return estimate.samples_in(free, batch) if self._memory(estimate, 1) <= free else 0
-        beside = free - sum(patcher.model_size() for patcher in self._patchers)
+        beside = free - sum(core.loaded_size(patcher) for patcher in self._patchers)
         return estimate.samples_in(
             beside if beside >= self._memory(estimate, 1) else free / 2, batch
         )
@@ -184,7 +184,7 @@ class HostBudget:
 
     def prepare(self, estimate: MemoryEstimate, samples: int) -> None:
         memory = self._memory(estimate, samples)
-        size = sum(patcher.model_size() for patcher in self._patchers)
+        size = sum(core.loaded_size(patcher) for patcher in self._patchers)
         cost = memory_cost(self.hosted.patcher.load_device, size, memory)
         _log.info("MMaDA-Parallel: %d sample(s) at once. %s", samples, cost)
         self.tell(cost)

@@ -21,6 +21,7 @@ from ...mmp_core import InputError
 from ...mmp_core.files import readable_size
 from ...mmp_core.model.quantised import FrozenFunction
 from ...mmp_core.model.transformer import MaskedDiffusionTransformer, sdpa_attention
+from . import core
 from .clip import HostedClip
 from .layers import StreamedRMSNorm, weight_of
 from .models import HostedModel, free_bytes, memory_cost
@@ -106,7 +107,7 @@ class TrainingMemory:
         self.device, self.clips = hosted.patcher.load_device, clips
         self.patchers = [*hosted.transformer_patchers, hosted.image_patcher]
         self.patchers += [clip.patcher for clip in clips]
-        self.weights = sum(patcher.model_size() for patcher in self.patchers)
+        self.weights = sum(core.loaded_size(patcher) for patcher in self.patchers)
 
     @property
     def free(self) -> float:

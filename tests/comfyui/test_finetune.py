@@ -25,8 +25,8 @@ TRAIN = {
 
 
 def training(object_info, kind, **changes):
-    """A prompt that trains for two steps, plots the loss and saves the adapter. Under a name that no
-    shipped workflow gives its runs: all tests of a session share one output folder."""
+    """A prompt that trains for two steps, plots the loss and saves the adapter, under a name
+    that no shipped workflow gives its runs: all tests of a session share one output folder."""
     node = TRAIN[kind]
     declared = object_info[node["class_type"]]["input"]["required"]
     defaults = {n: v[1]["default"] for n, v in declared.items() if "default" in v[1]}
@@ -48,7 +48,11 @@ def training(object_info, kind, **changes):
         },
         "save": {
             "class_type": "SaveLoRA",
-            "inputs": {"lora": ["train", 0], "prefix": f"loras/tried-{kind}", "steps": ["train", 2]},
+            "inputs": {
+                "lora": ["train", 0],
+                "prefix": f"loras/tried-{kind}",
+                "steps": ["train", 2],
+            },
         },
         "plot": {
             "class_type": "LossGraphNode",

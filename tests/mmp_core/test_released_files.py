@@ -61,6 +61,54 @@ def test_the_cache_of_hugging_face(folder, tmp_path):
     assert report.path.endswith("abc") and report.family_known == "by its name"
 
 
+def test_revisions_that_are_not_whole(folder, tmp_path):
+    """main or the newest may be a download that has not ended, or no revision at all."""
+    repository = tmp_path / "models--tyfeld--MMaDA-Parallel-A"
+    revisions = repository / "snapshots"
+    shutil.copytree(folder, revisions / "whole")
+    (revisions / "begun").mkdir()
+    (revisions / "begun" / "config.json").write_text("{}")
+    (revisions / ".DS_Store").write_bytes(b"")
+    for newest in ("begun", ".DS_Store"):
+        os.utime(revisions / newest, (2**32, 2**32))
+    (repository / "refs").mkdir()
+    for reference in ("begun", "gone", "whole"):
+        (repository / "refs" / "main").write_text(reference, encoding="utf-8-sig")
+        for place in (repository, revisions):
+            assert inspect_checkpoint(place).path.endswith("whole")
+    weights = revisions / "whole" / "model.safetensors"
+    weights.rename(tmp_path / "blob")
+    weights.symlink_to(tmp_path / "blob")
+    assert load_checkpoint(repository).variant.id == "A"
+    (tmp_path / "blob").unlink()
+    expect(repository, "model.safetensors is a link to a file that is not there: download it again")
+    expect(tmp_path, r"is no checkpoint itself: give one in it, as .*(checkpoint|Parallel-A)\.")
+
+
+def test_the_image_tokenizer_in_the_cache(tmp_path):
+    whole = plain(tmp_path / "whole", "M")
+    magvit = tmp_path / "models--showlab--magvitv2"
+    shutil.copytree(whole / "magvitv2", magvit / "snapshots" / "abc")
+    shutil.rmtree(whole / "magvitv2")
+    assert load_checkpoint(whole).variant.id == "M"  # beside it
+    shutil.copytree(whole, tmp_path / "models--tyfeld--MMaDA-Parallel-M" / "snapshots" / "def")
+    assert load_checkpoint(tmp_path / "models--tyfeld--MMaDA-Parallel-M").variant.id == "M"
+    elsewhere = magvit.rename(tmp_path / "elsewhere")
+    expect(whole, "put the files of showlab/magvitv2 into")
+    assert load_checkpoint(whole, image_tokenizer_path=elsewhere).variant.id == "M"
+
+
+def test_shards_without_their_index(tmp_path):
+    folder = tiny.write_checkpoint(tmp_path / "mine", "A", shards=3)
+    (folder / "model.safetensors.index.json").unlink()
+    expect(folder, "if model-00001.safetensors holds them, rename it")
+    for shard in folder.glob("model-*.safetensors"):
+        shard.rename(shard.with_name(f"{shard.stem}-of-00003.safetensors"))
+    assert load_checkpoint(folder).variant.id == "A"
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    expect(folder, "model-00002-of-00003.safetensors is missing in .*: download it there")
+
+
 def test_an_index_of_an_earlier_save(folder):
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {BACKBONE[0]: "model-00001-of-00002.safetensors"}}))
@@ -95,6 +143,22 @@ def test_other_kinds_of_files(folder, tmp_path):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04")
     expect(folder, "No weights in .*; pytorch_model.bin is of a kind that this pack does not read")
+    for name, message in (
+        ("model.ckpt", "model.ckpt is of a kind that this pack does not read"),
+        ("model.safetensors.part", "model.safetensors.part is a download that has not ended"),
+        (".cache/huggingface/download/0123.incomplete", "give the same `hf download` again"),
+    ):
+        (folder / "pytorch_model.bin").unlink(missing_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+        expect(folder, message)
+        (folder / name).unlink()
+
+
+def test_one_file_of_a_folder(folder):
+    for name in ("config.json", "tokenizer.json"):
+        expect(folder / name, f"{name} is no .safetensors file; give .*checkpoint, the folder that")
+    expect(folder / "model.safetensors", "or .*checkpoint, the folder that it lies in")
 
 
 def test_plain_float8_is_computed_in_bfloat16(folder):
@@ -108,18 +172,35 @@ def test_plain_float8_is_computed_in_bfloat16(folder):
     assert any("plain float8" in sentence for sentence in inspect_checkpoint(folder).odd)
 
 
-@pytest.mark.parametrize("scale", ["weight_scale", "scale_weight", "weight_scale_inv", "qweight"])
+SCALES = "weight_scale scale_weight weight_scale_inv qweight input_scale g_idx SCB weight_packed"
+
+
+@pytest.mark.parametrize("scale", [*SCALES.split(" "), "weight.quant_state.bitsandbytes__nf4"])
 def test_other_tools_quantised_files_are_refused(folder, scale):
     layer = "model.transformer.blocks.0.q_proj"
     weights = load_file(folder / "model.safetensors")
+    weights[f"{layer}.weight"] = torch.zeros(128, 1, dtype=torch.uint8)  # packed
     save_file(weights | {f"{layer}.{scale}": torch.ones(1)}, folder / "model.safetensors")
-    expect(folder, f"q_proj is quantised in a format that is unknown here .*{scale}.*convert")
+    expect(folder, f"q_proj.* is quantised in a format that is unknown here .*{scale}.*convert")
 
 
-def test_byte_order_marks(folder):
+def test_check_refuses_what_loading_would(folder):
+    for name in ("model.transformer.blocks.0.q_proj.qscale", "model.transformer.ln_f.bias", "more"):
+        weights = load_file(folder / "model.safetensors")
+        save_file(weights | {name: torch.ones(1)}, folder / "mine.safetensors")
+        (folder / "mine.safetensors").rename(folder / "model.safetensors")
+        for look in (inspect_checkpoint, load_checkpoint):
+            with pytest.raises(
+                CheckpointError, match=f"holds .*{name}.* which this model does not"
+            ):
+                look(folder)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_byte_order_marks(folder, encoding):
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "vqvae/config.json"):
         file = folder / name
-        file.write_text(file.read_text(encoding="utf-8"), encoding="utf-8-sig")
+        file.write_text(file.read_text(encoding="utf-8"), encoding=encoding)
     assert load_checkpoint(folder).tokenizer("red")["input_ids"]
     convert(folder, folder / "packed.safetensors")
     assert load_checkpoint(folder / "packed.safetensors").variant.id == "A"
@@ -211,6 +292,30 @@ def test_strangers_are_refused_by_name(tmp_path, name, said, stranger):
     assert inspect_checkpoint(renamed).family_known == "by its name"
 
 
+def test_what_a_checkpoint_was_trained_from_is_not_what_it_is(tmp_path):
+    """A was trained from Lumina-DiMOO and M from MMaDA-8B-MixCoT, which their config.json may
+    say."""
+    for variant, origin in (("A", "Alpha-VLLM/Lumina-DiMOO"), ("M", "/mnt/MMaDA-8B-MixCoT")):
+        for name in (f"MMaDA-Parallel-{variant}", "mine"):
+            folder = plain(tmp_path / variant / name, variant)
+            edit(folder / "config.json", _name_or_path=origin)
+            report = inspect_checkpoint(folder)
+            doubts = [odd for odd in report.odd if "may be what it was trained from" in odd]
+            assert len(doubts) == (name == "mine")
+            if variant == "M" or not doubts:
+                assert report.family_id == variant
+    assert "if it is MMaDA-Parallel-A, say so" in inspect_checkpoint(tmp_path / "A" / "mine").odd[0]
+    (tmp_path / "A" / "mine" / "README.md").write_text("---\nlicense: mit\n---\n# MMaDA-Parallel\n")
+    report = inspect_checkpoint(tmp_path / "A" / "mine")
+    assert (report.family_id, report.family_known, report.odd) == ("A", "by its name", [])
+
+
+def test_a_name_of_another_family_than_the_files(tmp_path):
+    folder = plain(tmp_path / "MMaDA-Parallel-A", "M")
+    assert "its files are those of MMaDA-Parallel-M" in inspect_checkpoint(folder).odd[0]
+    assert inspect_checkpoint(folder.rename(tmp_path / "Lumina-DiMOO")).family_id == "M"
+
+
 def test_the_loader_logs_what_it_assumes(folder, caplog):
     caplog.set_level(logging.INFO)
     load_checkpoint(folder)
@@ -246,6 +351,30 @@ def test_adapters_that_change_the_base_are_refused(adapter, start):
         assert len(read_adapter(adapter)[0]) == 2
     edit(adapter / "adapter_config.json", init_lora_weights=start)
     with pytest.raises(InputError, match=f"started by {start}, which changes the weights of the"):
+        read_adapter(adapter)
+
+
+def test_a_renamed_adapter_with_its_settings_beside(adapter):
+    plain_pair = read_adapter(adapter)[0][
+        f"{QUERY.removeprefix('base_model.model.')}.lora_B.weight"
+    ]
+    file = (adapter / "adapter_model.safetensors").rename(adapter / "mine.safetensors")
+    edit(adapter / "adapter_config.json", lora_alpha=4)
+    pair = read_adapter(file)[0]
+    assert torch.equal(next(m for n, m in pair.items() if "lora_B" in n), 2 * plain_pair)
+    edit(adapter / "adapter_config.json", init_lora_weights="pissa")
+    with pytest.raises(InputError, match="started by pissa"):
+        read_adapter(file)
+    shutil.copy(file, adapter / "another.safetensors")  # whose settings these are, nothing says
+    assert read_adapter(file)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"layer_replication": [[0, 2]]}, {"alora_invocation_tokens": [1]}]
+)
+def test_adapters_that_are_more_than_their_matrices_are_refused(adapter, settings):
+    edit(adapter / "adapter_config.json", **settings)
+    with pytest.raises(InputError, match="of a kind that is not read here"):
         read_adapter(adapter)
 
 

@@ -30,7 +30,8 @@ def test_the_users_own_model_paths_are_kept(host):
 @pytest.fixture
 def crowded(model_folder):
     """Everything a user may put there, for the time of one test."""
-    added = ["tyfeld/A", "magvitv2", "notes"]
+    cached = ["models--tyfeld--MMaDA-Parallel-M", "models--showlab--magvitv2"]
+    added = ["tyfeld/A", "magvitv2", "notes", *(f"{name}/snapshots/0123" for name in cached)]
     for name in added:
         (model_folder / name).mkdir(parents=True)
         (model_folder / name / "model.safetensors").touch()
@@ -41,7 +42,7 @@ def crowded(model_folder):
     (model_folder / "packed.safetensors").touch()
     (model_folder / "magvit.bin").touch()
     yield
-    for name in ("tyfeld", "magvitv2", "notes"):
+    for name in ("tyfeld", "magvitv2", "notes", *cached):
         shutil.rmtree(model_folder / name)
     (model_folder / "packed.safetensors").unlink()
     (model_folder / "magvit.bin").unlink()
@@ -51,6 +52,7 @@ def test_only_what_can_be_loaded_is_offered(folders, crowded):
     notes = "notes/model.safetensors"
     assert list(folders.checkpoints()) == [
         *(name for name, path in EMBEDDED.items() if path.is_dir()),
+        "models--tyfeld--MMaDA-Parallel-M",
         notes,
         "packed.safetensors",
         "tyfeld/A",
@@ -60,6 +62,7 @@ def test_only_what_can_be_loaded_is_offered(folders, crowded):
         "auto",
         "magvit.bin",
         "magvitv2",
+        "models--showlab--magvitv2",
         notes,
         "packed.safetensors",
     ]
@@ -231,6 +234,19 @@ def test_a_batch_is_split_before_its_weights_are_streamed(
     monkeypatch.setattr(model.patcher, "load_device", device)
     prompt = encode_instruction(model.model, "add a red star")
     assert model.memory_budget(prompt, previews=False).samples(estimate, 8) == expected
+
+
+def test_a_file_in_float32_counts_as_what_is_loaded_of_it(host, monkeypatch):
+    """DynamicVRAM keeps its weights as they are stored, and casts each that it loads."""
+    import comfy.memory_management
+
+    expected = host.load("untrained", "bf16", "auto").weights
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
+    monkeypatch.setattr(host.models, "_read_by_host", lambda source: source)  # asks the GPU's driver
+    dynamic = host.load("untrained", "bf16", "auto")
+    assert dynamic.model.transformer.blocks[0].q_proj.weight.dtype == torch.float32
+    assert dynamic.weights == expected
+    assert host.TrainingMemory(dynamic).weights == expected
 
 
 def test_a_model_that_somebody_leaked_is_not_counted_as_free(host, monkeypatch):
