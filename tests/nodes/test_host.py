@@ -242,7 +242,7 @@ def test_a_file_in_float32_counts_as_what_is_loaded_of_it(host, monkeypatch):
 
     expected = host.load("untrained", "bf16", "auto").weights
     monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
-    monkeypatch.setattr(host.models, "_read_by_host", lambda source: source)  # asks the GPU's driver
+    monkeypatch.setattr(host.models, "_read_by_host", lambda source: source)  # no driver here
     dynamic = host.load("untrained", "bf16", "auto")
     assert dynamic.model.transformer.blocks[0].q_proj.weight.dtype == torch.float32
     assert dynamic.weights == expected
