@@ -64,7 +64,7 @@ def settings_of(
     chosen = given(args, options_of(SamplerSettings))
     if args.preset == "upstream":
         return SamplerSettings.upstream(model.variant, task=task, **chosen, seed=seed)
-    return SamplerSettings(**{**model.variant.settings_for(task), **chosen}, seed=seed)
+    return SamplerSettings.of_profile("recommended", model.variant, task, **chosen, seed=seed)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from ..mmp_core.checkpoint.tokens import load_tokens
 from ..mmp_core.files import readable_size
 from ..mmp_core.memory import denoising_estimate
 from ..mmp_core.options import options_of
+from ..mmp_core.sampler.settings import GUIDANCES, PROFILED
 from ..mmp_core.variants.base import Variant
 from .host import HostedModel, Interrupted, Progress, folders, keep, stoppable, stops
 from .live import LiveView
@@ -26,7 +27,9 @@ _RECOMMENDED = {
     "reasoning_guidance": -1.0,
     "block_length": -1,
 }
-"""The widget values that leave a setting to the preset."""
+"""The widget values that leave a setting to the preset, as in workflows of before ``profile``."""
+OWN = "own values"
+_PROFILES = ("recommended", "quick look", "reference", OWN)
 _LARGE = 10**9
 """Bytes of weights from which on a run is long enough to think of its speed."""
 
@@ -88,14 +91,17 @@ class ParallelDenoise(io.ComfyNode):
         record_steps: int,
         tokens: TokenState | None = None,
         go_on_from: str = "",
+        profile: str = OWN,
         **choices,
     ) -> io.NodeOutput:
-        settings = settings_of(model.model.variant, preset, seed, prompt.task, **choices)
+        variant = model.model.variant
+        settings = settings_of(variant, preset, seed, prompt.task, profile, **choices)
         progress = Progress(cls.hidden.unique_id)
         with stoppable(progress) as run:
             prompt = _prompt_of(model, prompt, batch_size, tokens, kept_file(go_on_from, run.item))
             tip = _tip(model, prompt, settings)
-            view = LiveView(model.model, progress, preview_every, run)
+            used = used_settings(variant, settings, prompt, profile)
+            view = LiveView(model.model, progress, preview_every, run, used)
             try:
                 trajectory = denoise_in_batches(
                     model.model,
@@ -152,16 +158,15 @@ def _prompt_of(
 def _widgets() -> list[io.Input]:
     options = options_of(SamplerSettings)
 
-    def recommended(name: str, number: str, **changes) -> io.Input:
+    def recommended(name: str, **changes) -> io.Input:
         """The widget of a setting that has a value more, for the preset's own."""
         option, value = options[name], _RECOMMENDED[name]
-        text = f"{option.help} {value:g}: recommended ({number})."
-        return widget(option, default=value, low=value, help=text, **changes)
+        text = f"{option.help} Set by profile; {value:g}, of older workflows: as recommended."
+        return widget(option, low=value, help=text, **changes)
 
     def setting(name: str, **changes) -> io.Input:
         return widget(options[name], **changes)
 
-    off = "off, unless the preset says otherwise"
     return [
         io.Int.Input(
             "seed",
@@ -170,13 +175,9 @@ def _widgets() -> list[io.Input]:
             tooltip="The same seed gives the same text and picture again. A batch uses seed, "
             "seed + 1, …",
         ),
-        recommended(
-            "text_steps", f"{options['text_steps'].default}, or one per token of a shorter text"
-        ),
-        recommended("image_steps", str(options["image_steps"].default)),
-        recommended(
-            "joint_guidance", f"{options['joint_guidance'].default}", display_name="guidance"
-        ),
+        recommended("text_steps"),
+        recommended("image_steps"),
+        recommended("joint_guidance", display_name="guidance"),
         io.Int.Input(
             "batch_size",
             **between(1, 64, default=1),
@@ -184,7 +185,7 @@ def _widgets() -> list[io.Input]:
             "made all at once if memory allows, else in smaller batches, which does not change "
             "them.",
         ),
-        *(recommended(f"{name}_guidance", off) for name in ("text", "image", "reasoning")),
+        *(recommended(f"{name}_guidance") for name in ("text", "image", "reasoning")),
         *map(setting, ("text_temperature", "image_temperature", "remasking", "preset")),
         io.Int.Input(
             "preview_every",
@@ -213,22 +214,49 @@ def _widgets() -> list[io.Input]:
             tooltip="A file of tokens, as Load Tokens lists them, to denoise further instead of "
             "starting anew; for a list one on each line. The viewer's button sets it for one run.",
         ),
-        recommended("block_length", "0, or what the task's authors use", optional=True),
+        recommended("block_length", optional=True),
+        io.Combo.Input(
+            "profile",
+            options=list(_PROFILES),
+            default=OWN,
+            optional=True,
+            tooltip="Steps, guidance, block length and preset, whatever their widgets say. "
+            "recommended: what the checkpoint's family recommends for the task. quick look: the "
+            "same with a quarter of the steps. reference: the released code with its own values. "
+            "own values: as the widgets say; changing one of them chooses this.",
+        ),
     ]
 
 
 def settings_of(
-    variant: Variant, preset: str, seed: int, task: str = "", **choices
+    variant: Variant, preset: str, seed: int, task: str = "", profile: str = OWN, **choices
 ) -> SamplerSettings:
-    """Settings from widget values; those that mean "recommended" are left to the preset and the
-    task."""
+    """Settings from widget values. Those that ``profile`` sets are the family's; of ``own values``
+    those that mean "recommended" are left to the preset and the task."""
+    if profile != OWN:
+        own = {name: value for name, value in choices.items() if name not in PROFILED}
+        return SamplerSettings.of_profile(profile, variant, task, **own, seed=seed)
     chosen = {n: value for n, value in choices.items() if value != _RECOMMENDED.get(n)}
     for name, value in chosen.items():
         if name in _RECOMMENDED and value < 0:
             raise InputError(f"{name} is {value:g}: give 0 or more, or -1 for what is recommended.")
-    if preset == "upstream":
-        return SamplerSettings.upstream(variant, task=task, seed=seed, **chosen)
-    return SamplerSettings(**{**variant.settings_for(task), **chosen}, seed=seed)
+    base = "reference" if preset == "upstream" else "recommended"
+    return SamplerSettings.of_profile(base, variant, task, **chosen, seed=seed)
+
+
+def used_settings(variant: Variant, settings: SamplerSettings, prompt: Prompt, profile: str) -> str:
+    """What a run of ``prompt`` uses, in a sentence for the node."""
+    words = [f"{settings.text_steps} text steps"] * (prompt.initial.text.shape[1] > 0)
+    if min(prompt.initial.grid):
+        words.append(f"{settings.image_steps} image steps")
+    for name in GUIDANCES:
+        if scale := getattr(settings, name):
+            words.append(f"{name.replace('joint_', '').replace('_', ' ')} {scale:g}")
+    words += [f"blocks of {settings.block_length}"] * (settings.block_length > 0)
+    words += [settings.preset] * (settings.preset != "corrected")
+    words += [f"speed {settings.speed}"] * (settings.speed != "exact")
+    whose = "" if profile == OWN else f"{profile.capitalize()} for {variant.name}: "
+    return f"{whose}{', '.join(words)}."
 
 
 def started(prompt: Prompt, tokens: TokenState | None) -> Prompt:

@@ -18,6 +18,7 @@ from .types import Prompt as PromptType
 from .widgets import between, widget
 
 AUTO = "auto"
+AUTOMATIC, OWN = "automatic", "own values"
 _MASK = options_of(MaskSettings)
 
 
@@ -68,8 +69,7 @@ class EncodeInstruction(io.ComfyNode):
                     "width",
                     **between(0, 4096, default=0, step=16),
                     tooltip="Width of the result in pixels, rounded to whole image tokens. 0: it "
-                    "follows from the height. Both 0: the size at which the model sees the input "
-                    "picture, or without one the checkpoint's own size.",
+                    "follows from the height. Both 0: as with size automatic.",
                 ),
                 io.Int.Input(
                     "height",
@@ -110,6 +110,15 @@ class EncodeInstruction(io.ComfyNode):
                     "multi_view the view, such as left; paint draws the masked part anew, from an "
                     "instruction that says what the whole picture shows.",
                 ),
+                io.Combo.Input(
+                    "size",
+                    options=[AUTOMATIC, OWN],
+                    default=OWN,
+                    optional=True,
+                    tooltip="automatic: the result has the size at which the model sees the input "
+                    "picture, or without one the checkpoint's own size, and the checkpoint's own "
+                    "text length. own values: those of width, height and text_length.",
+                ),
             ],
             outputs=[
                 PromptType.Output(
@@ -140,8 +149,11 @@ class EncodeInstruction(io.ComfyNode):
         mask: torch.Tensor | None = None,
         second_image: torch.Tensor | None = None,
         task: str = AUTO,
+        size: str = OWN,
         **mask_choices,
     ) -> io.NodeOutput:
+        if size == AUTOMATIC:
+            width = height = text_length = 0
         pictures = [] if image is None else [to_picture(pixels) for pixels in image]
         seconds = [] if second_image is None else [to_picture(p) for p in second_image]
         known = model.model.variant.task_for(
@@ -149,11 +161,11 @@ class EncodeInstruction(io.ComfyNode):
         )
         read = instruction_notes(model.model, instruction, known)
         settings = MaskSettings(**mask_choices)
-        size = pictures[0].size if pictures else None
+        shape = pictures[0].size if pictures else None
         masks, count = to_masks(mask), max(1, len(pictures))
-        fitted = fitted_input(model.model, (width, height), size, masks, count, settings)
-        if size:
-            sizes = [size, *(picture.size for picture in seconds[:1])]
+        fitted = fitted_input(model.model, (width, height), shape, masks, count, settings)
+        if shape:
+            sizes = [shape, *(picture.size for picture in seconds[:1])]
             sizes += [_size(region) for region in fitted.regions if region]
             model.prepare_encoding(sizes, known)
         prompts = [

@@ -46,8 +46,15 @@ class LiveView:
     ``run`` is to end."""
 
     def __init__(
-        self, model: Model, progress: Progress, preview_every: int, run: Run | None = None
+        self,
+        model: Model,
+        progress: Progress,
+        preview_every: int,
+        run: Run | None = None,
+        used: str = "",
     ):
+        """``used``: the settings of the run, in words."""
+        self.used = used
         self.model, self.progress, self.preview_every = model, progress, preview_every
         self.run = run or Run()
         self.planned = 0
@@ -64,9 +71,9 @@ class LiveView:
 
     def say(self, cost: str) -> None:
         """What the next part of the run needs; shown at once before the first step."""
-        self._cost = cost
+        self._cost = f"{self.used} {cost}".strip()
         if not self._times:
-            self.progress.show_words(0, 0, [], cost, said=cost, **self._place)
+            self.progress.show_words(0, 0, [], self._cost, said=self._cost, **self._place)
 
     def part(self, samples: range, batch: int) -> None:
         """Before the steps of ``samples`` of a batch. Says on the node that it was split."""
@@ -173,6 +180,7 @@ class LiveView:
             "steps": [step.index + 1 for step in steps],
             "total": trajectory.total_steps,
             "planned": self.planned,
+            "used": self.used,
             "kept": kept,
             "samples": samples,
         }

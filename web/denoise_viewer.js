@@ -234,7 +234,7 @@ class Viewer {
       pick,
       which: pick ? 'sample' : '',
       goOn: this.kept.some(Boolean),
-      note: chosen.kept ? endedNote(chosen.total, chosen.planned) : ''
+      note: chosen.kept ? endedNote(chosen.total, chosen.planned) : (chosen.used ?? '')
     })
     this.showRecorded(Math.min(frame, chosen.steps.length - 1))
     if (chosen.sheet) this.loadSheet(chosen)

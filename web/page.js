@@ -88,3 +88,53 @@ export function passToCanvas(element, scrolls = () => false) {
   pass('pointermove', (event) => (event.buttons & 4) === 4, 'processMouseMove')
   pass('pointerup', (event) => event.button === 1, 'processMouseUp')
 }
+
+export const LOADER = 'MMaDAParallelLoader'
+const MOST_NODES = 32 // between two nodes that depend on each other
+
+export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name)
+
+/** All nodes of the workflow, those in subgraphs, too. */
+export function allNodes() {
+  const graphs = [rootGraph(), ...(rootGraph()?.subgraphs?.values() ?? [])]
+  return graphs.flatMap((graph) => graph?.nodes ?? [])
+}
+
+/** The node of this class from which `node` gets `type`, through nodes that pass it on. */
+export function sourceOf(node, type, comfyClass) {
+  for (let i = 0; node && i < MOST_NODES; i++) {
+    if (node.comfyClass === comfyClass) return node
+    const slot = node.inputs?.findIndex((input) => input.type === type) ?? -1
+    node = slot < 0 ? null : node.getInputNode(slot)
+  }
+  return null
+}
+
+const families = new Map() // by the widgets of the loader
+
+/** What the server knows of the family of the checkpoint that `node` is connected to, or null. */
+export async function familyOf(node) {
+  const loader = sourceOf(node, 'MMADA_MODEL', LOADER)
+  if (!loader) return null
+  const chosen = new URLSearchParams()
+  for (const name of ['checkpoint', 'family']) {
+    chosen.set(name, widgetOf(loader, name)?.value ?? '')
+  }
+  const key = chosen.toString()
+  if (!families.has(key)) {
+    const asked = api.fetchApi(`/mmada_parallel/family?${chosen}`)
+    families.set(key, asked.then((answer) => (answer.ok ? answer.json() : null)))
+    setTimeout(() => families.delete(key), 10000) // files may change
+  }
+  return families.get(key)
+}
+
+/** Calls `then` after `node` had its own `method` called. */
+export function after(node, method, then) {
+  const before = node[method]
+  node[method] = function () {
+    const result = before?.apply(this, arguments)
+    then(...arguments)
+    return result
+  }
+}

@@ -48,7 +48,7 @@ def denoise(
     its hidden states are not finite: in the first step at once, else at the end.
     """
     if settings is None:
-        settings = SamplerSettings(**model.variant.settings_for(prompt.task))
+        settings = SamplerSettings.of_profile("recommended", model.variant, prompt.task)
     prompt = prompt.to(model.device)
     _check_tokens(model, prompt, settings)
     policies = policies or PRESETS[settings.preset](model, prompt, settings)

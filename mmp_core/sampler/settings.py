@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 Preset = Literal["corrected", "upstream"]
 Order = Literal["parallel", "text_first", "image_first"]
 Speed = Literal["exact", "fast", "cached", "fastest"]
+Profile = Literal["recommended", "quick look", "reference"]
+GUIDANCES = ("joint_guidance", "text_guidance", "image_guidance", "reasoning_guidance")
+PROFILED = ("text_steps", "image_steps", *GUIDANCES, "block_length", "preset")
+"""What a profile sets."""
 
 _STEPS: dict[str, Any] = {"low": 1, "high": 4096}
 _TEMPERATURE: dict[str, Any] = {"low": 0.0, "high": 10.0, "step": 0.05, "advanced": True}
@@ -168,6 +173,20 @@ class SamplerSettings:
         settings = cls(**{**defaults, **family.settings_for(task), **overrides})
         family.check_upstream_speed(settings.speed)
         return settings
+
+    @classmethod
+    def of_profile(
+        cls, profile: Profile, variant: Variant, task: str = "", **overrides: Any
+    ) -> SamplerSettings:
+        """What a family recommends for ``task``, the same with fewer steps for a quick look, or its
+        reference's values: :meth:`upstream`."""
+        if profile == "reference":
+            return cls.upstream(variant, task=task, **overrides)
+        values = {**variant.recommended, **variant.settings_for(task)}
+        if profile == "quick look":
+            for name in ("text_steps", "image_steps"):
+                values[name] = math.ceil(values[name] * variant.quick_share)
+        return cls(**{**values, **overrides})
 
     @property
     def reveals_early(self) -> bool:

@@ -150,8 +150,9 @@ class Variant(ABC):
     ``upstream_speeds``: those that it knows; ``upstream_noise_bytes``: of a random number that it
     draws for text; ``upstream_text_bytes``: of a text logit beside; ``upstream_draws_rows``:
     whether it draws for every position of the sequence. ``tasks``: by name, where they are more
-    than to edit and to generate. ``image_size``, ``text_length``: of an answer, where a
-    checkpoint's config.json says none.
+    than to edit and to generate. ``recommended``: values of ``SamplerSettings``, where a task has
+    no others; ``quick_share``: the share (0 … 1) of their steps that a quick look takes.
+    ``image_size``, ``text_length``: of an answer, where a checkpoint's config.json says none.
     ``called``: a pattern of what its checkpoints are called, in any case; ``trained_from``: of the
     model that its authors trained it from, which its config.json may name.
     """
@@ -172,6 +173,13 @@ class Variant(ABC):
     upstream_noise_bytes: ClassVar[int] = 4
     upstream_text_bytes: ClassVar[int] = 0
     upstream_draws_rows: ClassVar[bool] = False
+    recommended: ClassVar[Mapping[str, Any]] = {
+        # The paper's (arXiv 2511.09611 §3).
+        "text_steps": 128,
+        "image_steps": 30,
+        "joint_guidance": 3.5,
+    }
+    quick_share: ClassVar[float] = 0.25
     tasks: ClassVar[Mapping[str, Task]] = {}
     image_size: ClassVar[int] = 512
     text_length: ClassVar[int] = 256

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import comfy.cli_args
 import comfy.model_management
@@ -20,8 +20,9 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from PIL import Image
 from server import PromptServer
 
-from ...mmp_core import InputError
+from ...mmp_core import InputError, SamplerSettings
 from ...mmp_core.checkpoint.load import open_checkpoint
+from ...mmp_core.sampler.settings import PROFILED, Profile
 from ...mmp_core.variants.registry import variant_named
 from . import core
 from .folders import FOLDER, checkpoint_paths
@@ -158,23 +159,43 @@ if _server():
         _listening[client, event] = sockets[client]
         return web.Response()
 
-    @PromptServer.instance.routes.get("/mmada_parallel/tasks")
-    async def tasks(request: web.Request) -> web.Response:
-        """The tasks of a checkpoint's family; 404 where it cannot be told."""
+    @PromptServer.instance.routes.get("/mmada_parallel/family")
+    async def family(request: web.Request) -> web.Response:
+        """What the page needs to know of a checkpoint; 404 where its family cannot be told."""
         chosen = (request.query.get(name, "") for name in ("checkpoint", "family"))
         try:
-            names = await asyncio.to_thread(tasks_of, *chosen)
+            facts = await asyncio.to_thread(family_facts, *chosen)
         except InputError:
             return web.Response(status=404)
-        return web.json_response(names)
+        return web.json_response(facts)
 
 
-def tasks_of(checkpoint: str, family: str) -> list[str]:
-    """By the widgets of Load MMaDA-Parallel. Raises ``InputError``."""
-    if family not in ("", "auto"):
-        return list(variant_named(family).task_names)
-    path, _ = checkpoint_paths(checkpoint, "auto")
-    return list(open_checkpoint(path).variant.task_names)
+def family_facts(checkpoint: str, family: str) -> dict[str, object]:
+    """By the widgets of Load MMaDA-Parallel: tasks; what each profile sets, by task; pixels of an
+    image token, None where its files do not say; side of the checkpoint's own picture. Raises
+    ``InputError``."""
+    named = None if family in ("", "auto") else variant_named(family)
+    unit = side = None
+    try:
+        source = open_checkpoint(checkpoint_paths(checkpoint, "auto")[0], family=named)
+        variant = source.variant
+        side = source.config.get("default_image_size", variant.image_size)
+        unit = variant.image_tokenizer(source.image_config, device="meta").downsample
+    except InputError:
+        if named is None:
+            raise
+        variant = named
+
+    def values(profile: Profile, task: str) -> dict[str, object]:
+        settings = SamplerSettings.of_profile(profile, variant, task)
+        return {name: getattr(settings, name) for name in PROFILED}
+
+    profiles = {
+        profile: {task: values(profile, task) for task in variant.tasks or ("",)}
+        for profile in get_args(Profile)
+    }
+    tasks = list(variant.task_names)
+    return {"tasks": tasks, "profiles": profiles, "unit": unit, "side": side}
 
 
 def for_page(text: str) -> str:

@@ -53,6 +53,12 @@ def test_any_size_becomes_the_nearest_of_whole_tokens(encode, model, width, heig
     assert exact or f"{sides[0]}x{sides[1]}" in text
 
 
+def test_automatic_leaves_the_size_to_picture_and_checkpoint(encode):
+    prompt, text, _ = encode(None, 64, 96, size="automatic")
+    assert prompt.initial.grid == (4, 4) and not text
+    assert encode(None, 64, 96, size="own values")[0].initial.grid == (3, 2)
+
+
 def test_one_side_follows_from_the_other(encode):
     prompt, text, _ = encode(torch.rand(1, 128, 128, 3), height=64)
     assert prompt.initial.grid == (2, 2) and "a height of 64" in text

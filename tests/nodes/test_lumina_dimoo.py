@@ -111,10 +111,16 @@ def test_other_families_refuse_the_tasks_by_name(run_node, model, classes):
     assert valid("", "style") is True and "is empty" in valid("", "edit")
 
 
-def test_the_page_is_told_the_tasks_of_a_family(nodes, lumina):
-    tasks_of = nodes.load.host.page.tasks_of
-    assert tasks_of("demo", "auto") == ["edit", "generate"]
-    assert "describe" in tasks_of("demo", "Lumina-DiMOO")
-    assert "style" in tasks_of("unnamed", "")  # remembered
+def test_the_page_is_told_what_a_family_does_and_recommends(nodes, lumina):
+    facts_of = nodes.load.host.page.family_facts
+    demo = facts_of("demo", "auto")
+    assert demo["tasks"] == ["edit", "generate"] and (demo["unit"], demo["side"]) == (32, 128)
+    assert demo["profiles"]["recommended"][""]["image_steps"] == 30
+    assert demo["profiles"]["reference"][""]["preset"] == "upstream"
+    other = facts_of("demo", "Lumina-DiMOO")
+    assert "describe" in other["tasks"] and other["unit"] == 32
+    assert other["profiles"]["recommended"]["edit"]["image_guidance"] == 4.0
+    assert other["profiles"]["quick look"]["edit"]["image_steps"] == 16
+    assert "style" in facts_of("unnamed", "")["tasks"]  # remembered
     with pytest.raises(InputError):
-        tasks_of("gone", "auto")
+        facts_of("gone", "auto")

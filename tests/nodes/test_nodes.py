@@ -81,6 +81,53 @@ def test_recommended_values_are_the_presets_own(nodes):
     assert (chosen.joint_guidance, chosen.text_steps, chosen.image_steps) == (0.0, 5, 30)
 
 
+@pytest.mark.parametrize("variant", ["A", "M"])
+def test_a_profile_sets_steps_guidance_and_preset_whatever_the_widgets_say(nodes, variant):
+    of, family = nodes.denoise.settings_of, variant_named(variant)
+    typed = {"text_steps": 5, "joint_guidance": 9.0, "image_temperature": 0.5}
+    recommended = of(family, "upstream", 3, profile="recommended", **typed)
+    assert recommended == nodes.denoise.SamplerSettings(seed=3, image_temperature=0.5)
+    quick = of(family, "corrected", 3, profile="quick look", **typed)
+    assert (quick.text_steps, quick.image_steps, quick.joint_guidance) == (32, 8, 3.5)
+    reference = of(family, "corrected", 3, profile="reference", **typed)
+    assert reference == nodes.denoise.SamplerSettings.upstream(
+        variant, seed=3, image_temperature=0.5
+    )
+    own = of(family, "corrected", 3, profile="own values", **typed)
+    assert (own.text_steps, own.image_steps, own.joint_guidance) == (5, 30, 9.0)
+
+
+def test_a_profile_works_without_the_page_and_the_node_says_what_was_used(encoded, denoised):
+    prompt = encoded(text_length=9)
+    output = denoised(prompt, seed=3, profile="quick look", image_steps=1, joint_guidance=0.0)
+    same, _ = denoised(prompt, seed=3, text_steps=32, image_steps=8, joint_guidance=3.5)
+    assert torch.equal(output[0].image, same.image) and torch.equal(output[0].text, same.text)
+    (((run,),),) = output.ui.values()
+    assert run["used"] == (
+        "Quick look for MMaDA-Parallel-A: 32 text steps, 8 image steps, guidance 3.5."
+    )
+    (((run,),),) = denoised(prompt, text_steps=2, joint_guidance=0.0, speed="fast").ui.values()
+    assert run["used"] == "2 text steps, 30 image steps, speed fast."
+
+
+def test_new_nodes_show_numbers_and_no_stand_ins(classes):
+    defaults = {
+        i.id: i.default
+        for i in classes["MMaDAParallelDenoise"].define_schema().inputs
+        if getattr(i, "default", None) is not None
+    }
+    assert defaults["profile"] == "own values"  # of workflows that have none
+    assert {n: defaults[n] for n in ADVICE} == {
+        "text_steps": 128,
+        "image_steps": 30,
+        "joint_guidance": 3.5,
+        "text_guidance": 0.0,
+        "image_guidance": 0.0,
+        "reasoning_guidance": 0.0,
+    }
+    assert defaults["block_length"] == 0
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_pictures_survive_the_way_into_the_node(nodes, channels):
     levels = torch.arange(6 * channels).view(2, 3, channels) / 255

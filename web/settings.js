@@ -1,0 +1,137 @@
+// Fills the widgets of Parallel Denoise with the numbers that its profile stands for, which are those
+// of the connected checkpoint's family and of the task; and shows on a widget with a linked input the
+// value that comes in, not one that was typed before. The server goes by profile and link alone.
+import { api } from '../../scripts/api.js'
+import { app } from '../../scripts/app.js'
+import { after, allNodes, familyOf, LOADER, sourceOf, widgetOf } from './page.js'
+
+const DENOISE = 'MMaDAParallelDenoise'
+const ENCODE = 'MMaDAParallelEncodeInstruction'
+const OWN = 'own values'
+const RECOMMENDED = 'recommended'
+const PROFILED = [
+  'text_steps',
+  'image_steps',
+  'joint_guidance',
+  'text_guidance',
+  'image_guidance',
+  'reasoning_guidance',
+  'block_length',
+  'preset'
+] // mmp_core/sampler/settings.py
+
+const linked = (node, name) => node.inputs?.find((input) => input.name === name)?.link != null
+
+/** The task of the prompt that comes to `node`, as Encode Instruction finds it. */
+function taskOf(node, tasks) {
+  const encode = sourceOf(node, 'MMADA_PROMPT', ENCODE)
+  const chosen = encode && widgetOf(encode, 'task')?.value
+  if (chosen && chosen !== 'auto') return chosen
+  const auto = !encode || linked(encode, 'image') ? 'edit' : 'generate'
+  const wanted = encode && linked(encode, 'second_image') ? 'style' : auto
+  return tasks.includes(wanted) ? wanted : tasks[0]
+}
+
+async function fill(node) {
+  const profile = widgetOf(node, 'profile')
+  if (!profile || profile.value === OWN) return
+  const family = await familyOf(node)
+  const byTask = family?.profiles[profile.value]
+  if (!byTask) return
+  const values = byTask[taskOf(node, Object.keys(byTask))]
+  for (const name of PROFILED) {
+    const widget = widgetOf(node, name)
+    if (widget && values && profile.value !== OWN) widget.value = values[name]
+  }
+  node.setDirtyCanvas?.(true)
+}
+
+function fillAll() {
+  for (const node of allNodes()) if (node.comfyClass === DENOISE) fill(node)
+}
+
+/** `fillAll`, once the graph has what has just changed. */
+const soon = () => setTimeout(fillAll)
+
+function addProfile(node) {
+  const profile = widgetOf(node, 'profile')
+  if (!profile) return
+  profile.value = RECOMMENDED // of a new node
+  after(profile, 'callback', soon)
+  for (const name of PROFILED) {
+    const widget = widgetOf(node, name)
+    if (widget) after(widget, 'callback', () => (profile.value = OWN))
+  }
+  after(node, 'onConfigure', (saved) => {
+    if (saved?.widgets_values?.length > node.widgets.indexOf(profile)) return
+    profile.value = OWN // saved before there was the choice
+  })
+  after(node, 'onConnectionsChange', (type, slot, connected) => {
+    const name = node.inputs?.[slot]?.widget?.name
+    if (type === LiteGraph.INPUT && connected && PROFILED.includes(name)) profile.value = OWN
+    soon()
+  })
+}
+
+/** The value that comes in at an input, as far as the node behind it shows one of this kind. */
+function valueFrom(source, kind) {
+  const fitting = (source?.widgets ?? []).filter(
+    ({ value, options }) => typeof value === kind && !options?.values
+  )
+  const shown = fitting.find(({ name }) => name === 'shown_text') // web/shown_text.js
+  if (shown) return shown.value.split('\n')[0]
+  return fitting.length === 1 ? fitting[0].value : undefined
+}
+
+/** Widgets of `node` whose input is linked show what comes in; unlinked, what was typed. */
+function showLinked(node) {
+  node.inputs?.forEach((input, slot) => {
+    const widget = input.widget && widgetOf(node, input.widget.name)
+    const kind = typeof widget?.value
+    if (!['string', 'number'].includes(kind) || widget.options?.values) return
+    if (input.link == null) {
+      if (widget.typed !== undefined) widget.value = widget.typed
+      widget.typed = undefined
+      return
+    }
+    const source = node.getInputNode(slot)
+    let value = valueFrom(source, kind)
+    if (!value && kind === 'string') value = `[from ${source?.title ?? 'outside'}]`
+    if (value === undefined || value === widget.value) return
+    widget.typed ??= kind === 'string' ? '' : widget.value
+    widget.value = value
+  })
+}
+
+const isOurs = (node) => node.comfyClass?.startsWith('MMaDAParallel')
+
+function showAllLinked() {
+  for (const node of allNodes()) if (isOurs(node)) showLinked(node)
+}
+
+app.registerExtension({
+  name: 'mmada_parallel.settings',
+  setup() {
+    api.addEventListener('executed', () => setTimeout(showAllLinked))
+    api.addEventListener('graphChanged', showAllLinked)
+  },
+  nodeCreated(node) {
+    if (!isOurs(node)) return
+    after(node, 'onConnectionsChange', () => setTimeout(() => showLinked(node)))
+    if (node.comfyClass === DENOISE) addProfile(node)
+    if (node.comfyClass === ENCODE) {
+      after(node, 'onConnectionsChange', soon)
+      const task = widgetOf(node, 'task')
+      if (task) after(task, 'callback', soon)
+    }
+    if (node.comfyClass !== LOADER) return
+    for (const name of ['checkpoint', 'family']) {
+      const widget = widgetOf(node, name)
+      if (widget) after(widget, 'callback', soon)
+    }
+  },
+  afterConfigureGraph() {
+    fillAll()
+    showAllLinked()
+  }
+})
