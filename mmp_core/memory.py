@@ -107,13 +107,13 @@ def stored_bytes(
 
 def forward_bytes(config: ModelConfig, tokens: int, itemsize: int) -> int:
     """The most that one forward of ``tokens`` (batch · length) holds, without gradients. That is
-    either where keys are rotated (input, its norm, q, k, v, rotated q; the rotation's own, in
-    float32), or where the MLP multiplies (two residuals, norm, q, k, v; three of its width)."""
+    where keys are rotated (input, its norm, q, k, v, rotated q; the rotation's own, in float32), or
+    where the MLP multiplies (two residuals, norm; two of its width)."""
     width, kv = config.d_model, config.n_kv_heads * config.head_dim
     upcast = config.rope_full_precision and itemsize < 4
-    rotation = 4 * 4 * kv if upcast else 3 * itemsize * kv
+    rotation = kv * (4 + 2 if upcast else 3 * itemsize // 2)
     attention = itemsize * (4 * width + 2 * kv) + rotation
-    mlp = itemsize * (4 * width + 2 * kv + 3 * config.mlp_hidden_size)
+    mlp = itemsize * (3 * width + 2 * config.mlp_hidden_size)
     return tokens * max(attention, mlp)
 
 

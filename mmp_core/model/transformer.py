@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .config import ModelConfig
 from .quantised import WeightOnlyLinear
+from .rotary import rotary_table, rotate
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(B, heads, n, head_dim) queries and (B, heads, L, head_dim) keys and values to
@@ -35,7 +36,10 @@ class RMSNorm(nn.RMSNorm):
 
     def with_gain(self, x: Tensor, weight: Tensor) -> Tensor:
         """``x`` normed, times ``weight`` (d_model,)."""
-        return weight * F.rms_norm(x, self.normalized_shape, None, self.eps)
+        normed = F.rms_norm(x, self.normalized_shape, None, self.eps)
+        if torch.is_grad_enabled() or weight.dtype != normed.dtype:
+            return weight * normed
+        return normed.mul_(weight)
 
 
 class TorchOperations:
@@ -59,23 +63,6 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Full attention through torch's fused kernels (the default :data:`Attention`)."""
     out = F.scaled_dot_product_attention(q, k, v)
     return out.transpose(1, 2).flatten(2)
-
-
-def rotary_table(length: int, head_dim: int, theta: float, device: torch.device) -> Tensor:
-    """RoPE angles: (2, length, head_dim) float32, cosines then sines (half-rotation layout)."""
-    exponent = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
-    inverse_frequency = 1.0 / (theta**exponent)
-    angles = torch.arange(length, device=device, dtype=torch.float32)[:, None] * inverse_frequency
-    angles = torch.cat((angles, angles), dim=-1)
-    return torch.stack((angles.cos(), angles.sin()))
-
-
-def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Apply RoPE to ``x`` (B, heads, n, head_dim) in the table's dtype; returns ``x``'s dtype.
-    ``table``: (2, n, head_dim), or (2, B, 1, n, head_dim) where the samples' positions differ."""
-    t = x.to(table.dtype)
-    first, second = t.chunk(2, dim=-1)
-    return (t * table[0] + torch.cat((-second, first), dim=-1) * table[1]).to(x.dtype)
 
 
 class KeyValueCache:
@@ -138,7 +125,13 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotary: Tensor, renew: RenewKeysValues | None = None) -> Tensor:
         """(B, n, d_model) of ``x`` (B, n, d_model). ``rotary``: see :func:`rotate`. ``renew`` gives
         the keys and values attended to; by default those of ``x`` alone."""
-        h = self.attn_norm(x)
+        x = x + self._attended(self.attn_norm(x), rotary, renew)
+        h = self.ff_norm(x)
+        if torch.is_grad_enabled():
+            return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
+        return x.add_(self.ff_out(F.silu(self.ff_proj(h)).mul_(self.up_proj(h))))
+
+    def _attended(self, h: Tensor, rotary: Tensor, renew: RenewKeysValues | None) -> Tensor:
         q = self.q_proj(h).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k = self.k_proj(h).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
         v = self.v_proj(h).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
@@ -147,9 +140,7 @@ class Block(nn.Module):
             k, v = renew(k, v)
         if self.kv_heads != self.heads:
             k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))
-        x = x + self.attn_out(self.attention(q, k, v))
-        h = self.ff_norm(x)
-        return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
+        return self.attn_out(self.attention(q, k, v))
 
 
 class MaskedDiffusionTransformer(nn.Module):

@@ -92,4 +92,6 @@ class MaskedPositions:
         """(B, n, …) random numbers, each sample's drawn from its own generator for its own
         positions only, so that the other samples of the batch do not matter."""
         parts = [draw(g, count) for g, count in zip(generators, self.counts, strict=True)]
+        if len(parts) == 1:
+            return parts[0][None]
         return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=0.5)

@@ -235,8 +235,8 @@ class SelectionA(UpstreamSelection):
         return draws
 
     def noisy(self, scores: Tensor, uniform: Tensor) -> Tensor:
-        gumbel = -torch.log(-torch.log(uniform + 1e-10) + 1e-10)
-        return scores + self.settings.text_temperature * gumbel
+        inner = uniform.add_(1e-10).log_().neg_().add_(1e-10)
+        return inner.log_().neg_().mul_(self.settings.text_temperature).add_(scores)
 
     def image_race(self, positions: MaskedPositions) -> Tensor | None:
         return self.race_of_multinomial(positions) if self.settings.image_temperature else None

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from mmada_parallel.mmp_core import SamplerSettings, denoise
 from mmada_parallel.mmp_core.model import kernels
+from mmada_parallel.mmp_core.model import rotary as plain_rotary
 from mmada_parallel.mmp_core.model.kernels import ImageLogits, TextLogits, plain
 from mmada_parallel.tests.mmp_core import tiny
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from mmada_parallel.mmp_core.model.kernels import image, text
+from mmada_parallel.mmp_core.model.kernels import image, rotary, text
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TILE = text.Tile(rows=16, words=32, depth=16, warps=4, stages=1)
@@ -147,6 +148,49 @@ def test_nothing_to_choose():
     assert text.choose_text([empty], (), head, None, 0.0, None, TILE)[1].shape == (2, 0)
 
 
+ROTATED = (torch.float32, torch.float16) if INTERPRETED else DTYPES
+"""The interpreter truncates to bfloat16 instead of rounding."""
+
+
+def table_of(length, head_dim, batch=None):
+    table = plain_rotary.rotary_table(length, head_dim, 1e4, DEVICE)
+    if batch is None:
+        return table
+    generator = torch.Generator().manual_seed(2)
+    positions = torch.randint(0, length, (batch, length), generator=generator).to(DEVICE)
+    return table[:, positions].unsqueeze(2)
+
+
+@pytest.mark.parametrize("dtype", ROTATED)
+@pytest.mark.parametrize("batch", [None, 2])
+@pytest.mark.parametrize("heads, length, head_dim", [(1, 1, 2), (3, 7, 6), (17, 5, 64)])
+def test_rotation(dtype, batch, heads, length, head_dim):
+    """Bit for bit what torch gives, of a view as a linear layer's result is."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, length, heads * head_dim, generator=generator).to(DEVICE, dtype)
+    x = x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    table = table_of(length, head_dim, batch)
+    expected = plain_rotary.rotate(x, table)  # gradients may be wanted: by other operations
+    assert rotary.can_rotate(x, table)
+    assert torch.equal(rotary.rotate(x, table), expected)
+    assert not rotary.can_rotate(x.flip(-1).mT, table)
+    assert not rotary.can_rotate(x, table.to(torch.bfloat16))
+
+
+def test_a_forward_is_the_same_with_the_kernel(monkeypatch):
+    transformer = tiny.transformer("A").to(DEVICE)
+    ids = torch.arange(14, device=DEVICE).view(2, 7)
+    with torch.no_grad():
+        expected = transformer(ids)
+        calls = []
+        rotate = rotary.rotate
+        monkeypatch.setattr(plain_rotary, "available", lambda device: True)
+        monkeypatch.setattr(rotary, "rotate", lambda *args: calls.append(1) or rotate(*args))
+        found = transformer(ids)
+    assert torch.equal(found, expected)
+    assert len(calls) == 2 * len(transformer.blocks)
+
+
 @pytest.mark.parametrize("variant", "AM")
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_a_run_is_the_same_with_kernels(monkeypatch, variant, temperature):
@@ -262,7 +306,7 @@ COMPILE = """
 import sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from mmada_parallel.mmp_core.model.kernels import image, text
+from mmada_parallel.mmp_core.model.kernels import image, rotary, text
 
 def build(kernel, capability, numbers, constants, **options):
     types = {name: numbers.get(name, "i32") for name in kernel.arg_names}
@@ -291,6 +335,10 @@ for capability in map(int, sys.argv[1:]):
         num_warps=8,
     )
     assert used <= shared
+    block = {"HEADS": rotary.HEADS, "HALF": 64}
+    types = {"x": half, "turned": half, "table": full}
+    _, code = build(rotary._rotate_kernel, capability, types, block)
+    assert "fma" not in code, "products are not rounded before they are added"
     inputs = dict.fromkeys(("hidden", "other", "head"), half)
     outputs = dict.fromkeys(("exponential", "noisy_out", "score_out", "rest_out"), full)
     scales = dict.fromkeys(("guidance", "logit_scale", "temperature"), "fp32")

@@ -1,4 +1,5 @@
-"""What a step chooses from hidden states and logits, by Triton kernels where they can run.
+"""Triton kernels, where they can run: what a step chooses from hidden states and logits, and the
+rotation of queries and keys.
 
 Where they cannot (no CUDA, no Triton, float32, ``MMADA_KERNELS=0`` in the environment) torch
 computes the same: :mod:`.plain`. From the same logits both choose the same wherever one is ahead by
@@ -11,13 +12,16 @@ import logging
 from dataclasses import dataclass
 from functools import cache
 from os import environ
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..transformer import MaskedDiffusionTransformer
 from . import plain
+
+if TYPE_CHECKING:
+    from ..transformer import MaskedDiffusionTransformer
 
 _log = logging.getLogger(__name__)
 
@@ -112,8 +116,11 @@ def _run_on(device: torch.device) -> bool:
 
 
 def _agree_with_torch(device: torch.device) -> bool:
-    """Whether the kernels choose as torch does among 300 codes and words, with noise and without.
-    The numbers are whole, so that sums are exact; noise moves each choice far."""
+    """Whether the kernels choose as torch does among 300 codes and words, with noise and without,
+    and rotate as it does. The numbers are whole, so that sums are exact; noise moves each choice
+    far."""
+    from ..rotary import rotate
+    from . import rotary
     from .image import choose_image
     from .text import choose_text
 
@@ -134,6 +141,11 @@ def _agree_with_torch(device: torch.device) -> bool:
             logits = [part / 16 for part in logits]
             expected = plain.choose_image(plain.guided(logits, scales), draws)
             right &= _same(choose_image(logits, scales, draws), expected)
+        queries, table = head.view(1, 3, 100, 16), hidden[:200, :8].float().view(2, 100, 8)
+        table = torch.cat((table, table), dim=-1)
+        with torch.enable_grad():
+            expected = rotate(queries, table)
+        right &= torch.equal(rotary.rotate(queries, table), expected)
     return right
 
 
