@@ -42,7 +42,7 @@ from ..training.sft.run import SFTRun
 from ..training.sft.settings import SFTSettings
 from ..training.weights.adapter_files import base_metadata, read_adapter, save_adapter
 from ..training.weights.checkpoint_files import check_source, save_whole
-from ..training.weights.policies import FullWeights, LoRA, Policy, rank_and_layers
+from ..training.weights.policies import FullWeights, LoRA, Policy, is_dora, rank_and_layers
 from ..training.weights.settings import AdapterSettings
 from ..training.weights.sharded import ShardedWeights
 from ..views.strip import samples_strip
@@ -68,6 +68,7 @@ _OF_ADAPTERS = (
     "full",
     "rank",
     "rslora",
+    "dora",
     "layers",
     "lora",
     "existing_lora",
@@ -320,10 +321,11 @@ def _fitted(
     free, needed = free_bytes(model.device), 0
     if args.full or args.micro_batch or free == math.inf:
         return settings
-    rank, layers, _ = _shape(args)
-    trained = trained_parameters(model, layers, rank)
+    rank, layers, start = _shape(args)
+    dora = is_dora(start) if start else _adapter(args).dora
+    trained = trained_parameters(model, layers, rank, dora=dora)
     for at_once in _MICRO_BATCHES:
-        needed = bytes_of(model, cases, settings, trained, at_once)
+        needed = bytes_of(model, cases, settings, trained, at_once, dora=dora)
         if needed < _SHARE * free:
             note(args, f"{at_once} sequences at a time, which need {readable_size(needed)}")
             return replace(settings, micro_batch=at_once)
@@ -344,9 +346,9 @@ def _policy(args: argparse.Namespace, model: Model, ranks: Ranks) -> Policy:
             model.transformer.float()
         return FullWeights(model.transformer)
     rank, layers, start = _shape(args)
-    alpha = None if start else _adapter(args).alpha
-    seed = args.seed or 0
-    return LoRA(model.transformer, rank=rank, alpha=alpha, layers=layers, seed=seed, start=start)
+    adapter, seed = _adapter(args), args.seed or 0
+    shape = {"rank": rank, "layers": layers, "dora": adapter.dora, "start": start}
+    return LoRA(model.transformer, alpha=None if start else adapter.alpha, seed=seed, **shape)
 
 
 def _shape(args: argparse.Namespace) -> tuple[int, Sequence[str], Mapping[str, Tensor] | None]:

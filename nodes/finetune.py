@@ -188,6 +188,7 @@ def _steering(options: dict[str, Option], *more: str, late: tuple[str, ...] = ()
         *(widget(options[name], optional=True) for name in (*_STEERING, *more)),
         widget(options_of(AdapterSettings)["rslora"], optional=True),
         *(widget(options[name], optional=True) for name in late),
+        widget(options_of(AdapterSettings)["dora"], optional=True),
         *(Dataset.Input(name, optional=True, tooltip=text) for name, text in sockets.items()),
     ]
 

@@ -26,7 +26,7 @@ from ..training.loop.run import TrainingRun, Waiting
 from ..training.loop.run_file import NAME, write_run_file
 from ..training.loop.watch import MOST_SAMPLES, Watched
 from ..training.weights.adapter_files import adapter_tensors, base_metadata, save_adapter
-from ..training.weights.policies import LoRA, rank_and_layers
+from ..training.weights.policies import LoRA, is_dora, rank_and_layers
 from ..training.weights.settings import AdapterSettings
 from ..views.examples import Answer, answers_sheet
 from ..views.plot import line_plot
@@ -70,6 +70,7 @@ class TrainingInputs:
     resume: bool
     preview_every: int
     rslora: bool = False
+    dora: bool = False
     held_out_data: EditDataset | None = None
     guard: EditDataset | None = None
     samples: EditDataset | None = None
@@ -95,17 +96,20 @@ def train(
     existing = _existing(hosted.model, inputs.existing_lora)
     rank, layers = inputs.rank, LAYER_SETS[inputs.layers]
     alpha = None if existing else AdapterSettings(rank=rank, rslora=inputs.rslora).alpha
+    dora = inputs.dora
     if existing:
         rank, layers = rank_and_layers(existing)
+        dora = is_dora(existing)
     with host.trainable(hosted):
         clips = recipe.load(dataset)
         cases = _cases(hosted, dataset, recipe.need_target, inputs, progress)
         watched = _watched(hosted, recipe, inputs, progress)
         memory = host.TrainingMemory(hosted, clips)
-        trained = trained_parameters(hosted.model, layers, rank)
+        trained = trained_parameters(hosted.model, layers, rank, dora=dora)
 
         def bytes_of(at_once: int) -> int:
-            return recipe.bytes_of(hosted.model, cases, recipe.settings, trained, at_once)
+            settings = recipe.settings
+            return recipe.bytes_of(hosted.model, cases, settings, trained, at_once, dora=dora)
 
         at_once = memory.sequences(bytes_of, min(recipe.most, _MOST_SEQUENCES), inputs.micro_batch)
         cost = memory.prepare(bytes_of(at_once))
@@ -116,6 +120,7 @@ def train(
             hosted.model.transformer,
             rank=rank,
             alpha=alpha,
+            dora=dora,
             layers=layers,
             seed=settings.seed,
             device=memory.device,
@@ -158,7 +163,8 @@ def _write_run_file(
         **recipe.options(),
     }
     if existing == folders.NO_ADAPTER:
-        values |= {"rank": inputs.rank, "layers": inputs.layers, "rslora": inputs.rslora}
+        values |= {"rank": inputs.rank, "layers": inputs.layers}
+        values |= {"rslora": inputs.rslora, "dora": inputs.dora}
     else:
         values["existing_lora"] = folders.adapter_file(existing)
     write_run_file(run.folder.path / NAME, run.kind, values)

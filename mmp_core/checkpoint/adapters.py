@@ -1,9 +1,9 @@
 """Adapter files: the matrices of :class:`~.lora.Adapter` in one safetensors file.
 
 Tensors are named as PEFT names them, ``base_model.model.<layer>.lora_A.weight`` and ``…lora_B…``,
-and are added as they are (alpha = rank), so that a file says all without the settings beside it.
-Files of others are read, too: PEFT's folder, and the names ``lora_down``, ``lora_up`` and
-``alpha`` that ComfyUI and kohya write.
+with DoRA ``<layer>.lora_magnitude_vector`` besides, and are added as they are (alpha = rank), so
+that a file says all without the settings beside it. Files of others are read, too: PEFT's folder,
+and the names ``lora_down``, ``lora_up`` and ``alpha`` that ComfyUI and kohya write.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIXES = (PREFIX, "diffusion_model.")
 _NAME = re.compile(r"(?P<layer>.+)\.lora_(?P<part>A|B|down|up)(\.default)?\.weight")
 _PARTS = {"A": "A", "down": "A", "B": "B", "up": "B"}
+_MAGNITUDE = re.compile(r"(?P<layer>.+)\.lora_magnitude_vector(\.default)?(\.weight)?")
 _NOT_PLAIN = (
-    *("use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "layer_replication"),
+    *("rank_pattern", "alpha_pattern", "fan_in_fan_out", "layer_replication"),
     *("alora_invocation_tokens", "use_qalora", "use_bdlora", "kasa_config", "monteclora_config"),
 )
 
@@ -58,10 +59,12 @@ def read_adapter(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         )
     try:
         tensors = SafetensorsFiles.of(file)
-        alpha, rslora = None, False
+        alpha, rslora, dora = None, False, False
         if file.name == PEFT_WEIGHTS or _renamed(file, tensors.metadata(file)):
-            alpha, rslora = _peft_alpha(file.with_name(PEFT_CONFIG))
+            alpha, rslora, dora = _peft_settings(file.with_name(PEFT_CONFIG))
         state = adapter_state(dict(tensors), str(file), alpha, rslora=rslora)
+        if dora and 3 * sum(".lora_magnitude" in key for key in state) != len(state):
+            raise InputError(f"{file} lacks magnitudes of DoRA, which its settings promise.")
         return state, tensors.metadata(file)
     except CheckpointError as error:
         raise InputError(str(error)) from None
@@ -79,12 +82,15 @@ def adapter_state(
     else the rank. ``rslora``: alpha / √rank is multiplied, as PEFT's rsLoRA means it. Raises
     ``InputError`` where they are not the pairs of plain LoRA."""
     matrices: dict[str, dict[str, Tensor]] = {}
+    magnitudes: dict[str, Tensor] = {}
     alphas: dict[str, float] = {}
     for key, tensor in tensors.items():
         if key.endswith(".alpha") and tensor.numel() == 1:
             alphas[_layer_of(key.removesuffix(".alpha"))] = _alpha(tensor, f"{name}: {key}")
         elif (match := _NAME.fullmatch(key)) and tensor.ndim == 2 and tensor.is_floating_point():
             matrices.setdefault(_layer_of(match["layer"]), {})[_PARTS[match["part"]]] = tensor
+        elif (match := _MAGNITUDE.fullmatch(key)) and tensor.ndim == 1:
+            magnitudes[_layer_of(match["layer"])] = tensor
         elif "modules_to_save" in key or key.endswith(("wte.weight", "transformer.ff_out.weight")):
             raise InputError(
                 f"{name} brings weights of its own for {_layer_of(key)}, the embedding or output "
@@ -109,7 +115,23 @@ def adapter_state(
         state[f"{layer}.lora_A.weight"] = pair["A"]
         b = pair["B"] if scale == 1 else _plain(pair["B"]) * scale
         state[f"{layer}.lora_B.weight"] = b
+    _add_magnitudes(state, magnitudes, name)
     return state
+
+
+def _add_magnitudes(state: dict[str, Tensor], magnitudes: dict[str, Tensor], name: str) -> None:
+    for layer, magnitude in magnitudes.items():
+        b = state.get(f"{layer}.lora_B.weight")
+        if b is None or magnitude.shape != b.shape[:1] or not magnitude.is_floating_point():
+            raise InputError(f"{name} lacks the matrices that fit its magnitudes of {layer}.")
+        if not _plain(magnitude).isfinite().all():
+            raise InputError(f"{name} has magnitudes of {layer} that are not finite numbers.")
+        state[f"{layer}.lora_magnitude_vector"] = magnitude
+
+
+def layer_of_part(key: str) -> str:
+    """The layer that a tensor of a state is of."""
+    return key.partition(".lora_")[0]
 
 
 def base_metadata(model: Model) -> dict[str, str]:
@@ -165,7 +187,7 @@ def build_adapter(
 def _shapes(model: Model, state: Mapping[str, Tensor], name: str) -> dict[str, LayerShape]:
     known = adaptable_layers(model.transformer)
     shapes = {}
-    for layer in sorted({key.rsplit(".", 2)[0] for key in state}):
+    for layer in sorted(set(map(layer_of_part, state))):
         if "blocks" not in layer and layer.rpartition(".")[2] in _ENDS:
             raise InputError(
                 f"{name} adapts {layer}, the embedding or output layer, which is not supported: "
@@ -177,7 +199,9 @@ def _shapes(model: Model, state: Mapping[str, Tensor], name: str) -> dict[str, L
                 f"are named like {next(iter(known))}."
             )
         a, b = (state[f"{layer}.lora_{part}.weight"] for part in "AB")
-        shapes[layer] = LayerShape(known[layer].in_features, known[layer].out_features, a.shape[0])
+        dora = f"{layer}.lora_magnitude_vector" in state
+        sizes = known[layer].in_features, known[layer].out_features
+        shapes[layer] = LayerShape(*sizes, a.shape[0], dora)
         if (a.shape[1], b.shape[0]) != shapes[layer][:2]:
             raise InputError(
                 f"{name} is an adapter of another model: its {layer} goes from {a.shape[1]} to "
@@ -198,10 +222,11 @@ def _renamed(file: Path, metadata: Mapping[str, str]) -> bool:
     return "variant" not in metadata and list(file.parent.glob("*.safetensors")) == [file]
 
 
-def _peft_alpha(config: Path) -> tuple[float | None, bool]:
-    """``lora_alpha`` of PEFT's settings and whether it is rsLoRA; ``None`` without such a file."""
+def _peft_settings(config: Path) -> tuple[float | None, bool, bool]:
+    """``lora_alpha`` of PEFT's settings, and whether it is rsLoRA or DoRA; ``None`` without such a
+    file."""
     if not config.is_file():
-        return None, False
+        return None, False, False
     settings = read_json(config)
     if settings.get("peft_type") != "LORA" or any(settings.get(name) for name in _NOT_PLAIN):
         raise InputError(
@@ -218,7 +243,7 @@ def _peft_alpha(config: Path) -> tuple[float | None, bool]:
     alpha = settings.get("lora_alpha")
     if alpha is None or not field(float, above=0, high=_LARGEST_ALPHA).fits(alpha):
         raise InputError(f"{config} has lora_alpha {shown(alpha)}; expected a number above 0.")
-    return float(alpha), bool(settings.get("use_rslora"))
+    return float(alpha), bool(settings.get("use_rslora")), bool(settings.get("use_dora"))
 
 
 def _alpha(tensor: Tensor, name: str) -> float:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from .adapters import build_adapter, doubt_about, read_adapter
@@ -22,7 +23,7 @@ class Merged:
 
     def __init__(self, model: Model, adapters: Sequence[tuple[str | Path, float]]):
         self.about: list[dict[str, str | float]] = []
-        self._parts: dict[str, list[tuple[float, Tensor, Tensor]]] = {}
+        self._parts: dict[str, list[tuple[float, Tensor, Tensor, Tensor | None]]] = {}
         for path, strength in adapters:
             state, metadata = read_adapter(path)
             adapter = build_adapter(model, state, metadata, str(path), device="cpu")
@@ -30,7 +31,8 @@ class Merged:
                 _log.warning(doubt)
             for layer in adapter.shapes:
                 a, b = (state[f"{layer}.lora_{part}.weight"].float() for part in "AB")
-                self._parts.setdefault(layer, []).append((strength, a, b))
+                magnitude = state.get(f"{layer}.lora_magnitude_vector")
+                self._parts.setdefault(layer, []).append((strength, a, b, magnitude))
             file = Path(path).expanduser()
             name = {"name": file.name, "strength": strength}
             self.about.append(name | ({"sha256": sha256_of(file)} if file.is_file() else {}))
@@ -43,9 +45,16 @@ class Merged:
         float32."""
         if layer not in self:
             return weight
-        added = weight.float()
-        for strength, a, b in self._parts[layer]:
-            added.addmm_(b, a, alpha=strength)
+        original = weight.float()
+        added = original.clone()
+        for strength, a, b, magnitude in self._parts[layer]:
+            if magnitude is None:
+                added.addmm_(b, a, alpha=strength)
+            else:  # DoRA
+                adapted = torch.addmm(original, b, a)
+                lengths = adapted.norm(dim=1).clamp_min(1e-12)
+                adapted *= (magnitude.float() / lengths)[:, None]
+                added.add_(adapted - original, alpha=strength)
         return added.to(weight.dtype)
 
 

@@ -291,8 +291,9 @@ def test_the_command_starts_the_run_of_a_node_again(sft, pararl, run_node, outpu
     text = (output / "rl_00001" / "run.toml").read_text()
     for line in ('method = "pararl"', 'reward = ["checker=1.0"]', "kl = 0.5", "text_steps = 2"):
         assert line in text
-    more = {"rslora": True, "layers": "mlp", "held_out": 0.4}
+    more = {"rslora": True, "dora": True, "layers": "mlp", "held_out": 0.4}
     lora = sft(dataset, **more).result[0]
+    assert any(name.endswith("lora_magnitude_vector") for name in lora)
     again = tmp_path / "again.safetensors"
     said = ["--output", str(again), "--run-folder", str(tmp_path / "again"), "--device", "cpu"]
     assert main(["train", "file", str(output / "run_00001" / "run.toml"), *said]) == 0
@@ -308,6 +309,16 @@ def test_patience_says_why_a_run_ended(sft, shown):
     held_out = {"held_out_data": world_dataset(2, 70), "evaluate_every": 1, "patience": 1}
     assert sft(steps=9, learning_rate=1e-7, warmup_steps=9, **held_out).result[2] < 9
     assert "nothing got better" in shown["texts"][-1]
+
+
+def test_a_dora_is_applied_as_it_was_trained(sft, encoded, denoised, model, run_node):
+    lora = sft(dora=True, steps=3, learning_rate=0.05, warmup_steps=0).result[0]
+    prompt = encoded()
+    adapted = run_node("ApplyLoRA", model=model, lora="none", strength=1.0, lora_model=lora)[0]
+    off = run_node("ApplyLoRA", model=model, lora="none", strength=0.0, lora_model=lora)[0]
+    found, plain, before = (denoised(prompt, model=each)[0] for each in (adapted, off, model))
+    assert torch.equal(plain.text, before.text) and torch.equal(plain.image, before.image)
+    assert not (torch.equal(found.text, before.text) and torch.equal(found.image, before.image))
 
 
 def test_an_existing_adapter_is_trained_further(pararl, sft, output, folders, monkeypatch):

@@ -27,6 +27,8 @@ def stirred(lora, seed=1):
         for name, weight in lora.named_parameters():
             if ".lora_B." in name:
                 weight.normal_(0, 0.2, generator=rng)
+            elif "magnitude" in name:
+                weight.mul_(1 + 0.3 * torch.rand(weight.shape, generator=rng))
     return lora
 
 
@@ -36,6 +38,7 @@ def write_peft_folder(folder, lora, metadata=None):
         "peft_type": "LORA",
         "r": lora.rank,
         "lora_alpha": lora.rank,  # what it is scaled by is within our file
+        "use_dora": lora.dora,
         "target_modules": sorted(lora.shapes),  # the last component alone would name the head, too
         "inference_mode": True,
     }

@@ -7,10 +7,11 @@ import pytest
 import torch
 from mmada_parallel.mmp_core import InputError, load_checkpoint
 from mmada_parallel.mmp_core.checkpoint.adapters import base_metadata, build_adapter, doubt_about
+from mmada_parallel.mmp_core.checkpoint.convert import convert
 from mmada_parallel.tests.mmp_core.tiny import write_checkpoint
-from mmada_parallel.tests.training.adapted import stirred, write_peft_folder
+from mmada_parallel.tests.training.adapted import quantised, stirred, write_peft_folder
 from mmada_parallel.training.weights.adapter_files import read_adapter, save_adapter
-from mmada_parallel.training.weights.policies import LoRA
+from mmada_parallel.training.weights.policies import LoRA, rank_and_layers
 from mmada_parallel.training.weights.settings import AdapterSettings
 from safetensors.torch import load_file, save_file
 
@@ -173,12 +174,12 @@ def test_what_is_no_adapter_of_this_model_is_refused(model, tmp_path, tensors, t
     assert told in refused(model, tmp_path / "x.safetensors")
 
 
-@pytest.mark.parametrize("kind", ["use_dora", "fan_in_fan_out"])
+@pytest.mark.parametrize("kind", ["rank_pattern", "fan_in_fan_out"])
 def test_other_kinds_of_peft_are_refused(model, trained, tmp_path, kind):
     write_peft_folder(tmp_path, trained[0])
     config = tmp_path / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {kind: True}))
-    assert "expected PEFT's LoRA without use_dora" in refused(model, tmp_path)
+    assert "expected PEFT's LoRA without rank_pattern" in refused(model, tmp_path)
 
 
 def test_rslora_of_peft_is_read_as_peft_computes_it(model, tmp_path):
@@ -215,6 +216,148 @@ def test_our_rslora_is_a_plain_file_with_its_scale_within(model, tmp_path):
     state, _ = read_adapter(tmp_path / "edit.safetensors")
     name = f"{Q_PROJ}.lora_B.weight"
     assert torch.allclose(state[name], 4 * lora.state_dict()[name])  # √16 times
+
+
+@pytest.fixture
+def dora(model):
+    """A DoRA adapter with an alpha of its own, and what the model computes with it."""
+    lora = stirred(LoRA(model.transformer, rank=4, alpha=6, dora=True))
+    after = model.transformer(IDS)
+    lora.detach()
+    return lora, after
+
+
+def test_dora_begins_at_the_base_and_trains_magnitudes_and_matrices(model):
+    before = model.transformer(IDS)
+    lora = LoRA(model.transformer, rank=4, dora=True)
+    found = model.transformer(IDS)
+    assert torch.equal(found, before)
+    found.square().sum().backward()
+    for name, weight in lora.named_parameters():
+        assert weight.grad is not None and weight.grad.isfinite().all(), name
+        assert weight.grad.any() or "lora_A" in name  # B is zero at the start
+    with lora.reference():
+        assert torch.equal(model.transformer(IDS), before)
+    lora.detach()
+
+
+def test_dora_is_read_by_us_and_by_peft_as_it_was_trained(model, dora, tmp_path):
+    peft = pytest.importorskip("peft")
+    lora, after = dora
+    write_peft_folder(tmp_path, lora, base_metadata(model))
+    assert torch.allclose(applied(model, tmp_path), after, atol=1e-5)
+    assert torch.allclose(applied(model, tmp_path / "adapter_model.safetensors"), after, atol=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wrapped = peft.PeftModel.from_pretrained(model.transformer, tmp_path)
+    assert torch.allclose(wrapped(IDS), after, atol=1e-5)
+
+
+def test_dora_of_peft_is_read_as_peft_computes_it(model, tmp_path):
+    peft = pytest.importorskip("peft")
+    settings = peft.LoraConfig(
+        r=4, lora_alpha=12, use_dora=True, target_modules=[Q_PROJ, "v_proj", "blocks.1.ff_out"]
+    )
+    before = model.transformer(IDS)
+    wrapped = stirred(peft.get_peft_model(model.transformer, settings))
+    after = wrapped(IDS)
+    wrapped.save_pretrained(tmp_path)
+    wrapped.unload()
+    found = applied(model, tmp_path)
+    assert torch.allclose(found, after, atol=1e-5) and not torch.allclose(found, before, atol=1e-2)
+
+
+def test_dora_is_merged_as_it_computes(model, dora, folder, tmp_path):
+    lora, after = dora
+    save_adapter(tmp_path / "edit.safetensors", lora, base_metadata(model))
+    convert(
+        folder, tmp_path / "merged.safetensors", adapters=[(tmp_path / "edit.safetensors", 1.0)]
+    )
+    merged = load_checkpoint(tmp_path / "merged.safetensors")
+    assert torch.allclose(merged.transformer(IDS), after, atol=1e-5)
+
+
+def test_dora_counts_by_its_strength_and_beside_other_adapters(model, dora, trained, tmp_path):
+    """What adapters change adds up, in whatever order they were attached."""
+    save_adapter(tmp_path / "dora.safetensors", dora[0])
+    save_adapter(tmp_path / "lora.safetensors", trained[0])
+    layer, x = model.transformer.get_submodule(Q_PROJ), torch.randn(3, 16)
+    plain = layer(x)
+
+    def change(*names, strength=1.0):
+        adapters = [
+            build_adapter(model, *read_adapter(tmp_path / f"{name}.safetensors"), name)
+            for name in names
+        ]
+        attached = [adapter.attach(model.transformer, strength) for adapter in adapters]
+        found = layer(x) - plain
+        for each in attached:
+            each.remove()
+        return found
+
+    one, other = change("dora"), change("lora")
+    assert one.abs().max() > 0.01
+    assert torch.allclose(change("dora", strength=0.5), one / 2, atol=1e-5)
+    assert not change("dora", strength=0.0).any()
+    for names, wanted in (
+        (("dora", "lora"), one + other),
+        (("lora", "dora"), one + other),
+        (("dora", "dora"), 2 * one),
+    ):
+        assert torch.allclose(change(*names), wanted, atol=1e-5), names
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_dora_trains_on_a_quantised_base(model, kind):
+    quantised(model.transformer, kind)
+    before = model.transformer(IDS)
+    lora = LoRA(model.transformer, rank=4, dora=True)
+    assert torch.equal(model.transformer(IDS), before)
+    layer = model.transformer.get_submodule(Q_PROJ)
+    weight = layer.dequantised(torch.float32)
+    magnitude = lora.low_ranks[Q_PROJ].lora_magnitude_vector
+    assert torch.allclose(magnitude, weight.norm(dim=1), rtol=1e-5)
+    model.transformer(IDS).square().sum().backward()
+    assert magnitude.grad.any()
+    lora.detach()
+
+
+def test_training_of_dora_goes_on_from_a_file(model, dora, tmp_path):
+    lora, after = dora
+    save_adapter(tmp_path / "edit.safetensors", lora)
+    state, _ = read_adapter(tmp_path / "edit.safetensors")
+    assert rank_and_layers(state)[0] == 4 and "q_proj" in rank_and_layers(state)[1]
+    again = LoRA(model.transformer, rank=4, start=state)
+    assert again.dora and torch.allclose(model.transformer(IDS), after, atol=1e-5)
+    again.detach()
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (lambda t: t.pop(f"{Q_PROJ}.lora_B.weight"), "lacks a matching pair"),
+        (lambda t: t.update({f"{Q_PROJ}.lora_magnitude_vector": torch.ones(3)}), "lacks the matr"),
+        (lambda t: t[f"{Q_PROJ}.lora_magnitude_vector"].fill_(torch.inf), "not finite numbers"),
+        (lambda t: t.update({f"{Q_PROJ}.lora_magnitude_vector": torch.ones(16, 1)}), "no matrix"),
+        (lambda t: t.update({"x.lora_magnitude_vector": torch.ones(16)}), "lacks the matrices"),
+    ],
+)
+def test_a_damaged_dora_is_refused(model, tmp_path, change, told):
+    tensors = {
+        f"{Q_PROJ}.lora_A.weight": torch.ones(4, 16),
+        f"{Q_PROJ}.lora_B.weight": torch.ones(16, 4),
+        f"{Q_PROJ}.lora_magnitude_vector": torch.ones(16),
+    }
+    change(tensors)
+    save_file(tensors, tmp_path / "x.safetensors")
+    assert told in refused(model, tmp_path / "x.safetensors")
+
+
+def test_a_dora_of_peft_without_magnitudes_is_refused(model, trained, tmp_path):
+    write_peft_folder(tmp_path, trained[0])
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
+    assert "lacks magnitudes of DoRA" in refused(model, tmp_path)
 
 
 def test_a_fine_tuned_base_is_doubted_and_a_quantised_one_is_not(model, trained, folder, tmp_path):

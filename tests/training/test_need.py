@@ -50,17 +50,18 @@ def parts(lora):
 
 def test_parameters_are_counted_of_the_chosen_layers(model):
     for layers in (("q_proj",), ("ff_out", "up_proj")):
-        with LoRA(model.transformer, rank=3, layers=layers) as lora:
-            assert trained_parameters(model, layers, 3) == parts(lora)
+        for dora in (False, True):
+            with LoRA(model.transformer, rank=3, layers=layers, dora=dora) as lora:
+                assert trained_parameters(model, layers, 3, dora=dora) == parts(lora)
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_sft_holds_what_is_estimated(model, cases, tmp_path, again):
+@pytest.mark.parametrize("again, dora", [(False, False), (True, False), (False, True)])
+def test_sft_holds_what_is_estimated(model, cases, tmp_path, again, dora):
     settings = replace(SFT, gradient_checkpointing=again)
-    with LoRA(model.transformer, rank=4) as lora:
+    with LoRA(model.transformer, rank=4, dora=dora) as lora:
         run = SFTRun(model, cases, settings, tmp_path, policy=lora)
         counted = 4 * parts(lora) + most_bytes(run.train)
-        estimate = sft_bytes(model, cases, settings, parts(lora), 4)
+        estimate = sft_bytes(model, cases, settings, parts(lora), 4, dora=dora)
     assert counted / 1.1 <= estimate <= 4 * counted  # which has all masked at the worst
 
 

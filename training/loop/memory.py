@@ -21,14 +21,23 @@ from ..sft.loss import logits_at_once
 from ..sft.settings import SFTSettings
 
 
-def trained_parameters(model: Model, layers: Collection[str], rank: int) -> int:
+def trained_parameters(
+    model: Model, layers: Collection[str], rank: int, *, dora: bool = False
+) -> int:
     """Of adapters of ``rank`` on ``layers``, by the names of :func:`adaptable_layers`."""
     adapted = adaptable_layers(model.transformer, layers).values()
-    return sum(rank * (layer.in_features + layer.out_features) for layer in adapted)
+    pairs = sum(rank * (layer.in_features + layer.out_features) for layer in adapted)
+    return pairs + dora * sum(layer.out_features for layer in adapted)
 
 
 def pararl_bytes(
-    model: Model, cases: Sequence[Case], settings: ParaRLSettings, trained: int, at_once: int
+    model: Model,
+    cases: Sequence[Case],
+    settings: ParaRLSettings,
+    trained: int,
+    at_once: int,
+    *,
+    dora: bool = False,
 ) -> int:
     """The most that a step of ParaRL holds: the update, a denoising step, or decoding pictures.
 
@@ -40,7 +49,7 @@ def pararl_bytes(
         logits = math.ceil(words / sampler.text_steps) * len(layout.text_choices)
         logits += math.ceil(codes / sampler.image_steps) * layout.codebook_size
         logits *= at_once
-        update = max(update, _update_bytes(model, prompt, settings, trained, at_once, logits))
+        update = max(update, _update_bytes(model, prompt, settings, trained, at_once, logits, dora))
         rollout = max(rollout, denoising_estimate(model, prompt, sampler, record=0).total(at_once))
         decoding = max(decoding, at_once * codes * model.downsample**2 * PICTURE_BYTES_PER_PIXEL)
     fixed = dequantised_bytes(model.transformer, model.transformer.dtype.itemsize)
@@ -48,7 +57,13 @@ def pararl_bytes(
 
 
 def sft_bytes(
-    model: Model, cases: Sequence[Case], settings: SFTSettings, trained: int, at_once: int
+    model: Model,
+    cases: Sequence[Case],
+    settings: SFTSettings,
+    trained: int,
+    at_once: int,
+    *,
+    dora: bool = False,
 ) -> int:
     """The same of SFT, whose losses look at every token in the whole vocabulary, some tokens after
     the other."""
@@ -56,7 +71,7 @@ def sft_bytes(
     for prompt in _shapes(cases):
         tokens = prompt.initial.text.shape[1] + prompt.initial.image[0].numel()
         logits = min(at_once * tokens * vocabulary, logits_at_once(vocabulary))
-        update = max(update, _update_bytes(model, prompt, settings, trained, at_once, logits))
+        update = max(update, _update_bytes(model, prompt, settings, trained, at_once, logits, dora))
     return dequantised_bytes(model.transformer, model.transformer.dtype.itemsize) + update
 
 
@@ -67,24 +82,35 @@ def _update_bytes(
     trained: int,
     at_once: int,
     logits: int,
+    dora: bool,
 ) -> int:
     config, itemsize = model.transformer.config, model.transformer.dtype.itemsize
     tokens = at_once * model.layout.model_input(prompt, prompt.initial).ids.shape[1]
-    return update_bytes(config, itemsize, tokens, logits, trained, settings.gradient_checkpointing)
+    checkpointing = settings.gradient_checkpointing
+    return update_bytes(config, itemsize, tokens, logits, trained, checkpointing, dora=dora)
 
 
 def update_bytes(
-    config: ModelConfig, itemsize: int, tokens: int, logits: int, trained: int, checkpointing: bool
+    config: ModelConfig,
+    itemsize: int,
+    tokens: int,
+    logits: int,
+    trained: int,
+    checkpointing: bool,
+    *,
+    dora: bool = False,
 ) -> int:
     """What one update of adapters on all linear layers holds beside the frozen weights.
 
     ``itemsize``: bytes of an activation. ``tokens`` (batch · length) are run, ``logits`` looked at
-    by the loss. ``trained``: parameters, in float32. A quantised base needs
+    by the loss. ``trained``: parameters, in float32, of DoRA where ``dora``. A quantised base needs
     :func:`dequantised_bytes` besides.
     """
     # of a block: inputs of both norms (float32), of attention (q, k, v for all heads, its result)
     # and of the adapted layers, and the gate, its activation, the values and their product
     block = 4 * 2 * config.d_model + itemsize * (7 * config.d_model + 4 * config.mlp_hidden_size)
+    if dora:  # what each layer and its matrices compute
+        block += 2 * itemsize * (5 * config.d_model + 2 * config.mlp_hidden_size)
     if checkpointing:
         activations = block + config.n_layers * config.d_model * itemsize
     else:

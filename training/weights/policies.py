@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...mmp_core.checkpoint.adapters import layer_of_part
 from ...mmp_core.errors import InputError
 from ...mmp_core.model.config import BLOCK_LAYERS
 from ...mmp_core.model.lora import Adapter, AttachedAdapter, LayerShape, adaptable_layers
@@ -59,7 +60,8 @@ class LoRA(Adapter, Policy):
 
     A is Kaiming uniform, drawn from ``seed``, and B zero, so that training begins exactly at the
     base; or both are those of the adapter ``start``, as :meth:`state_dict` names them. What is
-    added is ``alpha / rank · B(A x)``; ``alpha``: default ``rank``. ``layers``: see
+    added is ``alpha / rank · B(A x)``; ``alpha``: default ``rank``. ``dora``: with magnitudes,
+    which begin as the lengths of the weights' rows, or are those of ``start``. ``layers``: see
     :func:`adaptable_layers`. ``device``: where the transformer computes (default: where its
     embedding is, which a host may move). Parameters stay in ``dtype`` and are cast to that of the
     activations on use. Base weights get no gradients. A context manager: :meth:`detach` at its end.
@@ -74,6 +76,7 @@ class LoRA(Adapter, Policy):
         *,
         rank: int = 16,
         alpha: float | None = None,
+        dora: bool = False,
         layers: Collection[str] = BLOCK_LAYERS,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
@@ -83,9 +86,11 @@ class LoRA(Adapter, Policy):
         if rank < 1:
             raise InputError(f"The rank is {rank}: it must be 1 or more.")
         self.rank, self.alpha = rank, float(rank if alpha is None else alpha)
+        self.dora = dora = dora if start is None else is_dora(start)
+        adapted = adaptable_layers(transformer, layers)
         shapes = {
-            name: LayerShape(layer.in_features, layer.out_features, rank)
-            for name, layer in adaptable_layers(transformer, layers).items()
+            name: LayerShape(layer.in_features, layer.out_features, rank, dora)
+            for name, layer in adapted.items()
         }
         device = device or next(transformer.parameters()).device
         self.scale = scale = self.alpha / rank
@@ -93,14 +98,16 @@ class LoRA(Adapter, Policy):
         with torch.inference_mode(False):
             super().__init__(shapes, dtype=dtype, device=device)
             self._initialise(seed)
+            if dora and start is None:
+                self._measure(adapted, transformer.dtype, device)
             if start is not None:
                 self._begin_with(start)
                 before = Adapter(shapes, dtype=dtype, device=device).requires_grad_(False)
                 before.load_state_dict(self.state_dict())
-                self._attached_start = before.attach(transformer, scale)
+                self._attached_start = before.attach(transformer, scale=scale)
                 self._attached_start.active = False
         transformer.requires_grad_(False)
-        self._attached = self.attach(transformer, scale)
+        self._attached = self.attach(transformer, scale=scale)
 
     @torch.no_grad()
     def _initialise(self, seed: int) -> None:
@@ -111,6 +118,15 @@ class LoRA(Adapter, Policy):
             nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=rng)
             low_rank.lora_A.weight.copy_(start)
             nn.init.zeros_(low_rank.lora_B.weight)
+
+    @torch.no_grad()
+    def _measure(
+        self, layers: Mapping[str, nn.Module], dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        for name, low_rank in self.low_ranks.items():
+            like = torch.empty(0, self.shapes[name].inputs, dtype=dtype, device=device)
+            assert low_rank.lora_magnitude_vector is not None
+            low_rank.lora_magnitude_vector.copy_(low_rank.squares(layers[name], like).sqrt())
 
     def _begin_with(self, start: Mapping[str, Tensor]) -> None:
         shapes = {name: value.shape for name, value in self.state_dict().items()}
@@ -149,7 +165,12 @@ class LoRA(Adapter, Policy):
 def rank_and_layers(state: Mapping[str, Tensor]) -> tuple[int, tuple[str, ...]]:
     """Of the adapter that :meth:`LoRA.state_dict` names so, to train it further."""
     rank = max(tensor.shape[0] for name, tensor in state.items() if ".lora_A." in name)
-    return rank, tuple(sorted({name.split(".")[-3] for name in state}))
+    return rank, tuple(sorted({layer_of_part(name).rpartition(".")[2] for name in state}))
+
+
+def is_dora(state: Mapping[str, Tensor]) -> bool:
+    """Whether such an adapter has magnitudes."""
+    return any(name.endswith("lora_magnitude_vector") for name in state)
 
 
 class FullWeights(Policy):

@@ -24,6 +24,12 @@ class AdapterSettings:
         "high ranks learn as fast as low ones.",
         advanced=True,
     )
+    dora: bool = option(
+        False,
+        "DoRA: the adapter also learns how large the weights of each output are. It learns more "
+        "with a low rank, and takes longer.",
+        advanced=True,
+    )
     layers: str = option(
         "all",
         "Which linear layers of the blocks get an adapter.",

@@ -3,6 +3,7 @@ from typing import Any
 
 class Request:
     query: Mapping[str, str]
+    async def json(self) -> Any: ...
     async def post(self) -> Mapping[str, Any]: ...
 
 class Response:
