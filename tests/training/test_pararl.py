@@ -90,7 +90,7 @@ def test_a_bandit_finds_the_arm_that_pays(modality, tmp_path):
     assert min(line["reward_mean"] for line in seen[-5:]) >= 0.9
     steps = run._latest[0].steps
     assert reward(run.samples(1))[0] == 1
-    assert float(log_probs(model, steps, 1.0)[0].detach().exp().mean()) > 0.9
+    assert float(log_probs(model, steps, run.settings.sampler)[0].detach().exp().mean()) > 0.9
 
 
 def test_only_what_was_revealed_in_the_better_rollouts_becomes_likelier(model, tmp_path):
@@ -103,7 +103,7 @@ def test_only_what_was_revealed_in_the_better_rollouts_becomes_likelier(model, t
     def gain():
         total = 0.0
         for r, (advantage, _) in zip(rolled, found, strict=True):
-            values, owner = log_probs(model, r.steps, 1.0)
+            values, owner = log_probs(model, r.steps, run.settings.sampler)
             weights = pararl.token_weights(owner, len(r.steps))
             total += float((values * weights * advantage.flatten()[owner]).sum().detach())
         return total

@@ -87,42 +87,102 @@ def test_every_moment_reveals_something(model):
     assert (revealed > 0).all()
 
 
-def test_log_probs_are_those_of_the_models_own_distribution(model):
-    """Each token alone, by a forward of its own over the whole vocabulary."""
-    steps = rolled(model, text_steps=2).steps
-    found, owner = log_probs(model, steps, 0.7)
+GUIDED = {"text_guidance": 0.5, "image_guidance": -0.7, "joint_guidance": 1.5}
+DROPS = {
+    "text_guidance": {"drop_text": True},
+    "image_guidance": {"drop_image": True},
+    "joint_guidance": {"drop_text": True, "drop_image": True},
+    "reasoning_guidance": {"drop_text": True, "drop_image": True},
+}
+
+
+@pytest.mark.parametrize("reasoning", [0.0, 0.8])
+@pytest.mark.parametrize("guidance", [{"joint_guidance": 0.0}, GUIDED])
+def test_log_probs_are_those_of_the_distribution_that_is_sampled(model, guidance, reasoning):
+    """Each token alone, by forwards of its own over the whole vocabulary."""
+    changes = {**guidance, "reasoning_guidance": reasoning, "text_temperature": 0.7}
+    steps = rolled(model, text_steps=2, **changes).steps
+    found, owner = log_probs(model, steps, replace(SAMPLER, **changes))
     layout, wanted = model.layout, []
     words = torch.arange(layout.text_choices.start, layout.text_choices.stop)
     codes = layout.image_offset + torch.arange(layout.codebook_size)
-    for revealed, tokens, positions, choices, temperature, offset in (
-        ("text_revealed", "text", "text_positions", words, 0.7, 0),
-        ("image_revealed", "image", "image_positions", codes, 1.0, layout.image_offset),
+
+    def logits(one, place, positions, **drops):
+        prompt, state = one.prompt, one.state
+        if drops:
+            template = layout.model_input(prompt, prompt.initial, **drops)
+            ids, at = template.ids.clone(), template.image_positions
+            ids[:, template.text_positions] = layout.text_ids(state.text)
+            ids[:, at] = layout.image_ids(state.image.flatten(1))
+        else:
+            template = layout.model_input(prompt, state)
+            ids = template.ids
+        return model.transformer.logits(model.transformer(ids))[
+            0, getattr(template, positions)[place]
+        ]
+
+    for revealed, tokens, positions, choices, temperature, offset, scales in (
+        (
+            "text_revealed",
+            "text",
+            "text_positions",
+            words,
+            0.7,
+            0,
+            {"reasoning_guidance": reasoning},
+        ),
+        ("image_revealed", "image", "image_positions", codes, 1.0, layout.image_offset, guidance),
     ):
         for row in range(len(steps)):
             one = steps[row : row + 1]
-            sequence = layout.model_input(one.prompt, one.state)
-            logits = model.transformer.logits(model.transformer(sequence.ids))[0]
             for place in getattr(one, revealed).flatten().nonzero()[:, 0].tolist():
                 token = getattr(one.after, tokens).flatten()[place] + offset
-                own = logits[getattr(sequence, positions)[place]] / temperature
+                own = conditional = logits(one, place, positions)
+                for name, scale in scales.items():
+                    other = logits(one, place, positions, **DROPS[name])
+                    own = own + scale * (conditional - other)
+                own = own / temperature
                 wanted.append(float(own[token] - own[choices].logsumexp(0)))
     assert len(wanted) == len(found) == len(owner)
     assert found.tolist() == pytest.approx(wanted, abs=1e-4)
 
 
-def test_choices_are_as_probable_as_the_likelihood_says(model):
+@pytest.mark.parametrize("scale", [0.0, 2.0])
+def test_choices_are_as_probable_as_the_likelihood_says(model, scale):
     """The share of rollouts that choose a token, against exp(log_probs)."""
     case = cases(model, 1, text=1, grid=(1, 1))[0]
     groups = [Group.of(0, case, 3000, "many")]
-    one_step = replace(SAMPLER, text_steps=1, image_steps=1, text_temperature=1.5)
-    steps = roll_out(model, groups, one_step, drawn=1, micro_batch=3000).steps
-    found, _ = log_probs(model, steps, 1.5)
+    sampler = replace(
+        SAMPLER,
+        text_steps=1,
+        image_steps=1,
+        text_temperature=1.5,
+        joint_guidance=scale,
+        reasoning_guidance=scale,
+    )
+    steps = roll_out(model, groups, sampler, drawn=1, micro_batch=3000).steps
+    found, _ = log_probs(model, steps, sampler)
     for tokens, values in zip(
         (steps.after.text[:, 0], steps.after.image[:, 0, 0]), found.exp().chunk(2), strict=True
     ):
         often = tokens.mode().values
         share = (tokens == often).float().mean()
         assert float(share) == pytest.approx(float(values[tokens == often][0]), abs=0.03)
+
+
+def test_gradients_reach_every_branch(model):
+    """Guided logits are those of two forwards, and both are learnt from."""
+    changes = {"joint_guidance": 2.0}
+    steps = rolled(model, **changes).steps
+    weight = model.transformer.blocks[0].q_proj.weight
+    weight.requires_grad_(True)
+    gradients = []
+    for settings in (replace(SAMPLER, **changes), replace(SAMPLER, joint_guidance=0.0)):
+        values, _ = log_probs(model, steps, settings)
+        gradients.append(torch.autograd.grad(values.sum(), weight)[0])
+    weight.requires_grad_(False)
+    assert all(g.isfinite().all() and g.abs().max() > 0 for g in gradients)
+    assert not torch.allclose(*gradients)
 
 
 def test_pairs_show_what_is_decided_and_the_guessed_picture(model):

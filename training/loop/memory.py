@@ -14,6 +14,7 @@ from ...mmp_core.memory import (
 )
 from ...mmp_core.model.config import ModelConfig
 from ...mmp_core.model.lora import adaptable_layers
+from ...mmp_core.sampler.guidance import CorrectedGuidance
 from ...mmp_core.state import Prompt
 from ..cases import Case
 from ..pararl.settings import ParaRLSettings
@@ -48,8 +49,10 @@ def pararl_bytes(
         words, codes = prompt.initial.text.shape[1], prompt.initial.image[0].numel()
         logits = math.ceil(words / sampler.text_steps) * len(layout.text_choices)
         logits += math.ceil(codes / sampler.image_steps) * layout.codebook_size
-        logits *= at_once
-        update = max(update, _update_bytes(model, prompt, settings, trained, at_once, logits, dora))
+        rows = at_once * len(CorrectedGuidance(layout, prompt, sampler).branches)
+        update = max(
+            update, _update_bytes(model, prompt, settings, trained, rows, rows * logits, dora)
+        )
         rollout = max(rollout, denoising_estimate(model, prompt, sampler, record=0).total(at_once))
         decoding = max(decoding, at_once * codes * model.downsample**2 * PICTURE_BYTES_PER_PIXEL)
     fixed = dequantised_bytes(model.transformer, model.transformer.dtype.itemsize)

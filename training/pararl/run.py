@@ -14,7 +14,8 @@ The authors released no code. Where the paper is silent, this is done (see also
   ("old": its main text; has no gradient in the first inner epoch).
 - The partial picture is completed by the model's likeliest codes given the tokens after the step;
   masked text is left out.
-- Rollouts are sampled without guidance, at temperature 1, in fewer steps than the paper's answers.
+- Rollouts are sampled without guidance, at temperature 1, in fewer steps than the paper's answers;
+  with guidance it is the guided policy that is trained, through all its branches.
 - Prompts are drawn without replacement, all of them before any returns.
 """
 
@@ -312,11 +313,11 @@ class ParaRLRun(TrainingRun):
 
     def _backward(self, batch: ScoredBatch) -> dict[str, float]:
         """Add the gradient of one batch; its loss, and sums over its tokens."""
-        settings, temperature = self.settings, self.settings.sampler.text_temperature
+        settings, sampler = self.settings, self.settings.sampler
         if settings.kl and settings.kl_reference == "base" and batch.reference is None:
             with torch.no_grad(), self.policy.reference():
-                batch.reference, _ = log_probs(self.model, batch.steps, temperature)
-        values, owner = log_probs(self.model, batch.steps, temperature)
+                batch.reference, _ = log_probs(self.model, batch.steps, sampler)
+        values, owner = log_probs(self.model, batch.steps, sampler)
         if batch.old is None:
             batch.old = values.detach()
         gain, clipped = clipped_objective(values, batch.old, batch.advantage[owner], settings.clip)
