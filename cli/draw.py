@@ -33,6 +33,8 @@ from ..mmp_core.image.put_back_settings import PutBackSettings
 from ..mmp_core.instructions import instruction_notes
 from ..mmp_core.memory import denoising_estimate, module_bytes
 from ..mmp_core.options import options_of
+from ..mmp_core.sampler.guidance import opposes
+from . import many
 from .model import check_settings, load_model, memory_explained, note, settings_of
 from .options import given, put_back_options
 
@@ -52,24 +54,45 @@ class Answer:
 
 
 def draw(args: argparse.Namespace) -> None:
-    """Run ``edit`` or ``generate``. Raises ``InputError`` with nothing written."""
+    """Run ``edit``, ``generate`` or ``describe``. Raises ``InputError`` with nothing written."""
+    if args.instruction is None:
+        texts = [text for given in args.instructions for text in many.instructions_of(given)]
+        if len(texts) != 1 or (args.image is not None and args.image.is_dir()):
+            many.draw(args, texts)
+            return
+        args.instruction = texts[0]
     seed = secrets.randbelow(2**32) if args.seed is None else args.seed
-    check_settings(args, seed)
-    if args.image is not None:
-        mask_settings(args)
-        put_back_settings(args, "")
+    check_options(args, seed)
     if not args.instruction.strip() and args.reference is None:
         raise InputError("The instruction is empty; say what to change or to show.")
     picture = None if args.image is None else read_original(_checked_image(args))
     mask = None if args.mask is None else load_image(args.mask)
     _check_files(args)
     with memory_explained():
-        model = load_model(args)
-        task = task_of(args, model)
-        for text in instruction_notes(model, args.instruction, task):
-            note(args, text)
-        settings = settings_of(args, model, seed, task)
-        answer = answered(args, model, picture, settings, mask)
+        make(args, load_model(args), picture, mask, seed)
+
+
+def check_options(args: argparse.Namespace, seed: int) -> None:
+    """Refuse options out of range before anything is read."""
+    check_settings(args, seed)
+    if args.image is not None:
+        mask_settings(args)
+        put_back_settings(args, "")
+
+
+def make(
+    args: argparse.Namespace,
+    model: Model,
+    picture: Image.Image | None,
+    mask: Image.Image | None,
+    seed: int,
+) -> None:
+    """One answer: made, written and reported."""
+    task = task_of(args, model)
+    for text in instruction_notes(model, args.instruction, task):
+        note(args, text)
+    settings = settings_of(args, model, seed, task)
+    answer = answered(args, model, picture, settings, mask)
     if args.text_out:
         with writing(args.text_out), replacing(args.text_out) as file:
             file.write_text(answer.text + "\n", encoding="utf-8")
@@ -94,6 +117,8 @@ def answered(
 ) -> Answer:
     began = time.perf_counter()
     prompt = encoded(args, model, picture, mask)
+    if prompt.negative is not None and not opposes(prompt, settings):
+        note(args, "The negative instruction is not used, since guidance is off.")
     estimate = denoising_estimate(model, prompt, settings, record=0).total(prompt.batch)
     weights = module_bytes(model.transformer)
     note(args, f"needs about {readable_size(estimate)} beside {readable_size(weights)} of weights")
@@ -171,6 +196,7 @@ def encoded(
         region=fitted.regions[0],
         task=task_of(args, model) or None,
         reference=args.reference and load_image(args.reference),
+        negative=args.negative,
     )
     for text in unseen_note(prompt.initial, fitted.masks) if any(fitted.masks) else ():
         note(args, text)
@@ -195,17 +221,23 @@ def _check_files(args: argparse.Namespace) -> None:
 
 
 def _free_path(instruction: str, seed: int) -> Path:
-    slug = re.sub(r"\W+", "-", instruction.lower())[:_LONGEST_NAME].strip("-") or "picture"
-    path, number = Path(f"{slug}_{seed}.png"), 2
+    name, number = f"{slug(instruction)}_{seed}", 2
+    path = Path(f"{name}.png")
     while path.exists():
-        path, number = Path(f"{slug}_{seed}_{number}.png"), number + 1
+        path, number = Path(f"{name}_{number}.png"), number + 1
     return path
+
+
+def slug(instruction: str) -> str:
+    """The beginning of an instruction as a part of a file's name."""
+    return re.sub(r"\W+", "-", instruction.lower())[:_LONGEST_NAME].strip("-") or "picture"
 
 
 def _notes(answer: Answer, args: argparse.Namespace, settings: SamplerSettings) -> dict[str, str]:
     """How the picture was made, for its file."""
     notes = {
         "instruction": args.instruction,
+        **({"negative": args.negative} if args.negative else {}),
         "text": answer.text,
         "seed": str(settings.seed),
         "model": Path(args.model).name,

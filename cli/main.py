@@ -31,10 +31,14 @@ exit codes: 0 done; 2 bad input, with one line on standard error; 130 stopped wi
 """
 _EDIT = """\
 Edit a picture by an instruction. The text that the model reasons with is printed, the picture is
-written as PNG, JPEG or WebP with text, instruction, seed, model and settings in its metadata."""
+written as PNG, JPEG or WebP with text, instruction, seed, model and settings in its metadata.
+A folder of pictures and several instructions give a picture each, by a model that is loaded once;
+run the same command again to go on after a break. Under `accelerate launch`, with
+`-m mmada_parallel.cli edit …`, several processes share the work."""
 _EDIT_EXAMPLE = """\
-example:
+examples:
   mmada-parallel edit scene.png "make the circle the colour of grass" --seed 7 --out edited.png
+  mmada-parallel edit photos/ "make it winter" "make it night" --out edited/ --model PATH
 """
 _GENERATE = "Make a picture from words alone. Text and picture come out as with edit."
 _GENERATE_EXAMPLE = """\
@@ -125,7 +129,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {_version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     edit = _command(commands, "edit", "edit a picture by an instruction", _EDIT, _EDIT_EXAMPLE)
-    edit.add_argument("image", metavar="IMAGE", type=options.path, help="the picture to edit")
+    edit.add_argument(
+        "image", metavar="IMAGE", type=options.path, help="the picture to edit, or a folder of them"
+    )
     generate = _command(
         commands, "generate", "make a picture from words alone", _GENERATE, _GENERATE_EXAMPLE
     )

@@ -51,14 +51,29 @@ def given(args: argparse.Namespace, options: Iterable[str]) -> dict[str, Any]:
 
 def add_drawing(parser: argparse.ArgumentParser) -> None:
     """Instruction and options of ``edit`` and ``generate``."""
-    parser.add_argument("instruction", metavar="INSTRUCTION", help="what to change, or to show")
+    parser.add_argument(
+        "instructions",
+        metavar="INSTRUCTION",
+        nargs="+",
+        help="what to change, or to show; several, or @FILE with one on each line, give a picture "
+        "each",
+    )
+    parser.add_argument(
+        "--negative",
+        default="",
+        metavar="INSTRUCTION",
+        help="what the picture is to be moved away from; needs guidance, and a task whose "
+        "instruction is read",
+    )
+    parser.set_defaults(instruction=None)
     parser.add_argument(
         "--out",
         type=path,
         metavar="FILE",
         help="where the picture goes, as PNG, JPEG or WebP by the ending of its name; an existing "
         "file is replaced (default: INSTRUCTION_SEED.png in the current folder, with a counter "
-        "where that exists)",
+        "where that exists); of several pictures the folder, in which those that are there already "
+        "are not made again",
     )
     parser.add_argument(
         "--quality",
@@ -89,7 +104,7 @@ def add_description(parser: argparse.ArgumentParser) -> None:
     unused = ("out", "quality", "size", "mask", "reference", "put_back", "mask_out")
     names = (option.name for option in put_back_options().values())
     unused = (*unused, *options_of(MaskSettings), *names)
-    parser.set_defaults(task="describe", **dict.fromkeys(unused))
+    parser.set_defaults(task="describe", negative="", **dict.fromkeys(unused))
     add_answer(parser)
 
 
@@ -99,7 +114,8 @@ def add_answer(parser: argparse.ArgumentParser) -> None:
         "--seed",
         type=int,
         metavar="N",
-        help="the same seed gives the same answer (default: a random one, which is reported)",
+        help="the same seed gives the same answer (default: a random one, which is reported; 0 for "
+        "several pictures)",
     )
     parser.add_argument(
         "--text-out", type=path, metavar="FILE.txt", help="write the text to this file, too"

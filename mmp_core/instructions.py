@@ -19,22 +19,23 @@ def unknown_words(tokenizer: Any, text: str) -> list[str]:
     return [w for w in words if unknown in tokenizer(w, add_special_tokens=False)["input_ids"]]
 
 
-def instruction_notes(model: Model, instruction: str, task: str = "") -> list[str]:
-    """Say what a user should know of an instruction. Raises ``InputError`` for one that is empty,
-    longer than the checkpoint can read, or without a word that it knows. ``task``: the family's,
-    which may have words of its own."""
-    checked_text(instruction, "The instruction")
+def instruction_notes(
+    model: Model, instruction: str, task: str = "", what: str = "instruction"
+) -> list[str]:
+    """Say what a user should know of an instruction, called ``what``. Raises ``InputError`` for one
+    that is empty, longer than the checkpoint can read, or without a word that it knows. ``task``:
+    the family's, which may have words of its own."""
+    checked_text(instruction, f"The {what}")
     if task and not model.variant.tasks[task].reads_instruction:
         return []
     words = [word for word in instruction.split() if any(map(str.isalnum, word))]
     if not instruction.strip():
-        raise InputError("The instruction is empty: say what to change, or what to show.")
+        raise InputError(f"The {what} is empty: say what to change, or what to show.")
     tokenizer, longest = model.tokenizer, longest_instruction(model)
     tokens = len(tokenizer(instruction, add_special_tokens=False, verbose=False)["input_ids"])
     if tokens > longest:
         raise InputError(
-            f"The instruction has {tokens} tokens; this checkpoint reads at most {longest}: "
-            "shorten it."
+            f"The {what} has {tokens} tokens; this checkpoint reads at most {longest}: shorten it."
         )
     unknown = unknown_words(tokenizer, " ".join(words))
     if not unknown:

@@ -149,6 +149,8 @@ def denoising_estimate(
     config, sample, dtype = model.transformer.config, prompt[:1], model.transformer.dtype
     itemsize = dtype.itemsize
     length = model.layout.model_input(sample, sample.initial).ids.shape[1]
+    if prompt.negative is not None:
+        length += max(0, prompt.negative.shape[1] - prompt.instruction.shape[1])
     words, codes = sample.initial.text.shape[1], sample.initial.image[0].numel()
     hidden = length * config.d_model * itemsize
     text_branches, image_branches = _unconditional_branches(settings, words, codes)

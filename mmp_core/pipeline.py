@@ -43,6 +43,7 @@ def encode_instruction(
     offset: Offset = "center",
     task: str | None = None,
     reference: Picture | None = None,
+    negative: str = "",
 ) -> Prompt:
     """Make the prompt for editing ``image`` by ``instruction``, or for generating without an image.
 
@@ -56,12 +57,14 @@ def encode_instruction(
     to be painted anew, over the whole picture whatever its size; elsewhere its image tokens stay as
     they are, bit for bit. One that is not painted at all is no mask. ``coverage``, ``grow``: see
     :func:`.masks.cells_of`. ``region``: the part of the upright picture that the model gets, by
-    default all of it. ``offset``: see :func:`.pictures.fit_image`.
+    default all of it. ``offset``: see :func:`.pictures.fit_image`. ``negative``: an instruction
+    that guidance moves away from, in its branches without the instruction.
 
     Raises ``InputError`` for a size, length, picture, mask or region that cannot be used, and for
-    a task that the family was not trained on.
+    a task that the family was not trained on, or a negative instruction for one that has none.
     """
     checked_text(instruction, "The instruction")
+    checked_text(negative, "The negative instruction")
     if not 1 <= batch <= MOST_SAMPLES:
         raise InputError(f"batch is {shown(batch)}; expected 1 to {MOST_SAMPLES}.")
     if image is None and reference is not None:
@@ -89,6 +92,26 @@ def encode_instruction(
             around = _around(model, mask, codes, answer, coverage, grow)
             initial = replace(initial, image=around.expand(batch, -1, -1))
     codes = None if codes is None else codes.expand(batch, -1, -1)
+    prompt = _prompt(model, task, instruction, codes, second, initial)
+    if not negative.strip():
+        return prompt
+    if task and not model.variant.tasks[task].reads_instruction:
+        raise InputError(
+            f"{model.variant.name} does not read an instruction for the task {task!r}, nor a "
+            "negative one: leave it empty."
+        )
+    opposite = _prompt(model, task, negative, codes, second, initial)
+    return replace(prompt, negative=opposite.instruction)
+
+
+def _prompt(
+    model: Model,
+    task: str,
+    instruction: str,
+    codes: Tensor | None,
+    second: Tensor | None,
+    initial: TokenState,
+) -> Prompt:
     if not task:
         return model.layout.encode(instruction, codes, initial)
     return model.layout.encode_task(task, instruction, codes, second, initial)

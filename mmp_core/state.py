@@ -101,6 +101,8 @@ class Prompt(_Tensors):
     ``initial``: the state denoising starts from: all masked, or with locked parts.
     ``reference``: (B, h, w) codes of a second picture, or ``None``.
     ``task``: the name of a task of the family's; "" where it names none.
+    ``negative``: (B, N) int64, ids of a templated instruction that guidance moves away from, in
+    place of ``unconditional``; or ``None``.
     """
 
     instruction: Tensor
@@ -109,16 +111,26 @@ class Prompt(_Tensors):
     initial: TokenState
     reference: Tensor | None = None
     task: str = ""
+    negative: Tensor | None = None
 
     def __post_init__(self) -> None:
         batches = {self.instruction.shape[0], self.unconditional.shape[0], self.initial.batch}
-        batches |= {len(codes) for codes in (self.image, self.reference) if codes is not None}
+        batches |= {len(codes) for codes in self._optional if codes is not None}
         if len(batches) != 1:
             raise ValueError(f"Prompt needs one batch size for all its parts, got {batches}.")
 
     @property
+    def _optional(self) -> tuple[Tensor | None, ...]:
+        return self.image, self.reference, self.negative
+
+    @property
     def batch(self) -> int:
         return self.initial.batch
+
+    @property
+    def without_text(self) -> Tensor:
+        """Ids that stand in the instruction's place in branches without it."""
+        return self.unconditional if self.negative is None else self.negative
 
     @property
     def placement(self) -> tuple[Placement, ...] | None:
@@ -134,14 +146,15 @@ class Prompt(_Tensors):
         return cls(
             _stacked([p.instruction for p in prompts]),
             _stacked([p.unconditional for p in prompts]),
-            _stacked_pictures([p.image for p in prompts]),
+            _stacked_some([p.image for p in prompts], "an input image"),
             TokenState(
                 _stacked([p.initial.text for p in prompts]),
                 _stacked([p.initial.image for p in prompts]),
                 sum(placements, ()) if len(placements) == len(prompts) else None,
             ),
-            _stacked_pictures([p.reference for p in prompts]),
+            _stacked_some([p.reference for p in prompts], "a second picture"),
             prompts[0].task,
+            _stacked_some([p.negative for p in prompts], "a negative instruction"),
         )
 
     def starting_from(self, initial: TokenState) -> Prompt:
@@ -153,14 +166,14 @@ class Prompt(_Tensors):
 
     def without_instruction(self) -> Prompt:
         """The unconditional branch of guidance, but with the input image."""
-        return replace(self, instruction=self.unconditional)
+        return replace(self, instruction=self.unconditional, negative=None)
 
 
-def _stacked_pictures(pictures: list[Tensor | None]) -> Tensor | None:
-    codes = [picture for picture in pictures if picture is not None]
-    if len(codes) not in (0, len(pictures)):
-        raise ValueError("Prompts with and without an input image cannot be stacked.")
-    return _stacked(codes) if codes else None
+def _stacked_some(parts: list[Tensor | None], what: str) -> Tensor | None:
+    given = [part for part in parts if part is not None]
+    if len(given) not in (0, len(parts)):
+        raise ValueError(f"Prompts with and without {what} cannot be stacked.")
+    return _stacked(given) if given else None
 
 
 def _stacked(tensors: list[Tensor]) -> Tensor:

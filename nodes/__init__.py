@@ -27,6 +27,7 @@ from .put_back import PutBack
 from .score import PickSample, ScoreAlignment
 from .token_files import LoadTokens, SaveTokens
 from .trajectory import TrajectorySheet, TrajectoryStep
+from .vary import Instructions, Vary
 
 __all__ = ["MMaDAParallelExtension"]
 
@@ -50,7 +51,9 @@ class MMaDAParallelExtension(ComfyExtension):
             TrajectoryStep,
             TrajectorySheet,
             Remask,
+            Vary,
             SetTokens,
+            Instructions,
             ExtendCanvas,
             PutBack,
             SaveTokens,

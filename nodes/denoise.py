@@ -10,6 +10,7 @@ from ..mmp_core.checkpoint.tokens import load_tokens
 from ..mmp_core.files import readable_size
 from ..mmp_core.memory import denoising_estimate
 from ..mmp_core.options import options_of
+from ..mmp_core.sampler.guidance import opposes
 from ..mmp_core.sampler.settings import GUIDANCES, PROFILED
 from ..mmp_core.variants.base import Variant
 from .host import HostedModel, Interrupted, Progress, folders, keep, stoppable, stops
@@ -256,7 +257,9 @@ def used_settings(variant: Variant, settings: SamplerSettings, prompt: Prompt, p
     words += [settings.preset] * (settings.preset != "corrected")
     words += [f"speed {settings.speed}"] * (settings.speed != "exact")
     whose = "" if profile == OWN else f"{profile.capitalize()} for {variant.name}: "
-    return f"{whose}{', '.join(words)}."
+    unused = prompt.negative is not None and not opposes(prompt, settings)
+    note = " The negative instruction is not used, since guidance is off." if unused else ""
+    return f"{whose}{', '.join(words)}.{note}"
 
 
 def started(prompt: Prompt, tokens: TokenState | None) -> Prompt:

@@ -119,6 +119,17 @@ class EncodeInstruction(io.ComfyNode):
                     "picture, or without one the checkpoint's own size, and the checkpoint's own "
                     "text length. own values: those of width, height and text_length.",
                 ),
+                io.String.Input(
+                    "negative",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="What the result is to be moved away from: an instruction that takes "
+                    "the place of the missing one in the branches of guidance. Needs a guidance "
+                    "above 0 in Parallel Denoise, and a task whose instruction is read. The "
+                    "released checkpoints were not trained on it.",
+                ),
             ],
             outputs=[
                 PromptType.Output(
@@ -150,6 +161,7 @@ class EncodeInstruction(io.ComfyNode):
         second_image: torch.Tensor | None = None,
         task: str = AUTO,
         size: str = OWN,
+        negative: str = "",
         **mask_choices,
     ) -> io.NodeOutput:
         if size == AUTOMATIC:
@@ -160,6 +172,8 @@ class EncodeInstruction(io.ComfyNode):
             None if task == AUTO else task, bool(pictures) + bool(seconds)
         )
         read = instruction_notes(model.model, instruction, known)
+        if negative.strip():
+            read += instruction_notes(model.model, negative, known, "negative instruction")
         settings = MaskSettings(**mask_choices)
         shape = pictures[0].size if pictures else None
         masks, count = to_masks(mask), max(1, len(pictures))
@@ -181,6 +195,7 @@ class EncodeInstruction(io.ComfyNode):
                 region=region,
                 task=known or None,
                 reference=seconds[i % len(seconds)] if seconds else None,
+                negative=negative,
             )
             for i, (picture, painted, region) in enumerate(
                 interruptible(zip(pictures or [None], fitted.masks, fitted.regions, strict=True))

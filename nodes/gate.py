@@ -76,6 +76,7 @@ def _check_belonging(values: Mapping[str, Any]) -> None:
                 continue
             if isinstance(value, Prompt):
                 check_known(model.model, value.instruction, value.image)
+                check_known(model.model, value.without_text, None)
                 check_known(model.model, value.initial.text, value.initial.image)
             elif isinstance(value, TokenState):
                 check_known(model.model, value.text, value.image)

@@ -19,7 +19,8 @@ const NOTING = [
   'MMaDAParallelLoader',
   'MMaDAParallelPutBack',
   'MMaDAParallelRemask',
-  'MMaDAParallelSetTokens'
+  'MMaDAParallelSetTokens',
+  'MMaDAParallelVary'
 ] // have a text only while they have something to say
 const DENOISE = 'MMaDAParallelDenoise' // web/denoise_viewer.js
 const TEXT_EVENT = 'mmada_parallel.text' // nodes/host/page.py

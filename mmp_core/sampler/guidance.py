@@ -93,3 +93,10 @@ class CorrectedGuidance:
         names = (CONDITIONAL, *self.image_scales)
         logits = tuple(outputs.image_logits(name, index) for name in names)
         return ImageLogits(logits, tuple(self.image_scales.values()))
+
+
+def opposes(prompt: Prompt, settings: SamplerSettings) -> bool:
+    """Whether a branch is run that sees the negative instruction of ``prompt``."""
+    image = min(prompt.initial.grid) and (settings.joint_guidance or settings.text_guidance)
+    text = prompt.initial.text.shape[1] and settings.reasoning_guidance
+    return prompt.negative is not None and bool(image or text)

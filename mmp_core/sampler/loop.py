@@ -102,11 +102,17 @@ def take_step(predictor: Predictor, policies: Policies, index: int, last: Step) 
 def _check_tokens(model: DenoisingModel, prompt: Prompt, settings: SamplerSettings) -> None:
     """Raise ``InputError`` for tokens that the model does not know, or that are no text."""
     layout, ids = model.layout, model.transformer.config.embedding_size
+    if prompt.negative is not None and settings.preset == "upstream":
+        raise InputError(
+            "The upstream preset has no negative instruction, as the released code has none: leave "
+            "it empty, or use the corrected preset."
+        )
     text, codes = prompt.initial.text, layout.codebook_size
     for name, tokens, low, end in (
         ("image", prompt.initial.image, MASKED, codes),
         ("text", text, MASKED, ids),
         ("instruction", prompt.instruction, 0, ids),
+        ("negative instruction", prompt.negative, 0, ids),
         ("input image", prompt.image, 0, codes),
     ):
         if tokens is None or not tokens.numel():

@@ -248,7 +248,7 @@ class LayoutD(LayoutA):
     def prefix(
         self, prompt: Prompt, *, drop_text: bool = False, drop_image: bool = False
     ) -> Tensor:
-        words = prompt.unconditional if drop_text else prompt.instruction
+        words = prompt.without_text if drop_text else prompt.instruction
         pictures = () if drop_image else (prompt.image, prompt.reference)
         segments = [self._image_segment(codes) for codes in pictures if codes is not None]
         return torch.cat((words[:, :-1], *segments, words[:, -1:]), dim=1)

@@ -161,7 +161,7 @@ class LayoutA(Layout):
         self, prompt: Prompt, *, drop_text: bool = False, drop_image: bool = False
     ) -> Tensor:
         """(B, P) ids before the answer."""
-        words = prompt.unconditional if drop_text else prompt.instruction
+        words = prompt.without_text if drop_text else prompt.instruction
         if prompt.image is None or drop_image:
             return words
         return torch.cat((words[:, :-1], self._image_segment(prompt.image), words[:, -1:]), dim=1)

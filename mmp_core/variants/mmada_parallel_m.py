@@ -163,7 +163,7 @@ class LayoutM(Layout):
         drop_image: bool = False,
     ) -> Tensor:
         """(B, P) ids before the answer."""
-        words = prompt.unconditional if drop_text else prompt.instruction
+        words = prompt.without_text if drop_text else prompt.instruction
         if prompt.image is None:
             tag, image = self.generate_tag, torch.full_like(state.image.flatten(1), _NO_IMAGE)
         else:

@@ -13,7 +13,9 @@ OLD = sorted(FOLDER.glob("*/*.json"))
 NEWER = {
     "MMaDAParallelCompareAdapters",
     "MMaDAParallelConvertCheckpoint",
+    "MMaDAParallelInstructions",
     "MMaDAParallelPutBack",
+    "MMaDAParallelVary",
 }
 """Nodes that are younger than the newest frozen version."""
 SLOW = {

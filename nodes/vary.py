@@ -1,0 +1,123 @@
+"""Vary, a result of which a share is drawn again, and Several Instructions."""
+
+from comfy_api.v0_0_2 import io
+
+from ..mmp_core import MASKED, InputError, Prompt, SamplerSettings, TokenState
+from ..mmp_core import Trajectory as Steps
+from ..mmp_core.memory import denoising_estimate
+from ..mmp_core.variation import confidence_in, predicted_confidence, varied
+from .denoise import started
+from .host import HostedModel
+from .pictures import said
+from .types import Model, Schema, Tokens, Trajectory
+from .types import Prompt as PromptType
+from .widgets import between
+
+
+class Vary(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        def share(name: str, default: float, what: str) -> io.Float.Input:
+            return io.Float.Input(
+                name,
+                **between(0.0, 1.0, default=default, step=0.05),
+                display_mode=io.NumberDisplay.slider,
+                tooltip=f"Share of the {what} that is drawn again, those first that the model was "
+                f"least sure of. 0: the {name} stays. 1: all of it is drawn again.",
+            )
+
+        return Schema(
+            node_id="MMaDAParallelVary",
+            display_name="Vary (MMaDA)",
+            category="MMaDA-Parallel/tokens",
+            description="Masks a share of a finished text and picture again, the least sure tokens "
+            "first, for Parallel Denoise to draw with another seed: variations of one result.",
+            search_aliases=["mmada", "strength", "denoise strength", "variation", "variations"],
+            inputs=[
+                Model.Input("model", tooltip="The checkpoint that the tokens were made with."),
+                PromptType.Input("prompt", tooltip="The prompt that the tokens were made with."),
+                Tokens.Input("tokens", tooltip="The result to vary, from Parallel Denoise."),
+                share("picture", 0.4, "image tokens"),
+                share("text", 0.0, "words"),
+                Trajectory.Input(
+                    "trajectory",
+                    optional=True,
+                    tooltip="The steps of the run that made the tokens: how sure the model was "
+                    "when it unmasked each. Leave unconnected, such as for loaded tokens, to ask "
+                    "the model once how far the prompt alone decides each token.",
+                ),
+            ],
+            outputs=[
+                Tokens.Output(
+                    display_name="tokens",
+                    tooltip="For the tokens input of a Parallel Denoise with another seed.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: HostedModel,
+        prompt: Prompt,
+        tokens: TokenState,
+        picture: float,
+        text: float,
+        trajectory: Steps | None = None,
+    ) -> io.NodeOutput:
+        if trajectory is not None:
+            confidence = confidence_in(trajectory)
+        else:
+            prompt = started(prompt, tokens)
+            settings = SamplerSettings(joint_guidance=0.0, text_steps=1, image_steps=1)
+            estimate = denoising_estimate(model.model, prompt, settings, record=0)
+            model.memory_budget(prompt, previews=False).prepare(estimate, 1)
+            confidence = predicted_confidence(model.model, prompt, tokens)
+        end = model.model.layout.end_of_text
+        changed = varied(tokens, confidence, text=text, image=picture, end_of_text=end)
+        counts = [
+            f"{int(((after == MASKED) & (before != MASKED)).sum())} of {before.numel()} {what}"
+            for before, after, what in (
+                (tokens.image, changed.image, "image tokens"),
+                (tokens.text, changed.text, "text tokens"),
+            )
+            if before.numel()
+        ]
+        return io.NodeOutput(changed, ui=said([f"Drawn again: {', '.join(counts)}."], cls))
+
+
+class Instructions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return Schema(
+            node_id="MMaDAParallelInstructions",
+            display_name="Several Instructions (MMaDA)",
+            category="MMaDA-Parallel/pictures",
+            description="A list of instructions, one on each line. What follows runs once for "
+            "each, and Parallel Denoise shows all results.",
+            search_aliases=["mmada", "instruction list", "prompt list", "batch of prompts"],
+            inputs=[
+                io.String.Input(
+                    "instructions",
+                    multiline=True,
+                    default="make the background blue",
+                    tooltip="One instruction on each line. Empty lines are left out.",
+                )
+            ],
+            outputs=[
+                io.String.Output(
+                    display_name="instruction",
+                    is_output_list=True,
+                    tooltip="For the instruction of Encode Instruction. With a list of pictures, "
+                    "the first goes with the first, and so on; of a shorter list the last is used "
+                    "on.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, instructions: str) -> io.NodeOutput:
+        lines = [line.strip() for line in instructions.splitlines() if line.strip()]
+        if not lines:
+            raise InputError("There is no instruction: write one on each line.")
+        return io.NodeOutput(lines)
