@@ -1,0 +1,315 @@
+"""Does ParaRL help where people sample? A study over independent starts, one file for each run.
+
+``python -m mmada_parallel.benchmarks.pararl_study run ARM START SEED`` makes one run (again): the
+shipped checkpoint is finetuned on the toy world's open tasks with SFT seed START, unless that start
+is there already; an adapter is trained from it by ARM with seed SEED; and both are judged on the
+same held-out tasks with the same seeds of the answers, as rolled out and with the sampler's
+defaults.
+``all`` makes every run that is missing, the most wanted first, ``--processes`` at a time.
+``summary`` sums the files up: per start the gain over it, averaged over its runs; over starts its
+mean, its t interval and that of a bootstrap. ``--method`` takes other settings than the frozen
+ones, for starts 0, 3 and 7 alone, which are never reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import random
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from mmada_parallel.benchmarks import open_tasks
+from mmada_parallel.demo import evaluate, world
+from mmada_parallel.demo.dataset import HELD_OUT, cases_of
+from mmada_parallel.demo.reward import CheckerReward
+from mmada_parallel.mmp_core import Model, SamplerSettings, load_checkpoint
+from mmada_parallel.mmp_core.checkpoint.load import DEMO
+from mmada_parallel.mmp_core.errors import InputError
+from mmada_parallel.mmp_core.files import replacing
+from mmada_parallel.training.pararl.run import ParaRLRun
+from mmada_parallel.training.pararl.settings import ParaRLSettings
+from mmada_parallel.training.sft.run import SFTRun
+from mmada_parallel.training.sft.settings import SFTSettings
+from mmada_parallel.training.weights.policies import FullWeights, LoRA
+
+TUNING_STARTS, STARTS, SEEDS = (0, 3, 7), (11, 12, 13, 14, 15), (1, 2)
+"""SFT seeds to choose settings on, and those that are reported; training seeds of each."""
+RESULTS = Path(__file__).with_name("results") / "pararl"
+TASKS = 2000
+"""Open tasks to train by rewards on. SFT has twice as many, and as many ordinary ones."""
+MEASURES = ("agree", "picture", "sentence", "kept")
+DEFAULT = "default"
+"""The condition with the sampler's defaults; "trained" is the other."""
+RESAMPLES = 10_000
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""97.5 % points of Student's distribution with 1, 2, … degrees of freedom."""
+
+Arm = Literal["none", "trajectory", "output", "output, equal calls"]
+ARMS: tuple[Arm, ...] = ("none", "trajectory", "output", "output, equal calls")
+"""The start itself; rewards along the trajectory; of the final pair alone, with as many rollouts,
+and with as many calls of the reward."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """What may be tuned. ``sampler``: of the rollouts. ``scored``: steps of each that are trained.
+    ``groups``: prompts per step. ``sft_steps``: of a start."""
+
+    sampler: SamplerSettings
+    groups: int = 4
+    group_size: int = 8
+    scored: int = 3
+    steps: int = 48
+    rate: float = 8e-4
+    kl: float = 1e-4
+    rank: int = 16
+    sft_steps: int = 400
+
+
+FEW = SamplerSettings(text_steps=8, image_steps=8, text_temperature=1.0, joint_guidance=0.0)
+METHODS = {
+    "unguided": Method(FEW),
+    "guided": Method(replace(FEW, joint_guidance=3.5)),
+    "guided, 16 steps": Method(
+        replace(FEW, joint_guidance=3.5, text_steps=16, image_steps=16, text_temperature=0.7)
+    ),
+}
+FROZEN = "unguided"
+"""The method of the reported runs."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """``folder``: of what is trained. ``results``: of the files. ``cases``: held-out tasks judged
+    with default sampling, and as rolled out."""
+
+    folder: Path
+    results: Path
+    method: str = FROZEN
+    cases: tuple[int, int] = (500, 300)
+
+    def file(self, arm: Arm, start: int, seed: int) -> Path:
+        name = f"start {start}, {arm}" + (f", seed {seed}" if arm != "none" else "")
+        return self.results / f"{name}.json"
+
+    def run_folder(self, arm: Arm, start: int, seed: int) -> Path:
+        return self.folder / self.method / f"start {start}, {arm}, seed {seed}"
+
+
+def settings_of(arm: Arm, method: Method, seed: int) -> ParaRLSettings:
+    groups = method.groups * (method.scored if arm == "output, equal calls" else 1)
+    return ParaRLSettings(
+        steps=method.steps,
+        groups=groups,
+        group_size=method.group_size,
+        scored_steps=method.scored,
+        reward_at="trajectory" if arm == "trajectory" else "output",
+        learning_rate=method.rate,
+        kl=method.kl,
+        schedule="linear",
+        warmup_steps=min(5, method.steps - 1),
+        micro_batch=48,
+        gradient_checkpointing=False,
+        checkpoint_every=10,
+        sampler=method.sampler,
+        seed=seed,
+    )
+
+
+def run(work: Work, arm: Arm, start: int, seed: int) -> dict[str, Any]:
+    """What is written to the run's file, which is returned if it is there already."""
+    file = work.file(arm, start, seed)
+    if file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))
+    torch.set_num_threads(1)
+    method, began = METHODS[work.method], time.perf_counter()
+    model = started(work, method, start)
+    training: dict[str, Any] = {}
+    if arm != "none":
+        policy = LoRA(model.transformer, rank=method.rank, seed=seed)
+        cases = cases_of(model, map(open_tasks.task, range(TASKS)))
+        settings, folder = settings_of(arm, method, seed), work.run_folder(arm, start, seed)
+        training = trained(
+            ParaRLRun(model, cases, CheckerReward(), settings, folder, policy=policy)
+        )
+    result = {
+        "command": f"python -m mmada_parallel.benchmarks.pararl_study run {arm!r} {start} {seed}",
+        "arm": arm,
+        "start": start,
+        "seed": None if arm == "none" else seed,
+        "method": work.method,
+        "settings": asdict(method),
+        "machine": f"{platform.machine()}, torch {torch.__version__}, one thread",
+        "commit": commit(),
+        **training,
+        "judged": judged(model, work, method, start),
+        "seconds": round(time.perf_counter() - began),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as path:
+        path.write_text(json.dumps(result, indent=1, default=str) + "\n", encoding="utf-8")
+    return result
+
+
+def started(work: Work, method: Method, start: int) -> Model:
+    """The shipped checkpoint after SFT on open tasks, two to an ordinary one, by seed ``start``."""
+    model = load_checkpoint(DEMO, dtype=torch.float32)
+    tasks = [(open_tasks.task if i % 3 else world.task)(i) for i in range(3 * TASKS)]
+    settings = SFTSettings(
+        steps=method.sft_steps,
+        learning_rate=5e-4,
+        schedule="linear",
+        batch_size=64,
+        micro_batch=64,
+        gradient_checkpointing=False,
+        checkpoint_every=50,
+        seed=start,
+    )
+    folder, policy = work.folder / f"start {start}", FullWeights(model.transformer)
+    sft = SFTRun(model, cases_of(model, tasks), settings, folder, policy=policy)
+    sft.resume()
+    sft.train()
+    model.transformer.requires_grad_(False)
+    return model
+
+
+def trained(rl: ParaRLRun) -> dict[str, Any]:
+    """Train to the end; what is told of it."""
+    rl.resume()
+    rl.train()
+    log = rl.folder.path / "log.jsonl"
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    curves = ("reward_mean", "groups_skipped", "kl", "grad_norm")
+    return {
+        "reward_calls": lines[-1]["reward_calls"],
+        "seconds_per_step": round(statistics.mean(line["seconds"] for line in lines), 2),
+        "curves": {name: [line[name] for line in lines] for name in curves},
+    }
+
+
+def judged(model: Model, work: Work, method: Method, start: int) -> dict[str, dict[str, Any]]:
+    """Measures by condition, 0 … 1. A start's runs answer the same tasks with the same seeds."""
+    results = {}
+    conditions = {DEFAULT: SamplerSettings(), "trained": method.sampler}
+    for (name, sampler), count in zip(conditions.items(), work.cases, strict=True):
+        tasks = [open_tasks.task(HELD_OUT + number) for number in range(count)]
+        first = 10**6 * (start + 1)
+        measures = evaluate.judge(model, tasks, seed=first, settings=sampler, batch=50)
+        results[name] = {"cases": count, **{m: measures[m] for m in (*MEASURES, "distinct")}}
+    return results
+
+
+def commit() -> str:
+    """Of the code that ran; empty outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
+def wanted(arms: Sequence[Arm], starts: Sequence[int]) -> Iterator[tuple[Arm, int, int]]:
+    """Runs in the order of their worth: the main comparison is whole first."""
+    for arm in arms:
+        for seed in SEEDS if arm != "none" else SEEDS[:1]:
+            yield from ((arm, start, seed) for start in starts)
+
+
+def summary(results: Path) -> dict[str, Any]:
+    """Gains in points over the starts, by arm, condition and measure (agreement at the top)."""
+    runs = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob("start*"))]
+    starts = {one["start"]: one["judged"] for one in runs if one["arm"] == "none"}
+    arms: dict[str, Any] = {}
+    for arm in ARMS[1:]:
+        own = [one for one in runs if one["arm"] == arm and one["start"] in starts]
+        if own:
+            arms[arm] = {
+                condition: gains(own, starts, condition) for condition in ("trained", DEFAULT)
+            }
+    return arms
+
+
+def gains(
+    runs: Sequence[dict[str, Any]], starts: dict[int, dict[str, Any]], condition: str
+) -> dict[str, Any]:
+    """Of one arm in one condition."""
+    found: dict[str, Any] = {}
+    for measure in MEASURES:
+        by_start: dict[int, list[float]] = {}
+        for one in runs:
+            before = starts[one["start"]][condition][measure]
+            gain = 100 * (one["judged"][condition][measure] - before)
+            by_start.setdefault(one["start"], []).append(gain)
+        means = [statistics.mean(values) for values in by_start.values()]
+        found[measure] = {**interval(means), "by start": by_start}
+    agree = found.pop("agree")
+    return {**agree, "starts": len(agree["by start"]), "runs": len(runs), "others": found}
+
+
+def interval(means: Sequence[float]) -> dict[str, float]:
+    """Mean, and 95 % intervals by Student's t and by a bootstrap over starts."""
+    mean, count = statistics.mean(means), len(means)
+    if count < 2:
+        return {"gain": mean}
+    half = _T[count - 2] * statistics.stdev(means) / math.sqrt(count)
+    rng = random.Random(0)
+    drawn = sorted(statistics.mean(rng.choices(means, k=count)) for _ in range(RESAMPLES))
+    low, high = drawn[round(0.025 * RESAMPLES)], drawn[round(0.975 * RESAMPLES)]
+    return {
+        "gain": mean,
+        "low": mean - half,
+        "high": mean + half,
+        "bootstrap low": low,
+        "bootstrap high": high,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--folder", type=Path, default=Path("build/pararl-study"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--method", choices=METHODS, default=FROZEN)
+    does = parser.add_subparsers(dest="do", required=True)
+    one = does.add_parser("run")
+    one.add_argument("arm", choices=ARMS)
+    one.add_argument("start", type=int)
+    one.add_argument("seed", type=int)
+    every = does.add_parser("all")
+    every.add_argument("--arms", nargs="+", choices=ARMS[1:], default=list(ARMS[1:]))
+    every.add_argument("--starts", nargs="+", type=int, default=list(STARTS))
+    every.add_argument("--processes", type=int, default=2)
+    does.add_parser("summary")
+    args = parser.parse_args()
+    work = Work(args.folder, args.results, args.method)
+    if args.do == "summary":
+        found = summary(args.results)
+        text = json.dumps(found, indent=1) + "\n"
+        (args.results / "summary.json").write_text(text, encoding="utf-8")
+        print(text)
+        return
+    starts = [args.start] if args.do == "run" else args.starts
+    if args.method != FROZEN:
+        if not set(starts) <= set(TUNING_STARTS):
+            raise InputError(f"Settings are tuned on starts {TUNING_STARTS} alone.")
+        work = replace(work, results=args.results / "tuning" / args.method)
+    if args.do == "run":
+        print(json.dumps(run(work, args.arm, args.start, args.seed)["judged"]))
+        return
+    with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
+        for arms in (ARMS[:1], args.arms):  # the starts before what is trained from them
+            jobs = {call: pool.submit(run, work, *call) for call in wanted(arms, starts)}
+            for call, job in jobs.items():
+                print(call, job.result()["judged"], flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The study of ParaRL over starts: its sums, and a run at a size at which it says nothing."""
+
+import json
+
+import pytest
+from mmada_parallel.benchmarks import pararl_study
+from mmada_parallel.benchmarks.pararl_study import FEW, Method, Work
+
+
+def write(folder, arm, start, seed, agree):
+    measures = dict.fromkeys(pararl_study.MEASURES, 0.5) | {"agree": agree}
+    result = {"arm": arm, "start": start, "judged": {"trained": measures, "default": measures}}
+    (folder / f"start {start}, {arm}, {seed}.json").write_text(json.dumps(result))
+
+
+def test_gains_are_paired_and_the_interval_is_over_starts(tmp_path):
+    """Five starts that gain 1 to 5 points, each in two runs a point apart."""
+    for start in range(11, 16):
+        write(tmp_path, "none", start, 1, 0.2 + start / 100)
+        for seed, off in ((1, -0.005), (2, 0.005)):
+            gain = (start - 10) / 100 + off
+            write(tmp_path, "trajectory", start, seed, 0.2 + start / 100 + gain)
+    found = pararl_study.summary(tmp_path)["trajectory"]["default"]
+    assert (found["starts"], found["runs"]) == (5, 10)
+    assert found["gain"] == pytest.approx(3)
+    half = 2.776 * 2.5**0.5 / 5**0.5
+    assert (found["low"], found["high"]) == pytest.approx((3 - half, 3 + half))
+    assert 1 < found["bootstrap low"] < 3 < found["bootstrap high"] < 5
+    assert found["others"]["picture"]["gain"] == 0
+    assert found["by start"][11] == pytest.approx([0.5, 1.5])
+
+
+def test_the_main_comparison_comes_first():
+    calls = list(pararl_study.wanted(["none", "trajectory"], [11, 12]))
+    assert calls == [
+        ("none", 11, 1),
+        ("none", 12, 1),
+        ("trajectory", 11, 1),
+        ("trajectory", 12, 1),
+        ("trajectory", 11, 2),
+        ("trajectory", 12, 2),
+    ]
+
+
+def test_arms_have_equal_rollouts_or_equal_reward_calls():
+    method = pararl_study.METHODS[pararl_study.FROZEN]
+    by_arm = {arm: pararl_study.settings_of(arm, method, 1) for arm in pararl_study.ARMS[1:]}
+    calls = {
+        arm: s.groups * (s.scored_steps if s.reward_at == "trajectory" else 1)
+        for arm, s in by_arm.items()
+    }
+    assert by_arm["output"].groups == by_arm["trajectory"].groups
+    assert calls["output, equal calls"] == calls["trajectory"]
+
+
+@pytest.mark.exhaustive
+def test_a_run_is_written_once_and_repeats(tmp_path, monkeypatch):
+    tiny = Method(FEW, groups=2, group_size=2, scored=2, steps=1, sft_steps=1)
+    monkeypatch.setitem(pararl_study.METHODS, pararl_study.FROZEN, tiny)
+    monkeypatch.setattr(pararl_study, "TASKS", 20)
+    found = []
+    for place in ("one", "other"):
+        work = Work(tmp_path / place, tmp_path / f"{place} results", cases=(2, 2))
+        for arm in ("none", "trajectory"):
+            found.append(pararl_study.run(work, arm, 11, 1))
+        assert pararl_study.run(work, "trajectory", 11, 1)["seconds"] == found[-1]["seconds"]
+        assert set(pararl_study.summary(work.results)) == {"trajectory"}
+    assert [one["judged"] for one in found[:2]] == [one["judged"] for one in found[2:]]
+    assert found[1]["curves"]["reward_mean"] == found[3]["curves"]["reward_mean"]
+    assert found[1]["reward_calls"] == 2 * 2 * 2
