@@ -26,4 +26,5 @@ def test_training_costs_what_its_forwards_do():
 def test_large_cards_hold_bf16_and_small_ones_stream():
     assert cards.fits(cards.Card("", 24, 1)) == "exact: bf16; cached: bf16"
     assert cards.fits(cards.Card("", 16, 1)) == "exact: int8; cached: int8"
-    assert "streamed" in cards.fits(cards.Card("", 8, 1))
+    assert cards.fits(cards.Card("", 12, 1)) == "exact: int8; cached: nvfp4"
+    assert "streamed" in cards.fits(cards.Card("", 6, 1))
