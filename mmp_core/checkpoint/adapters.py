@@ -29,6 +29,7 @@ PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 _PREFIXES = (PREFIX, "diffusion_model.")
 _NAME = re.compile(r"(?P<layer>.+)\.lora_(?P<part>A|B|down|up)(\.default)?\.weight")
+_WHOLE = re.compile(r"(?P<layer>.+?)(\.modules_to_save(\..+)?)?\.(weight|bias)")
 _PARTS = {"A": "A", "down": "A", "B": "B", "up": "B"}
 _MAGNITUDE = re.compile(r"(?P<layer>.+)\.lora_magnitude_vector(\.default)?(\.weight)?")
 _NOT_PLAIN = (
@@ -91,10 +92,10 @@ def adapter_state(
             matrices.setdefault(_layer_of(match["layer"]), {})[_PARTS[match["part"]]] = tensor
         elif (match := _MAGNITUDE.fullmatch(key)) and tensor.ndim == 1:
             magnitudes[_layer_of(match["layer"])] = tensor
-        elif "modules_to_save" in key or key.endswith(("wte.weight", "transformer.ff_out.weight")):
+        elif (match := _WHOLE.fullmatch(key)) and ".lora_" not in key:
             raise InputError(
-                f"{name} brings weights of its own for {_layer_of(key)}, the embedding or output "
-                "layer, which is not supported: train it on the layers of the blocks alone."
+                f"{name} brings weights of its own for {_layer_of(match['layer'])}, which is not "
+                "supported: train it as a LoRA of the layers of the blocks alone."
             )
         else:
             raise InputError(f"{name} holds {key}, which is no matrix of a LoRA that we can read.")

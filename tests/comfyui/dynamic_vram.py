@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from ...mmp_core import SamplerSettings, denoise, encode_instruction
+from ...mmp_core.checkpoint.convert import convert
 from ...mmp_core.model.quantised import WeightOnlyLinear
 from ..nodes import untrained
 from . import fake_aimdo
@@ -90,6 +91,8 @@ def main(names, residencies):
 
     write_checkpoints()
     tie(untrained.write_untrained(FOLDER / "tied-wide"))
+    for kind in ("fp8", "int8"):
+        convert(FOLDER / "variant-M", FOLDER / f"small-{kind}.safetensors", quantize=kind)
     Situation().pretend()
     fake_aimdo.install()
     management.args.disable_pinned_memory = True

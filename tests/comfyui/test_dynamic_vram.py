@@ -11,9 +11,11 @@ import sys
 import pytest
 from mmada_parallel.tests.hosts import find_host
 
-SMALL = "variant-M"
-"""Most weights of this one are below the 16 KB up to which ComfyUI loads them at once."""
-EVERY = "plain,variant-M,tied-wide,fp8.safetensors,int8.safetensors"
+SMALL = ("variant-M", "small-fp8.safetensors", "small-int8.safetensors")
+"""Most weights of these are below the 16 KB up to which ComfyUI loads them at once."""
+EVERY = ",".join(
+    ("plain", "tied-wide", "fp8.safetensors", "int8.safetensors", "nvfp4.safetensors", *SMALL)
+)
 SOME = ("current", "int8.safetensors", "classic,flapping")
 ALL = "classic,all,none,alternate,flapping"
 
@@ -50,7 +52,7 @@ def test_the_weights_are_comfyuis_to_stream(observed):
     for name, runs in observed.items():
         for residency, run in runs.items():
             assert run["dynamic"] == (residency != "classic")
-            assert bool(run["managed"]) == run["dynamic"] or name == SMALL
+            assert bool(run["managed"]) == run["dynamic"] or name in SMALL
             assert bool(run["quantised"]) == name.endswith(".safetensors")
 
 
@@ -59,7 +61,7 @@ def test_tokens_and_pictures_do_not_depend_on_what_is_resident(observed):
         for run in runs.values():
             assert run["edits"] == [runs["classic"]["edits"][0]] * 3  # also after a training
             assert run["adapted"] == [runs["classic"]["adapted"][0]] * 2
-            assert run["adapted"][0] != run["edits"][0] or name == SMALL
+            assert run["adapted"][0] != run["edits"][0] or name in SMALL
 
 
 def test_gradients_do_not_depend_on_what_is_resident(observed):
@@ -73,7 +75,7 @@ def test_every_weight_that_was_pinned_is_let_go(observed):
     for name, runs in observed.items():
         for residency, run in runs.items():
             assert run["pinned"] == 0
-            if name == SMALL:
+            if name in SMALL:
                 continue
             assert bool(run["refused"]) == (residency in ("none", "alternate", "flapping"))
             assert (run["refused"] == run["asked"]) == (residency in ("none", "classic"))

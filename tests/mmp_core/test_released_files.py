@@ -387,9 +387,14 @@ def test_adapters_of_the_output_layer_are_refused(adapter, folder):
         InputError, match="adapts model.transformer.ff_out, the embedding or output"
     ):
         build_adapter(load_checkpoint(folder), state, metadata, "mine")
-    for name in (f"{head}.weight", f"{head}.modules_to_save.weight"):
+    norm = head.replace("ff_out", "ln_f")
+    for name in (
+        f"{head}.weight",
+        f"{head}.modules_to_save.weight",
+        f"{norm}.modules_to_save.bias",
+    ):
         write_adapter(adapter, **{name: torch.ones(3, 16)})
-        with pytest.raises(InputError, match="weights of its own for .*ff_out"):
+        with pytest.raises(InputError, match="weights of its own for .*(ff_out|ln_f), which"):
             read_adapter(adapter)
 
 
