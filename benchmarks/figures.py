@@ -291,7 +291,7 @@ def main() -> None:
         **lumina_thumbnails(),
     }
     for name, sheet in thumbnails.items():
-        sheet.save(ROOT / "workflows" / f"{name}.jpg", quality=90)
+        sheet.save(ROOT / "workflows" / f"{name}.jpg", quality=80, optimize=True)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def main() -> None:
         "Before and after": stacked([before, after]),
     }
     for name, sheet in thumbnails.items():
-        sheet.save(ROOT / "workflows" / f"{name}.jpg", quality=90)
+        sheet.save(ROOT / "workflows" / f"{name}.jpg", quality=80, optimize=True)
 
 
 if __name__ == "__main__":

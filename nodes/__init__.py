@@ -12,6 +12,7 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 from ..demo.register import register as register_toy_world
 from ..mmp_core import CheckpointError, InputError
 from ..mmp_core.memory import OutOfMemory
+from .collect import CollectDataset
 from .compare import CompareAdapters
 from .convert import ConvertCheckpoint
 from .dataset import LoadEditDataset
@@ -61,6 +62,7 @@ class MMaDAParallelExtension(ComfyExtension):
             ScoreAlignment,
             PickSample,
             LoadEditDataset,
+            CollectDataset,
             ParaRLFinetune,
             SFTFinetune,
             CompareAdapters,

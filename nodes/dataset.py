@@ -35,7 +35,11 @@ class LoadEditDataset(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "dataset",
-                    options=[*folders.generated_datasets(), *folders.stored_datasets()],
+                    options=[
+                        *folders.generated_datasets(),
+                        *folders.stored_datasets(),
+                        *folders.unusable_datasets(),
+                    ],
                     default="demo (toy world)",
                     tooltip="Put a folder of cat.png and cat.txt (the instruction) into ComfyUI's "
                     "input folder, for SFT also cat.think.txt (the reasoning) and cat.target.png "

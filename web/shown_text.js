@@ -14,6 +14,7 @@ const NODES = [
   'MMaDAParallelSFTFinetune'
 ]
 const NOTING = [
+  'MMaDAParallelCollectDataset',
   'MMaDAParallelEncodeInstruction',
   'MMaDAParallelExtendCanvas',
   'MMaDAParallelLoader',

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from stat import S_ISREG
@@ -20,6 +20,8 @@ from ...mmp_core.errors import shortened, shown
 from ...mmp_core.files import checked_path, is_plain_name
 from ...mmp_core.outside import checked_text
 from ...mmp_core.variants.registry import image_tokenizer_folders
+from ...training.data.fields import PICTURES
+from ...training.data.fields import listed as listed_files
 from ...training.data.registry import GENERATED, GeneratedDataset
 from ...training.data.sources import KINDS, files_of
 from ...training.loop.keeping import kept_adapters
@@ -33,6 +35,8 @@ CLIP_FOLDER = "open_clip"
 NO_ADAPTER = "none"
 """What a widget offers before the adapters of ``models/loras``."""
 TOKENS_ENDING = ".tokens.safetensors"
+_OF_THE_PAGE = ("3d", "clipspace", "pasted")
+"""Folders in the input folder that ComfyUI's page makes itself."""
 
 FileState = tuple[str, int, int]
 """Name, size in bytes and time of change in ns of a file: another one means other content."""
@@ -221,32 +225,66 @@ def generated_datasets() -> dict[str, GeneratedDataset]:
     return {dataset.label: dataset for dataset in GENERATED.values()}
 
 
-def stored_datasets() -> dict[str, Path]:
-    """Folders with instructions, manifests and saved datasets."""
-    paths: dict[str, Path] = {}
+def _input_entries() -> Iterator[tuple[str, Path]]:
+    """What lies in the input folder, as deep as datasets are looked for, by its name from there."""
     root = Path(folder_paths.get_input_directory())
 
-    def visit(folder: Path, depth: int) -> None:
-        for path in sorted(folder.iterdir()):
-            if path.name.startswith(".") or (path.is_dir() and not depth):
-                continue
-            with suppress(OSError, InputError):  # not readable: not offered
-                if any(kind.offered(path) for kind in KINDS):
-                    paths[path.relative_to(root).as_posix()] = path
+    def visit(folder: Path, depth: int) -> Iterator[Path]:
+        with suppress(OSError):  # not readable: not offered
+            for path in sorted(folder.iterdir()):
+                if path.name.startswith(".") or (path.is_dir() and not depth):
+                    continue
+                yield path
                 if path.is_dir():
-                    visit(path, depth - 1)
+                    yield from visit(path, depth - 1)
 
-    with suppress(OSError):
-        visit(root, _DATASET_DEPTH)
-    return dict(sorted(paths.items()))
+    for path in visit(root, _DATASET_DEPTH):
+        yield path.relative_to(root).as_posix(), path
+
+
+def _is_dataset(path: Path) -> bool:
+    with suppress(OSError, InputError):
+        return any(kind.offered(path) for kind in KINDS)
+    return False
+
+
+def stored_datasets() -> dict[str, Path]:
+    """Folders with instructions, manifests and saved datasets."""
+    return {name: path for name, path in sorted(_input_entries()) if _is_dataset(path)}
+
+
+def unusable_datasets() -> dict[str, str]:
+    """Folders of pictures that are no dataset: how they are listed, and why."""
+    reasons = {}
+    for name, path in sorted(_input_entries()):
+        if name.partition("/")[0] in _OF_THE_PAGE or not path.is_dir() or _is_dataset(path):
+            continue
+        with suppress(InputError):
+            pictures = [file for file in listed_files(path) if file.suffix.lower() in PICTURES]
+            if pictures:
+                first = pictures[0]
+                reasons[f"{name} (unusable: pictures without a .txt)"] = (
+                    f"The folder {name} has {len(pictures)} pictures and no instructions: write "
+                    f"what to change in {first.name} into {first.stem}.txt beside it, and so on "
+                    "for the others."
+                )
+    return reasons
 
 
 def dataset_path(name: str) -> Path:
     """Raises ``InputError`` for a name that :func:`stored_datasets` does not list."""
     paths = stored_datasets()
     if name not in paths:
-        raise InputError(_missing(name, folder_paths.get_input_directory()))
+        missing = _missing(name, folder_paths.get_input_directory())
+        raise InputError(unusable_datasets().get(name) or missing)
     return paths[name]
+
+
+def new_dataset(name: str) -> Path:
+    """The folder of a dataset to add to, in the input folder. Raises ``InputError`` for a name that
+    cannot be that of a folder."""
+    _check_name("dataset", name)
+    return Path(folder_paths.get_input_directory()) / name
 
 
 def dataset_files(name: str) -> Iterable[Path]:

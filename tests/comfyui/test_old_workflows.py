@@ -11,6 +11,7 @@ from mmada_parallel.tests.workflow_api import NOTES, to_api
 FOLDER = PACK_ROOT / "tests" / "comfyui" / "old_workflows"
 OLD = sorted(FOLDER.glob("*/*.json"))
 NEWER = {
+    "MMaDAParallelCollectDataset",
     "MMaDAParallelCompareAdapters",
     "MMaDAParallelConvertCheckpoint",
     "MMaDAParallelInstructions",

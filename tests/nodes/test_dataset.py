@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from mmada_parallel.demo.world import Task
 from mmada_parallel.mmp_core import InputError
 from mmada_parallel.training.data.dataset import tokenised
@@ -138,3 +139,51 @@ def test_interruption_stops_between_items(load, input_folder):
     management.interrupt_current_processing()
     with pytest.raises(management.InterruptProcessingException):
         load("pets")
+
+
+def collected(run_node, **changes):
+    given = {"dataset": "mine", "instruction": "make it red"}
+    return run_node("CollectDataset", **given, **changes)
+
+
+def test_what_the_graph_made_becomes_a_dataset(run_node, load, input_folder, names):
+    pictures = torch.rand(2, 64, 96, 3)
+    output = collected(run_node, image=pictures, target=pictures.flip(2), think="red is warm")
+    assert output.result == ("mine", 2) and "2 of 2 added" in output.ui["text"][0]
+    again = collected(run_node, image=pictures, target=pictures.flip(2), think="red is warm")
+    assert again.result == ("mine", 2) and "0 of 2 added" in again.ui["text"][0]
+    assert collected(run_node, image=pictures[:1])[1] == 3  # without target: another item
+    assert "mine" in names() and len(list(input_folder.glob("mine/make-it-red-*.txt"))) == 5
+    dataset, _, count, _ = load("mine").result
+    assert count == 3 and {item.instruction for item in dataset.items} == {"make it red"}
+    (pair,) = {item.think for item in dataset.items} - {None}
+    assert pair == "red is warm"
+    item = next(item for item in dataset.items if item.think)
+    assert np.array_equal(np.asarray(item.image.read()), np.asarray(item.target.read())[:, ::-1])
+
+
+def test_what_makes_no_item_is_refused(run_node, input_folder):
+    pictures = torch.rand(3, 64, 96, 3)
+    with pytest.raises(InputError, match="must have the same shape"):
+        collected(run_node, image=pictures, target=torch.rand(3, 64, 64, 3))
+    with pytest.raises(InputError, match="3 images and 2 targets"):
+        collected(run_node, image=pictures, target=pictures[:2])
+    for name in ("../outside", "a/b", "con", ""):
+        with pytest.raises(InputError, match="give a name"):
+            run_node("CollectDataset", dataset=name, instruction="make it red", image=pictures)
+    with pytest.raises(InputError, match="instruction is empty"):
+        run_node("CollectDataset", dataset="mine", instruction=" ", image=pictures)
+    assert not list(input_folder.iterdir())
+
+
+def test_a_folder_that_cannot_be_used_is_listed_with_the_reason(nodes, load, input_folder):
+    write_items(input_folder / "good", "cat")
+    for folder in ("photos", "clipspace"):
+        (input_folder / folder).mkdir()
+        Image.new("RGB", (64, 48)).save(input_folder / folder / "dog.jpg")
+    (label,) = nodes.dataset.folders.unusable_datasets()
+    assert label == "photos (unusable: pictures without a .txt)"
+    offered = nodes.dataset.LoadEditDataset.define_schema().inputs[0].options
+    assert offered[-1] == label and "good" in offered
+    with pytest.raises(InputError, match="write what to change in dog.jpg into dog.txt"):
+        load(label)
