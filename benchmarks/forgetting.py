@@ -9,22 +9,19 @@ the word, and on ordinary ones.
 from __future__ import annotations
 
 import json
-import random
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmada_parallel.benchmarks.measure import Report, parser_of
-from mmada_parallel.demo import world
+from mmada_parallel.demo import new_word, world
 from mmada_parallel.demo.checker import check
 from mmada_parallel.demo.dataset import HELD_OUT, cases_of
 from mmada_parallel.demo.evaluate import judge
-from mmada_parallel.demo.kinds import KINDS
-from mmada_parallel.demo.scenes import random_scene
 from mmada_parallel.demo.tasks import Task
 from mmada_parallel.mmp_core import (
     Model,
@@ -44,8 +41,6 @@ from mmada_parallel.training.sft.run import SFTRun
 from mmada_parallel.training.sft.settings import SFTSettings
 from mmada_parallel.training.weights.policies import LoRA
 
-WORD, MEANT = "blick", "star"
-"""A shape by another name, in instructions and sentences alike: for the tokenizer it is unknown."""
 PAIRS = 60
 ARMS = {
     "1e-3": (1e-3, 60, 10, 0.0),
@@ -58,24 +53,11 @@ ARMS = {
 _OTHERS = HELD_OUT + 3 * 10**8
 
 
-def word_task(seed: int) -> Task:
-    """To add a star, or to put one in another's place, by the new word."""
-    rng = random.Random(f"word {seed}")
-    kind = KINDS[rng.choice(("add", "replace"))]
-    while True:
-        scene = random_scene(rng, (4, 4))
-        task = kind.make(rng, scene)
-        (_, new), *others = scene.changes(task.after).values()
-        if not others and new and new[0] == MEANT and MEANT not in str(scene.objects()):
-            words = (text.replace(MEANT, WORD) for text in (task.instruction, task.sentence))
-            return replace(task, instruction=next(words), sentence=next(words))
-
-
 def train(model: Model, arm: str, seed: int, folder: Path, judged: int) -> dict[str, Any]:
     rate, steps, every, rehearsal = ARMS[arm]
     guard = guard_of(world_checkpoint(model))
     assert guard is not None
-    cases = cases_of(model, [word_task(1000 * seed + number) for number in range(PAIRS)])
+    cases = cases_of(model, [new_word.task(1000 * seed + number) for number in range(PAIRS)])
     settings = SFTSettings(
         steps=steps,
         learning_rate=rate,
@@ -137,7 +119,7 @@ def _judged(model: Model, seed: int, count: int) -> dict[str, Any]:
     """Shares of right answers on ``count`` new tasks with the word and as many ordinary ones."""
     if not count:
         return {}
-    word = [word_task(10**6 + 1000 * seed + number) for number in range(count)]
+    word = [new_word.task(10**6 + 1000 * seed + number) for number in range(count)]
     other = judge(model, [world.task(_OTHERS + number) for number in range(count)], batch=25)
     return {
         "word": _word_measures(model, word),

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmada_parallel.benchmarks import open_tasks, pararl
+from mmada_parallel.benchmarks import pararl
 from mmada_parallel.benchmarks.measure import parser_of
 from mmada_parallel.benchmarks.pararl import ARMS, CONDITIONS, SEEDS, judged_file, run_folder
+from mmada_parallel.demo import open_tasks
 from mmada_parallel.demo.dataset import HELD_OUT, cases_of
 from mmada_parallel.training.samples import answers
 from mmada_parallel.views.examples import Answer, answers_sheet

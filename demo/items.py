@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import partial
 
 from ..training.data.dataset import EditDataset
@@ -13,13 +14,19 @@ from .scenes import Scene
 from .tasks import Task
 
 
-def world_dataset(count: int, first: int = 0) -> EditDataset:
+def world_dataset(
+    count: int,
+    first: int = 0,
+    task: Callable[[int], Task] = world.task,
+    place: str = "toy world",
+) -> EditDataset:
     """``count`` tasks on 4×4 scenes, from the one numbered ``first`` on, with reasoning and target.
 
-    ``facts`` of an item is its task, which the exact checker needs.
+    ``task``: makes one of its number. ``facts`` of an item is its task, which the exact checker
+    needs.
     """
-    tasks = ((number, world.task(number)) for number in range(first, first + count))
-    return EditDataset("toy world", tuple(_item(number, task) for number, task in tasks))
+    tasks = ((number, task(number)) for number in range(first, first + count))
+    return EditDataset(place, tuple(_item(number, each) for number, each in tasks))
 
 
 def _item(number: int, task: Task) -> Item:

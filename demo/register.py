@@ -61,9 +61,32 @@ class ToyWorld(datasets.GeneratedDataset):
         return write_result(run, DEMO, out, weights)
 
 
+class OpenTasks(ToyWorld):
+    name, label = "demo-open", "demo: open instructions"
+    help = "the same with instructions that leave something to choose, for votes"
+
+    def make(self, count: int) -> EditDataset:
+        from .items import world_dataset
+        from .open_tasks import task
+
+        return world_dataset(count, task=task, place=self.label)
+
+
+class NewWord(ToyWorld):
+    name, label = "demo-word", "demo: a new word"
+    help = "the same with a word for stars that the demo has never seen, for sft"
+
+    def make(self, count: int) -> EditDataset:
+        from .items import world_dataset
+        from .new_word import task
+
+        return world_dataset(count, task=task, place=self.label)
+
+
 def register() -> None:
     """Make them known to nodes and command line."""
-    datasets.register(ToyWorld())
+    for world in (ToyWorld(), OpenTasks(), NewWord()):
+        datasets.register(world)
     rewards.register(
         rewards.RewardKind(
             "checker",

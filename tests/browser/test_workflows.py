@@ -9,11 +9,17 @@ FIRST = next(path for path in WORKFLOWS if path.stem == "Edit an image")
 LIVE = ("MMaDAParallelDenoise", "MMaDAParallelParaRLFinetune")
 LIKE_OTHERS = ("Edit a large photo", "Inpaint part of a large photo")
 """Those with the nodes of others, so that they are opened only by those who ask for it."""
+MINUTES = ("Teach it something new",)
+WAITS = ("ParaRL with your votes",)
+"""Run by test_votes.py."""
+FOR_WHO_ASKS = (*LIKE_OTHERS, *MINUTES, *WAITS)
 TEXT_ALONE = ("Describe a picture",)
 PICTURE_ALONE = ("Style from a second picture", "Text to image at any size")
 EXHAUSTIVE = (pytest.mark.slow, pytest.mark.exhaustive)
 CASES = [
-    pytest.param(path, "canvas", marks=EXHAUSTIVE if path.stem in LIKE_OTHERS else ())
+    pytest.param(
+        path, "canvas", marks=EXHAUSTIVE if path.stem in (*LIKE_OTHERS, *MINUTES, *WAITS) else ()
+    )
     for path in WORKFLOWS
 ] + [(FIRST, "vue")]
 
@@ -29,15 +35,16 @@ def test_it_opens_runs_and_shows_its_results(comfy_page, path, renderer):
     assert comfy_page.complaints() == []
     prompt = comfy_page.api_prompt()
     assert without_page_widgets(prompt) == to_api(workflow, comfy_page.server.object_info())
-    if comfy_page.server.host.name == "oldest" and path != FIRST:
+    if path.stem in WAITS or (comfy_page.server.host.name == "oldest" and path != FIRST):
         return
     live = [i for i, node in prompt.items() if node["class_type"] in LIVE]
     comfy_page.reseed()
     comfy_page.queue()
     if path.stem not in TEXT_ALONE:
-        comfy_page.wait_for_message("b_preview_with_metadata")
+        timeout = 1200 if path.stem in MINUTES else 120
+        comfy_page.wait_for_message("b_preview_with_metadata", timeout)
     comfy_page.screenshot(f"{name}-running")
-    assert comfy_page.wait_for_end() == "execution_success"
+    assert comfy_page.wait_for_end(1200 if path.stem in MINUTES else 300) == "execution_success"
     comfy_page.screenshot(f"{name}-done")
     assert comfy_page.complaints() == []
     assert comfy_page.script_errors == []

@@ -14,12 +14,23 @@ DENOISE, SCENE = "MMaDAParallelDenoise", "MMaDAParallelDemoScene"
 LIVE = (DENOISE, "MMaDAParallelParaRLFinetune")
 """Nodes that show what they do while they run."""
 TRAINING = ("Finetune by ParaRL on a folder", "Before and after")
+MINUTES = ("Teach it something new",)
+"""Those that take so long that they run for those who ask for it."""
+WAITS = ("ParaRL with your votes",)
+"""Run by tests/browser/test_votes.py, which has somebody to vote."""
 DESCRIBES = ("Describe a picture",)
 DRAWS = ("Text to image at any size", "Style from a second picture")
 """Those that answer with a text alone, and with a picture alone."""
+
+
+def marks_of(name):
+    marks = [pytest.mark.slow] if name in (*TRAINING, *MINUTES) else []
+    return [*marks, *([pytest.mark.exhaustive] if name in MINUTES else [])]
+
+
 each_workflow = pytest.mark.parametrize(
     "path",
-    [pytest.param(p, marks=pytest.mark.slow if p.stem in TRAINING else ()) for p in WORKFLOWS],
+    [pytest.param(p, marks=marks_of(p.stem)) for p in WORKFLOWS if p.stem not in WAITS],
     ids=lambda path: path.stem,
 )
 BASIC = [path for path in WORKFLOWS if path.stem in ("Edit an image", "Generate with thinking")]
@@ -67,6 +78,8 @@ def test_the_promised_workflows_are_shipped():
         "Best of N",
         "Stop, keep and redraw",
         *TRAINING,
+        *MINUTES,
+        *WAITS,
         *DESCRIBES,
         *DRAWS,
     }

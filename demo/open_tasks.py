@@ -1,5 +1,4 @@
-"""Tasks of the toy world that leave something open, for the experiment with ParaRL: where, which
-one, or what colour.
+"""Tasks of the toy world that leave something open, for ParaRL: where, which one, or what colour.
 
 Several results are right, and equally likely as targets. Text and picture are sampled at the same
 time, so that each can be right without the other saying the same: what ParaRL is for.
@@ -10,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-from mmada_parallel.demo.scenes import (
+from .scenes import (
     BACKGROUNDS,
     COLOURS,
     SHAPES,
@@ -24,7 +23,7 @@ from mmada_parallel.demo.scenes import (
     place,
     random_scene,
 )
-from mmada_parallel.demo.tasks import Task
+from .tasks import Task
 
 Result = tuple[str, Scene]
 """A sentence and the scene that it leads to."""

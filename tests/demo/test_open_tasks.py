@@ -3,8 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mmada_parallel.benchmarks import open_tasks
-from mmada_parallel.demo import world
+from mmada_parallel.demo import open_tasks, world
 from mmada_parallel.demo.checker import apply_sentence, check
 from mmada_parallel.demo.render import render
 from mmada_parallel.demo.reward import sentences
