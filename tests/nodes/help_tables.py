@@ -18,7 +18,8 @@ LISTED = {
     "existing_lora": "`none`, then the `.safetensors` files in `models/loras`",
     "clip": "`demo`, then the folders in `models/open_clip`",
     "reward": "`your votes`, `checker (toy world)`, then `clip: ` and each of the CLIPs",
-    "dataset": "`demo (toy world)`, `demo: open instructions`, `demo: a new word`, then what is in the input folder",
+    "dataset": "`demo (toy world)`, `demo: open instructions`, `demo: a new word`, then what is in "
+    "the input folder",
     "run": "`none`, or the runs in `output/mmada_parallel/training` that kept adapters",
     "file": "files of tokens in the output and input folders",
 }
