@@ -21,7 +21,8 @@ class Case:
     ``name``: how messages call it. ``prompt``: batch 1, its initial state all masked.
     ``instruction``: the same in words. ``source()``: the picture to edit as the model sees it, read
     anew at each call; ``None`` to generate without one. ``target``: the answer without masks (batch
-    1), which only SFT needs. ``facts``: whatever else a reward needs, such as the toy world's task.
+    1), which only SFT and DPO need. ``rejected``: for DPO, an answer that was liked less than the
+    target. ``facts``: whatever else a reward needs, such as the toy world's task.
     ``image_weight``: (1, H, W) float, what the loss of each image token of the target counts;
     ``None`` for 1 everywhere (the paper's loss). ``origin``: equal for cases made of the same
     pictures, "" where their tokens say that.
@@ -35,6 +36,7 @@ class Case:
     facts: Any = None
     image_weight: Tensor | None = None
     origin: str = ""
+    rejected: TokenState | None = None
 
     def needed_target(self) -> TokenState:
         """The target. Raises ``InputError`` without one."""

@@ -66,24 +66,29 @@ def load_tokens(path: str | Path, model: Model) -> TokenState:
             if metadata.get("format") != FORMAT:
                 raise InputError(f"{path} holds no tokens: expected a file that Save Tokens wrote.")
             shapes = {name: file.get_slice(name).get_shape() for name in ("text", "image")}
-            _check_size(shapes, model, str(path))
+            check_size(shapes, model, str(path))
             placement = _placement(metadata.get("placement"))
             state = TokenState(file.get_tensor("text"), file.get_tensor("image"), placement)
     except InputError:
         raise
     except (OSError, RuntimeError, SafetensorError, ValueError, TypeError, LookupError) as error:
         raise InputError(f"{path} cannot be read ({error}); save the tokens again.") from None
-    for name, expected in token_identity(model).items():
-        if metadata.get(name) != expected:
-            raise InputError(
-                f"{path} was made with another {name} than this checkpoint's: load the checkpoint "
-                "that it was made with."
-            )
+    check_identity(metadata, model, str(path))
     try:
         check_known(model, state.text, state.image)
     except InputError as error:
         raise InputError(f"{path} is damaged: {error}") from None
     return state
+
+
+def check_identity(metadata: Mapping[str, str], model: Model, name: str) -> None:
+    """Raise ``InputError`` for a header that is not of ``model``'s :func:`token_identity`."""
+    for part, expected in token_identity(model).items():
+        if metadata.get(part) != expected:
+            raise InputError(
+                f"{name} was made with another {part} than this checkpoint's: load the checkpoint "
+                "that it was made with."
+            )
 
 
 def check_known(model: Model, text: Tensor, codes: Tensor | None) -> None:
@@ -99,7 +104,7 @@ def check_known(model: Model, text: Tensor, codes: Tensor | None) -> None:
             )
 
 
-def _check_size(shapes: Mapping[str, Sequence[int]], model: Model, name: str) -> None:
+def check_size(shapes: Mapping[str, Sequence[int]], model: Model, name: str) -> None:
     """Raise ``InputError`` for tokens that nothing of this pack makes, before they are read."""
     text, image = shapes["text"], shapes["image"]
     if len(text) != 2 or len(image) != 3:

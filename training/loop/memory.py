@@ -17,9 +17,11 @@ from ...mmp_core.model.lora import adaptable_layers
 from ...mmp_core.sampler.guidance import CorrectedGuidance
 from ...mmp_core.state import Prompt
 from ..cases import Case
+from ..dpo.settings import DPOSettings
 from ..pararl.settings import ParaRLSettings
 from ..sft.loss import logits_at_once
 from ..sft.settings import SFTSettings
+from .settings import RunSettings
 
 
 def trained_parameters(
@@ -78,10 +80,28 @@ def sft_bytes(
     return dequantised_bytes(model.transformer, model.transformer.dtype.itemsize) + update
 
 
+def dpo_bytes(
+    model: Model,
+    cases: Sequence[Case],
+    settings: DPOSettings,
+    trained: int,
+    at_once: int,
+    *,
+    dora: bool = False,
+) -> int:
+    """The same of DPO, whose sequences may be masked as a whole."""
+    update, layout = 0, model.layout
+    for prompt in _shapes(cases):
+        words, codes = prompt.initial.text.shape[1], prompt.initial.image[0].numel()
+        logits = at_once * (words * len(layout.text_choices) + codes * layout.codebook_size)
+        update = max(update, _update_bytes(model, prompt, settings, trained, at_once, logits, dora))
+    return dequantised_bytes(model.transformer, model.transformer.dtype.itemsize) + update
+
+
 def _update_bytes(
     model: Model,
     prompt: Prompt,
-    settings: ParaRLSettings | SFTSettings,
+    settings: RunSettings,
     trained: int,
     at_once: int,
     logits: int,
