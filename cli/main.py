@@ -72,9 +72,17 @@ With --data, train an adapter of a checkpoint on instructions, pictures, reasoni
 pictures. Without it, train the toy world's transformer from nothing; the result is
 FOLDER/checkpoint, for --model, which shares the demo checkpoint's image tokenizer. Loss: masked
 cross-entropy on text and picture. Ctrl-C saves first; --resume continues."""
+_DPO = """\
+Train an adapter on preferences (DPO): answers that you picked become likelier, those beside them
+less likely. Pick Sample collects them while you work. Ctrl-C saves first; --resume continues."""
+_DPO_EXAMPLE = """\
+example:
+  mmada-parallel train dpo --model models/MMaDA-Parallel-A \\
+    --data ~/ComfyUI/output/mmada_parallel/preferences/portraits --output portraits.safetensors
+"""
 _FILE = """\
 Start the run again that a run file describes. One is written into the folder of each run, as
-run.toml; its keys are the options of train sft and train pararl, with _ for -."""
+run.toml; its keys are the options of the method that it names, with _ for -."""
 _FILE_EXAMPLE = """\
 examples:
   mmada-parallel train file my-style-run/run.toml --resume
@@ -156,9 +164,12 @@ def build_parser() -> argparse.ArgumentParser:
     sft = _command(methods, "sft", "supervised finetuning", _SFT)
     training_options.add_sft(sft)
     sft.set_defaults(run="train:sft")
+    dpo = _command(methods, "dpo", "training on picked and rejected answers", _DPO, _DPO_EXAMPLE)
+    training_options.add_dpo(dpo)
+    dpo.set_defaults(run="train:dpo")
     again = _command(methods, "file", "what a run file says", _FILE, _FILE_EXAMPLE)
     training_options.add_run_file(again)
-    again.set_defaults(run="run_file:start", methods={"sft": sft, "pararl": pararl})
+    again.set_defaults(run="run_file:start", methods={"sft": sft, "pararl": pararl, "dpo": dpo})
     evaluate = _command(commands, "evaluate", "judge a checkpoint on the toy world", _EVALUATE)
     options.add_evaluation(evaluate)
     evaluate.set_defaults(run="evaluate:evaluate")

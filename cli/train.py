@@ -28,7 +28,10 @@ from ..training.data.guard import guard_of
 from ..training.data.registry import GENERATED
 from ..training.data.settings import DataSettings
 from ..training.data.variations import varied
-from ..training.loop.memory import pararl_bytes, sft_bytes, trained_parameters
+from ..training.dpo.preferences import open_preferences
+from ..training.dpo.run import DPORun
+from ..training.dpo.settings import DPOSettings
+from ..training.loop.memory import dpo_bytes, pararl_bytes, sft_bytes, trained_parameters
 from ..training.loop.ranks import AcceleratedRanks, Ranks, launched_ranks
 from ..training.loop.run import TrainingRun, Waiting
 from ..training.loop.run_file import NAME, write_run_file
@@ -94,7 +97,8 @@ def pararl(args: argparse.Namespace) -> None:
         dataset,
     )
     with memory_explained():
-        parts = _prepared(args, dataset, settings, pararl_bytes, need_target=False)
+        cases = partial(_tokenised, args, dataset, need_target=False)
+        parts = _prepared(args, cases, settings, pararl_bytes, need_target=False)
         run = ParaRLRun(reward=reward, **parts)
         rollouts = {name: getattr(settings.sampler, name) for name in ROLLOUTS}
         _train(args, run, ("reward_mean", "kl"), partial(_save, args, run), rollouts)
@@ -114,8 +118,25 @@ def sft(args: argparse.Namespace) -> None:
     _check_places(args)
     dataset = _dataset(args)
     with memory_explained():
-        run = SFTRun(**_prepared(args, dataset, settings, sft_bytes, need_target=True))
+        cases = partial(_tokenised, args, dataset, need_target=True)
+        run = SFTRun(**_prepared(args, cases, settings, sft_bytes, need_target=True))
         _train(args, run, ("text_loss", "image_loss"), partial(_save, args, run))
+
+
+def dpo(args: argparse.Namespace) -> None:
+    settings = DPOSettings(**given(args, options_of(DPOSettings)))
+    _check_places(args)
+    sources = [(open_preferences(place), times) for place, times in map(_source_of, args.data)]
+
+    def cases(model: Model) -> list[Case]:
+        read = [case for picks, times in sources for case in picks.cases(model) * times]
+        picks = sum(len(picks.files) for picks, _ in sources)
+        note(args, f"{picks} picks, {len(read)} comparisons.")
+        return read
+
+    with memory_explained():
+        run = DPORun(**_prepared(args, cases, settings, dpo_bytes, need_target=True))
+        _train(args, run, ("loss", "preferred"), partial(_save, args, run))
 
 
 def _sft_from_nothing(args: argparse.Namespace) -> None:
@@ -210,7 +231,7 @@ def _opened(
 
 def _prepared(
     args: argparse.Namespace,
-    dataset: EditDataset,
+    cases_for: Callable[[Model], Sequence[Case]],
     settings: RunSettings,
     bytes_of: Callable[..., int],
     *,
@@ -219,7 +240,7 @@ def _prepared(
     """What every run is made of."""
     ranks, model = _ranks(args), load_model(args)
     with ranks.first_one_first():  # the others then find the first one's cache
-        cases = _tokenised(args, dataset, model, need_target)
+        cases = cases_for(model)
         watched = _watched(args, model, need_target)
     settings, policy = _fitted(args, model, cases, settings, bytes_of), _policy(args, model, ranks)
     names = (Path(_source_of(source)[0]).name for source in args.data)
@@ -258,7 +279,8 @@ def _write_run_file(args: argparse.Namespace, run: TrainingRun, **rollouts: Any)
     own = {*vars(args)} - {"run", "resume", "quiet"}
     values = {name: _placed(name, getattr(args, name)) for name in sorted(own)}
     if args.data is not None:
-        values |= vars(_data_settings(args)) | ({} if args.full else vars(_adapter(args)))
+        values |= {} if args.full else vars(_adapter(args))
+        values |= {} if run.kind == DPORun.kind else vars(_data_settings(args))
     settings = {name: getattr(run.settings, name) for name in options_of(run.settings)}
     write_run_file(run.folder.path / NAME, run.kind, {**values, **settings, **rollouts})
 

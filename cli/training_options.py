@@ -8,6 +8,7 @@ from dataclasses import replace
 from ..mmp_core.options import Option, options_of
 from ..training.data.registry import GENERATED
 from ..training.data.settings import DataSettings
+from ..training.dpo.settings import DPOSettings
 from ..training.loop.settings import RunSettings
 from ..training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
 from ..training.rewards.registry import REWARDS
@@ -76,6 +77,39 @@ def add_sft(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
 
 
+def add_dpo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        type=place,
+        action="append",
+        required=True,
+        metavar="FOLDER[=REPEATS]",
+        help="a folder of picks, as the node Pick Sample writes them to "
+        "output/mmada_parallel/preferences; repeat it for several, each used REPEATS times",
+    )
+    parser.add_argument(
+        "--output",
+        type=path,
+        required=True,
+        metavar="FILE.safetensors",
+        help="where the trained adapter goes; an existing file is replaced",
+    )
+    add_settings(parser.add_argument_group("DPO"), _own(DPOSettings))
+    group = parser.add_argument_group(
+        "watching", "Instructions and pictures in any form that train sft takes; never trained on."
+    )
+    _add_guard_and_samples(group)
+    group.add_argument(
+        "--text-length",
+        type=positive,
+        metavar="N",
+        help="tokens that their texts may have (default: the checkpoint's own)",
+    )
+    parser.set_defaults(held_out_data=None, **dict.fromkeys(options_of(DataSettings)))
+    _add_run(parser)
+    add_model(parser)
+
+
 def _add_dataset(parser: argparse.ArgumentParser, default: str | None) -> None:
     otherwise = f" (default {default})" if default else ""
     generated = ", ".join(f"or {each.name}: {each.help}" for each in GENERATED.values())
@@ -119,6 +153,10 @@ def _add_dataset(parser: argparse.ArgumentParser, default: str | None) -> None:
         help="items like those of --data whose loss (of pararl: whose reward) is measured now and "
         "then; --held-out takes a share of --data instead",
     )
+    _add_guard_and_samples(group)
+
+
+def _add_guard_and_samples(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--guard",
         type=place,
