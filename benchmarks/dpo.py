@@ -1,8 +1,8 @@
 """Preferences of a scripted picker on the toy world, learnt by DPO: an experiment of one command.
 
 ``python -m mmada_parallel.benchmarks.dpo`` asks the shipped checkpoint for drawings in batches,
-whose colour the instruction leaves open. A picker who likes red takes the first answer that is red in
-picture and words, if there is one among others; the picks are written and read as Pick Sample's
+whose colour the instruction leaves open. A picker who likes red takes the first answer that is red
+in picture and words, if there is one among others; the picks are written and read as Pick Sample's
 are. Adapters are trained on them with three seeds and judged on instructions that nothing was
 picked for, and on ordinary tasks. Then the variance of the estimated margin is measured, with each
 of the means against it. What is done is kept in ``--folder``; a second call goes on.
