@@ -41,7 +41,9 @@ from mmada_parallel.training.dpo.run import DPORun
 from mmada_parallel.training.dpo.settings import DPOSettings
 from mmada_parallel.training.weights.policies import LoRA
 
-SAMPLER = SamplerSettings(text_steps=8, image_steps=8, text_temperature=1.0, joint_guidance=0.0)
+SAMPLER = SamplerSettings(
+    text_steps=8, image_steps=8, text_temperature=1.0, joint_guidance=0.0, order="text_first"
+)
 SEEDS = (1, 2, 3)
 BATCH, ROUNDS = 8, 1
 """Answers that the picker chooses among, and how often each instruction is asked."""

@@ -21,7 +21,7 @@ from .demo_scene import DemoScene
 from .denoise import ParallelDenoise
 from .edit import ExtendCanvas, Remask, SetTokens
 from .encode import EncodeInstruction
-from .finetune import ParaRLFinetune, SFTFinetune
+from .finetune import ParaRLFinetune, PreferenceFinetune, SFTFinetune
 from .gate import guarded
 from .load import ApplyLoRA, LoadModel
 from .put_back import PutBack
@@ -65,6 +65,7 @@ class MMaDAParallelExtension(ComfyExtension):
             CollectDataset,
             ParaRLFinetune,
             SFTFinetune,
+            PreferenceFinetune,
             CompareAdapters,
             ConvertCheckpoint,
         ]

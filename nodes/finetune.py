@@ -1,4 +1,4 @@
-"""ParaRL Finetune and SFT Finetune."""
+"""ParaRL Finetune, SFT Finetune and Preference Finetune."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
+from ..mmp_core import InputError
 from ..mmp_core.options import Option, options_of
 from ..training.data.dataset import EditDataset
+from ..training.dpo.preferences import open_preferences
+from ..training.dpo.settings import DPOSettings
 from ..training.loop.settings import RunSettings
 from ..training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
 from ..training.rewards.registry import widget_values
 from ..training.sft.settings import SFTSettings
 from ..training.weights.settings import AdapterSettings
 from .host import HostedModel, folders
-from .training_recipes import SFT, ParaRL
+from .training_recipes import DPO, SFT, ParaRL
 from .training_run import TrainingInputs, train, unfinished
 from .types import Dataset, LoraModel, LossMap, Model, Schema
 from .widgets import between, widget
@@ -137,6 +140,56 @@ class SFTFinetune(io.ComfyNode):
         return train(model, dataset, SFT(SFTSettings(**widgets)), inputs, cls.hidden.unique_id)
 
 
+class PreferenceFinetune(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        options = options_of(DPOSettings)
+        return _schema(
+            node_id="MMaDAParallelPreferenceFinetune",
+            display_name="Preference Finetune (MMaDA)",
+            category="MMaDA-Parallel/training",
+            description="Trains on your picks (DPO): answers that you picked with Pick Sample "
+            "become likelier, those beside them less likely.",
+            search_aliases=["mmada", "dpo", "preference", "train lora", "finetune", "taste"],
+            inputs=[
+                _model(),
+                io.Combo.Input(
+                    "preferences",
+                    options=list(folders.preference_sets()) or [folders.NO_ADAPTER],
+                    tooltip="The name that Pick Sample keeps your picks under. Press R after "
+                    "picking. A few dozen picks are a beginning.",
+                ),
+                *_main_widgets(options["batch_size"], steps=100),
+                widget(options["beta"]),
+                widget(options["masks"], advanced=True),
+                *_run_widgets("preferences", preview_every=25),
+                *_steering(options, held_out_data=False),
+            ],
+            curve="The loss at each step.",
+        )
+
+    @classmethod
+    def validate_inputs(cls, preferences: str):
+        """A folder may be newer than the list."""
+        try:
+            folders.preference_set(preferences)
+        except InputError as problem:
+            return str(problem)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, preferences: str, run_name: str = "", **_: Any) -> Any:
+        return unfinished(run_name), folders.fingerprint(
+            lambda: [folders.preference_set(preferences)]
+        )
+
+    @classmethod
+    def execute(cls, model: HostedModel, preferences: str, **widgets: Any) -> io.NodeOutput:
+        inputs, picks = TrainingInputs.taken_from(widgets), folders.preference_set(preferences)
+        recipe = DPO(DPOSettings(**widgets))
+        return train(model, open_preferences(picks), recipe, inputs, cls.hidden.unique_id)
+
+
 def _schema(curve: str, **details: Any) -> io.Schema:
     return Schema(
         outputs=[
@@ -161,20 +214,27 @@ def _schema(curve: str, **details: Any) -> io.Schema:
     )
 
 
+def _model() -> io.Input:
+    return Model.Input(
+        "model",
+        tooltip="What to train on, quantised or not: its own weights stay as they are. With "
+        "Apply LoRA before it, the new adapter is trained on top of that one.",
+    )
+
+
 def _model_and_dataset() -> list[Any]:
-    return [
-        Model.Input(
-            "model",
-            tooltip="What to train on, quantised or not: its own weights stay as they are. With "
-            "Apply LoRA before it, the new adapter is trained on top of that one.",
-        ),
-        Dataset.Input("dataset", tooltip="From Load Edit Dataset."),
-    ]
+    return [_model(), Dataset.Input("dataset", tooltip="From Load Edit Dataset.")]
 
 
-def _steering(options: dict[str, Option], *more: str, late: tuple[str, ...] = ()) -> list[Any]:
+def _steering(
+    options: dict[str, Option],
+    *more: str,
+    late: tuple[str, ...] = (),
+    held_out_data: bool = True,
+) -> list[Any]:
     """What came later than the other widgets, each optional, so that what was queued before there
-    were these can be queued again. ``late``: the latest."""
+    were these can be queued again. ``late``: the latest. ``held_out_data``: whether there is such a
+    socket."""
     sockets = {
         "held_out_data": "Items like those of the dataset that are never trained on, in place of a "
         "share of it (held_out).",
@@ -184,6 +244,8 @@ def _steering(options: dict[str, Option], *more: str, late: tuple[str, ...] = ()
         "the first 8 are answered now and then, always with the same seed, and kept in the run's "
         "folder.",
     }
+    if not held_out_data:
+        del sockets["held_out_data"]
     return [
         *(widget(options[name], optional=True) for name in (*_STEERING, *more)),
         widget(options_of(AdapterSettings)["rslora"], optional=True),

@@ -1,24 +1,28 @@
 """Score Alignment and Pick Sample: how well text and picture agree, and the best of a batch."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from comfy_api.v0_0_2 import io
 from PIL import Image
 
-from ..mmp_core import InputError, TokenState, Trajectory, decode_image, decode_text
+from ..mmp_core import InputError, Prompt, TokenState, Trajectory, decode_image, decode_text
+from ..training.dpo.preferences import digest_of, picks_in, save_preference
 from ..training.rewards.clip import score_trajectory
 from ..views.plot import line_plot
 from . import host
 from .host import folders
 from .pictures import shown, to_picture, to_pixels
 from .types import Model, Schema, Tokens
+from .types import Prompt as PromptType
 from .types import Trajectory as TrajectoryType
 from .widgets import between
 
 T = TypeVar("T")
 
-_LAST_SAMPLE = 4095
+_LAST_SAMPLE, _MOST_SEEN = 4095, 4096
+_seen: dict[str, None] = {}
+"""Batches that went through Pick Sample since ComfyUI was started, the latest last."""
 _AGREEMENT = "agreement of text and image (CLIP)"
 
 
@@ -109,8 +113,8 @@ class PickSample(io.ComfyNode):
             display_name="Pick Sample (MMaDA)",
             category="MMaDA-Parallel/trajectory",
             description="Takes one sample out of a batch of tokens. With the number of the best "
-            "sample from Score Alignment: best of N.",
-            search_aliases=["mmada", "best of n", "from batch"],
+            "sample from Score Alignment: best of N. It can keep your picks, to train on them.",
+            search_aliases=["mmada", "best of n", "from batch", "preference", "dpo"],
             inputs=[
                 Tokens.Input("tokens", tooltip="A batch, from Parallel Denoise."),
                 io.Int.Input(
@@ -118,18 +122,86 @@ class PickSample(io.ComfyNode):
                     **between(0, _LAST_SAMPLE, default=0),
                     tooltip="Number of the sample, from 0. Connect the best of Score Alignment.",
                 ),
+                io.String.Input(
+                    "preferences",
+                    default="",
+                    optional=True,
+                    tooltip="A name to keep your picks under, for Preference Finetune; empty: none "
+                    "are kept. Look at the batch first, then set index and queue again with the "
+                    "same seed: that the sample is better than the others is kept in "
+                    "output/mmada_parallel/preferences. Another index replaces it. Needs model and "
+                    "prompt.",
+                ),
+                Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The checkpoint that made the tokens; only for preferences.",
+                ),
+                PromptType.Input(
+                    "prompt",
+                    optional=True,
+                    tooltip="The prompt that the tokens answer; only for preferences.",
+                ),
             ],
             outputs=[Tokens.Output(display_name="tokens", tooltip="That sample alone.")],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
-    def execute(cls, tokens: TokenState, index: int) -> io.NodeOutput:
+    def fingerprint_inputs(cls, preferences: str | None = "", **_: Any) -> float:
+        """With ``preferences`` it runs each time, since the second time is a pick."""
+        return float("nan") if preferences and preferences.strip() else 0.0
+
+    @classmethod
+    def execute(
+        cls,
+        tokens: TokenState,
+        index: int,
+        preferences: str | None = "",
+        model: host.HostedModel | None = None,
+        prompt: Prompt | None = None,
+    ) -> io.NodeOutput:
         if not 0 <= index < tokens.batch:
             raise InputError(
                 f"index is {index}, but the tokens are a batch of {tokens.batch}: choose 0 to "
                 f"{tokens.batch - 1}."
             )
-        return io.NodeOutput(tokens[index : index + 1])
+        picked, name = tokens[index : index + 1], (preferences or "").strip()
+        if not name:
+            return io.NodeOutput(picked)
+        if model is None or prompt is None:
+            raise InputError(
+                "preferences keeps picks to train on: connect model and prompt too, or clear it."
+            )
+        return io.NodeOutput(picked, ui={"text": (_kept(cls, name, model, prompt, tokens, index),)})
+
+
+def _kept(
+    cls: type[io.ComfyNode],
+    name: str,
+    model: host.HostedModel,
+    prompt: Prompt,
+    tokens: TokenState,
+    index: int,
+) -> str:
+    """Keep the pick if the batch was seen before or the index is another node's; what was done."""
+    folder, digest = folders.new_preference_set(name), digest_of(prompt, tokens)
+    node = (cls.hidden.prompt or {}).get(cls.hidden.unique_id) or {}
+    chosen = isinstance(node.get("inputs", {}).get("index"), list)
+    if not chosen and digest not in _seen:
+        _seen[digest] = None
+        while len(_seen) > _MOST_SEEN:
+            del _seen[next(iter(_seen))]
+        return (
+            f"Not kept yet. Look at the {tokens.batch} samples, set index to the best one and "
+            "queue again with the same seed."
+        )
+    model.prepare_decoding(tokens.grid)
+    save_preference(folder, model.model, prompt, tokens, index)
+    return (
+        f"Kept: sample {index} is the best of {tokens.batch}. {name} now holds "
+        f"{len(picks_in(folder))} picks."
+    )
 
 
 def _inputs() -> list[io.Input]:

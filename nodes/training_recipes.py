@@ -6,9 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from ..training.cases import Pair, Reward
+from ..training.cases import Case, Pair, Reward
 from ..training.data.dataset import EditDataset
-from ..training.loop.memory import pararl_bytes, sft_bytes
+from ..training.dpo.preferences import Preferences
+from ..training.dpo.run import DPORun
+from ..training.dpo.settings import DPOSettings
+from ..training.loop.memory import dpo_bytes, pararl_bytes, sft_bytes
 from ..training.loop.run import TrainingRun
 from ..training.loop.settings import RunSettings
 from ..training.pararl.run import ParaRLRun
@@ -21,6 +24,8 @@ from . import host
 from .host import folders
 
 Metrics = dict[str, float]
+_MOST_SEARCHED = 10_000
+"""Comparisons that prompts to show are taken from."""
 
 
 class Recipe(ABC):
@@ -39,7 +44,7 @@ class Recipe(ABC):
     def __init__(self, settings: RunSettings):
         self.settings = settings
 
-    def load(self, dataset: EditDataset) -> list[host.HostedClip]:
+    def load(self, dataset: EditDataset | Preferences) -> list[host.HostedClip]:
         """Load what training needs beside the model; gives what shares its device.
 
         Raises ``InputError`` for a dataset that cannot be trained on.
@@ -150,10 +155,39 @@ class SFT(Recipe):
         )
 
     def samples(self, run: SFTRun, count: int) -> list[Pair]:
-        return answers(
-            run.model,
-            run.first_cases(count),
-            seed=run.settings.seed,
-            micro_batch=min(count, run.settings.micro_batch),
-            progress=lambda done, total: host.stop_if_interrupted(),
+        return _answers(run, run.first_cases(count))
+
+
+class DPO(Recipe):
+    need_target = True
+    curve = ("loss", "loss")
+    bytes_of = staticmethod(dpo_bytes)
+    settings: DPOSettings
+
+    @property
+    def most(self) -> int:
+        return 2 * self.settings.masks
+
+    def run(self, **parts: Any) -> DPORun:
+        return DPORun(**parts)
+
+    def figures(self, metrics: Metrics) -> str:
+        return (
+            f"loss {metrics['loss']:.3g}, at the start 0.693\nas you picked: "
+            f"{metrics['preferred']:.0%} of comparisons, by {metrics['margin']:.3g}\n"
+            f"gradient {metrics['grad_norm']:.3g}"
         )
+
+    def samples(self, run: DPORun, count: int) -> list[Pair]:
+        prompts = {case.origin: case for case in run.first_cases(_MOST_SEARCHED)}
+        return _answers(run, list(prompts.values())[:count])
+
+
+def _answers(run: TrainingRun, cases: list[Case]) -> list[Pair]:
+    return answers(
+        run.model,
+        cases,
+        seed=run.settings.seed,
+        micro_batch=min(len(cases), run.settings.micro_batch),
+        progress=lambda done, total: host.stop_if_interrupted(),
+    )

@@ -20,6 +20,7 @@ from ..mmp_core.options import options_of
 from ..training.cases import Case
 from ..training.data.dataset import EditDataset, tokenised
 from ..training.data.guard import guard_of
+from ..training.dpo.preferences import Preferences
 from ..training.loop.keeping import kept_samples
 from ..training.loop.memory import trained_parameters
 from ..training.loop.run import TrainingRun, Waiting
@@ -84,7 +85,7 @@ class TrainingInputs:
 
 def train(
     hosted: host.HostedModel,
-    dataset: EditDataset,
+    dataset: EditDataset | Preferences,
     recipe: Recipe,
     inputs: TrainingInputs,
     node_id: str,
@@ -102,7 +103,11 @@ def train(
         dora = is_dora(existing)
     with host.trainable(hosted):
         clips = recipe.load(dataset)
-        cases = _cases(hosted, dataset, recipe.need_target, inputs, progress)
+        if isinstance(dataset, Preferences):
+            hosted.prepare_decoding((1, 1))
+            cases = dataset.cases(hosted.model)
+        else:
+            cases = _cases(hosted, dataset, recipe.need_target, inputs, progress)
         watched = _watched(hosted, recipe, inputs, progress)
         memory = host.TrainingMemory(hosted, clips)
         trained = trained_parameters(hosted.model, layers, rank, dora=dora)
@@ -143,7 +148,7 @@ def train(
 
 
 def _write_run_file(
-    run: TrainingRun, recipe: Recipe, inputs: TrainingInputs, dataset: EditDataset
+    run: TrainingRun, recipe: Recipe, inputs: TrainingInputs, dataset: EditDataset | Preferences
 ) -> None:
     """So that the command can start the run again; not where its options cannot say all of it."""
     watched = {"held_out_data": inputs.held_out_data, "guard": inputs.guard}

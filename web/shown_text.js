@@ -10,6 +10,7 @@ const NODES = [
   'MMaDAParallelDemoScene',
   'MMaDAParallelLoadEditDataset',
   'MMaDAParallelParaRLFinetune',
+  'MMaDAParallelPreferenceFinetune',
   'MMaDAParallelScoreAlignment',
   'MMaDAParallelSFTFinetune'
 ]
@@ -18,6 +19,7 @@ const NOTING = [
   'MMaDAParallelEncodeInstruction',
   'MMaDAParallelExtendCanvas',
   'MMaDAParallelLoader',
+  'MMaDAParallelPickSample',
   'MMaDAParallelPutBack',
   'MMaDAParallelRemask',
   'MMaDAParallelSetTokens',

@@ -24,6 +24,7 @@ from ...training.data.fields import PICTURES
 from ...training.data.fields import listed as listed_files
 from ...training.data.registry import GENERATED, GeneratedDataset
 from ...training.data.sources import KINDS, files_of
+from ...training.dpo.preferences import picks_in
 from ...training.loop.keeping import kept_adapters
 from ...training.rewards.clip import CONFIG as CLIP_CONFIG
 from ...training.rewards.clip import DEMO_CLIP
@@ -294,6 +295,32 @@ def dataset_files(name: str) -> Iterable[Path]:
 
 def runs_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / FOLDER / "training"
+
+
+def preference_sets() -> dict[str, Path]:
+    """Folders of picks in the output folder."""
+    return {path.name: path for path in _inside(_preferences()) if picks_in(path)}
+
+
+def preference_set(name: str) -> Path:
+    """Raises ``InputError`` for a folder that :func:`preference_sets` does not list."""
+    sets = preference_sets()
+    if name not in sets:
+        raise InputError(
+            f"{name!r} is no folder of picks in {_preferences()}: give Pick Sample a name to keep "
+            "its picks under, pick, then press R."
+        )
+    return sets[name]
+
+
+def new_preference_set(name: str) -> Path:
+    """The folder of picks to add to. Raises ``InputError`` for a name that cannot be one."""
+    _check_name("preferences", name)
+    return _preferences() / name
+
+
+def _preferences() -> Path:
+    return Path(folder_paths.get_output_directory()) / FOLDER / "preferences"
 
 
 def new_checkpoint(name: str) -> Path:

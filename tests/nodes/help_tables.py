@@ -20,6 +20,7 @@ LISTED = {
     "reward": "`your votes`, `checker (toy world)`, then `clip: ` and each of the CLIPs",
     "dataset": "`demo (toy world)`, `demo: open instructions`, `demo: a new word`, then what is in "
     "the input folder",
+    "preferences": "`none`, or the folders in `output/mmada_parallel/preferences`",
     "run": "`none`, or the runs in `output/mmada_parallel/training` that kept adapters",
     "file": "files of tokens in the output and input folders",
 }

@@ -10,9 +10,10 @@ import pytest
 import torch
 from mmada_parallel.cli import main
 from mmada_parallel.demo.items import world_dataset
-from mmada_parallel.mmp_core import InputError, SamplerSettings, denoise
+from mmada_parallel.mmp_core import InputError, SamplerSettings, denoise, encode_instruction
 from mmada_parallel.mmp_core.checkpoint.adapters import read_adapter
 from mmada_parallel.mmp_core.checkpoint.convert import convert
+from mmada_parallel.training.dpo.preferences import save_preference
 from mmada_parallel.training.loop.run import recomputing
 from mmada_parallel.training.rewards.registry import REWARDS
 from mmada_parallel.training.weights.policies import LoRA
@@ -515,3 +516,32 @@ def test_a_clip_pays(run_node, model, output, shown):
             **PARARL | {"reward": "clip: demo", "reward_at": "output", "text_temperature": 5.0},
         )[0]
     assert trained(lora)
+
+
+def test_picks_train_an_adapter_that_its_run_file_trains_again(
+    run_node, model, output, shown, tmp_path
+):
+    """As Pick Sample keeps them; the folder is found by its name."""
+    prompt = encode_instruction(model.model, "draw a red star on white", batch=3)
+    settings = SamplerSettings(text_steps=2, image_steps=2, text_temperature=2.0)
+    batch = denoise(model.model, prompt, settings).final
+    picks = output.parent / "preferences" / "mine"
+    save_preference(picks, model.model, prompt, batch, 1)
+    widgets = COMMON | {"beta": 0.1, "masks": 2, "preview_every": 2, "run_name": "picks"}
+    with torch.inference_mode():
+        lora, losses, steps, curve = run_node(
+            "PreferenceFinetune", model=model, preferences="mine", **widgets
+        ).result
+    assert trained(lora) and steps == 2 and len(losses["loss"]) == 2 and curve.ndim == 4
+    assert losses["loss"][0] == pytest.approx(0.6931, abs=1e-3)
+    assert any("as you picked" in text for text in shown["texts"])
+    run = output / "picks_00001"
+    again = ("--output", str(tmp_path / "again.safetensors"), "--run-folder", str(tmp_path / "run"))
+    assert main(["train", "file", str(run / "run.toml"), *again, "--device", "cpu"]) == 0
+    first, second = (
+        read_adapter(file)[0]
+        for file in (run / "adapter.safetensors", tmp_path / "again.safetensors")
+    )
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    with pytest.raises(InputError, match="expected one of mine"):
+        run_node("PreferenceFinetune", model=model, preferences="yours", **widgets)

@@ -19,6 +19,7 @@ from mmada_parallel.mmp_core import (
     denoise,
     encode_instruction,
 )
+from mmada_parallel.training.dpo.preferences import open_preferences
 from mmada_parallel.training.rewards.clip import DEMO_CLIP, ClipScorer, score_trajectory
 from torchvision.transforms.functional import to_tensor
 
@@ -237,3 +238,58 @@ def test_the_users_own_clip_paths_are_kept(folders):
         }
     finally:
         folder_paths.get_folder_paths("open_clip").remove("from/extra_model_paths")
+
+
+@pytest.fixture
+def picking(nodes, demo, trajectory, tmp_path, monkeypatch):
+    """``picking(index, linked=False, **inputs)``: what Pick Sample gives, and the picks."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    monkeypatch.setattr(nodes.score, "_seen", {})
+    prompt = encode_instruction(demo.model, "draw a blue star on white", batch=2)
+    batch = trajectory.final
+    different = TokenState(batch.text.clone(), batch.image.clone())
+    different.image[1, 0, 0] = (different.image[0, 0, 0] + 1) % 5
+
+    def run(index, linked=False, **inputs):
+        node = nodes.score.PickSample.PREPARE_CLASS_CLONE(None)
+        graph = {"7": {"inputs": {"index": ["6", 2] if linked else index}}}
+        node.hidden = node.hidden or type("Hidden", (), {})()
+        node.hidden.prompt, node.hidden.unique_id = graph, "7"
+        given = {"model": demo, "prompt": prompt, "preferences": "mine", "tokens": different}
+        said = node.execute(index=index, **{**given, **inputs})
+        files = sorted((tmp_path / "mmada_parallel" / "preferences").glob("*/*"))
+        return said, files
+
+    run.batch = different
+    return run
+
+
+def test_a_pick_is_kept_once_the_batch_was_seen(picking, demo):
+    said, files = picking(0)
+    assert "Not kept yet" in said.ui["text"][0] and not files
+    said, files = picking(1)
+    assert "sample 1 is the best of 2. mine now holds 1 picks" in said.ui["text"][0]
+    assert torch.equal(said.result[0].image, picking.batch.image[1:])
+    picks = open_preferences(files[0].parent).cases(demo.model)
+    assert [case.instruction for case in picks] == ["draw a blue star on white"]
+    assert torch.equal(picks[0].target.image, picking.batch.image[1:])
+    _, files = picking(0)
+    assert len(files) == 1
+    (other,) = open_preferences(files[0].parent).cases(demo.model)
+    assert torch.equal(other.target.image, picking.batch.image[:1])
+
+
+def test_a_pick_of_another_node_is_kept_at_once(picking):
+    assert "Kept: sample 1" in picking(1, linked=True)[0].ui["text"][0]
+
+
+def test_picks_need_model_and_prompt(picking):
+    for missing in ("model", "prompt"):
+        with pytest.raises(InputError, match="connect model and prompt"):
+            picking(0, **{missing: None})
+    with pytest.raises(InputError, match="without folders"):
+        picking(0, preferences="../elsewhere")
+    said, files = picking(1, preferences=" ", model=None, prompt=None)
+    assert not files and said.ui is None

@@ -52,13 +52,18 @@ class Preferences:
 def open_preferences(folder: str | Path) -> Preferences:
     """Raises ``InputError`` where there are none."""
     folder = checked_path(folder, "The preferences")
-    files = tuple(sorted(folder.glob(f"*{ENDING}"))) if folder.is_dir() else ()
+    files = picks_in(folder)
     if not files:
         raise InputError(
             f"{folder} holds no picks: give the folder that Pick Sample wrote them to, of files "
             f"that end in {ENDING}."
         )
     return Preferences(folder, files, {"data": (str(folder.absolute()),)})
+
+
+def picks_in(folder: Path) -> tuple[Path, ...]:
+    """The files of a folder that hold picks."""
+    return tuple(sorted(folder.glob(f"*{ENDING}"))) if folder.is_dir() else ()
 
 
 def digest_of(prompt: Prompt, answers: TokenState) -> str:
