@@ -95,8 +95,9 @@ function showLinked(node) {
       return
     }
     const source = node.getInputNode(slot)
+    if (!source) return // the input of a subgraph: its node shows the value
     let value = valueFrom(source, kind)
-    if (!value && kind === 'string') value = `[from ${source?.title ?? 'outside'}]`
+    if (!value && kind === 'string') value = `[from ${source.title}]`
     if (value === undefined || value === widget.value) return
     widget.typed ??= kind === 'string' ? '' : widget.value
     widget.value = value
