@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from mmada_parallel.tests.front_ends import NEWEST
 from mmada_parallel.tests.hosts import PACK_ROOT
 
 from .conftest import serve_page
@@ -29,7 +30,7 @@ SET = """([name, value]) => {
 }"""
 
 
-@pytest.fixture(scope="module", params=[None, pytest.param("1.58.1", marks=pytest.mark.exhaustive)])
+@pytest.fixture(scope="module", params=[None, pytest.param(NEWEST, marks=pytest.mark.exhaustive)])
 def comfy(request, tmp_path_factory):
     yield from serve_page("current", request.param, tmp_path_factory)
 
