@@ -6,6 +6,7 @@ It stands in for the image tokenizer of a released checkpoint where none can be 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import permutations
 
 import numpy as np
 import torch
@@ -18,42 +19,40 @@ SIDE = 16
 
 
 class PatchTokenizer(ImageTokenizer):
-    """A code is the mean colour of 16x16 pixels and the pattern of brightness about it, each the
-    nearest entry of its own codebook by squared error."""
+    """A code is 16x16 pixels: the nearest entry of a codebook by squared error, and that of the
+    next codebook for what is left, stage by stage."""
 
     downsample, vector_width, pixel_range = SIDE, 3 * SIDE * SIDE, (0.0, 1.0)
 
     def __init__(self, config, *, operations=torch.nn, dtype=None, device=None):
         super().__init__(config)
-        self.patterns = torch.nn.Parameter(torch.zeros(config["patterns"], SIDE * SIDE))
-        self.colours = torch.nn.Parameter(torch.zeros(config["colours"], 3))
-        self.codebook_size = config["colours"] * config["patterns"]
+        stages, entries = config["stages"], config["entries"]
+        self.codebooks = torch.nn.Parameter(torch.zeros(stages, entries, self.vector_width))
+        self.codebook_size = entries**stages
 
     def latents(self, pixels: Tensor) -> Tensor:
         return F.pixel_unshuffle(pixels.to(self.dtype), SIDE)
 
     def nearest(self, latents: Tensor) -> Tensor:
         vectors = latents.permute(0, 2, 3, 1)
-        colours, patterns = parts(vectors.flatten(0, 2))
-        codes = nearest(colours, self.colours) * len(self.patterns) + nearest(
-            patterns, self.patterns
+        rest, codes = (
+            vectors.flatten(0, 2),
+            torch.zeros(vectors.shape[:3].numel(), dtype=torch.int64),
         )
+        for codebook in self.codebooks:
+            labels = nearest(rest, codebook)
+            rest, codes = rest - codebook[labels], codes * len(codebook) + labels
         return codes.view(vectors.shape[:3])
 
     def vectors(self, codes: Tensor) -> Tensor:
-        colours = self.colours[codes // len(self.patterns)]
-        patterns = self.patterns[codes % len(self.patterns)]
-        return (colours[..., None] + patterns[..., None, :]).flatten(3).permute(0, 3, 1, 2)
+        patches = torch.zeros(*codes.shape, self.vector_width)
+        for codebook in reversed(self.codebooks.unbind()):
+            patches = patches + codebook[codes % len(codebook)]
+            codes = codes // len(codebook)
+        return patches.permute(0, 3, 1, 2)
 
     def decode_vectors(self, vectors: Tensor) -> Tensor:
         return F.pixel_shuffle(vectors, SIDE)
-
-
-def parts(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, 3) mean colours and (N, 256) patterns of brightness of patches (N, 768)."""
-    patches = vectors.view(len(vectors), 3, -1)
-    colours = patches.mean(2)
-    return colours, (patches - colours[..., None]).mean(1)
 
 
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
@@ -74,23 +73,23 @@ def k_means(vectors: Tensor, codes: int, rounds: int = 4) -> Tensor:
 
 @torch.no_grad()
 def trained(
-    pictures: Sequence[Image.Image],
-    *,
-    colours: int = 512,
-    patterns: int = 1024,
-    patches: int = 24_000,
+    pictures: Sequence[Image.Image], *, stages: int = 2, entries: int = 1024, patches: int = 48_000
 ) -> PatchTokenizer:
     """A tokenizer with the k-means of random patches of ``pictures``, which are of the size that a
-    model sees."""
+    model sees; half of the patches are mirrored, and their colour channels change places."""
     rng = np.random.default_rng(0)
-    share = patches // len(pictures)
-    vectors = torch.cat([_random_patches(picture, share, rng) for picture in pictures])
-    vectors = vectors[torch.from_numpy(rng.permutation(len(vectors)))]
-    tokenizer = PatchTokenizer({"colours": colours, "patterns": patterns})
-    for codebook, values in zip(
-        (tokenizer.colours, tokenizer.patterns), parts(vectors), strict=True
-    ):
-        codebook.copy_(k_means(values, len(codebook)))
+    orders = list(permutations(range(3)))
+    parts = []
+    for number, picture in enumerate([p for p in pictures for _ in range(2 * len(orders))]):
+        part = _random_patches(picture, patches // (2 * len(orders) * len(pictures)), rng)
+        part = part.view(len(part), 3, SIDE, SIDE)[:, list(orders[number // 2 % len(orders)])]
+        parts.append((part.flip(3) if number % 2 else part).flatten(1))
+    rest = torch.cat(parts)
+    rest = rest[torch.from_numpy(rng.permutation(len(rest)))]
+    tokenizer = PatchTokenizer({"stages": stages, "entries": entries})
+    for codebook in tokenizer.codebooks:
+        codebook.copy_(k_means(rest, entries))
+        rest = rest - codebook[nearest(rest, codebook)]
     return tokenizer
 
 

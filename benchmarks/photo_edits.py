@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,13 +21,15 @@ class Edit:
     changed: Array
 
 
-def edits_of(photo: Array, other: Array, seed: int) -> list[Edit]:
-    """One edit of each kind. ``photo``, ``other``: (H, W, 3) uint8; objects come from the other."""
-    edits = []
+def edits_of(
+    photo: Array, other: Array, seed: int, kinds: Collection[str] | None = None
+) -> Iterator[Edit]:
+    """One edit of each of ``kinds``. ``photo``, ``other``: (H, W, 3) uint8; objects come from the
+    other."""
     for kind, edit in KINDS.items():
-        truth = edit(photo, other, np.random.default_rng(seed))
-        edits.append(Edit(kind, truth, (truth != photo).any(2)))
-    return edits
+        if kinds is None or kind in kinds:
+            truth = edit(photo, other, np.random.default_rng(seed))
+            yield Edit(kind, truth, (truth != photo).any(2))
 
 
 def blob(rng: np.random.Generator, shape: tuple[int, int], share: float) -> Array:
