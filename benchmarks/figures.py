@@ -34,7 +34,6 @@ from mmada_parallel.mmp_core.checkpoint.load import Model
 from mmada_parallel.mmp_core.editing import extended, pattern_selected, reopened, text_pieces
 from mmada_parallel.mmp_core.fitting import fitted_input
 from mmada_parallel.mmp_core.image.mask_settings import MaskSettings
-from mmada_parallel.mmp_core.image.put_back_settings import PutBackSettings
 from mmada_parallel.training.rewards.clip import DEMO_CLIP, ClipScorer
 from mmada_parallel.views.mask_overlay import prompt_overlays
 from mmada_parallel.views.sheet import MASK_SIGN, Word, beside, contact_sheet
@@ -44,7 +43,6 @@ from PIL import Image, ImageDraw, ImageFont
 ROOT = Path(__file__).parents[1]
 _SIDE, _MARGIN, _TEXT = 224, 16, 76
 _VEIL = (0.86, 0.86, 0.88)
-_REPLACE = PutBackSettings(fill="replace")
 
 
 def held_out_task(kind: str, number: int) -> Task:
@@ -107,7 +105,7 @@ def inpaint(model: Model) -> Image.Image:
     before, prompt = render(task.source), prompt_of(model, task, mask=mask)
     (overlay,) = prompt_overlays(prompt, [before], [mask])
     final = denoise(model, prompt, record=0).final
-    after, _ = put_back(model, prompt, before, final, mask=mask, mode="mask", settings=_REPLACE)
+    after, _ = put_back(model, prompt, before, final, mask=mask, mode="mask")
     return side_by_side(
         [
             panel(before, "input", f"“{task.instruction}”"),
@@ -122,7 +120,7 @@ def edit_large(model: Model) -> Image.Image:
     before = on_paper(task.source)
     prompt = encode_instruction(model, task.instruction, before)
     final = denoise(model, prompt, SamplerSettings(seed=0), record=0).final
-    after, mask = put_back(model, prompt, before, final, settings=_REPLACE)
+    after, mask = put_back(model, prompt, before, final)
     return side_by_side(
         [
             panel(before, "1024x1024", f"“{task.instruction}”"),
@@ -149,7 +147,7 @@ def inpaint_large(model: Model) -> Image.Image:
     )
     (overlay,) = prompt_overlays(prompt, [before], [mask])
     final = denoise(model, prompt, SamplerSettings(seed=0), record=0).final
-    after, _ = put_back(model, prompt, before, final, mask=mask, mode="mask", settings=_REPLACE)
+    after, _ = put_back(model, prompt, before, final, mask=mask, mode="mask")
     size = 2 * _SIDE, 2 * _SIDE * before.height // before.width
     texts = f"“{tasks[0].instruction}”", decode_text(model, final)[0]
     panels = [
@@ -169,7 +167,7 @@ def outpaint(model: Model) -> Image.Image:
     task = replace(held_out_task("add", 1), instruction="add a yellow star at row 2 column 5")
     wider = extended(prompt_of(model, task), left=0, top=0, right=1, bottom=0)
     final = denoise(model, wider).final
-    whole, _ = put_back(model, wider, render(task.source), final, mode="mask", settings=_REPLACE)
+    whole, _ = put_back(model, wider, render(task.source), final, mode="mask")
     picture = whole.resize((_SIDE * 5 // 4, _SIDE))
     result = beside(picture, [Word(w) for w in decode_text(model, final)[0].split()], "result")
     first = panel(render(task.source), "input", f"“{task.instruction}”")

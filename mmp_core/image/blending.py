@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -17,10 +19,12 @@ _BRIGHTNESS = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclass(frozen=True)
 class Layer:
-    """What comes over an original, in the size of the model's picture: where ``mask`` (H, W) is
-    above 0, a colour c of the original becomes ``gain`` · c + ``shift``, (3, H, W) each, colours in
-    0 … 1. Without a gain the shift replaces it. ``reach`` (H, W) is what the mask is multiplied by,
-    and falls to 0 at edges that lie inside the original. All float32 on the CPU."""
+    """What comes over an original, in the size of the model's picture.
+
+    Where ``mask`` (H, W) is above 0, colours c of the original, 0 … 1, become ``gain`` · c +
+    ``shift``, (3, 3, H, W) and (3, H, W); without a gain the shift replaces them. ``reach`` (H, W)
+    is what the mask is multiplied by, and falls to 0 at edges that lie inside the original. All
+    float32 on the CPU."""
 
     mask: Tensor
     reach: Tensor
@@ -84,12 +88,16 @@ def blended(
     mask = np.zeros_like(new)
     x0, y0, x1, y1 = enlarged.bounds if painted is None and not any(margins) else enlarged.inside
     step = max(1, _STRIP_PIXELS // max(1, x1 - x0))
-    for y in range(y0, y1, step):
+
+    def blend(y: int) -> None:
         part = slice(y, min(y + step, y1)), slice(x0, x1)
         used = np.maximum(enlarged.mask(part, given[part]), new[part])
         if used.any():
             mask[part] = used
-            canvas[part] = _mixed(canvas[part], used, *enlarged.colours(part))
+            canvas[part] = _mixed(canvas[part], used, enlarged, part)
+
+    with ThreadPoolExecutor(min(4, torch.get_num_threads())) as threads:
+        list(threads.map(blend, range(y0, y1, step)))
     return canvas, mask
 
 
@@ -131,7 +139,9 @@ class _Enlarged:
             self.bounds = max(a, x0), max(b, y0), min(c, x1), min(d, y1)
         self._mask, self._reach = self._map(layer.mask), self._map(layer.reach)
         self._shift = [self._map(one) for one in layer.shift]
-        self._gain = None if layer.gain is None else [self._map(one) for one in layer.gain]
+        self._gain = None
+        if layer.gain is not None:
+            self._gain = [[self._map(one) for one in row] for row in layer.gain]
 
     def mask(self, part: Part, given: np.ndarray) -> np.ndarray:
         own = self._part(self._mask, part, Image.Resampling.BILINEAR)
@@ -139,13 +149,16 @@ class _Enlarged:
         whole = np.maximum(own, given.astype(np.float32) / 255) * reach
         return (whole.clip(0, 1) * 255).round().astype(np.uint8)
 
-    def colours(self, part: Part) -> tuple[np.ndarray | None, np.ndarray]:
-        """Gain and shift, (h, w, 3) each."""
+    def colours(self, part: Part, before: np.ndarray) -> np.ndarray:
+        """(h, w, 3) of what the layer makes of ``before`` (h, w, 3 or 1), all float32."""
         cubic, linear = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
-        shift = np.stack([self._part(one, part, cubic) for one in self._shift], 2)
-        if self._gain is None:
-            return None, shift
-        return np.stack([self._part(one, part, linear) for one in self._gain], 2), shift
+        after = np.stack([self._part(one, part, cubic) for one in self._shift], 2)
+        for i, row in enumerate(self._gain or ()):
+            for j, one in enumerate(row):
+                after[..., i] += (
+                    self._part(one, part, linear) * before[..., min(j, before.shape[2] - 1)]
+                )
+        return after
 
     def _map(self, values: Tensor) -> Image.Image:
         return Image.fromarray(np.pad(values.numpy(), self.pad, "edge"))
@@ -171,13 +184,11 @@ class _Enlarged:
         )
 
 
-def _mixed(
-    part: np.ndarray, used: np.ndarray, gain: np.ndarray | None, shift: np.ndarray
-) -> np.ndarray:
+def _mixed(part: np.ndarray, used: np.ndarray, layer: _Enlarged, place: Part) -> np.ndarray:
     white, colours = white_of(part), 3 if part.shape[2] >= 3 else 1
     weight = used[..., None].astype(np.float32) / 255
     before = part[..., :colours].astype(np.float32) / white
-    after = shift if gain is None else gain * before + shift
+    after = layer.colours(place, before)
     if colours == 1:
         after = (after @ _BRIGHTNESS)[..., None]
     mixed = (before + weight * (after - before)).clip(0, 1) * white

@@ -16,6 +16,8 @@ _SIGMA = 3.0
 _BRIGHTNESS = (0.299, 0.587, 0.114)
 _FLAT = 1e-3
 """Variance below which a picture has no structure to speak of."""
+_MOST_GAIN = 2.0
+"""By which a colour of the original may be multiplied, so that its noise does not stand out."""
 
 
 def smoothed(maps: Tensor, sigma: float) -> Tensor:
@@ -80,28 +82,47 @@ def feathered(area: Tensor, pixels: int) -> Tensor:
 def affine_change(
     seen: Tensor, before: Tensor, after: Tensor, area: Tensor, unit: int
 ) -> tuple[Tensor, Tensor]:
-    """Gain and shift, (C, H, W) each, by which ``seen`` becomes what ``after`` is to ``before``.
+    """Gain (C, C, H, W), from the second colour to the first, and shift (C, H, W), by which
+    ``seen`` becomes what ``after`` is to ``before``.
 
-    A regression of the difference on ``seen`` around each pixel of ``area``, so that edges and
-    texture of the original stay where they are (He et al., Guided Image Filtering, 2010).
+    A regression of the change on all colours of ``before`` within a few image tokens of ``unit``
+    pixels, weighted by ``area``, so that edges and texture of the original stay where they are (He
+    et al., Guided Image Filtering, 2010). What it leaves of ``after`` goes to the shift as far as
+    there is more of it than the image tokenizer's own error (a Wiener filter).
     """
-    weight = area + 1e-4
-    total = smoothed(weight, unit / 5)
+    weight, channels = area + 1e-4, len(seen)
+    shrink, spread = max(1, unit // 4), 2.0 * unit
+    size = [-(-side // shrink) for side in area.shape]
 
-    def mean(maps: Tensor) -> Tensor:
-        return smoothed(maps * weight, unit / 5) / total
+    def near(maps: Tensor) -> Tensor:
+        return smoothed(F.interpolate(maps[None], size, mode="area")[0], spread / shrink)
 
-    change = after - before
-    level, shift = mean(seen), mean(change)
-    variance = mean(seen * seen) - level * level
-    gain = (mean(seen * change) - level * shift) / (variance + _FLAT)
-    gain = gain.clamp(-1.0, 1.0)
-    offset = shift - gain * level
-    gain, offset = mean(gain), mean(offset)
-    rest = change - gain * seen - offset
-    noise = 2 * smoothed((seen - before) ** 2, unit / 2)
-    offset = offset + smoothed(rest * rest**2 / (rest**2 + noise + 1e-8), 1.0)
-    return 1 + gain, offset
+    total = near(weight[None])
+    level, shift = near(before * weight) / total, near((after - before) * weight) / total
+
+    def covariance(one: Tensor, mean: Tensor) -> Tensor:
+        """(h, w, C, C) of ``before`` with another picture."""
+        products = (before[:, None] * one[None]).flatten(0, 1) * weight
+        means = (level[:, None] * mean[None]).flatten(0, 1)
+        return (near(products) / total - means).permute(1, 2, 0).unflatten(2, (channels, channels))
+
+    own = covariance(before, level) + _FLAT * torch.eye(channels)
+    slopes = torch.linalg.solve(own, covariance(after - before, shift))
+    gain = slopes.permute(3, 2, 0, 1).clamp(-_MOST_GAIN, _MOST_GAIN)
+    shift = shift - (gain * level).sum(1)
+    weight_here = F.interpolate(weight[None, None], size, mode="area")[0]
+    maps = smoothed(torch.cat([gain.flatten(0, 1), shift]) * weight_here, spread / shrink) / total
+    maps = F.interpolate(maps[None], area.shape, mode="bilinear")[0]
+    gain, shift = maps[:-channels].view(channels, channels, *area.shape), maps[-channels:]
+
+    def mean(maps: Tensor, sigma: float) -> Tensor:
+        return smoothed(maps * weight, sigma) / smoothed(weight, sigma)
+
+    rest = mean(after - seen - (gain * seen).sum(1) - shift, 1.0)
+    noise = smoothed(smoothed(seen - before, 1.0) ** 2, unit / 2)
+    power = mean(rest**2, unit / 2)
+    shift = shift + rest * ((power - noise) / (power + 1e-8)).clamp(0, 1)
+    return gain + torch.eye(channels)[..., None, None], shift
 
 
 def new_structure(seen: Tensor, before: Tensor, after: Tensor, area: Tensor, unit: int) -> Tensor:
@@ -122,7 +143,7 @@ def new_structure(seen: Tensor, before: Tensor, after: Tensor, area: Tensor, uni
 
     original, kept, new = details
     most = likeness(original, kept).clamp(0.2, 1)
-    needed = 0.35 + 0.5 * most  # less where the tokenizer itself leaves little of the structure
+    needed = most - 0.15  # less where the tokenizer itself leaves little of the structure
     return (0.5 + 5 * (needed - likeness(original, new) / most)).clamp(0, 1)
 
 

@@ -42,7 +42,7 @@ class PutBackSettings:
         advanced=True,
     )
     grow: int = option(
-        4,
+        1,
         "Only with mode changed: by how many pixels of the model's picture the changed area "
         "grows on every side.",
         low=0,
@@ -50,7 +50,7 @@ class PutBackSettings:
         advanced=True,
     )
     feather: int = option(
-        4,
+        2,
         "Width of the soft edge around the replaced area, in pixels of the model's picture. 0: a "
         "hard edge.",
         low=0,

@@ -20,7 +20,13 @@ from mmada_parallel.mmp_core import (
 )
 from mmada_parallel.mmp_core.compositing import put_back_pixels
 from mmada_parallel.mmp_core.editing import extended
-from mmada_parallel.mmp_core.image.changes import changed_area, dilated, feathered, smoothed
+from mmada_parallel.mmp_core.image.changes import (
+    affine_change,
+    changed_area,
+    dilated,
+    feathered,
+    smoothed,
+)
 from mmada_parallel.mmp_core.image.put_back_settings import PutBackSettings
 from mmada_parallel.mmp_core.variants.registry import VARIANTS
 from mmada_parallel.tests.mmp_core.test_placement import noise
@@ -349,3 +355,17 @@ def test_noise_is_no_change_and_a_changed_block_is():
     assert (area * truth).sum() / truth.sum() > 0.85
     assert (area * truth).sum() / area.sum() > 0.9
     assert (dilated(area, 4) * truth).sum() / truth.sum() > 0.97
+
+
+def test_a_change_of_colours_is_followed_through_all_channels():
+    """Each new colour made of the old brightness: what a regression channel by channel misses."""
+    torch.manual_seed(0)
+    seen = smoothed(torch.rand(3, 64, 64), 1.0)
+    before = (seen + 0.02 * torch.randn_like(seen)).clamp(0, 1)
+    mixed = torch.tensor([[0.3, 0.5, 0.2], [0.1, 0.2, 0.1], [0.4, 0.6, 0.3]])
+    after = torch.einsum("ij,jhw->ihw", mixed, before) + 0.1
+    gain, shift = affine_change(seen, before, after, torch.ones(64, 64), 8)
+    made = torch.einsum("ijhw,jhw->ihw", gain, seen) + shift
+    wanted = torch.einsum("ij,jhw->ihw", mixed, seen) + 0.1
+    assert (made - wanted).abs().mean() < 0.01
+    assert (gain[:, :, 32, 32] - mixed).abs().max() < 0.15
