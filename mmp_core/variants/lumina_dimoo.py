@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..image.pictures import crop_sizes, nearest_size, sizes_near
 from ..image.placement import Size
 from ..sampler.guidance import CONDITIONAL
+from ..sampler.llada import TextSelection, block_of, block_steps, guided_text
 from ..sampler.ml_cache import MLCache
 from ..sampler.plan import Plan, Targets
 from ..sampler.policies import DenoisingModel, Policies
@@ -27,7 +28,6 @@ from ..sampler.predictor import BranchOutputs
 from ..sampler.schedule import Counts, PlannedStep
 from ..sampler.selection import TokenUpdate
 from ..sampler.settings import SamplerSettings
-from ..sampler.upstream import place_of_float64, region_draws
 from ..state import MASKED, Prompt, TokenState
 from .base import ModelInput, Task, column
 from .mmada_parallel_a import EDIT, GENERATE, LayoutA, MMaDAParallelA
@@ -289,29 +289,6 @@ def image_steps(prompt: Prompt, settings: SamplerSettings) -> list[PlannedStep]:
     return steps
 
 
-def block_steps(prompt: Prompt, settings: SamplerSettings) -> list[PlannedStep]:
-    """Steps of the authors' text sampler: block after block, each in as many steps."""
-    length, steps = prompt.initial.text.shape[1], settings.text_steps
-    block = _block(length, settings)
-    if length % block or steps % (length // block):
-        raise InputError(
-            f"text_length {length}, block_length {block} and text_steps {steps} stop the "
-            "reference: with the upstream preset the text is made of whole blocks, and each has "
-            "as many steps; change them, or use the corrected preset."
-        )
-    per_block, planned = steps // (length // block), []
-    for start in range(0, length, block):
-        masked = masked_counts(prompt.initial.text[:, start : start + block])
-        for rank in range(per_block):
-            quota = tuple(n // per_block + (rank < n % per_block) for n in masked)
-            planned.append(PlannedStep(text_quota=quota, text_until=start + block))
-    return planned
-
-
-def _block(length: int, settings: SamplerSettings) -> int:
-    return min(settings.block_length or length, length)
-
-
 class GuidanceD:
     """Of an image: branches replace all before the answer. Of text: the branch without a condition
     is masked wherever something was given at the start, delimiters included."""
@@ -333,11 +310,7 @@ class GuidanceD:
         self.branches = {CONDITIONAL: conditional, "masked": masked}
 
     def text_logits(self, outputs: BranchOutputs, index: Tensor) -> Tensor:
-        conditional = outputs.text_logits(CONDITIONAL, index, slice(None))
-        if (scale := self.settings.reasoning_guidance) <= 0:
-            return conditional
-        masked = outputs.text_logits("masked", index, slice(None))
-        return masked + (scale + 1) * (conditional - masked)
+        return guided_text(outputs, index, self.settings.reasoning_guidance, "masked")
 
     def image_logits(self, outputs: BranchOutputs, updated: TokenState, index: Tensor) -> Tensor:
         text_scale, image_scale = self.settings.text_guidance, self.settings.image_guidance
@@ -372,42 +345,22 @@ class SelectionD:
         if not prompt.initial.image[0].numel():
             assert isinstance(model.layout, LayoutD)
             row = model.layout.released_text_input(prompt, prompt.initial)
-            self.places = row.text_positions
-            self.region = row.ids.shape[1], model.transformer.config.embedding_size
+            self.words = TextSelection(model, row, settings)
 
     def text(
         self, targets: Targets, before: TokenUpdate, logits: Callable[[Tensor], Tensor]
     ) -> TokenUpdate:
-        positions, temperature = targets.positions, self.settings.text_temperature
         if self.over.all():
             return before
-        places, unseeded = self.places[positions.index], [None] * len(positions.counts)
-        noise = random = None
-        if temperature:
-            noise = region_draws(places, self.region, torch.float64, Tensor.uniform_, unseeded)
-        if self.settings.remasking == "random":
-            shape = self.region[:1]
-            random = region_draws(places, shape, torch.float32, Tensor.uniform_, unseeded)
-        update = before
-        if positions.index.shape[1]:
-            scores = logits(positions.index)
-            wide = scores.to(place_of_float64(scores.device)).double()
-            noisy = scores if noise is None else wide.exp() / (-noise.log()) ** temperature
-            best = noisy.argmax(dim=-1).to(wide.device)
-            chances = wide.softmax(dim=-1).gather(-1, best[..., None])[..., 0]
-            if wide.device != scores.device:
-                best, chances = best.to(scores.device), chances.float().to(scores.device)
-            ranking = chances if random is None else random
-            chosen = positions.highest(ranking, targets.count) & ~self.over[:, None]
-            tokens = torch.where(best == self.layout.mask_id, MASKED, best)
-            update = before.at(positions, tokens, ranking, chosen)
+        going = replace(targets, count=targets.count.masked_fill(self.over, 0))
+        update = self.words.text(going, before, logits)
         self._count_step(update.after)
         return update
 
     def _count_step(self, text: Tensor) -> None:
         """After a block's last step, note the texts that are over."""
         self.steps_done += 1
-        blocks = self.length // _block(self.length, self.settings)
+        blocks = self.length // block_of(self.length, self.settings)
         if self.steps_done % (self.settings.text_steps // blocks) == 0:
             ended = (text == self.layout.end_of_text).any(dim=1)
             self.over = self.over | self.ends_before | ended
