@@ -8,10 +8,11 @@ from typing import Any
 from ..errors import CheckpointError, InputError
 from .base import Variant
 from .lumina_dimoo import LuminaDiMOO
+from .mmada_8b import MMaDA8B
 from .mmada_parallel_a import MMaDAParallelA
 from .mmada_parallel_m import MMaDAParallelM
 
-VARIANTS: list[Variant] = [MMaDAParallelA(), MMaDAParallelM(), LuminaDiMOO()]
+VARIANTS: list[Variant] = [MMaDAParallelA(), MMaDAParallelM(), LuminaDiMOO(), MMaDA8B()]
 """Of several that a checkpoint may be of, the first is taken."""
 
 BACKBONE = "model.transformer.wte.weight"

@@ -32,7 +32,6 @@ _OURS = re.compile(r"mmada[-_ ]?parallel([-_ ]?(?P<id>[am])(?![a-z]))?", re.IGNO
 _IN_CONFIG = "_name_or_path in config.json"
 """What the weights were before they were saved: they themselves, or what they were trained from."""
 _STRANGERS = {
-    "MMaDA-8B": re.compile(r"mmada[-_ ]?8b", re.IGNORECASE),
     "LLaDA": re.compile(r"llada(?!formulti)", re.IGNORECASE),
 }
 
@@ -76,7 +75,9 @@ def doubt_about(
                 f"{called.name if called else 'MMaDA-Parallel'}, whose instructions have another "
                 "form."
             )
-        if ours and ours["id"] and ours["id"].upper() != variant.id and evidence != GIVEN:
+        another = bool(called and not called.recognises(config))
+        another |= bool(ours and ours["id"] and ours["id"].upper() != variant.id)
+        if another and evidence != GIVEN:
             return f"By {origin} ({name}) it is another: its files are those of {variant.name}."
         if ours or evidence not in (NAMED, ASSUMED):
             return None

@@ -40,7 +40,9 @@ SPECIAL = {
     ),
 }
 SPECIAL["D"] = (*SPECIAL["A"], "<|pad|>")
-CODES = {"A": 12, "M": 2**13, "D": 12}
+_HEADERS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+SPECIAL["8B"] = (*SPECIAL["M"], "<|mmu|>", *_HEADERS)
+CODES = {"A": 12, "M": 2**13, "D": 12, "8B": 2**13}
 VQ = {
     "_class_name": "VQModel",
     "block_out_channels": [8, 8, 8],
@@ -51,7 +53,7 @@ VQ = {
     "num_vq_embeddings": CODES["A"],
 }
 MAGVIT = {"ch": 32}
-DOWNSAMPLE = {"A": 4, "M": 16, "D": 4}
+DOWNSAMPLE = {"A": 4, "M": 16, "D": 4, "8B": 16}
 
 
 def tokenizer(variant):
@@ -82,6 +84,7 @@ def config(variant):
         "M": {"architectures": ["MMadaModelLM"], "llm_vocab_size": len(tokens)},
     }
     own["D"] = own["A"] | {"mmada_parallel_family": "D"}
+    own["8B"] = own["M"] | {"mmada_parallel_family": "8B"}
     sizes = {"default_image_size": 4 * DOWNSAMPLE[variant], "default_text_length": 5}
     return own[variant] | config_of(tokens, CODES[variant]) | sizes
 
@@ -171,7 +174,7 @@ def write_checkpoint(folder, variant, shards=1):
 
 def write_image_tokenizer(folder, variant):
     torch.manual_seed(0)
-    if variant != "M":
+    if variant in ("A", "D"):
         own, config, name = AmusedVQ(VQ), VQ, "vqvae/diffusion_pytorch_model.safetensors"
     else:
         own, config, name = MagvitV2(MAGVIT), MAGVIT, "magvitv2/model.safetensors"
