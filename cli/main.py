@@ -47,7 +47,7 @@ example:
 """
 _DESCRIBE = """\
 Answer a question about a picture, or describe it, in words alone. Needs a checkpoint of
-Lumina-DiMOO: MMaDA-Parallel always draws."""
+Lumina-DiMOO or MMaDA-8B: MMaDA-Parallel always draws."""
 _DESCRIBE_EXAMPLE = """\
 example:
   mmada-parallel describe scene.png "what is there" --model demo-lumina

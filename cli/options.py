@@ -142,7 +142,7 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
         "--task",
         help="what to do with the picture, of the tasks that the family of the checkpoint was "
         "trained on (Lumina-DiMOO: edit, subject, control, dense_prediction, multi_view, style, "
-        "paint; default edit, or style with --reference)",
+        "paint; MMaDA-8B: paint; default edit, or style with --reference)",
     )
     parser.add_argument(
         "--reference",
@@ -254,7 +254,9 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
 
 def add_download(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "family", metavar="A|M|D", help="which: MMaDA-Parallel-A or -M, or D for Lumina-DiMOO"
+        "family",
+        metavar="A|M|D|8B",
+        help="which: MMaDA-Parallel-A or -M, D for Lumina-DiMOO, 8B for MMaDA-8B-MixCoT",
     )
     parser.add_argument(
         "--quantize",
@@ -330,12 +332,12 @@ def _add_image_tokenizer(parser: argparse._ActionsContainer) -> None:
         type=path,
         metavar="PATH",
         help="file or folder of the image tokenizer where it is not inside or beside the "
-        "checkpoint (variant M: that of showlab/magvitv2)",
+        "checkpoint (variant M and MMaDA-8B: that of showlab/magvitv2)",
     )
     parser.add_argument(
         "--family",
         help="the family of the checkpoint where its files cannot tell: A or M of MMaDA-Parallel, "
-        "D for Lumina-DiMOO",
+        "D for Lumina-DiMOO, 8B for MMaDA-8B",
     )
 
 

@@ -104,11 +104,12 @@ class EncodeInstruction(io.ComfyNode):
                     default=AUTO,
                     optional=True,
                     tooltip="What to do with the pictures. auto: edit one, take the style of a "
-                    "second, or generate without any. The others are tasks of Lumina-DiMOO: "
-                    "describe answers the instruction, a question, in words alone; "
-                    "dense_prediction draws the map that the instruction names, such as depth map; "
-                    "multi_view the view, such as left; paint draws the masked part anew, from an "
-                    "instruction that says what the whole picture shows.",
+                    "second, or generate without any. The others are tasks of Lumina-DiMOO, and "
+                    "of MMaDA-8B generate, paint, describe and answer: describe answers the "
+                    "instruction, a question about the picture, in words alone, answer one without "
+                    "a picture; dense_prediction draws the map that the instruction names, such as "
+                    "depth map; multi_view the view, such as left; paint draws the masked part anew, "
+                    "from an instruction that says what the whole picture shows.",
                 ),
                 io.Combo.Input(
                     "size",

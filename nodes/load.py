@@ -23,8 +23,9 @@ class LoadModel(io.ComfyNode):
         return Schema(
             node_id="MMaDAParallelLoader",
             display_name="Load MMaDA-Parallel",
-            description="Loads a checkpoint of MMaDA-Parallel or Lumina-DiMOO: transformer, "
-            "tokenizer and image tokenizer. The small demo checkpoints come with the pack.",
+            description="Loads a checkpoint of MMaDA-Parallel, Lumina-DiMOO or MMaDA-8B: "
+            "transformer, tokenizer and image tokenizer. The small demo checkpoints come with the "
+            "pack.",
             search_aliases=["mmada", "load checkpoint", "model", "diffusion language model"],
             inputs=[
                 io.Combo.Input(
@@ -35,7 +36,7 @@ class LoadModel(io.ComfyNode):
                     "scenes. demo-lumina: its sibling of Lumina-DiMOO's family, which "
                     "answers with a picture or with a text. Put released checkpoints "
                     "(the whole folder of MMaDA-Parallel-A, MMaDA-Parallel-M or "
-                    "Lumina-DiMOO from Hugging Face), or files made by Convert "
+                    "Lumina-DiMOO or MMaDA-8B from Hugging Face), or files made by Convert "
                     "Checkpoint, into models/mmada_parallel/, then press R. The help "
                     "page of this node lists how much memory they need.",
                 ),
@@ -54,8 +55,8 @@ class LoadModel(io.ComfyNode):
                     default="auto",
                     advanced=True,
                     tooltip="Converts pictures to tokens and back. auto: the vqvae (A) or "
-                    "magvitv2 (M) folder inside or next to the checkpoint. Variant M "
-                    "does not include one: download showlab/magvitv2 from Hugging Face "
+                    "magvitv2 (M, MMaDA-8B) folder inside or next to the checkpoint. Those "
+                    "two do not include one: download showlab/magvitv2 from Hugging Face "
                     "into models/mmada_parallel/magvitv2/.",
                 ),
                 io.Combo.Input(
@@ -66,9 +67,9 @@ class LoadModel(io.ComfyNode):
                     advanced=True,
                     tooltip="The model family of the checkpoint. auto: recognised from its "
                     "files, its name or your earlier choice. Lumina-DiMOO and "
-                    "MMaDA-Parallel-A cannot be told apart by their files: choose the "
-                    "family here if the name of the folder does not say it. Your choice "
-                    "is saved in a small file next to the checkpoint.",
+                    "MMaDA-Parallel-A cannot be told apart by their files, nor MMaDA-8B and "
+                    "MMaDA-Parallel-M: choose the family here if the name of the folder does "
+                    "not say it. Your choice is saved in a small file next to the checkpoint.",
                 ),
             ],
             outputs=[

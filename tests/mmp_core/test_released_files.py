@@ -295,8 +295,9 @@ def test_what_a_checkpoint_was_trained_from_is_not_what_it_is(tmp_path):
     say."""
     for variant, origin in (("A", "Alpha-VLLM/Lumina-DiMOO"), ("M", "/mnt/MMaDA-8B-MixCoT")):
         for name in (f"MMaDA-Parallel-{variant}", "mine"):
-            folder = plain(tmp_path / variant / name, variant)
-            edit(folder / "config.json", _name_or_path=origin)
+            files = {"A": "A", "M": "8B"}[variant]  # whose tokenizer knows the ids of both
+            folder = plain(tmp_path / variant / name, files)
+            edit(folder / "config.json", _name_or_path=origin, mmada_parallel_family=None)
             report = inspect_checkpoint(folder)
             doubts = [odd for odd in report.odd if "may be what it was trained from" in odd]
             assert len(doubts) == (name == "mine")

@@ -6,6 +6,7 @@ Gen-Verse/MMaDA 3cdb870, writes ``data/mmada_8b/``; one thread. Of the reference
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import sys
@@ -36,7 +37,7 @@ CASES = {
     "t02_small": T2I,
     "t03_no_guidance": T2I | dict(guidance=0.0, seed=3),
     "t04_masked_part": T2I | dict(given=0.6, seed=4),
-    "t05_many_steps_few_codes": T2I | dict(codes=9, steps=16, seed=5),
+    "t05_many_steps_few_codes": T2I | dict(codes=6, steps=10, seed=5),
     "t06_no_noise": T2I | dict(temperature=0.0, seed=6),
     "t07_longest_instruction": T2I | dict(prompt="x" * (LONGEST - 2), seed=7),
     "t08_no_words": T2I | dict(prompt="", seed=8),
@@ -67,14 +68,18 @@ def reference(folder):
     return modeling_mmada, UniversalPrompting
 
 
+@functools.cache
+def weights():
+    return {name: torch.from_numpy(array) for name, array in golden.model_weights("tiny-M")}
+
+
 def model_of(code, dtype):
     config = golden.model_config("tiny-M") | {"init_device": "cpu"}
     config.pop("torch_dtype")
     settings = code.MMadaConfig(**config)
     settings.use_cache = False  # which transformers 5 drops
     model = code.MMadaModelLM(settings, init_params=False)
-    weights = {k: torch.from_numpy(v) for k, v in golden.model_weights("tiny-M")}
-    model.load_state_dict(weights, assign=True)
+    model.load_state_dict(weights(), assign=True)
     return model.to(golden.DTYPES[dtype]).train(False)
 
 
@@ -90,8 +95,8 @@ def recorded(model, code, shaken=0.0):
         seen["biases"].append(others.get("attention_bias"))
         output = forward(self, ids, **others)
         if shaken:
-            shape = output.logits.shape
-            output.logits *= 1 + shaken * torch.randn(shape, generator=noise, dtype=torch.float32)
+            answer = output.logits[:, -60:]
+            answer *= 1 + shaken * torch.randn(answer.shape, generator=noise)
         return output
 
     def sampled(*arguments, **others):
@@ -215,7 +220,7 @@ def main():
         model = model_of(code, case["dtype"])
         tensors, said = run(case, model, code, prompting)
         robust = None  # not tried
-        if case["dtype"] == "fp32" and case["codes"] < 100:
+        if case["dtype"] == "fp32" and case["codes"] < 60:
             again = run(case, model_of(code, "fp32"), code, prompting, shaken=2e-6)[0]
             robust = all(torch.equal(tensors[key], again[key]) for key in tensors)
         content = {"case": case, "robust": robust, **said, "torch": torch.__version__}
