@@ -108,8 +108,8 @@ class EncodeInstruction(io.ComfyNode):
                     "of MMaDA-8B generate, paint, describe and answer: describe answers the "
                     "instruction, a question about the picture, in words alone, answer one without "
                     "a picture; dense_prediction draws the map that the instruction names, such as "
-                    "depth map; multi_view the view, such as left; paint draws the masked part anew, "
-                    "from an instruction that says what the whole picture shows.",
+                    "depth map; multi_view the view, such as left; paint draws the masked part "
+                    "anew, from an instruction that says what the whole picture shows.",
                 ),
                 io.Combo.Input(
                     "size",
