@@ -119,7 +119,7 @@ def test_size(archive):
 def test_nothing_that_only_tests_need(archive):
     """Every module is started with or imported by another one that is shipped; no other folders."""
     folders = {name.partition("/")[0] for name in archive if "/" in name}
-    assert folders == {*BELOW, "web", "workflows"}
+    assert folders == {*BELOW, "web", "workflows", "subgraphs"}
     assert not [name for name in archive if re.search(r"(^|/)(conftest|test_)[^/]*\.py$", name)]
     shipped = {name[:-3].replace("/", ".") for name in archive if name.endswith(".py")}
     used = set(ENTRIES)
@@ -137,5 +137,5 @@ def test_what_the_pack_needs_is_inside(archive, pyproject):
         folder = "/".join(package.split(".")[1:])
         assert f"{folder}/__init__.py".lstrip("/") in archive
     tracked = git("--cached")
-    for folder in ("web/", "workflows/", "demo/checkpoint/"):
+    for folder in ("web/", "workflows/", "subgraphs/", "demo/checkpoint/"):
         assert {n for n in tracked if n.startswith(folder)} <= set(archive)
