@@ -89,6 +89,13 @@ examples:
   mmada-parallel train file my-style-run/run.toml --learning-rate 2e-5 \\
     --output gentler.safetensors --run-folder gentler-run
 """
+_COMPARE = """\
+Answer one instruction with each adapter that a training run has kept, and without any, always with
+the same seed: a sheet of all answers, to choose an adapter by eye."""
+_COMPARE_EXAMPLE = """\
+example:
+  mmada-parallel compare my-style-run "make it red" --image scene.png --model PATH --out sheet.png
+"""
 _EVALUATE = """\
 Judge a checkpoint on held-out tasks of the toy world. Pixels and words are read back exactly:
 picture right, sentence right, both agree, untouched cells kept; with copying the input beside
@@ -170,6 +177,11 @@ def build_parser() -> argparse.ArgumentParser:
     again = _command(methods, "file", "what a run file says", _FILE, _FILE_EXAMPLE)
     training_options.add_run_file(again)
     again.set_defaults(run="run_file:start", methods={"sft": sft, "pararl": pararl, "dpo": dpo})
+    compare = _command(
+        commands, "compare", "answer with each adapter of a run", _COMPARE, _COMPARE_EXAMPLE
+    )
+    options.add_comparison(compare)
+    compare.set_defaults(run="compare:compare")
     evaluate = _command(commands, "evaluate", "judge a checkpoint on the toy world", _EVALUATE)
     options.add_evaluation(evaluate)
     evaluate.set_defaults(run="evaluate:evaluate")

@@ -195,6 +195,33 @@ def put_back_options() -> dict[str, Option]:
     return {n: replace(option, name=f"put_back_{n}") for n, option in options.items()}
 
 
+def add_comparison(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folder",
+        type=path,
+        metavar="RUN",
+        help="the folder of a run that kept adapters (--keep-every, or held-out items)",
+    )
+    parser.add_argument("instruction", metavar="INSTRUCTION", help="what to change, or to show")
+    parser.add_argument("--image", type=path, metavar="FILE", help="the picture to edit")
+    parser.add_argument(
+        "--out",
+        type=path,
+        metavar="FILE.png",
+        help="where the sheet goes (default: compared.png in RUN)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="the same for all answers (default: a random one, which is reported)",
+    )
+    unused = ("mask", "reference", "size", "text_length", "task")
+    parser.set_defaults(**dict.fromkeys(unused), negative="")
+    add_model(parser)
+    _add_sampler(parser)
+
+
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cases", type=positive, default=500, metavar="N", help="tasks to judge (default 500)"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +12,7 @@ from ..mmp_core import InputError, Prompt, SamplerSettings, TokenState, decode_i
 from ..mmp_core.batching import denoise_in_batches
 from ..mmp_core.checkpoint.adapters import read_adapter
 from ..mmp_core.options import options_of
-from ..training.loop.keeping import BEST, kept_adapters
+from ..training.loop.keeping import BEST, kept_adapters, named_adapters
 from ..training.weights.adapter_files import adapter_tensors
 from ..views.examples import Answer, answers_sheet
 from . import host
@@ -97,7 +95,7 @@ class CompareAdapters(io.ComfyNode):
         settings = SamplerSettings(seed=seed, **choices)
         progress = host.Progress(cls.hidden.unique_id)
         found: list[tuple[str, TokenState]] = []
-        for number, (name, file) in enumerate([("no adapter", None), *_named(files, best)]):
+        for number, (name, file) in enumerate([("no adapter", None), *named_adapters(folder)]):
             adapted = model
             if file is not None:
                 state, about = read_adapter(file)
@@ -127,13 +125,6 @@ class CompareAdapters(io.ComfyNode):
         return io.NodeOutput(
             host.to_intermediate(pixels), tokens, lora, ui=shown(pixels, text, cls)
         )
-
-
-def _named(files: Mapping[int, Path], best: Path) -> Iterator[tuple[str, Path]]:
-    """The adapters with what is written over their answers."""
-    about = read_adapter(best)[1] if best.is_file() else {}
-    for step, file in files.items():
-        yield f"step {step}{', the best' if about.get('steps') == str(step) else ''}", file
 
 
 def _picture(model: host.HostedModel, tokens: TokenState) -> Image.Image:

@@ -92,6 +92,20 @@ def test_a_folder_is_trained_on_with_clip(run, pararl, folder, tmp_path):
     )
 
 
+def test_adapters_of_a_run_are_compared(pararl, run, checkpoint, scene, tmp_path):
+    assert pararl(*CLIP, "--keep-every", 1)[0] == 0
+    sheet, few = tmp_path / "sheet.png", ("--text-steps", 2, "--image-steps", 2)
+    common = ("make it red", "--model", checkpoint, "--out", sheet, "--seed", 3, *few)
+    code, out, err = run("compare", tmp_path / "toy-run", *common, "--image", scene)
+    assert code == 0, err
+    lines = [line.partition(":")[0] for line in out.splitlines()]
+    assert lines[:3] == ["no adapter", "step 1", "step 2"] and lines[3].endswith("(seed 3)")
+    with Image.open(sheet) as picture:
+        assert picture.width > 2 * picture.height
+    code, out, err = run("compare", tmp_path, *common)
+    assert code == 2 and "holds no adapters of a run" in err
+
+
 def test_votes_are_filled_in_and_the_run_goes_on(pararl, folder):
     votes_for = ("--reward", "votes", "--held-out-data", folder)
     code, out, err = pararl(*votes_for)

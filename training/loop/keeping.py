@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ...mmp_core.checkpoint.adapters import read_adapter
 from ...mmp_core.errors import InputError
 
 BEST = "best.safetensors"
@@ -22,6 +23,14 @@ def step_of(file: Path) -> int | None:
 def kept_adapters(run: Path) -> dict[int, Path]:
     """The adapters in the folder of a run by their steps, in order."""
     return _by_step(run / "adapters", "*.safetensors")
+
+
+def named_adapters(run: Path) -> Iterator[tuple[str, Path]]:
+    """The same with what they are called: ``step 20``, ``step 40, the best``."""
+    copy = run / BEST
+    best = read_adapter(copy)[1].get("steps") if copy.is_file() else None
+    for step, file in kept_adapters(run).items():
+        yield f"step {step}{', the best' if best == str(step) else ''}", file
 
 
 def kept_samples(run: Path) -> dict[int, Path]:
