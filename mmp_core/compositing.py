@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from .checkpoint.load import Model
 from .errors import InputError
-from .image.blending import Layer, blended, original_part
+from .image.blending import Fine, Layer, blended, original_part
 from .image.changes import (
     affine_change,
     changed_area,
@@ -82,7 +83,7 @@ def put_back_pixels(
     prompt, start = _of_one_picture(prompt, result)
     assert prompt.placement and prompt.image is not None
     placement = _in_original(prompt.placement[0], (pixels.shape[1], pixels.shape[0]))
-    after, undecided = _result(model, result, placement.size)
+    after, undecided, large = _result(model, result, placement)
     seen, before = _view(model, prompt, pixels, placement)
     known = _without_margins(placement)
     before = torch.where(known, before, after)
@@ -101,8 +102,9 @@ def put_back_pixels(
             area = area * (_masked_area(painted, start, placement) > 0)
     area = area * ~undecided
     layer_mask = feathered(area, settings.feather) * ~undecided
-    shift, gain = _filled(seen, before, after, area, settings.fill, known, unit)
-    layer = Layer(layer_mask, _reach(placement, settings.feather), shift, gain)
+    shift, gain, new = _filled(seen, before, after, area, settings.fill, known, unit)
+    fine = None if large is None else Fine(large, after, new)
+    layer = Layer(layer_mask, _reach(placement, settings.feather), shift, gain, fine)
     return blended(pixels, placement, layer, whole)
 
 
@@ -146,18 +148,24 @@ def _in_original(placement: Placement, size: Size) -> Placement:
     return placement.in_size(size)
 
 
-def _result(model: Model, result: Picture | TokenState, size: Size) -> tuple[Tensor, Tensor]:
-    """(3, H, W) in 0 … 1 at the size of the model's picture, and (H, W) bool, where it is still
-    masked."""
+def _result(
+    model: Model, result: Picture | TokenState, placement: Placement
+) -> tuple[Tensor, Tensor, Image.Image | None]:
+    """(3, H, W) in 0 … 1 at the size of the model's picture; (H, W) bool, where it is still masked;
+    and a picture that has more pixels than the model's, as far as the original has them, too."""
     if isinstance(result, TokenState):
         if not result.image.numel():
             raise InputError("The result is text alone: there is no picture to put back.")
         pixels, undecided = decode_pixels(model, result), masked_pixels(model, result)
-        return pixels[0].permute(2, 0, 1).contiguous(), undecided[0]
-    image = load_image(result)
+        return pixels[0].permute(2, 0, 1).contiguous(), undecided[0], None
+    image, size = load_image(result), placement.size
+    small = image
     if image.size != size:
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    return _planes(np.asarray(image, np.float32) / 255), torch.zeros(size[::-1], dtype=torch.bool)
+        small = image.resize(size, Image.Resampling.BICUBIC)
+    times = math.ceil(min(max(placement.scale), image.width / size[0], image.height / size[1]))
+    large = image.resize((times * size[0], times * size[1]), Image.Resampling.BICUBIC)
+    nothing = torch.zeros(size[::-1], dtype=torch.bool)
+    return _planes(np.asarray(small, np.float32) / 255), nothing, large if times > 1 else None
 
 
 def _planes(pixels: np.ndarray) -> Tensor:
@@ -229,18 +237,19 @@ def _full_size(painted: Tensor, size: Size) -> np.ndarray:
 
 def _filled(
     seen: Tensor, before: Tensor, after: Tensor, area: Tensor, fill: str, known: Tensor, unit: int
-) -> tuple[Tensor, Tensor | None]:
-    """Shift and gain of the layer, see :class:`.Layer`."""
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Shift and gain of the layer, see :class:`.Layer`, and (H, W) 0 … 1, how much of it is the
+    result itself."""
     area = torch.maximum(area, (~known).float())
     replaced = after + seam_correction(seen, after, area, unit)
     if fill == "replace":
-        return replaced, None
+        return replaced, None, torch.ones_like(area)
     area = area * known
     gain, shift = affine_change(seen, before, after, area, unit)
     new = (~known).float()
     if fill == "auto":
         new = torch.maximum(new, new_structure(seen, before, after, area, unit))
-    return new * replaced + (1 - new) * shift, (1 - new) * gain
+    return new * replaced + (1 - new) * shift, (1 - new) * gain, new
 
 
 def _reach(placement: Placement, feather: int) -> Tensor:

@@ -18,6 +18,17 @@ _BRIGHTNESS = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 @dataclass(frozen=True)
+class Fine:
+    """A result larger than the model's picture. ``picture``: RGB, some whole number of times as
+    large. ``coarse`` (3, H, W): the same at the model's size. ``share`` (H, W), 0 … 1: how much of
+    what ``coarse`` lacks is added."""
+
+    picture: Image.Image
+    coarse: Tensor
+    share: Tensor
+
+
+@dataclass(frozen=True)
 class Layer:
     """What comes over an original, in the size of the model's picture.
 
@@ -30,6 +41,7 @@ class Layer:
     reach: Tensor
     shift: Tensor
     gain: Tensor | None = None
+    fine: Fine | None = None
 
 
 def original_part(pixels: np.ndarray, placement: Placement) -> np.ndarray:
@@ -142,6 +154,13 @@ class _Enlarged:
         self._gain = None
         if layer.gain is not None:
             self._gain = [[self._map(one) for one in row] for row in layer.gain]
+        self._fine = None
+        if layer.fine is not None:
+            times = layer.fine.picture.width // placement.size[0]
+            edge = self.pad * times
+            picture = np.pad(layer.fine.picture, ((edge, edge), (edge, edge), (0, 0)), "edge")
+            coarse = [self._map(one) for one in layer.fine.coarse]
+            self._fine = Image.fromarray(picture), coarse, self._map(layer.fine.share)
 
     def mask(self, part: Part, given: np.ndarray) -> np.ndarray:
         own = self._part(self._mask, part, Image.Resampling.BILINEAR)
@@ -158,6 +177,11 @@ class _Enlarged:
                 after[..., i] += (
                     self._part(one, part, linear) * before[..., min(j, before.shape[2] - 1)]
                 )
+        if self._fine:
+            picture, coarse, share = self._fine
+            lacking = self._part(picture, part, cubic).astype(np.float32) / 255
+            lacking -= np.stack([self._part(one, part, cubic) for one in coarse], 2)
+            after += lacking * self._part(share, part, linear)[..., None]
         return after
 
     def _map(self, values: Tensor) -> Image.Image:
@@ -167,7 +191,8 @@ class _Enlarged:
         rows, columns = part
         first = self.placement.to_model(columns.start, rows.start)
         last = self.placement.to_model(columns.stop, rows.stop)
-        box = [max(0.0, n + self.pad) for n in (*first, *last)]
+        times = map.width / self._mask.width
+        box = [max(0.0, (n + self.pad) * times) for n in (*first, *last)]
         box[2:] = min(box[2], map.width), min(box[3], map.height)
         size = columns.stop - columns.start, rows.stop - rows.start
         left, top, right, bottom = box

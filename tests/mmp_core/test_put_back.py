@@ -369,3 +369,21 @@ def test_a_change_of_colours_is_followed_through_all_channels():
     wanted = torch.einsum("ij,jhw->ihw", mixed, seen) + 0.1
     assert (made - wanted).abs().mean() < 0.01
     assert (gain[:, :, 32, 32] - mixed).abs().max() < 0.15
+
+
+@pytest.mark.parametrize("times", [2, 4])
+def test_a_result_that_was_enlarged_keeps_its_detail(any_model, times):
+    """As after an upscaler: fine texture in the result is there in the original's pixels."""
+    _, picture = scene(size=(700, 520))
+    prompt = encode_instruction(any_model, "make the circle red", picture)
+    placement = prompt.placement[0]
+    size = [times * side for side in placement.size]
+    stripes = np.zeros((size[1], size[0], 3), np.uint8)
+    stripes[::2] = 255
+    small = Image.fromarray(stripes).resize(placement.size, Image.Resampling.BOX)
+    contrast = {}
+    for name, result in (("large", Image.fromarray(stripes)), ("small", small)):
+        again, mask = put_back(any_model, prompt, picture, result, mode="all")
+        assert_untouched(again, picture, mask)
+        contrast[name] = np.asarray(again.convert("L"), np.float32)[200:320, 200:400].std(0).mean()
+    assert contrast["large"] > 3 * contrast["small"] + 20
