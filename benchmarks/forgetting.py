@@ -57,7 +57,7 @@ def train(model: Model, arm: str, seed: int, folder: Path, judged: int) -> dict[
     rate, steps, every, rehearsal = ARMS[arm]
     guard = guard_of(world_checkpoint(model))
     assert guard is not None
-    cases = cases_of(model, [new_word.task(1000 * seed + number) for number in range(PAIRS)])
+    cases = cases_of(model, [_task(1000 * seed + number) for number in range(PAIRS)])
     settings = SFTSettings(
         steps=steps,
         learning_rate=rate,
@@ -92,6 +92,10 @@ def train(model: Model, arm: str, seed: int, folder: Path, judged: int) -> dict[
     return result
 
 
+def _task(number: int) -> Task:
+    return new_word.task(number, new_word.UNKNOWN)
+
+
 def summary(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Of each run: when it was first said to forget, and the losses of the best and the last."""
     rise, lines = SFTSettings().guard_rise, {}
@@ -119,7 +123,7 @@ def _judged(model: Model, seed: int, count: int) -> dict[str, Any]:
     """Shares of right answers on ``count`` new tasks with the word and as many ordinary ones."""
     if not count:
         return {}
-    word = [new_word.task(10**6 + 1000 * seed + number) for number in range(count)]
+    word = [_task(10**6 + 1000 * seed + number) for number in range(count)]
     other = judge(model, [world.task(_OTHERS + number) for number in range(count)], batch=25)
     return {
         "word": _word_measures(model, word),

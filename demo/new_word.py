@@ -1,4 +1,4 @@
-"""Tasks of the toy world by a word that its checkpoint has never seen, to be taught by SFT."""
+"""Tasks of the toy world by a word that means something new to its checkpoint, to teach by SFT."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from .kinds import KINDS
 from .scenes import random_scene
 from .tasks import Task
 
-WORD, MEANT = "blick", "star"
-"""A shape by another name, in instructions and sentences alike: for the tokenizer it is unknown."""
+WORD, UNKNOWN, MEANT = "snow", "blick", "star"
+"""A shape by another name, in instructions and sentences alike: a word that the tokenizer knows (as
+a colour), or one that it does not."""
 
 
-def task(seed: int) -> Task:
+def task(seed: int, word: str = WORD) -> Task:
     """To add a star, or to put one in another's place, by the new word."""
     rng = random.Random(f"word {seed}")
     kind = KINDS[rng.choice(("add", "replace"))]
@@ -22,5 +23,5 @@ def task(seed: int) -> Task:
         made = kind.make(rng, scene)
         (_, new), *others = scene.changes(made.after).values()
         if not others and new and new[0] == MEANT and MEANT not in str(scene.objects()):
-            words = (text.replace(MEANT, WORD) for text in (made.instruction, made.sentence))
+            words = (text.replace(MEANT, word) for text in (made.instruction, made.sentence))
             return replace(made, instruction=next(words), sentence=next(words))

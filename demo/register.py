@@ -74,7 +74,7 @@ class OpenTasks(ToyWorld):
 
 class NewWord(ToyWorld):
     name, label = "demo-word", "demo: a new word"
-    help = "the same with a word for stars that the demo has never seen, for sft"
+    help = "the same with stars called snow, which the demo knows as a colour alone, for sft"
 
     def make(self, count: int) -> EditDataset:
         from .items import world_dataset

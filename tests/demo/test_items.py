@@ -5,13 +5,22 @@ import torch
 from mmada_parallel.demo import world
 from mmada_parallel.demo.dataset import cases_of
 from mmada_parallel.demo.items import world_dataset
+from mmada_parallel.demo.register import register
 from mmada_parallel.mmp_core import load_checkpoint
 from mmada_parallel.training.data.dataset import tokenised
+from mmada_parallel.training.data.registry import GENERATED
 
 
 @pytest.fixture(scope="module")
 def demo():
     return load_checkpoint("demo", dtype=torch.float32)
+
+
+@pytest.mark.parametrize("name", ["demo-open", "demo-word"])
+def test_every_item_of_the_other_worlds_can_be_used(demo, name):
+    register()
+    found = tokenised(GENERATED[name].make(60), demo, need_target=True)
+    assert len(found) == 60 and found.skipped == ()
 
 
 def test_its_items_become_the_cases_of_the_world(demo):
