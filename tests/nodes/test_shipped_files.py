@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import json
+import math
 import re
 import sys
 import types
@@ -78,6 +79,55 @@ def test_links_of_a_workflow_agree_with_its_sockets(path):
         assert link in nodes[source]["outputs"][output]["links"]
         assert nodes[target]["inputs"][slot]["link"] == link
         assert kind == nodes[source]["outputs"][output]["type"]
+
+
+def _socket(node, kind, index):
+    """Where the canvas draws a socket that is no widget's; None for a widget's."""
+    slot = node[kind][index]
+    if slot.get("widget"):
+        return None
+    row = [one for one in node[kind] if not one.get("widget")].index(slot)
+    x = node["pos"][0] + node["size"][0] * (kind == "outputs")
+    return x, node["pos"][1] + (row + 0.7) * 20
+
+
+def _wire(start, end):
+    """Points of a wire as the canvas draws it: a spline whose ends are level."""
+    reach = 0.25 * math.dist(start, end)
+    bend = (start[0] + reach, start[1]), (end[0] - reach, end[1])
+    for t in (step / 60 for step in range(1, 60)):
+        weights = (1 - t) ** 3, 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2, t**3
+        points = zip(*(start, *bend, end), strict=True)
+        yield tuple(sum(w * p for w, p in zip(weights, axis, strict=True)) for axis in points)
+
+
+@each_workflow
+def test_no_wire_passes_behind_a_node(path):
+    """Those that would are led over the groups."""
+    workflow = json.loads(path.read_text())
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    points = {one["id"]: one for one in workflow["extra"].get("reroutes", [])}
+    led = {one["id"]: one["parentId"] for one in workflow["extra"].get("linkExtensions", [])}
+    top = min(group["bounding"][1] for group in workflow["groups"])
+    for link, source, output, target, slot, _ in workflow["links"]:
+        if link in led:
+            way, at = [], led[link]
+            while at:
+                assert link in points[at]["linkIds"]
+                way.append(points[at]["pos"])
+                at = points[at].get("parentId")
+            assert min(y for _, y in way) < top
+            continue
+        start = _socket(nodes[source], "outputs", output)
+        end = _socket(nodes[target], "inputs", slot)
+        for node in nodes.values():
+            if end is None or node["id"] in (source, target):
+                continue
+            (x, y), (width, height) = node["pos"], node["size"]
+            inside = (x + 4, x + width - 4, y - 26, y + height - 4)
+            for px, py in _wire(start, end):
+                behind = inside[0] < px < inside[1] and inside[2] < py < inside[3]
+                assert not behind, f"the wire {link} passes behind {node['type']}"
 
 
 def test_an_older_comfyui_is_told_so_in_one_sentence(monkeypatch):
