@@ -121,7 +121,10 @@ def answered(
         note(args, "The negative instruction is not used, since guidance is off.")
     estimate = denoising_estimate(model, prompt, settings, record=0).total(prompt.batch)
     weights = module_bytes(model.transformer)
-    note(args, f"needs about {readable_size(estimate)} beside {readable_size(weights)} of weights")
+    note(
+        args,
+        f"needs about {readable_size(estimate)} in addition to {readable_size(weights)} of weights",
+    )
     with tqdm(desc="denoising", unit="step", disable=args.quiet) as bar:
 
         def advance(index: int, total: int, step: object) -> None:

@@ -45,7 +45,7 @@ def instructions_of(given: str) -> list[str]:
 
 def draw(args: argparse.Namespace, instructions: Sequence[str]) -> None:
     """Answer each instruction for each picture, with a share of them in each of the processes that
-    ``accelerate launch`` began. An answer whose file is there already is not made again, so that
+    ``accelerate launch`` began. An answer whose file already exists is not made again, so that
     the same command goes on after a break. One that cannot be made is named, and the others go on;
     at the end this raises ``InputError``."""
     seed = 0 if args.seed is None else args.seed

@@ -39,7 +39,7 @@ def read_run_file(
     for name, value in values.items():
         option = f"--{name.replace('_', '-')}"
         if option not in options:
-            raise InputError(f"{path} has {name}, which is no option of train {method}.")
+            raise InputError(f"{path} has {name}, which is not an option of train {method}.")
         if not replaced & options[option]:
             arguments += _arguments(path, name, options[option], value)
     return arguments + more
@@ -75,4 +75,4 @@ def _values(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}).") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no run file ({error}).") from None
+        raise InputError(f"{path} is not a run file ({error}).") from None

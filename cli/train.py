@@ -352,7 +352,7 @@ def _fitted(
             note(args, f"{at_once} sequences at a time, which need {readable_size(needed)}")
             return replace(settings, micro_batch=at_once)
     raise InputError(
-        f"Training needs {readable_size(needed)} beside the model; the GPU has "
+        f"Training needs {readable_size(needed)} in addition to the model; the GPU has "
         f"{readable_size(int(free))} free: quantise the checkpoint with convert --quantize, or use "
         "a smaller --rank or --text-length."
     )
@@ -360,7 +360,7 @@ def _fitted(
 
 def _policy(args: argparse.Namespace, model: Model, ranks: Ranks) -> Policy:
     if args.full and args.existing_lora:
-        raise InputError("--existing-lora is to train an adapter further: leave --full out.")
+        raise InputError("--existing-lora trains an adapter further: do not give --full with it.")
     if args.full and isinstance(ranks, AcceleratedRanks):
         return ShardedWeights(model.transformer, ranks.accelerator.device)
     if args.full:
@@ -427,7 +427,7 @@ def _train(
                 say_where_to_vote(args, run.folder.path, waiting)
                 return
     if run.step < run.settings.steps:
-        note(args, f"stopped after step {run.step}: nothing got better for a while.")
+        note(args, f"stopped after step {run.step}: nothing improved for a while.")
     for line in run.watch.verdict().splitlines():
         note(args, line)
     _finish(run, save)

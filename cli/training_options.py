@@ -129,7 +129,7 @@ def _add_dataset(parser: argparse.ArgumentParser, default: str | None) -> None:
         "--cases",
         type=positive,
         metavar="N",
-        help="use so many (default all; of the toy world 1000)",
+        help="use only this many, from the first (default all; of the toy world 1000)",
     )
     group.add_argument(
         "--bad-items",

@@ -37,8 +37,8 @@ class CheckerReward:
         task = pair.case.facts
         if not isinstance(task, Task):
             raise InputError(
-                f"{pair.case.name} is no task of the toy world, which alone the checker reward can "
-                "judge: choose another reward, or train on the demo's data."
+                f"{pair.case.name} is not a task of the toy world, and the checker reward can "
+                "judge nothing else: choose another reward, or train on the demo's data."
             )
         if pair.progress == 1 and check(task, pair.picture, pair.text).agree:
             return 1.0

@@ -10,7 +10,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]+")
 
 
 class InputError(ValueError):
-    """A value given by the user cannot be used."""
+    """A value chosen by you cannot be used."""
 
 
 class CheckpointError(InputError):

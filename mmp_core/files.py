@@ -16,8 +16,8 @@ _PREFIX = 40
 _DEVICES = {"CON", "PRN", "AUX", "NUL"} | {f"{d}{i}" for d in ("COM", "LPT") for i in range(10)}
 _IMPOSSIBLE = {
     errno.ENAMETOOLONG: "the name is longer than the file system allows",
-    errno.ELOOP: "it is a link that leads back to itself",
-    errno.EINVAL: "the name is none that the system allows",
+    errno.ELOOP: "it is a link to itself",
+    errno.EINVAL: "the system does not allow this name",
 }
 
 
@@ -38,7 +38,7 @@ def checked_path(value: Any, what: str) -> Path:
         if reason := _IMPOSSIBLE.get(error.errno or 0):
             raise InputError(f"{what} {shortened(text)}: {reason}; give another.") from None
     except (ValueError, RuntimeError) as error:  # NUL, a lone surrogate; the home of nobody
-        reason = f"no file can be called so ({error})"
+        reason = f"no file can have this name ({error})"
         raise InputError(f"{what} {shown(text)}: {reason}.") from None
     return path
 
@@ -62,7 +62,7 @@ def writable_file(value: Any, what: str, endings: tuple[str, ...] = ()) -> Path:
     if path.is_dir():
         raise InputError(f"{what} {path} is a folder; give the name of a file in it.")
     if path.exists() and not path.is_file():
-        raise InputError(f"{what} {path} is no regular file; give another name.")
+        raise InputError(f"{what} {path} is not a regular file; give another name.")
     if endings and path.suffix.lower() not in endings:
         raise InputError(f"{what} {shortened(str(path))}: end the name in {' or '.join(endings)}.")
     missing = [folder for folder in path.absolute().parents if not folder.exists()]

@@ -117,15 +117,15 @@ def _regions(
     model: Model, values: Sequence[Tensor], blank: Sequence[int], picture: Size, context: float
 ) -> tuple[tuple[Region, ...], str]:
     if blank:
-        return (), "The model gets the whole pictures, since not every mask is painted."
+        return (), "The model sees the whole pictures, since not every mask is painted."
     bounds = [bounds_of(mask, picture) for mask in values]
     regions = regions_around(bounds, picture, context, lambda part: seen_size(model, part))
     left, top, right, bottom = regions[0]
     width, height = right - left, bottom - top
     if (width, height) == picture:
-        return (), "The model gets the whole picture: around the mask nothing would be gained."
+        return (), "The model sees the whole picture: the area around the mask would be no smaller."
     place = f", from {left}, {top}" if len(regions) == 1 else ""
-    note = f"The model gets {width}x{height} of the picture's {picture[0]}x{picture[1]} pixels"
+    note = f"The model sees {width}x{height} of the picture's {picture[0]}x{picture[1]} pixels"
     return tuple(regions), f"{note}, around the mask{place}."
 
 
@@ -163,8 +163,8 @@ def unseen_note(start: TokenState, masks: Sequence[Image.Image | None]) -> list[
     if max(shares) < _NOTICEABLE:
         return []
     return [
-        f"{round(100 * max(shares))} % of the mask lies beyond what the model sees of the picture "
-        "and stays as it is; with region mask the model sees all of it."
+        f"{round(100 * max(shares))} % of the mask lies outside what the model sees of the "
+        "picture, and stays as it is; with region set to mask the model sees all of it."
     ]
 
 

@@ -42,8 +42,10 @@ def instruction_notes(
         return []
     named = ", ".join(map(shortened, unknown[:20])) + (", …" if len(unknown) > 20 else "")
     if set(words) == set(unknown):
-        raise InputError(f"The checkpoint does not know a word of this: {named}. Use other words.")
-    return [f"The checkpoint does not know: {named}. It goes by the other words."]
+        raise InputError(
+            f"The checkpoint does not know any of these words: {named}. Use other words."
+        )
+    return [f"The checkpoint does not know: {named}. It follows the other words."]
 
 
 def longest_instruction(model: Model) -> int:

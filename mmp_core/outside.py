@@ -55,7 +55,7 @@ def checked_text(value: Any, what: str, longest: int = LONGEST_TEXT) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{what} has a character that is none at place {error.start + 1}: write it again "
+            f"{what} has an invalid character at position {error.start + 1}: write it again "
             "(undecodable bytes, or half of an emoji)."
         ) from None
     return value
@@ -75,7 +75,7 @@ def read_text(
     try:
         status = file.stat()
         if not S_ISREG(status.st_mode):
-            raise error(f"{name} is no regular file: put the file itself there.")
+            raise error(f"{name} is not a regular file: put the file itself there.")
         if status.st_size > most:
             raise error(f"{name} has {status.st_size} bytes; expected at most {most}.")
         with file.open("rb") as stream:
@@ -110,9 +110,9 @@ def parsed_json(text: str, name: str, error: type[InputError] = CheckpointError)
     try:
         content = json.loads(text)
     except (ValueError, RecursionError, TypeError) as problem:
-        raise error(f"{name} is no JSON and cannot be read ({_said(problem)}).") from None
+        raise error(f"{name} is not JSON and cannot be read ({_said(problem)}).") from None
     if not isinstance(content, dict):
-        raise error(f"{name} is no JSON object: expected {{…}}.")
+        raise error(f"{name} is not a JSON object: expected {{…}}.")
     return content
 
 

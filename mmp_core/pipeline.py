@@ -73,7 +73,7 @@ def encode_instruction(
     task = model.variant.task_for(task, pictures, text_alone=size == NO_PICTURE)
     size, text_length = _answered(model, task, size, text_length)
     if image is None and (mask is not None or region is not None):
-        raise InputError("A mask needs an input picture: give one, or leave the mask open.")
+        raise InputError("A mask needs an input picture: give one, or leave the mask out.")
     codes, placement, second = None, None, None
     if image is not None:
         codes, placement = _encoded(model, load_image(image), region, offset, task)
@@ -169,7 +169,7 @@ def _encoded(
     inside = 0 <= left < right <= upright.width and 0 <= top < bottom <= upright.height
     if not inside:
         raise InputError(
-            f"The region {left}, {top} to {right}, {bottom} does not lie in the picture of "
+            f"The region {left}, {top} to {right}, {bottom} lies outside the picture of "
             f"{upright.width}x{upright.height} pixels: choose another."
         )
     part = upright.crop((left, top, right, bottom))
@@ -193,7 +193,7 @@ def _around(
     if codes.shape[1:] != grid:
         raise InputError(
             f"With a mask the result has the input's size, {codes.shape[2] * model.downsample}x"
-            f"{codes.shape[1] * model.downsample} as the model sees it: leave the size open."
+            f"{codes.shape[1] * model.downsample} as the model sees it: leave the size out."
         )
     values = mask_values(mask)
     if not is_painted(values):
@@ -203,7 +203,7 @@ def _around(
     if not cells.any():
         raise InputError(
             "The mask covers no part of the picture as the model sees it: paint a larger one, "
-            "lower the coverage, or let the model get the region around the mask."
+            "lower the coverage, or set region to mask."
         )
     return codes.masked_fill(cells, MASKED)
 

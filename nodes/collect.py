@@ -29,32 +29,34 @@ class CollectDataset(io.ComfyNode):
             node_id="MMaDAParallelCollectDataset",
             display_name="Collect Dataset (MMaDA)",
             category="MMaDA-Parallel/training",
-            description="Adds pictures and words of the graph to a dataset in the input folder, "
-            "for Load Edit Dataset. What is in it already is not added again.",
+            description="Adds pictures and words from the graph to a dataset in the input "
+            "folder, for Load Edit Dataset. What the dataset holds already is not "
+            "added again.",
             search_aliases=["mmada", "save dataset", "training data", "pairs", "build dataset"],
             inputs=[
                 io.String.Input(
                     "dataset",
                     default="my-edits",
-                    tooltip="Name of a folder in ComfyUI's input folder; it is made if it is not "
-                    "there. Press R afterwards, and Load Edit Dataset lists it.",
+                    tooltip="Name of a folder in ComfyUI's input folder, which is created if it "
+                    "does not exist. Press R afterwards, so that Load Edit Dataset lists "
+                    "it.",
                 ),
                 io.String.Input(
                     "instruction",
                     multiline=True,
                     default="",
-                    tooltip="What to change in image; without image, what target shows.",
+                    tooltip="What to change in image or, without an image, what target shows.",
                 ),
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="The picture to edit. A batch makes an item of each picture. Leave "
+                    tooltip="The picture to edit. A batch adds one item per picture. Leave "
                     "unconnected to teach pictures from words alone.",
                 ),
                 io.Image.Input(
                     "target",
                     optional=True,
-                    tooltip="The wanted picture, for SFT: one for each image, of the same shape. "
+                    tooltip="The wanted picture, for SFT: one per image, of the same shape. "
                     "ParaRL needs none.",
                 ),
                 io.String.Input(
@@ -62,8 +64,8 @@ class CollectDataset(io.ComfyNode):
                     multiline=True,
                     default="",
                     optional=True,
-                    tooltip="The reasoning text that goes with the target, for SFT; such as the "
-                    "text of Decode Text.",
+                    tooltip="The reasoning that goes with the target, for SFT, such as the text "
+                    "of Decode Text.",
                 ),
             ],
             outputs=[
@@ -71,7 +73,7 @@ class CollectDataset(io.ComfyNode):
                     display_name="dataset", tooltip="The dataset, as Load Edit Dataset lists it."
                 ),
                 io.Int.Output(
-                    display_name="count", tooltip="The number of items that it now holds."
+                    display_name="count", tooltip="The number of items that the dataset now holds."
                 ),
             ],
             is_output_node=True,

@@ -90,7 +90,7 @@ class CompareAdapters(io.ComfyNode):
         chosen = files.get(step) if step else best if best.is_file() else list(files.values())[-1]
         if chosen is None:
             raise InputError(
-                f"{run} has no adapter of step {step}, but of {', '.join(map(str, files))}."
+                f"{run} has no adapter of step {step}, only of {', '.join(map(str, files))}."
             )
         settings = SamplerSettings(seed=seed, **choices)
         progress = host.Progress(cls.hidden.unique_id)

@@ -29,8 +29,8 @@ class LoadEditDataset(io.ComfyNode):
             node_id="MMaDAParallelLoadEditDataset",
             display_name="Load Edit Dataset (MMaDA)",
             category="MMaDA-Parallel/training",
-            description="Pictures with instructions to finetune on, from a folder inside the "
-            "input folder: cat.png, with what to change in cat.txt.",
+            description="Pictures with instructions to finetune on, from a folder in the input "
+            "folder: cat.png, with what to change in cat.txt.",
             search_aliases=["mmada", "load dataset", "training data", "finetune", "folder"],
             inputs=[
                 io.Combo.Input(
@@ -57,22 +57,22 @@ class LoadEditDataset(io.ComfyNode):
                 io.Int.Input(
                     "limit",
                     **between(0, 1_000_000, default=0),
-                    tooltip="Use only the first so many items. 0: all; of the toy world, which is "
-                    f"endless, {_GENERATED_ITEMS}.",
+                    tooltip="Use only this many items, from the first. 0: all of them, or 256 of "
+                    "the toy world, which is endless.",
                 ),
                 io.Int.Input(
                     "repeats",
                     **between(1, 1000, default=1),
                     optional=True,
                     advanced=True,
-                    tooltip="How often each item is used before any comes again, so that a small "
-                    "dataset counts as much as a large one beside it.",
+                    tooltip="How many times each item is used before any is used again, so that "
+                    "a small dataset counts as much as a larger one next to it.",
                 ),
                 *(widget(o, optional=True) for o in options_of(DataSettings).values()),
                 Dataset.Input(
                     "more",
                     optional=True,
-                    tooltip="Another dataset, whose items are used, too.",
+                    tooltip="Another dataset whose items are used as well.",
                 ),
             ],
             outputs=[

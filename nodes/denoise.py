@@ -44,8 +44,8 @@ class ParallelDenoise(io.ComfyNode):
         return Schema(
             node_id="MMaDAParallelDenoise",
             display_name="Parallel Denoise",
-            description="Unmasks the text and the picture together, a few tokens per step, each "
-            "seeing the other. Shows both while they form.",
+            description="Unmasks text and picture together, a few tokens per step, each seeing "
+            "the other. Shows both while they form.",
             search_aliases=[
                 "mmada",
                 "sampler",
@@ -61,8 +61,8 @@ class ParallelDenoise(io.ComfyNode):
                 Tokens.Input(
                     "tokens",
                     optional=True,
-                    tooltip="Where to start from. Masked tokens are denoised, all others stay as "
-                    "they are. Leave unconnected to start with everything masked.",
+                    tooltip="Tokens to start from. Masked tokens are denoised, all others stay "
+                    "as they are. Leave unconnected to start with everything masked.",
                 ),
                 *_widgets(),
             ],
@@ -162,7 +162,7 @@ def _widgets() -> list[io.Input]:
     def recommended(name: str, **changes) -> io.Input:
         """The widget of a setting that has a value more, for the preset's own."""
         option, value = options[name], _RECOMMENDED[name]
-        text = f"{option.help} Set by profile; {value:g}, of older workflows: as recommended."
+        text = f"{option.help} Set by profile. {value:g} in older workflows means recommended."
         return widget(option, low=value, help=text, **changes)
 
     def setting(name: str, **changes) -> io.Input:
@@ -183,8 +183,8 @@ def _widgets() -> list[io.Input]:
             "batch_size",
             **between(1, 64, default=1),
             tooltip="How many results to make of each prompt, with seeds counting up. They are "
-            "made all at once if memory allows, else in smaller batches, which does not change "
-            "them.",
+            "made all at once if memory allows, or else in smaller batches, which does "
+            "not change them.",
         ),
         *(recommended(f"{name}_guidance") for name in ("text", "image", "reasoning")),
         *map(setting, ("text_temperature", "image_temperature", "remasking", "preset")),
@@ -192,17 +192,17 @@ def _widgets() -> list[io.Input]:
             "preview_every",
             **between(0, 4096, default=1),
             advanced=True,
-            tooltip="Steps between two previews of the picture, of which there are at most two a "
-            "second, and as many as take a twentieth of the run. 0: no pictures, only text and "
-            "progress.",
+            tooltip="Number of steps between two previews of the picture. There are at most two "
+            "previews a second, and they take at most a twentieth of the run. 0: no "
+            "pictures, only text and progress.",
         ),
         setting("order"),
         io.Int.Input(
             "record_steps",
             **between(0, 4096, default=128),
             advanced=True,
-            tooltip="The most steps that the trajectory keeps, evenly spread: about 30 KB each "
-            "for a picture of 512x512 pixels and 256 words. 0: none.",
+            tooltip="The largest number of steps that the trajectory keeps, evenly spread. Each "
+            "takes about 30 KB for a picture of 512x512 pixels and 256 words. 0: none.",
         ),
         setting("speed"),
         io.String.Input(
@@ -212,8 +212,9 @@ def _widgets() -> list[io.Input]:
             socketless=True,
             advanced=True,
             extra_dict={"hidden": True},
-            tooltip="A file of tokens, as Load Tokens lists them, to denoise further instead of "
-            "starting anew; for a list one on each line. The viewer's button sets it for one run.",
+            tooltip="A file of tokens, as Load Tokens lists it, to continue from instead of "
+            "starting anew; for a list, one file per line. The viewer's button sets it "
+            "for one run.",
         ),
         recommended("block_length", optional=True),
         io.Combo.Input(
@@ -221,10 +222,10 @@ def _widgets() -> list[io.Input]:
             options=list(_PROFILES),
             default=OWN,
             optional=True,
-            tooltip="Steps, guidance, block length and preset, whatever their widgets say. "
-            "recommended: what the checkpoint's family recommends for the task. quick look: the "
-            "same with a quarter of the steps. reference: the released code with its own values. "
-            "own values: as the widgets say; changing one of them chooses this.",
+            tooltip="Sets steps, guidance, block length and preset. recommended: what the "
+            "checkpoint's family recommends for the task. quick look: the same with a "
+            "quarter of the steps. reference: the released code with its own values. own "
+            "values: what you set in the widgets; changing one of them switches to this.",
         ),
     ]
 

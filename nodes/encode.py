@@ -33,8 +33,8 @@ class EncodeInstruction(io.ComfyNode):
         return Schema(
             node_id="MMaDAParallelEncodeInstruction",
             display_name="Encode Instruction",
-            description="Turns an instruction, and the picture to edit, into a prompt. Without a "
-            "picture the model makes a new one from the instruction.",
+            description="Turns an instruction and the picture to edit into a prompt. Without a "
+            "picture, the model makes a new one from the instruction.",
             search_aliases=[
                 "mmada",
                 "edit",
@@ -54,49 +54,51 @@ class EncodeInstruction(io.ComfyNode):
                     "image",
                     optional=True,
                     tooltip="The picture to edit. Variant A crops it to the nearest aspect ratio "
-                    "that it knows, variant M squeezes it into a square. A batch gives one result "
-                    "for each of its pictures. Leave unconnected to make a new picture from the "
-                    "instruction alone.",
+                    "that it was trained on; variant M squeezes it into a square. A "
+                    "batch gives one result for each of its pictures. Leave unconnected "
+                    "to make a new picture from the instruction alone.",
                 ),
                 io.String.Input(
                     "instruction",
                     multiline=True,
                     default="make the background blue",
-                    tooltip="What to change, or what to show. The model first reasons about it in "
-                    "words, while it draws.",
+                    tooltip="What to change in the picture, or what a new picture shows. The "
+                    "model reasons about it in words while it draws.",
                 ),
                 io.Int.Input(
                     "width",
                     **between(0, 4096, default=0, step=16),
-                    tooltip="Width of the result in pixels, rounded to whole image tokens. 0: it "
-                    "follows from the height. Both 0: as with size automatic.",
+                    tooltip="Width of the result in pixels, rounded to whole image tokens. 0: "
+                    "calculated from the height. Both 0: as with size set to automatic.",
                 ),
                 io.Int.Input(
                     "height",
                     **between(0, 4096, default=0, step=16),
-                    tooltip="Height of the result in pixels. 0: it follows from the width.",
+                    tooltip="Height of the result in pixels. 0: calculated from the width.",
                 ),
                 io.Int.Input(
                     "text_length",
                     **between(0, 4096, default=0),
                     advanced=True,
-                    tooltip="Number of text tokens the model may use to reason. 0: the "
+                    tooltip="Number of text tokens that the model may use to reason. 0: the "
                     "checkpoint's own length.",
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
                     tooltip="Inpainting: only the image tokens that the mask selects are drawn "
-                    "anew. All other tokens stay; their pixels are decoded again, and Put Back "
-                    "restores those of the original. A mask of another size is stretched over the "
-                    "picture, one that is not painted is no mask.",
+                    "anew. All others stay, but their pixels are decoded again; Put Back "
+                    "restores the pixels of the original. A mask of another size is "
+                    "stretched over the picture, and a mask with nothing painted is "
+                    "ignored.",
                 ),
                 *(widget(option, optional=True) for option in _MASK.values()),
                 io.Image.Input(
                     "second_image",
                     optional=True,
-                    tooltip="For tasks that take two pictures: with style, the picture whose style "
-                    "the first one gets. Only Lumina-DiMOO has such tasks.",
+                    tooltip="The second picture of tasks that take two: with style, the picture "
+                    "whose style the first one takes on. Only Lumina-DiMOO has such "
+                    "tasks.",
                 ),
                 io.Combo.Input(
                     "task",
@@ -116,9 +118,10 @@ class EncodeInstruction(io.ComfyNode):
                     options=[AUTOMATIC, OWN],
                     default=OWN,
                     optional=True,
-                    tooltip="automatic: the result has the size at which the model sees the input "
-                    "picture, or without one the checkpoint's own size, and the checkpoint's own "
-                    "text length. own values: those of width, height and text_length.",
+                    tooltip="automatic: the size at which the model sees the input picture or, "
+                    "without one, the checkpoint's own size, and the checkpoint's own "
+                    "text length. own values: the width, height and text_length that you "
+                    "set.",
                 ),
                 io.String.Input(
                     "negative",
@@ -126,10 +129,10 @@ class EncodeInstruction(io.ComfyNode):
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="What the result is to be moved away from: an instruction that takes "
-                    "the place of the missing one in the branches of guidance. Needs a guidance "
-                    "above 0 in Parallel Denoise, and a task whose instruction is read. The "
-                    "released checkpoints were not trained on it.",
+                    tooltip="What the result should move away from: an instruction that is used "
+                    "in the unconditional branches of guidance. Needs a guidance above 0 "
+                    "in Parallel Denoise, and a task that reads its instruction. The "
+                    "released checkpoints were not trained with one.",
                 ),
             ],
             outputs=[

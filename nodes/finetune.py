@@ -47,19 +47,20 @@ class ParaRLFinetune(io.ComfyNode):
             "reward",
             options=widget_values(folders.clips()),
             default="checker (toy world)",
-            tooltip="What raises an answer's score. clip: how well text and picture agree by a "
-            "CLIP; put CLIPs in open_clip's format, each in a folder of its own, into "
-            "models/open_clip/, then press R (needs the Python package open_clip_torch). "
-            "clip: demo and the exact checker know the demo's toy world only. your votes: each "
-            "step waits until you have chosen the best answers on this node; queue again to go on.",
+            tooltip="What an answer is rewarded for. clip: how well text and picture agree, "
+            "measured by a CLIP model; put CLIPs in open_clip's format, each in a folder "
+            "of its own, into models/open_clip/, then press R (needs the Python package "
+            "open_clip_torch). clip: demo and the exact checker know only the demo's toy "
+            "world. your votes: each step waits until you have chosen the best answers on this "
+            "node; then queue again to continue.",
         )
         return _schema(
             node_id="MMaDAParallelParaRLFinetune",
             display_name="ParaRL Finetune",
             category="MMaDA-Parallel/training",
             description="Reinforcement learning on your own pictures and instructions: the model "
-            "answers each several times, and learns from the answers whose text and picture agree "
-            "best, while they are still half-formed.",
+            "answers each instruction several times and learns from the answers "
+            "whose text and picture agree best while they are still half formed.",
             search_aliases=["mmada", "finetune lora", "rl", "grpo", "reward", "parallel rl"],
             inputs=[
                 *_model_and_dataset(),
@@ -74,11 +75,15 @@ class ParaRLFinetune(io.ComfyNode):
                 widget(rollouts["image_steps"]),
                 widget(
                     rollouts["text_temperature"],
-                    help="Variety of the answers' texts. Raise it when comparisons end in ties.",
+                    help="How varied the texts of the answers are. Raise it if comparisons end "
+                    "in ties.",
                     advanced=False,
                 ),
                 *_run_widgets("pararl", preview_every=5),
-                widget(rollouts["image_temperature"], help="Variety of the answers' pictures."),
+                widget(
+                    rollouts["image_temperature"],
+                    help="How varied the pictures of the answers are.",
+                ),
                 widget(options["inner_epochs"]),
                 widget(options["clip"], name="clip_range"),
                 widget(options["kl_reference"]),
@@ -112,8 +117,8 @@ class SFTFinetune(io.ComfyNode):
             node_id="MMaDAParallelSFTFinetune",
             display_name="SFT Finetune (MMaDA)",
             category="MMaDA-Parallel/training",
-            description="Supervised finetuning: teaches the reasoning and the wanted picture of "
-            "each item of a dataset.",
+            description="Supervised finetuning: teaches the model the reasoning and the wanted "
+            "picture of each item of a dataset.",
             search_aliases=["mmada", "train", "train lora", "supervised", "finetune"],
             inputs=[
                 *_model_and_dataset(),
@@ -200,7 +205,7 @@ def _schema(curve: str, **details: Any) -> io.Schema:
                 display_name="loss_map", tooltip="The loss at each step, for Plot Loss."
             ),
             io.Int.Output(
-                display_name="steps", tooltip="The number of steps done in all, for Save LoRA."
+                display_name="steps", tooltip="The total number of steps done, for Save LoRA."
             ),
             io.Image.Output(
                 display_name="curve",
@@ -236,13 +241,14 @@ def _steering(
     were these can be queued again. ``late``: the latest. ``held_out_data``: whether there is such a
     socket."""
     sockets = {
-        "held_out_data": "Items like those of the dataset that are never trained on, in place of a "
-        "share of it (held_out).",
-        "guard": "Items that the model knew before, from Load Edit Dataset. Their loss should not "
-        "rise. Leave unconnected for those that come with the checkpoint.",
-        "samples": "Instructions of your own, with or without pictures, from Load Edit Dataset: "
-        "the first 8 are answered now and then, always with the same seed, and kept in the run's "
-        "folder.",
+        "held_out_data": "Items like those of the dataset that are never trained on, instead of "
+        "a share of the dataset (held_out).",
+        "guard": "Items of a kind that the model could do before, from Load Edit Dataset. Their "
+        "loss should not rise. Leave unconnected to use those that come with the "
+        "checkpoint.",
+        "samples": "Your own instructions, with or without pictures, from Load Edit Dataset. The "
+        "first 8 are answered now and then, always with the same seed, and kept in "
+        "the run's folder.",
     }
     if not held_out_data:
         del sockets["held_out_data"]
@@ -275,8 +281,8 @@ def _main_widgets(batch: Option, steps: int) -> list[Any]:
             "existing_lora",
             options=folders.adapter_names(),
             default=folders.NO_ADAPTER,
-            tooltip="An adapter in models/loras to train further; rank and layers are then those "
-            "of the file. none: a new one.",
+            tooltip="An adapter in models/loras to train further. Rank and layers are then those "
+            "of the file. none: a new adapter.",
         ),
     ]
 
@@ -287,19 +293,19 @@ def _run_widgets(name: str, preview_every: int) -> list[Any]:
         io.String.Input(
             "run_name",
             default=name,
-            tooltip="The run is kept in output/mmada_parallel/training/, in a folder of this name "
-            "and a number.",
+            tooltip="Name of the run. It is kept in output/mmada_parallel/training/, in a folder "
+            "of this name and a number.",
         ),
         io.Boolean.Input(
             "resume",
             default=False,
-            tooltip="Go on with the newest run of this name, after an interruption or with more "
+            tooltip="Continue the newest run of this name, after an interruption or with more "
             "steps. If there is none, or if this is off, a new run begins.",
         ),
         io.Int.Input(
             "preview_every",
             **between(0, 10_000, default=preview_every),
-            tooltip="Steps between two sets of samples on the node. 0: none.",
+            tooltip="Number of steps between two sets of samples on the node. 0: no samples.",
         ),
         widget(options_of(AdapterSettings)["layers"]),
         widget(options["schedule"]),
@@ -309,7 +315,7 @@ def _run_widgets(name: str, preview_every: int) -> list[Any]:
             "text_length",
             **between(0, 4096, default=0),
             advanced=True,
-            tooltip="How many tokens the text may have. 0: the checkpoint's own number. Fewer: "
-            "faster, and less memory.",
+            tooltip="How many tokens the text may have. 0: the checkpoint's own number. Fewer "
+            "tokens are faster and need less memory.",
         ),
     ]

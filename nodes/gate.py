@@ -161,7 +161,7 @@ def _check_tensor(name: str, value: Any, dimensions: tuple[int, ...], said: str)
         )
     if not value.isfinite().all():
         raise InputError(
-            f"{name} has values that are no finite numbers: look at the node that it comes from."
+            f"{name} has values that are not finite numbers: look at the node that it comes from."
         )
 
 

@@ -83,7 +83,9 @@ class LiveView:
             self._parts = math.ceil(batch / len(samples))
         if len(samples) < batch:
             which = f"{samples.start + 1} to {samples.stop}" if len(samples) > 1 else samples.stop
-            self._note = f"[{which} of {batch}, since memory is short for all at once]\n\n"
+            self._note = (
+                f"[{which} of {batch}, since there is not enough memory for all at once]\n\n"
+            )
 
     def __call__(self, index: int, total: int, step: Step) -> bool:
         self._reached[self._sample] = step.after
@@ -139,7 +141,7 @@ class LiveView:
         """Show the result."""
         self._sample, final, self._cost = 0, trajectory.final, ""
         if self._note:
-            self._note = "[in parts, since memory was short for all at once]\n\n"
+            self._note = "[in parts, since there was not enough memory for all at once]\n\n"
         if self._drawn(final):
             before = time.perf_counter()
             self._results = [decode_image(self.model, final[:1])[0]]

@@ -122,7 +122,7 @@ def _results(tokens: TokenState | None, result: torch.Tensor | None) -> list:
     if result is not None:
         return [to_picture(pixels) for pixels in result]
     if tokens is None:
-        raise InputError("There is nothing to put back: connect tokens or result.")
+        raise InputError("Nothing to put back: connect tokens or result.")
     return [tokens[i : i + 1] for i in range(tokens.batch)]
 
 

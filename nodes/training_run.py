@@ -182,7 +182,7 @@ def _outputs(run: TrainingRun, policy: LoRA, view: TrainingView, name: str) -> i
     try:
         run.train(view.callback, view.progress)
         if run.step < run.settings.steps:
-            ended = f"Stopped after step {run.step}: nothing got better for a while."
+            ended = f"Stopped after step {run.step}: nothing improved for a while."
     except host.Interrupted:
         _interruptions[name] += 1
         ended = f"Interrupted. {run.folder.last_good} Turn on resume to go on from there."

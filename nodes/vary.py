@@ -22,29 +22,30 @@ class Vary(io.ComfyNode):
                 name,
                 **between(0.0, 1.0, default=default, step=0.05),
                 display_mode=io.NumberDisplay.slider,
-                tooltip=f"Share of the {what} that is drawn again, those first that the model was "
-                f"least sure of. 0: the {name} stays. 1: all of it is drawn again.",
+                tooltip=f"Share of the {what} to denoise again, beginning with those that the "
+                f"model was least sure of. 0: the {name} stays. 1: all of it is denoised again.",
             )
 
         return Schema(
             node_id="MMaDAParallelVary",
             display_name="Vary (MMaDA)",
             category="MMaDA-Parallel/tokens",
-            description="Masks a share of a finished text and picture again, the least sure tokens "
-            "first, for Parallel Denoise to draw with another seed: variations of one result.",
+            description="Makes variations of one result: masks a share of its text and picture "
+            "again, the least certain tokens first, for Parallel Denoise to draw "
+            "with another seed.",
             search_aliases=["mmada", "strength", "denoise strength", "variation", "variations"],
             inputs=[
-                Model.Input("model", tooltip="The checkpoint that the tokens were made with."),
-                PromptType.Input("prompt", tooltip="The prompt that the tokens were made with."),
+                Model.Input("model", tooltip="The checkpoint that made the tokens."),
+                PromptType.Input("prompt", tooltip="The prompt that the tokens were made from."),
                 Tokens.Input("tokens", tooltip="The result to vary, from Parallel Denoise."),
                 share("picture", 0.4, "image tokens"),
                 share("text", 0.0, "words"),
                 Trajectory.Input(
                     "trajectory",
                     optional=True,
-                    tooltip="The steps of the run that made the tokens: how sure the model was "
-                    "when it unmasked each. Leave unconnected, such as for loaded tokens, to ask "
-                    "the model once how far the prompt alone decides each token.",
+                    tooltip="The run that made the tokens: it tells how sure the model was of "
+                    "each. Leave unconnected for tokens from a file: the model is then "
+                    "asked once how sure it is of each token.",
                 ),
             ],
             outputs=[
@@ -93,24 +94,24 @@ class Instructions(io.ComfyNode):
             node_id="MMaDAParallelInstructions",
             display_name="Several Instructions (MMaDA)",
             category="MMaDA-Parallel/pictures",
-            description="A list of instructions, one on each line. What follows runs once for "
-            "each, and Parallel Denoise shows all results.",
+            description="A list of instructions, one per line. Everything that follows runs once "
+            "for each, and Parallel Denoise shows all results.",
             search_aliases=["mmada", "instruction list", "prompt list", "batch of prompts"],
             inputs=[
                 io.String.Input(
                     "instructions",
                     multiline=True,
                     default="make the background blue",
-                    tooltip="One instruction on each line. Empty lines are left out.",
+                    tooltip="One instruction per line. Empty lines are ignored.",
                 )
             ],
             outputs=[
                 io.String.Output(
                     display_name="instruction",
                     is_output_list=True,
-                    tooltip="For the instruction of Encode Instruction. With a list of pictures, "
-                    "the first goes with the first, and so on; of a shorter list the last is used "
-                    "on.",
+                    tooltip="For instruction of Encode Instruction. If there is a list of "
+                    "pictures, too, the first instruction goes with the first picture, "
+                    "and so on; the last entry of the shorter list is repeated.",
                 )
             ],
         )

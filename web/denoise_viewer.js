@@ -4,6 +4,7 @@
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
 import { eachResult, nodeOf, onLive, onRefused, onResult, passToCanvas } from './page.js'
+import { localised } from './words.js'
 
 const NODE = 'MMaDAParallelDenoise'
 const STEP_EVENT = 'mmada_parallel.step' // nodes/host/page.py
@@ -81,17 +82,17 @@ class Viewer {
   makeStage(stage) {
     this.canvas = make('canvas', stage, { hidden: true })
     this.canvas.setAttribute('role', 'img')
-    this.canvas.setAttribute('aria-label', 'The picture at this step')
+    this.canvas.setAttribute('aria-label', localised('The picture at this step'))
     this.words = make('div', stage, { className: 'words', tabIndex: 0 })
     this.words.setAttribute('role', 'region')
-    this.words.setAttribute('aria-label', 'The text at this step')
+    this.words.setAttribute('aria-label', localised('The text at this step'))
     this.words.dataset.captureWheel = 'true' // once it has the focus
   }
 
   makeSteps(steps) {
     this.steps = steps
     this.range = make('input', steps, { type: 'range', min: 0, step: 1 })
-    this.range.setAttribute('aria-label', 'Recorded step')
+    this.range.setAttribute('aria-label', localised('Recorded step'))
     this.label = make('output', steps)
     this.range.addEventListener('input', () => this.showRecorded(this.range.valueAsNumber))
     this.range.addEventListener('keydown', (event) => {
@@ -106,16 +107,19 @@ class Viewer {
     this.actions = actions
     this.which = make('span', actions, { className: 'samples' })
     this.picker = make('select', actions)
-    this.picker.setAttribute('aria-label', 'Sample to show')
+    this.picker.setAttribute('aria-label', localised('Sample to show'))
     this.picker.addEventListener('change', () => this.choose(this.picker.selectedIndex))
     this.picker.addEventListener('keydown', (event) => event.stopPropagation())
     this.note = make('span', actions, { className: 'note' })
-    this.stopButton = make('button', actions, { className: 'stop', textContent: 'Stop here' })
-    this.stopButton.title = 'End after this step and hand on the tokens as they are.'
+    this.stopButton = make('button', actions, { className: 'stop' })
+    this.stopButton.textContent = localised('Stop here')
+    this.stopButton.title = localised('Stops after this step and passes the tokens on as they are.')
     this.stopButton.addEventListener('click', () => this.stop())
     this.goOnButton = make('button', actions, { className: 'go-on' })
-    this.goOnButton.textContent = 'Go on from here'
-    this.goOnButton.title = 'Run again from these tokens: what is masked is denoised further.'
+    this.goOnButton.textContent = localised('Go on from here')
+    this.goOnButton.title = localised(
+      'Runs the graph again from these tokens and denoises what is still masked.'
+    )
     this.goOnButton.addEventListener('click', () => this.goOn())
   }
 
@@ -129,7 +133,7 @@ class Viewer {
     this.kept = []
     this.canvas.hidden = this.steps.hidden = true
     this.showActions()
-    const note = 'While this node runs, its text and picture form here.'
+    const note = localised('Text and picture appear here while this node runs.')
     this.words.replaceChildren(make('span', null, { className: 'empty', textContent: note }))
   }
 
@@ -164,9 +168,11 @@ class Viewer {
     this.range.disabled = true
     this.setSteps(step, total, total, step)
     this.setWords(words)
-    const samples = batch > 1 ? [`sample ${sample + 1} of ${batch}`] : []
-    const which = [...(item ? [`item ${item + 1}`] : []), ...samples].join(', ')
-    const note = this.stopButton.disabled ? 'Ends after this step.' : said
+    const place = { sample: sample + 1, count: batch }
+    const samples = batch > 1 ? [localised('sample {sample} of {count}', place)] : []
+    const items = item ? [localised('item {item}', { item: item + 1 })] : []
+    const which = [...items, ...samples].join(', ')
+    const note = this.stopButton.disabled ? localised('Stopping after this step.') : said
     if (!kept) return this.showActions({ which, stop: true, note })
     this.kept[item] = kept
     this.showActions({ which, goOn: true, note: endedNote(ended, planned) })
@@ -181,7 +187,7 @@ class Viewer {
 
   async stop() {
     this.stopButton.disabled = true
-    this.note.textContent = 'Ends after this step.'
+    this.note.textContent = localised('Stopping after this step.')
     const body = new URLSearchParams({ client_id: api.clientId, node: this.executionId })
     const answer = await api.fetchApi('/mmada_parallel/stop', { method: 'POST', body })
     if (!answer.ok && this.live) this.note.textContent = await answer.text()
@@ -209,9 +215,11 @@ class Viewer {
     this.kept = runs.map(({ kept }) => kept)
     this.choices = runs.flatMap((run, item) =>
       run.samples.map((sample, place) => {
-        const names = [`${place + 1} of ${run.samples.length}`]
-        if (runs.length > 1 && run.samples.length > 1) names.unshift(`item ${item + 1}`)
-        else if (runs.length > 1) names[0] = `${item + 1} of ${runs.length}`
+        const of = (number, count) => localised('{number} of {count}', { number, count })
+        const names = [of(place + 1, run.samples.length)]
+        const several = runs.length > 1 && run.samples.length > 1
+        if (several) names.unshift(localised('item {item}', { item: item + 1 }))
+        else if (runs.length > 1) names[0] = of(item + 1, runs.length)
         return { ...run, ...sample, name: names.join(': ') }
       })
     )
@@ -232,7 +240,7 @@ class Viewer {
     const pick = this.choices.length > 1
     this.showActions({
       pick,
-      which: pick ? 'sample' : '',
+      which: pick ? localised('sample') : '',
       goOn: this.kept.some(Boolean),
       note: chosen.kept ? endedNote(chosen.total, chosen.planned) : (chosen.used ?? '')
     })
@@ -280,8 +288,8 @@ class Viewer {
 
   setSteps(value, max, total, step) {
     Object.assign(this.range, { max, value })
-    this.label.textContent = `step ${step} / ${total}`
-    this.range.setAttribute('aria-valuetext', `step ${step} of ${total}`)
+    this.label.textContent = localised('step {step} / {total}', { step, total })
+    this.range.setAttribute('aria-valuetext', localised('step {step} of {total}', { step, total }))
   }
 
   /** `words`: pairs of text, spaces before it included, and state. */
@@ -296,7 +304,10 @@ class Viewer {
 }
 
 function endedNote(step, planned) {
-  return `Ended after step ${step} of ${planned}. Load Tokens has its tokens until ComfyUI closes.`
+  return localised(
+    'Stopped after step {step} of {planned}. Load Tokens lists its tokens until ComfyUI closes.',
+    { step, planned }
+  )
 }
 
 const viewers = new WeakMap()

@@ -3,6 +3,7 @@
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
 import { eachResult, onResult, passToCanvas } from './page.js'
+import { localised } from './words.js'
 
 const NODE = 'MMaDAParallelParaRLFinetune'
 const VOTES = '/mmada_parallel/votes' // nodes/host/votes.py
@@ -50,7 +51,7 @@ class Sheet {
     this.node = node
     this.element = make('div', null, { className: 'mmada-votes', tabIndex: 0 })
     this.element.setAttribute('role', 'region')
-    this.element.setAttribute('aria-label', 'Answers to choose from')
+    this.element.setAttribute('aria-label', localised('Answers to choose from'))
     this.element.dataset.captureWheel = 'true'
     passToCanvas(this.element, () => this.element.matches(':focus-within'))
   }
@@ -73,8 +74,8 @@ class Sheet {
     const head = make('div', this.element, { className: 'head' })
     this.said = make('span', head, { className: 'said', textContent: problem })
     if (!this.sheet) return
-    this.goOn = make('button', head, { className: 'queue', textContent: 'Go on' })
-    this.goOn.title = 'Queue again: the run goes on with your votes.'
+    this.goOn = make('button', head, { className: 'queue', textContent: localised('Continue') })
+    this.goOn.title = localised('Queues the graph again: the run continues with your votes.')
     this.goOn.addEventListener('click', () => app.queuePrompt(0, 1))
     this.sheet.groups.forEach((group, index) => this.showGroup(group, index + 1))
     this.say()
@@ -83,16 +84,19 @@ class Sheet {
   showGroup(group, number) {
     const section = make('section', this.element)
     const asked = make('div', section, { className: 'asked' })
-    if (group.source) make('img', asked, { src: this.url(group.source), alt: 'The input picture' })
+    const alt = localised('The input picture')
+    if (group.source) make('img', asked, { src: this.url(group.source), alt })
     make('span', asked, { textContent: group.instruction })
-    group.tie = make('button', asked, { className: 'tie', textContent: 'None is better' })
+    group.tie = make('button', asked, { className: 'tie' })
+    group.tie.textContent = localised('None is better')
     group.tie.addEventListener('click', () =>
       this.vote(group, number, group.winners?.length === 0 ? null : [])
     )
     const answers = make('div', section, { className: 'answers' })
     group.buttons = group.answers.map(({ text, picture }, index) => {
       const button = make('button', answers, { className: 'answer' })
-      make('img', button, { src: this.url(picture), alt: `Picture of answer ${index + 1}` })
+      const alt = localised('Picture of answer {number}', { number: index + 1 })
+      make('img', button, { src: this.url(picture), alt })
       make('span', button, { textContent: text })
       button.addEventListener('click', () => {
         const others = (group.winners ?? []).filter((winner) => winner !== index + 1)
@@ -127,16 +131,23 @@ class Sheet {
       group.winners = before
       this.mark(group)
     }
-    this.say(answer?.ok ? '' : `Not kept: ${answer ? await answer.text() : 'no server.'}`)
+    const problem = answer ? await answer.text() : localised('no answer from the server.')
+    this.say(answer?.ok ? '' : localised('Not saved: {problem}', { problem }))
   }
 
   say(problem = '') {
     const { groups, step } = this.sheet
     const left = groups.filter((group) => !group.winners).length
     const todo = left
-      ? `click the best answers of each instruction; ${left} of ${groups.length} to go.`
-      : 'all voted. Your votes are kept.'
-    this.said.textContent = problem || `Step ${step + 1}: ${todo}`
+      ? localised('Step {step}: click the best answers of each instruction; {left} of {count} to go.', {
+          step: step + 1,
+          left,
+          count: groups.length
+        })
+      : localised('Step {step}: you have voted on everything. Your votes are saved.', {
+          step: step + 1
+        })
+    this.said.textContent = problem || todo
     this.goOn.disabled = left > 0
   }
 }

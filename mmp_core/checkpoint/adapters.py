@@ -55,7 +55,7 @@ def read_adapter(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(f"No adapter at {file}: give a .safetensors file, or a folder of PEFT.")
     if file.suffix != ".safetensors":
         raise InputError(
-            f"{file} is no .safetensors file: pickled adapters can run code and are not read; "
+            f"{file} is not a .safetensors file: pickled adapters can run code and are not read; "
             "save the adapter as .safetensors."
         )
     try:
@@ -94,11 +94,13 @@ def adapter_state(
             magnitudes[_layer_of(match["layer"])] = tensor
         elif (match := _WHOLE.fullmatch(key)) and ".lora_" not in key:
             raise InputError(
-                f"{name} brings weights of its own for {_layer_of(match['layer'])}, which is not "
-                "supported: train it as a LoRA of the layers of the blocks alone."
+                f"{name} contains weights of its own for {_layer_of(match['layer'])}, which is "
+                "not supported: train it as a LoRA of the layers of the blocks alone."
             )
         else:
-            raise InputError(f"{name} holds {key}, which is no matrix of a LoRA that we can read.")
+            raise InputError(
+                f"{name} holds {key}, which is not a LoRA matrix that can be read here."
+            )
     if not matrices:
         raise InputError(f"{name} holds no LoRA.")
     state = {}
@@ -152,8 +154,8 @@ def doubt_about(model: Model, metadata: Mapping[str, str], name: str) -> str | N
     if trained_on in (None, base_metadata(model)["base_fingerprint"]):
         return None
     return (
-        f"{name} was trained on another checkpoint of the same shape than the one loaded: results "
-        "may be poor."
+        f"{name} was trained on another checkpoint of the same shape, not on the one that is "
+        "loaded: results may be poor."
     )
 
 
@@ -196,8 +198,8 @@ def _shapes(model: Model, state: Mapping[str, Tensor], name: str) -> dict[str, L
             )
         if layer not in known:
             raise InputError(
-                f"{name} is no adapter of this model: it adapts {layer}, where this model's layers "
-                f"are named like {next(iter(known))}."
+                f"{name} is not an adapter of this model: it adapts {layer}, where this model's "
+                f"layers are named like {next(iter(known))}."
             )
         a, b = (state[f"{layer}.lora_{part}.weight"] for part in "AB")
         dora = f"{layer}.lora_magnitude_vector" in state
@@ -231,8 +233,8 @@ def _peft_settings(config: Path) -> tuple[float | None, bool, bool]:
     settings = read_json(config)
     if settings.get("peft_type") != "LORA" or any(settings.get(name) for name in _NOT_PLAIN):
         raise InputError(
-            f"{config.parent} holds an adapter of a kind that is not read here: expected PEFT's "
-            f"LoRA without {', '.join(_NOT_PLAIN)}."
+            f"{config.parent} holds an adapter of a kind that this pack does not read: expected "
+            f"PEFT's LoRA without {', '.join(_NOT_PLAIN)}."
         )
     start = str(settings.get("init_lora_weights"))
     if start.lower().startswith(_CHANGES_BASE):

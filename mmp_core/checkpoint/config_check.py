@@ -67,7 +67,7 @@ def check_transformer(config: Mapping[str, Any], weights: Mapping[str, Tensor], 
     for of, by in (("d_model", "n_heads"), ("n_heads", "n_kv_heads")):
         if getattr(model, of) % getattr(model, by):
             raise CheckpointError(
-                f"{name} has {of} {getattr(model, of)}, which is no multiple of {by} "
+                f"{name} has {of} {getattr(model, of)}, which is not a multiple of {by} "
                 f"{getattr(model, by)}."
             )
     if model.head_dim % 2:
@@ -76,7 +76,7 @@ def check_transformer(config: Mapping[str, Any], weights: Mapping[str, Tensor], 
     if blocks and max(blocks) + 1 != model.n_layers:
         raise CheckpointError(
             f"{name} has n_layers {model.n_layers}, the weights {max(blocks) + 1}: they do not "
-            "belong together, or the weights are incomplete."
+            "match, or the weights are incomplete."
         )
     first = "model.transformer.blocks.0."
     for key, shape in {
@@ -88,11 +88,11 @@ def check_transformer(config: Mapping[str, Any], weights: Mapping[str, Tensor], 
             shape = (shape[0], shape[1] // 2)
         if key in weights and (stored := outline_of(weights, key).shape) != shape:
             raise CheckpointError(
-                f"{key} has shape {stored}; {name} asks for {shape}: they do not belong together."
+                f"{key} has shape {stored}; {name} asks for {shape}: they do not match."
             )
     for key in ("mask_token_id", "eos_token_id"):
         if getattr(model, key) >= model.embedding_size:
             raise CheckpointError(
                 f"{name} has {key} {getattr(model, key)}, the embedding {model.embedding_size} "
-                "rows: they do not belong together."
+                "rows: they do not match."
             )

@@ -263,7 +263,7 @@ def download(
         raise InputError(f"No repository of {variant.name} is known.")
     out = into / (f"{variant.name}-{quantize}.safetensors" if quantize else variant.name)
     if out.is_file():
-        note(f"{out} is there already")
+        note(f"{out} already exists")
         return out
     main = Repository.of(variant.repository, endpoint)
     pictures = main

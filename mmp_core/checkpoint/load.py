@@ -273,7 +273,7 @@ def _check_sizes(
     if codes > image_tokenizer.codebook_size:
         raise CheckpointError(
             f"The transformer has {codes} image codes, its image tokenizer "
-            f"{image_tokenizer.codebook_size}: they do not belong together."
+            f"{image_tokenizer.codebook_size}: they do not match."
         )
     ids = {name: value for name, value in vars(layout).items() if type(value) is int}
     if isinstance(layout.tokenizer, TextTokenizer):
@@ -282,12 +282,12 @@ def _check_sizes(
         if name not in ("image_offset", "codebook_size") and not 0 <= value < rows:
             raise CheckpointError(
                 f"{name} is {value}, the embedding has {rows} rows: config.json, tokenizer and "
-                "weights do not belong together."
+                "weights do not match."
             )
     if layout.image_offset + codes > rows:
         raise CheckpointError(
             f"Image codes {layout.image_offset} to {layout.image_offset + codes - 1} do not fit "
-            f"an embedding of {rows} rows: config.json and tokenizer do not belong together."
+            f"an embedding of {rows} rows: config.json and tokenizer do not match."
         )
 
 

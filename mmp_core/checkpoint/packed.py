@@ -65,7 +65,7 @@ def open_packed(file: Path, image_tokenizer_path: Path | None, family: Family) -
         )
     about = _parsed(metadata, ABOUT, file)
     if about.get("version") != VERSION:
-        raise CheckpointError(f"{file} is of another version than {VERSION}: update this pack.")
+        raise CheckpointError(f"{file} has a different version from {VERSION}: update this pack.")
     config = checked_config(_parsed(metadata, _CONFIG, file), f"{_CONFIG} of {file}")
     weights, image_weights = tensors.split(IMAGE_PREFIX)
     stated = about.get("variant")
@@ -75,7 +75,7 @@ def open_packed(file: Path, image_tokenizer_path: Path | None, family: Family) -
     check_transformer(config, weights, f"{_CONFIG} of {file}")
     doubt = None
     if stated and variant is not variant_named(stated):
-        doubt = f"It is loaded as {variant.name}, as the user says; its header says {stated}."
+        doubt = f"It is loaded as {variant.name}, as you chose; its header says {stated}."
     texts = {n: metadata[_TOKENIZER + n] for n in TOKENIZER_FILES if _TOKENIZER + n in metadata}
     image_path, image_config = file, _parsed(metadata, _IMAGE_CONFIG, file)
     if image_tokenizer_path is not None:
@@ -124,7 +124,7 @@ def _refuse_other_files(file: Path) -> None:
             f"{file} is a pickled file, which can run code and is not read; give {_FOLDER}."
         )
     if file.suffix.lower() != ".safetensors":
-        raise CheckpointError(f"{file} is no .safetensors file; give {_folder_of(file)}.")
+        raise CheckpointError(f"{file} is not a .safetensors file; give {_folder_of(file)}.")
 
 
 def _parsed(metadata: Mapping[str, str], key: str, file: Path) -> dict[str, Any]:

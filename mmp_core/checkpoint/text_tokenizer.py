@@ -113,7 +113,7 @@ def check_tokenizer(text: str, name: str) -> int:
         for step in _steps(content.get(part), several, name, part):
             _check_step(step, kinds, f"the {part} of {name}")
     if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
-        raise CheckpointError(f"{name} has added_tokens that are no list of tokens.")
+        raise CheckpointError(f"{name} has added_tokens that are not a list of tokens.")
     words = model.get("vocab")
     if not isinstance(words, dict):
         raise CheckpointError(f"{name} has no vocab of words and ids.")
@@ -137,26 +137,28 @@ def _steps(part: Any, several: str, name: str, what: str) -> list[dict[str, Any]
         steps = part.get(several)
     valid = isinstance(steps, list) and len(steps) <= _MOST_PARTS
     if not valid or not all(isinstance(step, dict) for step in steps):
-        raise CheckpointError(f"{name} has the {what} {shown(part)}, which is not read here.")
+        raise CheckpointError(
+            f"{name} has the {what} {shown(part)}, which this pack does not read."
+        )
     return steps
 
 
 def _check_step(step: Mapping[str, Any], kinds: Sequence[str], where: str) -> None:
     if step.get("type") not in kinds:
         raise CheckpointError(
-            f"{where} has the step {shown(step.get('type'))}, which is not read here; expected "
-            f"{_either(kinds)}: take the tokenizer files of the checkpoint's repository."
+            f"{where} has the step {shown(step.get('type'))}, which this pack does not read; "
+            f"expected {_either(kinds)}: take the tokenizer files of the checkpoint's repository."
         )
     pattern = step.get("pattern")
     said = pattern.get("Regex") if isinstance(pattern, dict) else None
     if isinstance(said, str) and not is_quick(said):
         raise CheckpointError(
-            f"{where} splits texts by the pattern {shown(said)}, which could take for ever: take "
+            f"{where} splits texts by the pattern {shown(said)}, which could take forever: take "
             "the tokenizer files of the checkpoint's repository."
         )
     for form in ("single", "pair"):
         if len(json.dumps(step.get(form))) > _LONGEST_TOKEN:
-            raise CheckpointError(f"{where} adds more tokens to a text than is read here.")
+            raise CheckpointError(f"{where} adds more tokens to a text than this pack reads.")
 
 
 def is_quick(pattern: str) -> bool:

@@ -109,7 +109,7 @@ def check_size(shapes: Mapping[str, Sequence[int]], model: Model, name: str) -> 
     text, image = shapes["text"], shapes["image"]
     if len(text) != 2 or len(image) != 3:
         raise InputError(
-            f"{name} is damaged: text {text} and image {image} are no batch of tokens."
+            f"{name} is damaged: text {text} and image {image} are not a batch of tokens."
         )
     side = max(image[1:]) * model.downsample
     pixels = image[0] * image[1] * image[2] * model.downsample**2

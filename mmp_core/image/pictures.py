@@ -38,7 +38,7 @@ def crop_sizes(area: int, patch: int, max_ratio: float = 4.0) -> list[Size]:
     ``InputError`` for an area or patch below 1 or a ratio below 1."""
     if area < 1 or patch < 1 or max_ratio < 1.0:
         raise InputError(
-            f"area {area}, patch {patch}, max_ratio {max_ratio}: expected all at least 1."
+            f"area {area}, patch {patch}, max_ratio {max_ratio}: expected at least 1 for each."
         )
     sizes = []
     columns, rows = area, 1

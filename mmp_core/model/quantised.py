@@ -89,8 +89,7 @@ def formats_of(weights: Mapping[str, Tensor]) -> dict[str, Format]:
             formats[layer] = known[name]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise CheckpointError(
-                f"{layer} is quantised in a format that is unknown here; known are "
-                f"{', '.join(known)}."
+                f"{layer} is quantised in an unknown format; expected {', '.join(known)}."
             ) from None
         for part in formats[layer].parts(BLOCK, BLOCK):
             if f"{layer}.{part}" not in weights:
@@ -99,7 +98,7 @@ def formats_of(weights: Mapping[str, Tensor]) -> dict[str, Format]:
         layer, _, last = name.rpartition(".")
         if (last in _OTHER_SCALES or ".quant_state." in name) and layer not in formats:
             raise CheckpointError(
-                f"{layer or 'The checkpoint'} is quantised in a format that is unknown here "
+                f"{layer or 'The checkpoint'} is quantised in an unknown format "
                 f"({name}): take the original weights, and quantise them with `mmada-parallel "
                 "convert`."
             )

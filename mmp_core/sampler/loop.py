@@ -129,4 +129,4 @@ def _check_tokens(model: DenoisingModel, prompt: Prompt, settings: SamplerSettin
     if wrong.any():
         token = int(text[wrong][0])
         kind = "the mask's id" if token == layout.mask_id else "an image code"
-        raise InputError(f"The text holds {token}, which is {kind} and no text: mask it instead.")
+        raise InputError(f"The text holds {token}, which is {kind} and not text: mask it instead.")

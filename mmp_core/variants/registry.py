@@ -26,7 +26,7 @@ def variant_named(name: str | Variant) -> Variant:
         if _plain(name) in (_plain(variant.id), _plain(variant.name)):
             return variant
     known = ", ".join(f"{variant.id} ({variant.name})" for variant in VARIANTS)
-    raise InputError(f"{name!r} is no checkpoint family; known are {known}.")
+    raise InputError(f"{name!r} is not a checkpoint family; expected {known}.")
 
 
 def _plain(name: str) -> str:
@@ -49,7 +49,7 @@ def variant_of(
             return variant
     raise CheckpointError(
         f"config.json has architectures={config.get('architectures')!r} and "
-        f"model_type={config.get('model_type')!r}, which is no checkpoint of "
+        f"model_type={config.get('model_type')!r}, which is not a checkpoint of "
         f"{' or '.join(variant.name for variant in candidates)}."
     )
 

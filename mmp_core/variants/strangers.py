@@ -19,8 +19,8 @@ from ..outside import head_of
 from . import registry
 from .base import Variant
 
-ASSUMED, GIVEN, STATED, NAMED = "assumed", "given by the user", "stated in the file", "by its name"
-REMEMBERED = "as the user once said"
+ASSUMED, GIVEN, STATED, NAMED = "assumed", "chosen by you", "stated in the file", "by its name"
+REMEMBERED = "as you once chose"
 """How the family of a checkpoint is known."""
 FAMILY_KEY = "mmada_parallel_family"
 """Its id in config.json, where this pack's training wrote it."""
@@ -71,7 +71,7 @@ def doubt_about(
         ours, called = _OURS.search(name), _called(name)
         if evidence == GIVEN and (ours or called) and bool(ours) != (variant.called is None):
             return (
-                f"It is loaded as {variant.name}, as the user says; by {origin} ({name}) it is "
+                f"It is loaded as {variant.name}, as you chose; by {origin} ({name}) it is "
                 f"{called.name if called else 'MMaDA-Parallel'}, whose instructions have another "
                 "form."
             )

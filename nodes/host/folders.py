@@ -328,7 +328,7 @@ def new_checkpoint(name: str) -> Path:
     _check_name("name", name)
     path = Path(folder_paths.get_folder_paths(FOLDER)[0]) / f"{name}.safetensors"
     if path.exists():
-        raise InputError(f"{path} is there already: give another name, or delete it first.")
+        raise InputError(f"{path} already exists: give another name, or delete it first.")
     return path
 
 
@@ -336,7 +336,7 @@ def _check_name(what: str, name: str) -> None:
     if not re.fullmatch(r"[\w][\w .-]{0,99}", name) or not is_plain_name(name):
         raise InputError(
             f"{what} is {shown(name)}: give a name of at most 100 letters, digits, spaces, - and "
-            "_, without folders, that no system keeps for itself."
+            "_, without folders, that no operating system reserves."
         )
 
 
@@ -352,8 +352,8 @@ def run_with_adapters(name: str) -> Path:
     runs = runs_with_adapters()
     if name not in runs:
         raise InputError(
-            f"{name!r} is no run with adapters in {runs_folder()}: train with keep_every above 0 "
-            "or with held-out items, then press R."
+            f"{name!r} is not a run with adapters in {runs_folder()}: train with keep_every above "
+            "0 or with held-out items, then press R."
         )
     return runs[name]
 

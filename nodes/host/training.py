@@ -134,10 +134,10 @@ class TrainingMemory:
         if bytes_of(count) > self.free:
             raise InputError(
                 f"Training on {count} sequence(s) at once needs about "
-                f"{readable_size(bytes_of(count))} beside the model's weights "
+                f"{readable_size(bytes_of(count))} in addition to the model's weights "
                 f"({readable_size(self.weights)}), and {readable_size(max(0, self.free))} are "
-                f"free on {self.device}: choose a lower micro_batch, rank or text_length, smaller "
-                "pictures or gradient_checkpointing, or close other programs."
+                f"free on {self.device}: choose a lower micro_batch, rank or text_length, "
+                "smaller pictures or gradient_checkpointing, or close other programs."
             )
         return count
 

@@ -17,7 +17,7 @@ SHOW_ALL = """() => document.querySelectorAll('.mmada-viewer').forEach((viewer) 
     viewer.querySelector('.words').innerHTML = '<span class="masked">░</span>'
         + '<span class="new">new</span><span class="unmasked">old</span>'
     viewer.querySelectorAll('[hidden]').forEach((part) => part.hidden = false)
-    viewer.querySelector('.note').textContent = 'Ended after step 3 of 9.'
+    viewer.querySelector('.note').textContent = 'Stopped after step 3 of 9.'
     viewer.querySelector('.samples').textContent = 'sample'
 })"""
 

@@ -18,7 +18,7 @@ NEGATIVE = """() => app.graph.nodes.flatMap((node) => node.widgets ?? [])
     .filter((widget) => widget.name === "joint_guidance")
     .forEach((widget) => widget.value = -0.5)"""
 VIEWER = "() => document.querySelector('.mmada-viewer .words').innerText"
-SENTENCE = "The checkpoint does not know a word of this: fais-le, en, hiver. Use other words."
+SENTENCE = "The checkpoint does not know any of these words: fais-le, en, hiver. Use other words."
 
 
 def refused(comfy_page):

@@ -89,7 +89,7 @@ def test_stop_here_hands_on_what_is_there_and_go_on_finishes_it(viewer, renderer
     half = viewer.state()
     step, _, total = half["label"].removeprefix("step ").partition(" / ")
     assert half["choosing"] and step == total and 5 <= int(total) < 90 and half["masked"]
-    assert half["note"].startswith(f"Ended after step {step} of ") and half["goesOn"]
+    assert half["note"].startswith(f"Stopped after step {step} of ") and half["goesOn"]
     assert not half["stops"]
     assert "░" in viewer.comfy.widget_value("5", "shown_text") or half["masked"]
     kept = viewer.page.evaluate(KEPT)[0]
@@ -127,7 +127,7 @@ def test_an_interrupted_run_is_offered_again(viewer, renderer):
     viewer.close_up(f"{renderer}-interrupted")
     state = viewer.state()
     assert state["goesOn"] and not state["stops"]
-    assert state["note"].startswith("Ended after step ")
+    assert state["note"].startswith("Stopped after step ")
     assert len(viewer.page.evaluate(KEPT)) == len(before) + 1
     viewer.page.evaluate("() => { heard.length = 0 }")
     click(viewer, ".go-on", NODE)
@@ -223,7 +223,7 @@ def test_each_item_of_a_list_can_be_shown_and_a_stop_ends_all(viewer, renderer):
     viewer.comfy.reseed()
     stop_at(viewer, NODE)
     assert viewer.comfy.wait_for_end() == "execution_success"
-    assert viewer.state()["note"].startswith("Ended after step")
+    assert viewer.state()["note"].startswith("Stopped after step")
     viewer.page.evaluate(CHOOSE, [NODE, 1])
     second = viewer.state()
     assert second["label"] == "step 1 / 1" and second["goesOn"]

@@ -74,17 +74,17 @@ def test_an_adapter_is_trained_further(run, checkpoint, tmp_path):
     assert before.keys() == after.keys() and not same(first, second)
     assert max(float((before[name] - after[name]).abs().max()) for name in before) < 1e-5
     code, _, err = run("train", "sft", *common, *further, "--full", "--run-folder", tmp_path / "x")
-    assert code == 2 and "leave --full out" in err
+    assert code == 2 and "do not give --full" in err
 
 
 @pytest.mark.parametrize(
     "text, told",
     [
-        ('method = "sft"\nstepz = 3', "has stepz, which is no option of train sft"),
-        ('method = "sft"\nstep = 3', "has step, which is no option"),
+        ('method = "sft"\nstepz = 3', "has stepz, which is not an option of train sft"),
+        ('method = "sft"\nstep = 3', "has step, which is not an option"),
         ('method = "dance"', "has the method 'dance': expected sft or pararl"),
         ("steps = 3", "has the method None"),
-        ("steps 3", "is no run file"),
+        ("steps 3", "is not a run file"),
         ('method = "sft"\nsteps = 2020-01-01', "expected text, a number, true or false"),
         ('method = "sft"\nsteps = "many"', "invalid int value"),
         ('method = "sft"\nlearning_rate = -1.0\ndata = "demo"\noutput = "a.safetensors"', "rate"),

@@ -128,8 +128,8 @@ def test_missing_files(folder):
 def test_damaged_files(folder):
     for file, content, message in (
         ("model.safetensors", b"\x00" * 40, "model.safetensors cannot be read"),
-        ("config.json", b"{", "config.json is no JSON and cannot be read"),
-        ("config.json", b"[1]", "is no JSON object"),
+        ("config.json", b"{", "config.json is not JSON and cannot be read"),
+        ("config.json", b"[1]", "is not a JSON object"),
         ("tokenizer.json", b"{}", "tokenizer.json in .* cannot be read"),
         ("vqvae/diffusion_pytorch_model.safetensors", b"", "cannot be read"),
     ):

@@ -283,7 +283,7 @@ def rewrite(file, tensors=None, **notes):
     [
         ({"mmada_parallel": None}, {}, "was not written by `mmada-parallel convert`"),
         ({"mmada_parallel": "{"}, {}, "no readable mmada_parallel in its header"),
-        ({"mmada_parallel": '{"version": 2}'}, {}, "of another version than 1: update"),
+        ({"mmada_parallel": '{"version": 2}'}, {}, "has a different version from 1: update"),
         ({"config.json": "[1]"}, {}, "no readable config.json in its header"),
         ({"image_tokenizer/config.json": None}, {}, "no readable image_tokenizer/config.json"),
         ({"tokenizer/tokenizer.json": None}, {}, r"tokenizer.json is missing in .*fp8.safet"),
@@ -291,7 +291,11 @@ def rewrite(file, tensors=None, **notes):
         ({}, {f"{QUERY}.weight": None}, "q_proj.weight is missing"),
         ({}, {f"{QUERY}.weight_scale": None}, "q_proj.weight_scale is missing"),
         ({}, {f"{QUERY}.weight_scale": torch.ones(2)}, r"has shape \(2,\)"),
-        ({}, {f"{QUERY}.comfy_quant": torch.zeros(3, dtype=torch.uint8)}, "unknown here; known"),
+        (
+            {},
+            {f"{QUERY}.comfy_quant": torch.zeros(3, dtype=torch.uint8)},
+            "unknown format; expected",
+        ),
         (
             {},
             {

@@ -1,4 +1,4 @@
-"""Weights and activations that are no finite numbers are named, with the layer."""
+"""Weights and activations that are not finite numbers are named, with the layer."""
 
 import math
 

@@ -44,7 +44,7 @@ def test_words_that_it_does_not_know_are_named(demo, text, named):
 
 @pytest.mark.parametrize("text", ["fais-le en hiver", "winter", "it snows .", "冬にする"])
 def test_an_instruction_without_a_known_word_is_refused(demo, text):
-    with pytest.raises(InputError, match="does not know a word") as told:
+    with pytest.raises(InputError, match="does not know any of these words") as told:
         instruction_notes(demo, text)
     assert "\n" not in str(told.value)
 

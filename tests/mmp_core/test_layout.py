@@ -186,14 +186,14 @@ def test_a_checkpoint_is_of_the_family_that_recognises_it(config, variant):
     assert variant_of(config, BACKBONE).id == variant
     assert variant_of(config, BACKBONE, f"mmada-parallel-{variant}").id == variant
     other = {"A": "M", "M": "A"}[variant]
-    with pytest.raises(CheckpointError, match=f"no checkpoint of MMaDA-Parallel-{other}"):
+    with pytest.raises(CheckpointError, match=f"not a checkpoint of MMaDA-Parallel-{other}"):
         variant_of(config, BACKBONE, other)
     with pytest.raises(CheckpointError, match="wte"):
         variant_of(config, ["lm_head.weight"])
 
 
 def test_unknown_families_and_checkpoints_are_refused():
-    known = r"'B' is no checkpoint family; known are A \(MMaDA-Parallel-A\), M \(MMaDA-Par"
+    known = r"'B' is not a checkpoint family; expected A \(MMaDA-Parallel-A\), M \(MMaDA-Par"
     with pytest.raises(InputError, match=known):
         variant_of({"model_type": "mmada"}, BACKBONE, "B")
     with pytest.raises(CheckpointError, match="LlamaForCausalLM"):

@@ -84,14 +84,14 @@ def test_a_wrong_choice_is_told(folder, tmp_path, caplog):
     assert any("(Lumina-DiMOO) it is Lumina-DiMOO" in sentence for sentence in odd)
     assert not inspect_checkpoint(lumina, family="D").odd
     other = tiny.write_checkpoint(tmp_path / "m", "M")
-    with pytest.raises(CheckpointError, match="no checkpoint of Lumina-DiMOO"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of Lumina-DiMOO"):
         load_checkpoint(other, family="lumina_dimoo")
 
 
 def test_what_the_user_said_is_remembered_beside_the_checkpoint(folder):
     strangers.remember(nameless(folder), variant_named("D"))
     assert load_checkpoint(folder).variant.id == "D"
-    assert inspect_checkpoint(folder).family_known == "as the user once said"
+    assert inspect_checkpoint(folder).family_known == "as you once chose"
     assert load_checkpoint(folder, family="A").variant.id == "A"
     (folder / strangers.NOTE).write_text("[]")
     with pytest.raises(CheckpointError, match="mmada_parallel.json cannot be read: delete it"):
@@ -114,7 +114,7 @@ def test_one_file_holds_the_family(folder, tmp_path):
 def test_logs_say_how_the_family_is_known(folder, caplog):
     caplog.set_level(logging.INFO)
     load_checkpoint(folder, family="D")
-    assert "family: Lumina-DiMOO (given by the user)" in caplog.text
+    assert "family: Lumina-DiMOO (chosen by you)" in caplog.text
 
 
 IMAGE_TASKS = {

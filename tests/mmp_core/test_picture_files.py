@@ -303,7 +303,7 @@ def test_what_is_no_file_to_write_is_refused(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     for path, reason in [
         (tmp_path, "is a folder"),
-        (tmp_path / "pipe.png", "no regular file"),
+        (tmp_path / "pipe.png", "not a regular file"),
         (tmp_path / "file" / "a.png", "cannot be written"),
         (tmp_path / "a.tiff", "end the name in .png"),
         (tmp_path / "a", "end the name in .png"),

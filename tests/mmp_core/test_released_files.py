@@ -157,7 +157,9 @@ def test_other_kinds_of_files(folder, tmp_path):
 
 def test_one_file_of_a_folder(folder):
     for name in ("config.json", "tokenizer.json"):
-        expect(folder / name, f"{name} is no .safetensors file; give .*checkpoint, the folder that")
+        expect(
+            folder / name, f"{name} is not a .safetensors file; give .*checkpoint, the folder that"
+        )
     expect(folder / "model.safetensors", "or .*checkpoint, the folder that it lies in")
 
 
@@ -181,7 +183,7 @@ def test_other_tools_quantised_files_are_refused(folder, scale):
     weights = load_file(folder / "model.safetensors")
     weights[f"{layer}.weight"] = torch.zeros(128, 1, dtype=torch.uint8)  # packed
     save_file(weights | {f"{layer}.{scale}": torch.ones(1)}, folder / "model.safetensors")
-    expect(folder, f"q_proj.* is quantised in a format that is unknown here .*{scale}.*convert")
+    expect(folder, f"q_proj.* is quantised in an unknown format .*{scale}.*convert")
 
 
 def test_check_refuses_what_loading_would(folder):
@@ -226,7 +228,7 @@ def test_architectures_are_neither_needed_nor_enough(folder):
     released = {"model_type": "llada", "embedding_size": 134_656}
     for names in (["LLaDAModelLM"], ["Wrapper"], None):
         assert variant_of({**released, "architectures": names}, BACKBONE).id == "A"
-    with pytest.raises(CheckpointError, match="LLaDAModelLM.*no checkpoint of"):
+    with pytest.raises(CheckpointError, match="LLaDAModelLM.*not a checkpoint of"):
         text_alone = {"model_type": "llada", "embedding_size": 126_464}
         variant_of({**text_alone, "architectures": ["LLaDAModelLM"]}, BACKBONE)
     assert variant_of({**released, "llm_vocab_size": 126_464}, BACKBONE).id == "M"
@@ -326,7 +328,7 @@ def test_the_loader_logs_what_it_assumes(folder, caplog):
     assert "family assumed: A (MMaDA-Parallel-A)" in caplog.text and "--family" in caplog.text
     caplog.clear()
     load_checkpoint(folder, family="A")
-    assert "assumed" not in caplog.text and "given by the user" in caplog.text
+    assert "assumed" not in caplog.text and "chosen by you" in caplog.text
 
 
 @pytest.fixture
@@ -378,7 +380,7 @@ def test_a_renamed_adapter_with_its_settings_beside(adapter):
 )
 def test_adapters_that_are_more_than_their_matrices_are_refused(adapter, settings):
     edit(adapter / "adapter_config.json", **settings)
-    with pytest.raises(InputError, match="of a kind that is not read here"):
+    with pytest.raises(InputError, match="of a kind that this pack does not read"):
         read_adapter(adapter)
 
 
@@ -421,7 +423,7 @@ def test_check(tmp_path, variant, capsys):
     report = json.loads(out)
     tokens = tiny.tokenizer(variant)
     rows = len(tokens) + tiny.CODES[variant]
-    assert (code, report["family"], report["family_known"]) == (0, name, "given by the user")
+    assert (code, report["family"], report["family_known"]) == (0, name, "chosen by you")
     assert (report["dtype"], report["rows"], report["odd"]) == ("float32", rows, [])
     assert (report["image_offset"], report["image_codes"]) == (len(tokens), tiny.CODES[variant])
     assert report["special_ids"]["mask_id"] == tokens.convert_tokens_to_ids("<|mdm_mask|>")
@@ -440,7 +442,7 @@ def test_check_refuses_bad_input_in_one_line(tmp_path, folder, capsys):
     weights = load_file(folder / "model.safetensors")
     for arguments, left_out, message in (
         ([tmp_path / "no"], None, "No checkpoint at"),
-        ([folder, "--family", "B"], None, "'B' is no checkpoint family"),
+        ([folder, "--family", "B"], None, "'B' is not a checkpoint family"),
         ([folder], "ln_f.weight", "lacks model.transformer.ln_f.weight"),
         ([folder], "wte.weight", "has no tensor model.transformer.wte.weight"),
         ([folder], "blocks.1.q_proj.weight", "lacks model.transformer.blocks.1.q_proj.weight"),

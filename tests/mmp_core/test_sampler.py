@@ -316,7 +316,7 @@ def test_upstream_presets():
     assert SamplerSettings.upstream().image_guidance == 4.0
     assert SamplerSettings.upstream("M").joint_guidance == 4.0
     assert SamplerSettings.upstream(image_guidance=1.0, seed=None).seed is None
-    with pytest.raises(InputError, match="'B' is no checkpoint family"):
+    with pytest.raises(InputError, match="'B' is not a checkpoint family"):
         SamplerSettings.upstream("B")
     for variant, other in (("A", "M"), ("M", "A")):
         with pytest.raises(InputError, match="must be 0"):

@@ -59,9 +59,9 @@ def test_the_user_says_what_the_files_cannot_tell(folder, model, tmp_path):
     assert (model.variant.id, str(model.variant), model.variant.name) == ("P", "P", "Postcard")
     with pytest.raises(CheckpointError, match="vqvae folder of MMaDA-Parallel-A"):
         load_checkpoint(folder)
-    with pytest.raises(CheckpointError, match="no checkpoint of MMaDA-Parallel-M"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of MMaDA-Parallel-M"):
         load_checkpoint(folder, family="M")
-    with pytest.raises(InputError, match="known are A .*, M .*, P \\(Postcard\\)"):
+    with pytest.raises(InputError, match="expected A .*, M .*, P \\(Postcard\\)"):
         load_checkpoint(folder, family="letter")
     (folder / "palette").rename(folder / "elsewhere")
     with pytest.raises(CheckpointError, match="put the palette folder into .*card"):
@@ -176,7 +176,7 @@ def test_tokens_are_saved_and_edited(model, prompt, tmp_path):
         wider = extended(prompt.starting_from(final), left=1, top=0, right=0, bottom=0)
         assert wider.initial.grid == (3, 5)
     other = load_checkpoint(tiny.write_checkpoint(tmp_path / "other", "A"))
-    with pytest.raises(InputError, match="another variant"):
+    with pytest.raises(InputError, match="a different variant"):
         load_tokens(tmp_path / "tokens.safetensors", other)
 
 

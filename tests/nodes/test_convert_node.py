@@ -31,7 +31,7 @@ def test_the_file_is_in_the_model_folder_and_loads(convert_node, model_folder, f
 def test_a_file_that_is_there_is_not_replaced(convert_node, model_folder):
     convert_node(name="mine", quantize="none")
     content = (model_folder / "mine.safetensors").read_bytes()
-    with pytest.raises(InputError, match="is there already: give another name"):
+    with pytest.raises(InputError, match="already exists: give another name"):
         convert_node(name="mine")
     assert (model_folder / "mine.safetensors").read_bytes() == content
 

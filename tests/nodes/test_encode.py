@@ -121,7 +121,7 @@ def test_the_region_around_the_mask_and_what_is_shown_of_it(encode, host):
 def test_a_mask_that_the_crop_cuts_is_said_to_be_cut(encode):
     mask = painted(100, 800, 0, 100, 100, 500)  # the model sees 200 to 600
     _, text, _ = encode(torch.rand(1, 100, 800, 3), mask=mask)
-    assert "25 % of the mask lies beyond what the model sees of the picture" in text
+    assert "25 % of the mask lies outside what the model sees of the picture" in text
     assert "beyond" not in encode(torch.rand(1, 100, 400, 3), mask=mask[:, :, 100:500])[1]
 
 
@@ -170,7 +170,7 @@ def test_any_mask_fits_any_picture(encode, model, picture, mask, paint, region):
     try:
         prompt, text, images = encode(torch.rand(*picture, 3), mask=painted, region=region)
     except InputError as problem:  # a crop leaves the dab out, in a region near the edge, too
-        assert unseen and "region around the mask" in str(problem)
+        assert unseen and "set region to mask" in str(problem)
         return
     assert prompt.batch == count and len(images) == count
     masked = prompt.initial.image == MASKED

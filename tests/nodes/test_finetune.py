@@ -309,7 +309,7 @@ def test_the_command_starts_the_run_of_a_node_again(sft, pararl, run_node, outpu
 def test_patience_says_why_a_run_ended(sft, shown):
     held_out = {"held_out_data": world_dataset(2, 70), "evaluate_every": 1, "patience": 1}
     assert sft(steps=9, learning_rate=1e-7, warmup_steps=9, **held_out).result[2] < 9
-    assert "nothing got better" in shown["texts"][-1]
+    assert "nothing improved" in shown["texts"][-1]
 
 
 def test_a_dora_is_applied_as_it_was_trained(sft, encoded, denoised, model, run_node):
@@ -397,7 +397,9 @@ def test_too_little_memory_is_told_with_numbers_before_the_model_is_loaded(
     loads = []
     monkeypatch.setattr(room, "free", 3e6)
     monkeypatch.setattr(room, "prepare", lambda *args: loads.append(1))
-    with pytest.raises(InputError, match=r"needs about 3.* GB beside.*3.0 MB are free on cpu"):
+    with pytest.raises(
+        InputError, match=r"needs about 3.* GB in addition to.*3.0 MB are free on cpu"
+    ):
         pararl(micro_batch=64)
     assert not loads and not (output / "run_00001").exists()
 

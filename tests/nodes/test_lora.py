@@ -279,7 +279,7 @@ def test_an_adapter_of_another_model_is_refused(apply):
         "layers.0.lora_down.weight": torch.zeros(2, 4),
         "layers.0.lora_up.weight": torch.zeros(4, 2),
     }
-    with pytest.raises(InputError, match="lora_model is no adapter of this model"):
+    with pytest.raises(InputError, match="lora_model is not an adapter of this model"):
         apply(lora_model=wrong)
 
 

@@ -43,7 +43,7 @@ def test_the_choice_of_a_family_is_remembered(run_node, lumina, family_folder):
     assert lumina.model.variant.id == "D"
     assert json.loads((family_folder / NOTE).read_text()) == {"family": "D"}
     assert run_node("Loader", **choices())[0].model.variant.id == "D"
-    with pytest.raises(CheckpointError, match="no checkpoint of MMaDA-Parallel-M"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of MMaDA-Parallel-M"):
         run_node("Loader", **choices(family="MMaDA-Parallel-M"))
     assert json.loads((family_folder / NOTE).read_text()) == {"family": "D"}
 

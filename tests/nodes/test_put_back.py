@@ -82,7 +82,7 @@ def test_what_does_not_belong_together_is_refused(put_back, encoded):
     one, two = pictures(), pictures(2)
     prompt, both = encoded(one), encoded(two)
     for call, message in (
-        (lambda: put_back(prompt, one), "nothing to put back"),
+        (lambda: put_back(prompt, one), "Nothing to put back"),
         (lambda: put_back(both, two, edited(prompt)), "1 results for a prompt of 2 pictures"),
         (lambda: put_back(prompt, pictures(size=(90, 300)), edited(prompt)), "The original has"),
         (lambda: put_back(encoded(), one, edited(prompt)), "without a picture"),

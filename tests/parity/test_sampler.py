@@ -284,7 +284,7 @@ def check_plan(case, plan):
 
 
 def text_region(case, name):
-    """(steps, T) of a text tensor: variant M's start with the fixed bos, which is no token."""
+    """(steps, T) of a text tensor: variant M's start with the fixed bos, which is not a token."""
     return case.tensors[name][:, 1:] if case.variant == "M" else case.tensors[name]
 
 

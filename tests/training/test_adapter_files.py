@@ -145,7 +145,7 @@ def test_an_adapter_of_another_variant_is_refused(model, trained, tmp_path):
     "tensors, told",
     [
         ({}, "holds no LoRA"),
-        ({"weight": (4, 16)}, "holds weight, which is no matrix of a LoRA"),
+        ({"weight": (4, 16)}, "holds weight, which is not a LoRA matrix"),
         ({f"{Q_PROJ}.lora_A.weight": (4, 16)}, "lacks a matching pair of matrices for"),
         (
             {f"{Q_PROJ}.lora_A.weight": (4, 16), f"{Q_PROJ}.lora_B.weight": (16, 3)},
@@ -338,7 +338,10 @@ def test_training_of_dora_goes_on_from_a_file(model, dora, tmp_path):
         (lambda t: t.pop(f"{Q_PROJ}.lora_B.weight"), "lacks a matching pair"),
         (lambda t: t.update({f"{Q_PROJ}.lora_magnitude_vector": torch.ones(3)}), "lacks the matr"),
         (lambda t: t[f"{Q_PROJ}.lora_magnitude_vector"].fill_(torch.inf), "not finite numbers"),
-        (lambda t: t.update({f"{Q_PROJ}.lora_magnitude_vector": torch.ones(16, 1)}), "no matrix"),
+        (
+            lambda t: t.update({f"{Q_PROJ}.lora_magnitude_vector": torch.ones(16, 1)}),
+            "not a LoRA matrix",
+        ),
         (lambda t: t.update({"x.lora_magnitude_vector": torch.ones(16)}), "lacks the matrices"),
     ],
 )

@@ -187,7 +187,7 @@ def test_bad_lines_of_a_manifest_are_named_by_number(tmp_path):
     dataset = open_dataset(file)
     assert [item.name for item in dataset] == ["line 1"]
     found = reasons(dataset)
-    assert found["line 2"].startswith("it is no JSON") and "no JSON object" in found["line 3"]
+    assert found["line 2"].startswith("it is not JSON") and "not a JSON object" in found["line 3"]
     assert found["line 4"] == (
         "it has the unknown caption or weight: expected image, instruction, think, target or mask."
     )
@@ -195,7 +195,7 @@ def test_bad_lines_of_a_manifest_are_named_by_number(tmp_path):
     assert found["line 6"] == "it has no instruction." and found["line 7"].startswith("its inst")
     assert found["line 8"].startswith("image is 'a.bmp': expected .png")
     assert "line 9" in found
-    with pytest.raises(InputError, match="line 2: it is no JSON"):
+    with pytest.raises(InputError, match="line 2: it is not JSON"):
         open_dataset(file, bad_items="fail")
 
 

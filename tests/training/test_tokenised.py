@@ -224,7 +224,7 @@ def test_a_damaged_cache_is_made_anew_and_another_file_kept(folder, model_a, tmp
         assert len(file.keys()) == 2
     save_file({"lora": torch.zeros(1)}, cache)
     before = cache.read_bytes()
-    with pytest.raises(InputError, match="is no cache of codes"):
+    with pytest.raises(InputError, match="is not a cache of codes"):
         tokenised(open_dataset(folder), model_a, cache=cache)
     assert cache.read_bytes() == before
 

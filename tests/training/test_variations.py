@@ -184,7 +184,7 @@ def linked_text(folder):
 
 def pipe(folder):
     os.mkfifo(folder / "cat.png")
-    return "cat.png is no regular file"
+    return "cat.png is not a regular file"
 
 
 @pytest.mark.parametrize("break_it", [linked, link_loop, linked_text, pipe])
@@ -276,7 +276,7 @@ def test_parquet_that_cannot_be_used_is_told(tmp_path):
         open_dataset(file)
     bad = {"instruction": [3, 4], "image": ["a.png", None]}
     parquet.write_table(pyarrow.table(bad), file)
-    with pytest.raises(InputError, match="its instruction is no text"):
+    with pytest.raises(InputError, match="its instruction is not text"):
         open_dataset(file)
 
 

@@ -64,13 +64,14 @@ class CodeCache:
                 if metadata.get("format") == FORMAT and fits:
                     self.codes = {key: _checked(file, key) for key in file.keys()}
         except (OSError, RuntimeError, SafetensorError) as error:
-            self.note = f"{path.name} could not be read ({error}): all pictures are encoded anew."
+            self.note = f"{path.name} could not be read ({error}): all pictures are encoded again."
             return
         if metadata.get("format") != FORMAT:
-            raise InputError(f"{path} is no cache of codes: give another file, or a new one.")
+            raise InputError(f"{path} is not a cache of codes: give another file, or a new one.")
         if not fits:
             self.note = (
-                f"{path.name} was made with another image tokenizer: all pictures are encoded anew."
+                f"{path.name} was made with another image tokenizer: all pictures are encoded "
+                "again."
             )
 
     def write(self) -> None:

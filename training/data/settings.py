@@ -14,36 +14,40 @@ class DataSettings:
 
     captions: bool = option(
         False,
-        "name.txt describes name.png, which the model is to draw; otherwise it says what to change "
-        "in name.png.",
+        "On: name.txt describes name.png, which the model learns to draw. Off: name.txt says "
+        "what to change in name.png.",
     )
     trigger_word: str = option(
-        "", "A word of your own that is put before each instruction, to call up what was learnt."
+        "",
+        "A word of your own that is put in front of each instruction, so that you can later "
+        "call up what was learnt.",
     )
     template: str = option(
         "",
-        "A sentence around each instruction, which stands where {text} is, such as: a photo of "
-        "{text}; {trigger} is the trigger word. Several, separated by |, take turns.",
+        "A sentence around each instruction, such as: a photo of {text}. {text} stands for the "
+        "instruction, {trigger} for the trigger word. Several sentences, separated by |, take "
+        "turns.",
         advanced=True,
     )
     mirrored: bool = option(
         False,
-        "Also train on each item mirrored, except where its texts speak of left, right or writing.",
+        "Also train on a mirrored copy of each item, except where its texts mention left, right "
+        "or writing.",
         advanced=True,
     )
     crops: int = option(
         0,
-        "Also train on so many random parts of each item, except where its texts speak of places; "
-        "what an edit changes is always inside.",
+        "Also train on this many random crops of each item, except where its texts mention "
+        "places. What an edit changes is always inside the crop.",
         low=0,
         high=16,
         advanced=True,
     )
     outside_weight: float = option(
         1.0,
-        "What image tokens count that do not matter: outside the mask (name.mask.png, white where "
-        "it matters), or without one outside what an edit changes. 0: nothing. 1: as much as "
-        "others.",
+        "How much image tokens count that lie outside the mask (name.mask.png, white where it "
+        "matters) or, without a mask, outside what an edit changes. 0: not at all. 1: as much as "
+        "all others.",
         low=0,
         high=1,
         step=0.05,

@@ -87,7 +87,7 @@ def _folder_item(name: str, groups: Files) -> Item:
             )
         for file in files:
             if not file.is_file():
-                what = "is a link to nothing" if file.is_symlink() else "is no regular file"
+                what = "is a link to nothing" if file.is_symlink() else "is not a regular file"
                 raise InputError(f"{file.name} {what}: put the file itself there, or remove it.")
         if files[0].suffix.lower() == ".parquet":
             raise InputError(
@@ -117,7 +117,7 @@ def _text(file: Path) -> str:
     try:
         return read_text(file, _TEXT_BYTES, InputError, file.name).strip()
     except FileNotFoundError:
-        raise InputError(f"{file.name} is not there any more.") from None
+        raise InputError(f"{file.name} no longer exists.") from None
 
 
 def _file_picture(file: Path | None) -> Picture | None:
@@ -144,7 +144,7 @@ def _lines(manifest: Path) -> Iterator[tuple[int, str]]:
     try:
         text = read_text(manifest, _MANIFEST_BYTES, InputError)
     except FileNotFoundError:
-        raise InputError(f"{manifest} is not there any more.") from None
+        raise InputError(f"{manifest} no longer exists.") from None
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, line
@@ -174,7 +174,7 @@ def _fields(line: str) -> dict[str, str]:
         )
     for key, value in fields.items():
         if value is not None and not isinstance(value, str):
-            raise InputError(f"its {key} is no string.")
+            raise InputError(f"its {key} is not a string.")
     return {key: value for key, value in fields.items() if value is not None}
 
 

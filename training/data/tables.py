@@ -178,5 +178,5 @@ def _parquet_item(rows: _ParquetRows, index: int) -> Item:
     row = rows[index]
     for name in ("instruction", "think"):
         if row.get(name) is not None and not isinstance(row[name], str):
-            raise InputError(f"its {name} is no text.")
+            raise InputError(f"its {name} is not text.")
     return _row_item(rows, index)

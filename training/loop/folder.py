@@ -67,7 +67,7 @@ class RunFolder:
         except Exception as error:
             raise InputError(
                 f"{self.state_file} cannot be read ({shortened(str(error) or repr(error))}): it "
-                "is no state of a run, or damaged. Begin another run elsewhere."
+                "is not the state of a run, or it is damaged. Begin another run elsewhere."
             ) from error
         return state
 

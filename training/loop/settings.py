@@ -21,107 +21,121 @@ class RunSettings:
     """
 
     steps: int = option(
-        200, "Updates in all. To train on after a run, raise it and resume.", low=1, high=100_000
+        200,
+        "Total number of updates. To continue a finished run, raise it and turn on resume.",
+        low=1,
+        high=100_000,
     )
     learning_rate: float = option(
-        5e-5, "How far a step goes, once the warm-up is over.", above=0, high=1, step=1e-7
+        5e-5,
+        "How far each update moves the weights, once the warm-up is over.",
+        above=0,
+        high=1,
+        step=1e-7,
     )
     schedule: Schedule = option(
         "constant",
-        "Hold the learning rate after its warm-up, or let it fall to 0 at the last step, in a "
-        "straight line or as a cosine does.",
+        "How the learning rate goes on after the warm-up. constant: it stays. linear, cosine: it "
+        "falls to 0 at the last step, in a straight line or along a cosine.",
         choices=get_args(Schedule),
         advanced=True,
     )
     decay_steps: int = option(
         0,
-        "Steps at the end over which the learning rate falls. 0: all of them.",
+        "Number of steps at the end over which the learning rate falls. 0: all steps.",
         low=0,
         high=100_000,
         advanced=True,
     )
     warmup_steps: int = option(
-        10, "Steps over which the learning rate rises.", low=0, high=10_000, advanced=True
+        10,
+        "Number of steps at the beginning over which the learning rate rises.",
+        low=0,
+        high=10_000,
+        advanced=True,
     )
     optimizer: Optimizer = option(
         "adamw",
-        "adamw; muon: orthogonalised updates for the matrices of the blocks, for training from "
-        "nothing; or adamw8bit: adamw with moments of one byte, by bitsandbytes, and plain adamw "
-        "where that is not installed.",
+        "adamw: the usual choice. muon: orthogonalised updates for the matrices of the blocks, "
+        "for training from scratch. adamw8bit: adamw with 8-bit moments by bitsandbytes, or "
+        "plain adamw where that is not installed.",
         choices=get_args(Optimizer),
         advanced=True,
     )
     weight_decay: float = option(0.0, "Weight decay of the optimizer.", low=0, high=10)
     ema: float = option(
         0.0,
-        "Decay of a running average of the weights, which then is the result. 0: off.",
+        "Decay of a running average of the weights, which becomes the result. 0: off.",
         low=0,
         high=0.99999,
         advanced=True,
     )
-    clip_norm: float = option(1.0, "The largest norm that a step's gradient may have.", above=0)
+    clip_norm: float = option(
+        1.0, "The largest norm that the gradient of a step may have.", above=0
+    )
     micro_batch: int = option(
         8,
-        "Sequences per forward; gradients are accumulated. Changes memory and speed, not the "
-        "result.",
+        "Number of sequences per forward pass; gradients are accumulated. Changes memory and "
+        "speed, not the result.",
         low=1,
         high=4096,
     )
     gradient_checkpointing: bool = option(
         True,
-        "Compute each block again in the backward instead of keeping it: needed for large models. "
-        "Off: faster, and much more memory.",
+        "Saves memory by computing each block again in the backward pass instead of keeping its "
+        "activations. Large models need it. Off: faster, with much more memory.",
     )
     checkpoint_every: int = option(
         50,
-        "Steps between saved states. An interruption saves one, too; a crash loses what came after "
-        "the last.",
+        "Number of steps between saved states. An interruption saves one, too; a crash loses the "
+        "steps after the last one.",
         low=1,
         high=10_000,
         advanced=True,
     )
     seed: int = option(
         0,
-        "Decides all that is random. The same seed gives the same result again, on the same kind "
-        "of device.",
+        "Seed of everything random. The same seed gives the same result on the same kind of "
+        "device.",
         low=0,
         high=2**64 - 1,
     )
 
     keep_every: int = option(
         0,
-        "Steps between two adapters that are kept in the run's folder under the number of their "
-        "step, to choose from. 0: none but the last and, with held-out items, the best.",
+        "Number of steps between two adapters that are kept in the run's folder, named by their "
+        "step, for you to choose from. 0: only the last one and, with held-out items, the best "
+        "one.",
         low=0,
         high=100_000,
     )
     keep_last: int = option(
         3,
-        "How many of these are kept: the newest. The best is kept besides.",
+        "How many of these adapters are kept, the newest ones. The best one is always kept.",
         low=1,
         high=1000,
         advanced=True,
     )
     held_out: float = option(
         0.0,
-        "Share of the items that is never trained on. Their loss says whether the model learns "
-        "what they have in common with the others, or only remembers the others.",
+        "Share of the items that is set aside and never trained on. Their loss shows whether the "
+        "model learns something general or only memorises.",
         low=0,
         high=0.9,
         step=0.05,
     )
     evaluate_every: int = option(
         25,
-        "Steps between two measurements of the loss on held-out and guard items.",
+        "Number of steps between two measurements of the loss on held-out and guard items.",
         low=1,
         high=100_000,
         advanced=True,
     )
     guard_rise: float = option(
         0.1,
-        "How far the loss on guard items, which stand for what the model knew, may rise, as a "
-        "share of what it was at the start, for an adapter to count as the best. A rise of less "
-        "than 0.005 never counts.",
+        "How far the loss on guard items, which stand for what the model could do before, may "
+        "rise for an adapter to still count as the best, as a share of the loss at the start. A "
+        "rise of less than 0.005 is ignored.",
         low=0,
         high=100,
         step=0.05,
@@ -129,15 +143,15 @@ class RunSettings:
     )
     patience: int = option(
         0,
-        "Stop after so many measurements in a row that were not better than the best. 0: never.",
+        "Stop after this many measurements in a row without an improvement. 0: never.",
         low=0,
         high=10_000,
         advanced=True,
     )
     samples_every: int = option(
         0,
-        "Steps between two sets of your own samples, which are kept in the run's folder. 0: as "
-        "often as held-out items are measured.",
+        "Number of steps between two sets of your own samples, which are kept in the run's "
+        "folder. 0: whenever held-out items are measured.",
         low=0,
         high=100_000,
         advanced=True,

@@ -30,29 +30,37 @@ class ParaRLSettings(RunSettings):
 
     groups: int = option(
         4,
-        "Instructions per step, over all processes. More: steadier, and as much slower.",
+        "Number of instructions per step, over all processes. More make training steadier and "
+        "proportionally slower.",
         low=1,
         high=10_000,
     )
     group_size: int = option(
-        8, "Answers to each instruction, which are compared with each other.", low=2, high=256
+        8,
+        "Number of answers to each instruction, which are compared with each other.",
+        low=2,
+        high=256,
     )
     scored_steps: int = option(
         3,
-        "Denoising steps, drawn at random, at which each answer is scored and learnt from.",
+        "Number of denoising steps, drawn at random, at which each answer is scored and learnt "
+        "from.",
         low=1,
         high=256,
     )
     reward_at: RewardAt = option(
         "trajectory",
-        "trajectory: text and picture are scored half-formed, at the scored steps. output: only "
-        "the finished pair is scored, for comparison.",
+        "trajectory: text and picture are scored while they are half formed, at the scored "
+        "steps. output: only the finished pair is scored, for comparison.",
         choices=get_args(RewardAt),
     )
-    inner_epochs: int = option(1, "Updates from the same answers.", low=1, high=64, advanced=True)
+    inner_epochs: int = option(
+        1, "Number of updates from the same answers.", low=1, high=64, advanced=True
+    )
     clip: float = option(
         0.2,
-        "How far one step may change a token's probability, as a share, before it stops counting.",
+        "How far one step may change the probability of a token, as a share, before the change "
+        "stops counting.",
         above=0,
         high=10,
         step=0.01,
@@ -60,20 +68,20 @@ class ParaRLSettings(RunSettings):
     )
     kl: float = option(
         1e-4,
-        "How strongly the model is held to the reference. Too low: it may learn to please the "
-        "reward alone.",
+        "How strongly the model is held to the reference. If it is too low, the model may learn "
+        "to please the reward alone.",
         low=0,
         high=10,
         step=1e-4,
     )
     kl_reference: KLReference = option(
         "base",
-        "What kl holds to: the model before training, or as it was before the step.",
+        "What kl compares with: the model before training, or the model as it was before the step.",
         choices=get_args(KLReference),
         advanced=True,
     )
     std_floor: float = option(
-        0.01, "The least standard deviation that advantages are divided by.", above=0
+        0.01, "The smallest standard deviation that advantages are divided by.", above=0
     )
     sampler: SamplerSettings = field(default=ROLLOUT_SAMPLER)
 

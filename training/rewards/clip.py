@@ -75,7 +75,7 @@ class ClipScorer:
         """
         if len(texts) != len(images):
             raise InputError(
-                f"There are {len(texts)} texts and {len(images)} images: give equally many."
+                f"There are {len(texts)} texts and {len(images)} images: give one text for each."
             )
         return (self.text_features(texts) * self.image_features(images)).sum(dim=-1)
 

@@ -23,13 +23,26 @@ class SFTSettings(RunSettings):
 
     batch_size: int = option(
         8,
-        "Items per step, over all processes. More: steadier, and as much slower.",
+        "Number of items per step, over all processes. More make training steadier and "
+        "proportionally slower.",
         low=1,
         high=10_000,
     )
-    drop_text: float = option(0.02, "Share of items without the instruction.", low=0, high=1)
-    drop_image: float = option(0.02, "Share of items without the input picture.", low=0, high=1)
-    drop_both: float = option(0.06, "Share of items without either.", low=0, high=1)
+    drop_text: float = option(
+        0.02,
+        "Share of the items that are trained without the instruction, for guidance.",
+        low=0,
+        high=1,
+    )
+    drop_image: float = option(
+        0.02,
+        "Share of the items that are trained without the input picture, for guidance.",
+        low=0,
+        high=1,
+    )
+    drop_both: float = option(
+        0.06, "Share of the items that are trained without either, for guidance.", low=0, high=1
+    )
 
     rehearsal: float = option(
         0.0,

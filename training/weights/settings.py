@@ -14,20 +14,19 @@ class AdapterSettings:
 
     rank: int = option(
         16,
-        "Rank of the adapter. Higher: it can learn more, and needs more memory.",
+        "Rank of the adapter. A higher rank can learn more and needs more memory.",
         low=1,
         high=256,
     )
     rslora: bool = option(
         False,
-        "Rank-stabilised LoRA: the adapter counts by the square root of its rank more, so that "
-        "high ranks learn as fast as low ones.",
+        "Rank-stabilised LoRA: scales the adapter so that high ranks learn as fast as low ones.",
         advanced=True,
     )
     dora: bool = option(
         False,
-        "DoRA: the adapter also learns how large the weights of each output are. It learns more "
-        "with a low rank, and takes longer.",
+        "DoRA: the adapter also learns the magnitude of the weights. It can learn more with a "
+        "low rank, and takes longer.",
         advanced=True,
     )
     layers: str = option(

@@ -1,0 +1,125 @@
+"""The page's words in other languages, as ComfyUI reads them.
+
+``locales/zh.json`` and ``locales/ja.json`` give the translation of each English sentence once.
+``python -m mmada_parallel.tests.nodes.locales`` makes ``locales/*/nodeDefs.json`` and ``main.json``
+of them, where COMFYUI_PATH is a checkout of ComfyUI, and prints what is missing.
+"""
+
+import asyncio
+import json
+import re
+import sys
+
+from mmada_parallel.tests.hosts import PACK_ROOT, find_host
+
+LOCALES = PACK_ROOT / "locales"
+LANGUAGES = ("zh", "ja")
+COMMAND = "python -m mmada_parallel.tests.nodes.locales"
+CATEGORY = "MMaDA-Parallel"
+
+
+def node_definitions(schemas):
+    """``nodeDefs.json`` in English, in the order of the page: what a person sees of each node."""
+    return {
+        schema.node_id: {
+            "display_name": schema.display_name,
+            "description": schema.description,
+            "inputs": {
+                i.id: {"name": i.display_name or i.id, "tooltip": i.tooltip} for i in schema.inputs
+            },
+            "outputs": {
+                str(number): {"name": output.display_name, "tooltip": output.tooltip}
+                for number, output in enumerate(schema.outputs)
+            },
+        }
+        for schema in schemas
+    }
+
+
+def main_words(schemas):
+    """``main.json`` in English: the pack's categories, and the words of its own scripts."""
+    categories = {part for schema in schemas for part in schema.category.split("/")} - {CATEGORY}
+    return {
+        "nodeCategories": {name: name for name in sorted(categories)},
+        "mmada_parallel": {words: words for words in viewer_words()},
+    }
+
+
+def viewer_words():
+    """The sentences that scripts of ``web/`` give to ``localised()``, in the order of the files."""
+    found = {}
+    for file in sorted((PACK_ROOT / "web").glob("*.js")):
+        for quoted in re.findall(r"\blocalised\(\s*'((?:[^'\\]|\\.)*)'", file.read_text("utf-8")):
+            found[quoted.replace("\\'", "'")] = None
+    return list(found)
+
+
+def sentences(words):
+    """Every text of a nested dictionary, once."""
+    if isinstance(words, str):
+        return {words: None}
+    return {text: None for value in words.values() for text in sentences(value)}
+
+
+def translated(words, catalogue):
+    """``words`` with each text as ``catalogue`` has it, in English where it is not there."""
+    if isinstance(words, str):
+        return catalogue.get(words, words)
+    return {key: translated(value, catalogue) for key, value in words.items()}
+
+
+def files(schemas):
+    """{file name: its content in English}."""
+    return {"nodeDefs.json": node_definitions(schemas), "main.json": main_words(schemas)}
+
+
+def catalogue_of(language):
+    return json.loads((LOCALES / f"{language}.json").read_text(encoding="utf-8"))
+
+
+def problems(schemas, language):
+    """What has to be done so that ``language`` is complete, as lines; none if nothing has."""
+    english, catalogue = files(schemas), catalogue_of(language)
+    wanted = {text: None for words in english.values() for text in sentences(words) if text}
+    lines = [
+        f"missing: {json.dumps(text, ensure_ascii=False)}"
+        for text in wanted
+        if not catalogue.get(text)
+    ]
+    lines += [
+        f"stale: {json.dumps(text, ensure_ascii=False)}" for text in catalogue if text not in wanted
+    ]
+    for name, words in english.items():
+        file = LOCALES / language / name
+        content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        if not lines and content != translated(words, catalogue):
+            lines.append(f"{file.relative_to(PACK_ROOT)} is not what {language}.json gives")
+    return lines
+
+
+def schemas_here():
+    sys.path.insert(0, str(find_host("current").path))
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = True
+    from mmada_parallel.nodes import MMaDAParallelExtension
+
+    listed = asyncio.run(MMaDAParallelExtension().get_node_list())
+    return [node.define_schema() for node in listed]
+
+
+def write():
+    schemas = schemas_here()
+    for language in LANGUAGES:
+        catalogue = catalogue_of(language)
+        for name, words in files(schemas).items():
+            file = LOCALES / language / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(translated(words, catalogue), ensure_ascii=False, indent=1)
+            file.write_text(f"{text}\n", encoding="utf-8")
+        for line in problems(schemas, language):
+            print(f"locales/{language}.json: {line}")
+
+
+if __name__ == "__main__":
+    write()
