@@ -105,13 +105,15 @@ class EncodeInstruction(io.ComfyNode):
                     options=[AUTO, *_tasks()],
                     default=AUTO,
                     optional=True,
-                    tooltip="What to do with the pictures. auto: edit one, take the style of a "
-                    "second, or generate without any. The others are tasks of Lumina-DiMOO, and "
-                    "of MMaDA-8B generate, paint, describe and answer: describe answers the "
-                    "instruction, a question about the picture, in words alone, answer one without "
-                    "a picture; dense_prediction draws the map that the instruction names, such as "
-                    "depth map; multi_view the view, such as left; paint draws the masked part "
-                    "anew, from an instruction that says what the whole picture shows.",
+                    tooltip="What to do with the pictures. auto: edit one, take on the style of "
+                    "a second one, or generate without any. The others are tasks of "
+                    "Lumina-DiMOO; MMaDA-8B knows generate, paint, describe and answer. "
+                    "describe: answers the instruction, a question about the picture, in "
+                    "words alone. answer: answers a question without a picture. "
+                    "dense_prediction: draws the map that the instruction names, such as "
+                    "depth map. multi_view: draws the view that it names, such as left. "
+                    "paint: draws the masked part anew; the instruction says what the "
+                    "whole picture shows.",
                 ),
                 io.Combo.Input(
                     "size",

@@ -154,14 +154,14 @@ class PreferenceFinetune(io.ComfyNode):
             display_name="Preference Finetune (MMaDA)",
             category="MMaDA-Parallel/training",
             description="Trains on your picks (DPO): answers that you picked with Pick Sample "
-            "become likelier, those beside them less likely.",
+            "become more likely, the others of their batch less likely.",
             search_aliases=["mmada", "dpo", "preference", "train lora", "finetune", "taste"],
             inputs=[
                 _model(),
                 io.Combo.Input(
                     "preferences",
                     options=list(folders.preference_sets()) or [folders.NO_ADAPTER],
-                    tooltip="The name that Pick Sample keeps your picks under. Press R after "
+                    tooltip="The name under which Pick Sample keeps your picks. Press R after "
                     "picking. A few dozen picks are a beginning.",
                 ),
                 *_main_widgets(options["batch_size"], steps=100),
@@ -222,7 +222,7 @@ def _schema(curve: str, **details: Any) -> io.Schema:
 def _model() -> io.Input:
     return Model.Input(
         "model",
-        tooltip="What to train on, quantised or not: its own weights stay as they are. With "
+        tooltip="The model to train, quantised or not; its own weights stay as they are. With "
         "Apply LoRA before it, the new adapter is trained on top of that one.",
     )
 

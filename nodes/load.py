@@ -35,10 +35,10 @@ class LoadModel(io.ComfyNode):
                     tooltip="demo: a small model that comes with the pack and edits its own toy "
                     "scenes. demo-lumina: its sibling of Lumina-DiMOO's family, which "
                     "answers with a picture or with a text. Put released checkpoints "
-                    "(the whole folder of MMaDA-Parallel-A, MMaDA-Parallel-M or "
-                    "Lumina-DiMOO or MMaDA-8B from Hugging Face), or files made by Convert "
-                    "Checkpoint, into models/mmada_parallel/, then press R. The help "
-                    "page of this node lists how much memory they need.",
+                    "(the whole folder of MMaDA-Parallel-A, MMaDA-Parallel-M, "
+                    "Lumina-DiMOO or MMaDA-8B from Hugging Face), or files made by "
+                    "Convert Checkpoint, into models/mmada_parallel/, then press R. The "
+                    "help page of this node lists how much memory they need.",
                 ),
                 io.Combo.Input(
                     "dtype",

@@ -112,8 +112,9 @@ class PickSample(io.ComfyNode):
             node_id="MMaDAParallelPickSample",
             display_name="Pick Sample (MMaDA)",
             category="MMaDA-Parallel/trajectory",
-            description="Takes one sample out of a batch of tokens. With the number of the best "
-            "sample from Score Alignment: best of N. It can keep your picks, to train on them.",
+            description="Takes one sample out of a batch of tokens. Connect best of Score "
+            "Alignment to get the best of N. It can also keep your picks, to train "
+            "on them.",
             search_aliases=["mmada", "best of n", "from batch", "preference", "dpo"],
             inputs=[
                 Tokens.Input("tokens", tooltip="A batch, from Parallel Denoise."),
@@ -126,21 +127,21 @@ class PickSample(io.ComfyNode):
                     "preferences",
                     default="",
                     optional=True,
-                    tooltip="A name to keep your picks under, for Preference Finetune; empty: none "
-                    "are kept. Look at the batch first, then set index and queue again with the "
-                    "same seed: that the sample is better than the others is kept in "
-                    "output/mmada_parallel/preferences. Another index replaces it. Needs model and "
-                    "prompt.",
+                    tooltip="A name under which your picks are kept, for Preference Finetune; "
+                    "empty: picks are not kept. Look at the batch first, then set index "
+                    "and queue again with the same seed: that this sample is better than "
+                    "the others is kept in output/mmada_parallel/preferences. Another "
+                    "index replaces the pick. Needs model and prompt.",
                 ),
                 Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The checkpoint that made the tokens; only for preferences.",
+                    tooltip="The checkpoint that made the tokens. Only needed for preferences.",
                 ),
                 PromptType.Input(
                     "prompt",
                     optional=True,
-                    tooltip="The prompt that the tokens answer; only for preferences.",
+                    tooltip="The prompt that the tokens answer. Only needed for preferences.",
                 ),
             ],
             outputs=[Tokens.Output(display_name="tokens", tooltip="That sample alone.")],

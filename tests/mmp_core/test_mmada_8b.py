@@ -54,7 +54,7 @@ def test_a_name_says_which_it_is(folder, tmp_path, name):
     assert load_checkpoint(place).variant.id == "8B"
     assert inspect_checkpoint(place).family_known == "by its name"
     odd = inspect_checkpoint(place, family="M").odd
-    assert any("loaded as MMaDA-Parallel-M, as the user says" in sentence for sentence in odd)
+    assert any("loaded as MMaDA-Parallel-M, as you chose" in sentence for sentence in odd)
 
 
 def test_what_nothing_tells_is_said_and_remembered(folder, tmp_path):

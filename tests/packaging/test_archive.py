@@ -138,5 +138,12 @@ def test_what_the_pack_needs_is_inside(archive, pyproject):
         folder = "/".join(package.split(".")[1:])
         assert f"{folder}/__init__.py".lstrip("/") in archive
     tracked = git("--cached")
-    for folder in ("locales/zh/", "locales/ja/", "web/", "workflows/", "subgraphs/", "demo/checkpoint/"):
+    for folder in (
+        "locales/zh/",
+        "locales/ja/",
+        "web/",
+        "workflows/",
+        "subgraphs/",
+        "demo/checkpoint/",
+    ):
         assert {n for n in tracked if n.startswith(folder)} <= set(archive)

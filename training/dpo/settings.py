@@ -17,22 +17,23 @@ class DPOSettings(RunSettings):
 
     batch_size: int = option(
         4,
-        "Comparisons of a picked with a rejected answer per step, over all processes. More: "
-        "steadier, and as much slower.",
+        "Number of comparisons of a picked with a rejected answer per step, over all processes. "
+        "More make training steadier and proportionally slower.",
         low=1,
         high=10_000,
     )
     beta: float = option(
         0.1,
-        "How strongly the model is held to what it was. Lower: it goes further for the same picks.",
+        "How strongly the model is held to what it was before training. Lower values let it go "
+        "further for the same picks.",
         above=0,
         high=10,
         step=0.01,
     )
     masks: int = option(
         8,
-        "Masked forms of each answer by which its probability is estimated. More: less noise, and "
-        "as much slower.",
+        "Number of masked forms of each answer from which its probability is estimated. More "
+        "give less noise and are proportionally slower.",
         low=1,
         high=128,
     )
