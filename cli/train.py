@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -45,6 +46,7 @@ from ..training.sft.run import SFTRun
 from ..training.sft.settings import SFTSettings
 from ..training.weights.adapter_files import base_metadata, read_adapter, save_adapter
 from ..training.weights.checkpoint_files import check_source, save_whole
+from ..training.weights.offload import offload, streamed_bytes
 from ..training.weights.policies import FullWeights, LoRA, Policy, is_dora, rank_and_layers
 from ..training.weights.settings import AdapterSettings
 from ..training.weights.sharded import ShardedWeights
@@ -238,7 +240,7 @@ def _prepared(
     need_target: bool,
 ) -> dict[str, Any]:
     """What every run is made of."""
-    ranks, model = _ranks(args), load_model(args)
+    ranks, model = _ranks(args), _loaded(args, settings)
     with ranks.first_one_first():  # the others then find the first one's cache
         cases = cases_for(model)
         watched = _watched(args, model, need_target)
@@ -250,6 +252,22 @@ def _prepared(
     parts = {"model": model, "cases": cases, "settings": settings, "policy": policy}
     more = {"folder": _folder(args), "ranks": ranks, "watched": watched, "about": about}
     return {**parts, **more}
+
+
+def _loaded(args: argparse.Namespace, settings: RunSettings) -> Model:
+    if not settings.offload:
+        return load_model(args)
+    if args.full:
+        raise InputError("--offload is for adapters, whose base stays as it is: leave --full out.")
+    if args.lora:
+        raise InputError(
+            "--offload takes no --lora: merge it into the checkpoint (convert --lora)."
+        )
+    device = pick_device(args.device)
+    model = load_model(argparse.Namespace(**{**vars(args), "device": "cpu"}))
+    offload(model.transformer, device)
+    model.image_tokenizer.to(device)
+    return replace(model, device=torch.device(device))
 
 
 def _watched(args: argparse.Namespace, model: Model, need_target: bool) -> Watched:
@@ -346,8 +364,9 @@ def _fitted(
     rank, layers, start = _shape(args)
     dora = is_dora(start) if start else _adapter(args).dora
     trained = trained_parameters(model, layers, rank, dora=dora)
+    layer = streamed_bytes(model.transformer) if settings.offload else 0
     for at_once in _MICRO_BATCHES:
-        needed = bytes_of(model, cases, settings, trained, at_once, dora=dora)
+        needed = bytes_of(model, cases, settings, trained, at_once, dora=dora) + layer
         if needed < _SHARE * free:
             note(args, f"{at_once} sequences at a time, which need {readable_size(needed)}")
             return replace(settings, micro_batch=at_once)

@@ -92,6 +92,18 @@ def test_a_folder_is_trained_on_with_clip(run, pararl, folder, tmp_path):
     )
 
 
+def test_offload_trains_the_same_adapter(pararl, tmp_path):
+    file, states = tmp_path / "toy.safetensors", []
+    for more in ((), ("--offload",)):
+        assert pararl(*CLIP, *more, "--run-folder", tmp_path / f"run {len(more)}")[0] == 0
+        states.append(read_adapter(file)[0])
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    for refused in ("--full", "--lora"):
+        values = (refused,) if refused == "--full" else (refused, file)
+        code, _, err = pararl(*CLIP, "--offload", *values, "--run-folder", tmp_path / "other")
+        assert code == 2 and "--offload" in err
+
+
 def test_adapters_of_a_run_are_compared(pararl, run, checkpoint, scene, tmp_path):
     assert pararl(*CLIP, "--keep-every", 1)[0] == 0
     sheet, few = tmp_path / "sheet.png", ("--text-steps", 2, "--image-steps", 2)

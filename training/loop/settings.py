@@ -85,6 +85,12 @@ class RunSettings:
         "Saves memory by computing each block again in the backward pass instead of keeping its "
         "activations. Large models need it. Off: faster, with much more memory.",
     )
+    offload: bool = option(
+        False,
+        "Keep the model's own weights in the computer's memory and bring each layer to the GPU "
+        "when it is used, so that an adapter of the 8B trains on 12 GB; slower. ComfyUI does so "
+        "by itself where it must.",
+    )
     checkpoint_every: int = option(
         50,
         "Number of steps between saved states. An interruption saves one, too; a crash loses the "
@@ -166,6 +172,7 @@ class RunSettings:
         "clip_norm",
         "micro_batch",
         "gradient_checkpointing",
+        "offload",
         "checkpoint_every",
         "keep_every",
         "keep_last",
