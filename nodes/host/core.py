@@ -105,8 +105,8 @@ def dequantised_fp8(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor
         import comfy_kitchen
 
         return comfy_kitchen.dequantize_per_tensor_fp8(weight, scale, dtype)
-    except (ImportError, AttributeError, KeyError, TypeError, RuntimeError):
-        return None
+    except (ImportError, AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+        return None  # ValueError: newer kernels cannot be declared to PyTorch 2.5
 
 
 def loaded_bytes(device: torch.device) -> int:
