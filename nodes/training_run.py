@@ -143,7 +143,7 @@ def train(
             if resume:
                 run.resume()
             _write_run_file(run, recipe, inputs, dataset)
-            view = TrainingView(progress, run, recipe, inputs.preview_every, memory.in_use)
+            view = TrainingView(progress, run, recipe, inputs.preview_every, memory.in_use, cost)
             return _outputs(run, policy, view, inputs.run_name)
 
 
@@ -291,11 +291,13 @@ class TrainingView:
         recipe: Recipe,
         preview_every: int,
         memory: Callable[[], str],
+        cost: str,
     ):
+        """``cost``: shown until there are figures."""
         self.page, self.run, self.recipe = page, run, recipe
         self.preview_every, self.memory = preview_every, memory
         self._seconds: deque[float] = deque(maxlen=_RECENT)
-        self._lines = ""
+        self._lines = cost
         self._samples: Image.Image | None = None
         self._shown: tuple[Any, ...] = (0, [], None)
 

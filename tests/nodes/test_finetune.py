@@ -152,6 +152,15 @@ def test_sft_learns_and_shows_loss_and_samples(sft, shown, output):
     assert read_adapter(output / "run_00001" / "adapter.safetensors")[1]["training"] == "sft"
 
 
+def test_what_it_costs_is_shown_until_there_are_figures(pararl, shown, host, monkeypatch):
+    monkeypatch.setattr(host.Progress, "text_due", True)
+    pararl()
+    figures = next(i for i, text in enumerate(shown["texts"]) if "after step 1" in text)
+    begun = [text for text in shown["texts"][:figures] if text.startswith("step 1 of")]
+    assert begun and all("\nMemory: " in text and " needed" in text for text in begun)
+    assert not any(" needed" in text for text in shown["texts"][figures:])
+
+
 def test_the_model_is_afterwards_as_it_was(pararl, encoded, denoised, model):
     prompt = encoded()
     before = denoised(prompt)
