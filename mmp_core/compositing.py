@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from .image.changes import (
     new_structure,
     seam_correction,
 )
-from .image.files import Picture, load_image, read_original
+from .image.files import Picture, image_of, levels_of, load_image, read_original
 from .image.masks import covered, is_painted, mask_values
 from .image.placement import Placement, Size
 from .image.put_back_settings import Mode, PutBackSettings
@@ -39,7 +40,7 @@ def put_back(
     mask: Picture | None = None,
     mode: Mode = "changed",
     settings: PutBackSettings | None = None,
-) -> tuple[Image.Image, Image.Image]:
+) -> tuple[Any, Any]:
     """Lay a result on the picture that it was made from, at that picture's full resolution.
 
     ``prompt``: the one that the result was made with, which knows where the model's picture lies
@@ -50,21 +51,44 @@ def put_back(
 
     Returns the picture, of mode RGB, RGBA or, for deep greyscale, I;16, and the mask that was used,
     of mode L; where that is 0, each pixel is the original's, bit for bit. They are larger than the
-    original where the canvas was extended.
+    original where the canvas was extended. An original of pixels, see :func:`.image_of`, comes back
+    as the same, an array with a mask (H, W) of uint8, a tensor with one of floats in 0 … 1.
 
     Raises ``InputError`` for what does not belong together or cannot be read.
     """
+    choices: Any = {"mask": mask, "mode": mode, "settings": settings}
+    if isinstance(original, np.ndarray | Tensor):
+        return _put_back_in_kind(model, prompt, original, result, choices)
     image = read_original(original)
     if image.mode in ("L", "LA"):  # an edit may bring colour
         image = image.convert("RGBA" if image.mode == "LA" else "RGB")
     pixels = np.asarray(image)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    picture, used = put_back_pixels(
-        model, prompt, pixels, result, mask=mask, mode=mode, settings=settings
-    )
+    picture, used = put_back_pixels(model, prompt, pixels, result, **choices)
     whole = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture)
     whole.info = dict(image.info)
     return whole, Image.fromarray(used)
+
+
+def _put_back_in_kind(
+    model: Model,
+    prompt: Prompt,
+    original: np.ndarray | Tensor,
+    result: Picture | TokenState,
+    choices: dict[str, Any],
+) -> tuple[Any, Any]:
+    """Of pixels in any shape that :func:`.image_of` takes."""
+    size, levels = image_of(original).size[::-1], levels_of(original)
+    batch = () if levels.shape[:2] == size else (1,)
+    channels = levels.shape[len(batch) + 2 :]
+    pixels = levels.reshape(*size, -1)
+    pixels = pixels.astype(np.uint8) * 255 if pixels.dtype == bool else pixels
+    picture, used = put_back_pixels(model, prompt, pixels, result, **choices)
+    picture, used = picture.reshape(batch + used.shape + channels), used.reshape(batch + used.shape)
+    if isinstance(original, np.ndarray):
+        return picture, used
+    mask = torch.from_numpy(used).to(original.device).float() / 255
+    return torch.from_numpy(picture).to(original), mask
 
 
 def put_back_pixels(

@@ -158,7 +158,9 @@ class _Enlarged:
         if layer.fine is not None:
             times = layer.fine.picture.width // placement.size[0]
             edge = self.pad * times
-            picture = np.pad(layer.fine.picture, ((edge, edge), (edge, edge), (0, 0)), "edge")
+            picture = np.pad(
+                np.asarray(layer.fine.picture), ((edge, edge), (edge, edge), (0, 0)), "edge"
+            )
             coarse = [self._map(one) for one in layer.fine.coarse]
             self._fine = Image.fromarray(picture), coarse, self._map(layer.fine.share)
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin, UnidentifiedImageError
@@ -16,7 +16,11 @@ from PIL import ExifTags, Image, ImageCms, PngImagePlugin, UnidentifiedImageErro
 from ..errors import InputError, shortened
 from ..files import existing_file, replacing, writable_file, writing
 
-Picture = Image.Image | str | os.PathLike
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Picture: TypeAlias = "Image.Image | str | os.PathLike | np.ndarray | Tensor"
+"""A path, a PIL image, or pixels, see :func:`image_of`."""
 WHITE = (255, 255, 255, 255)
 MOST_PIXELS = 178_000_000
 """Larger pictures are refused before they are decoded: they are bombs, or need memory that a
@@ -71,6 +75,44 @@ def read_original(source: Picture | BinaryIO) -> Image.Image:
     return whole
 
 
+def image_of(pixels: np.ndarray | Tensor) -> Image.Image:
+    """Pixels (H, W), (H, W, C) or, of a batch of one, (1, H, W) and (1, H, W, C), C 1 … 4, as a PIL
+    image: uint8, bool, uint16, or floats in 0 … 1. Raises ``InputError`` for others."""
+    levels = levels_of(pixels)
+    shape, channels = levels.shape, levels.shape[-1] if levels.ndim else 0
+    if shape[:1] == (1,) and (len(shape) == 4 or (len(shape) == 3 and channels > 4)):
+        levels = levels[0]
+    if levels.ndim == 3 and channels == 1:
+        levels = levels[..., 0]
+    if not levels.size or not (levels.ndim == 2 or (levels.ndim == 3 and channels in (2, 3, 4))):
+        raise InputError(
+            f"Pixels of shape {shape}: expected one picture, (height, width, channels)."
+        )
+    if levels.dtype == bool:
+        levels = levels.astype(np.uint8) * 255
+    elif levels.dtype.kind == "f":
+        levels = (np.nan_to_num(levels).clip(0, 1) * 255).round().astype(np.uint8)
+    elif levels.dtype == np.uint16 and levels.ndim == 3:
+        levels = (levels / 257).round().astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(levels))
+
+
+def levels_of(pixels: np.ndarray | Tensor) -> np.ndarray:
+    """The same values as an array of a dtype that pictures have. Raises ``InputError``."""
+    if not isinstance(pixels, np.ndarray):
+        pixels = pixels.detach().cpu()
+        pixels = (pixels.float() if pixels.is_floating_point() else pixels).numpy()
+    floating = pixels.dtype.kind == "f"
+    if not floating and pixels.dtype not in (np.uint8, np.uint16, bool):
+        raise InputError(f"Pixels are {pixels.dtype}: give uint8, uint16, or floats in 0 … 1.")
+    if floating and pixels.size and np.nanmax(pixels) > 2:
+        raise InputError(
+            f"Pixels go up to {np.nanmax(pixels):g}: floats are to be in 0 … 1; divide them, or "
+            "give uint8."
+        )
+    return pixels
+
+
 def orientation_of(image: Image.Image) -> int:
     """EXIF's orientation, 1 … 8; 1 where it says none, or one that does not exist."""
     try:
@@ -111,6 +153,8 @@ def opened_picture(source: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
 
 @contextmanager
 def _decoded(source: Picture | BinaryIO) -> Iterator[tuple[Image.Image, str]]:
+    if isinstance(source, np.ndarray) or hasattr(source, "detach"):
+        source = image_of(cast("np.ndarray", source))
     if isinstance(source, Image.Image):
         _check_size(source, "the image given")
         yield source, "the image given"
@@ -119,7 +163,7 @@ def _decoded(source: Picture | BinaryIO) -> Iterator[tuple[Image.Image, str]]:
     if isinstance(source, str | os.PathLike):
         source = existing_file(source, "image", "give the path of a picture")
         name = f"image {shortened(str(source))}"
-    with opened_picture(source, name) as opened:
+    with opened_picture(cast("Path | BinaryIO", source), name) as opened:
         opened.load()
         yield opened, name
 

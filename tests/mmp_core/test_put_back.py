@@ -387,3 +387,51 @@ def test_a_result_that_was_enlarged_keeps_its_detail(any_model, times):
         assert_untouched(again, picture, mask)
         contrast[name] = np.asarray(again.convert("L"), np.float32)[200:320, 200:400].std(0).mean()
     assert contrast["large"] > 3 * contrast["small"] + 20
+
+
+@pytest.mark.parametrize("shape", [(1, 512, 512, 3), (512, 512, 3), (512, 512), (1, 512, 512, 1)])
+@pytest.mark.parametrize("kind", ["uint8", "float32", "tensor"])
+def test_pixels_come_back_as_they_came(model, shape, kind):
+    """Arrays, and ComfyUI's IMAGE and MASK: (1, H, W, C) and (1, H, W) of floats in 0 … 1."""
+    _, picture = scene()
+    levels = np.asarray(picture if 3 in shape else picture.convert("L")).reshape(shape)
+    original = levels if kind == "uint8" else (levels / 255).astype(np.float32)
+    original = torch.from_numpy(original) if kind == "tensor" else original
+    prompt = encode_instruction(model, "make the circle red", original)
+    tokens = edited(prompt, [(1, 1)])
+    result = torch.from_numpy(np.array(decode_image(model, tokens)[0]))[None] / 255
+    for one in (tokens, result):
+        again, mask = put_back(model, prompt, original, one)
+        assert type(again) is type(mask) is type(original)
+        assert again.shape == original.shape and again.dtype == original.dtype
+        assert mask.shape == shape[: 2 + (shape[0] == 1)]
+        assert (again[mask == 0] == original[mask == 0]).all() and 0 < (mask > 0).sum()
+        assert mask.max() == (1 if kind == "tensor" else 255)
+    painted = np.zeros((64, 64), np.uint8)
+    painted[8:20, 8:20] = 255
+    used = put_back(model, prompt, picture, tokens, mask=painted, mode="mask")[1]
+    for mask in (torch.from_numpy(painted)[None] / 255, painted > 0):
+        assert put_back(model, prompt, picture, tokens, mask=mask, mode="mask")[1] == used
+
+
+@pytest.mark.parametrize(
+    "pixels, message",
+    [
+        (np.zeros((2, 64, 64, 3), np.float32), "expected one picture"),
+        (np.zeros((3, 64, 64), np.float32), "expected one picture"),
+        (np.zeros((0, 64, 3), np.uint8), "expected one picture"),
+        (np.zeros((64, 64, 3), np.int64), "Pixels are int64"),
+        (np.full((64, 64, 3), 200.0), "in 0 … 1"),
+        (torch.zeros(()), "expected one picture"),
+    ],
+)
+def test_other_pixels_are_refused_in_one_sentence(model, pixels, message):
+    _, picture = scene()
+    prompt = encode_instruction(model, "make the circle red", picture)
+    for call in (
+        lambda: put_back(model, prompt, pixels, edited(prompt, [])),
+        lambda: put_back(model, prompt, picture, pixels),
+        lambda: encode_instruction(model, "make the circle red", pixels),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
