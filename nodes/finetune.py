@@ -239,7 +239,7 @@ def _steering(
 ) -> list[Any]:
     """What came later than the other widgets, each optional, so that what was queued before there
     were these can be queued again. ``late``: the latest. ``held_out_data``: whether there is such a
-    socket."""
+    input."""
     sockets = {
         "held_out_data": "Items like those of the dataset that are never trained on, instead of "
         "a share of the dataset (held_out).",
