@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..mmp_core.errors import InputError
+from ..mmp_core.errors import InputError, shown
 from ..mmp_core.outside import read_text
 
 
@@ -31,8 +31,8 @@ def read_run_file(
     """
     values = _values(path)
     method = values.pop("method", None)
-    if method not in methods:
-        raise InputError(f"{path} has the method {method!r}: expected {' or '.join(methods)}.")
+    if not isinstance(method, str) or method not in methods:
+        raise InputError(f"{path} has the method {shown(method)}: expected {' or '.join(methods)}.")
     options = _options(methods[method])
     replaced = {word.partition("=")[0] for word in more}
     arguments = [method]
@@ -59,7 +59,9 @@ def _arguments(path: Path, name: str, forms: set[str], value: Any) -> list[str]:
     if isinstance(value, list):
         return [word for each in value for word in _arguments(path, name, forms, each)]
     if not isinstance(value, str | int | float):
-        raise InputError(f"{path}: {name} is {value}; expected text, a number, true or false.")
+        raise InputError(
+            f"{path}: {name} is {shown(value)}; expected text, a number, true or false."
+        )
     return [f"{option}={value}"]
 
 

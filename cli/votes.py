@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from PIL import Image
-
 from ..mmp_core.files import replacing, writing
+from ..mmp_core.image.files import load_image
 from ..training.loop.run import Waiting
 from ..training.pararl.votes import FILE, SHEET, VotedGroup, waiting_round
 from ..views.examples import Answer, voting_sheet
@@ -30,13 +29,8 @@ def say_where_to_vote(args: argparse.Namespace, run: Path, waiting: Waiting) -> 
 
 
 def _answers(group: VotedGroup) -> list[Answer]:
-    source = group.source and _read(group.source)
+    source = group.source and load_image(group.source)
     return [
-        Answer(group.instruction, answer.text, _read(answer.picture), source)
+        Answer(group.instruction, answer.text, load_image(answer.picture), source)
         for answer in group.answers
     ]
-
-
-def _read(file: Path) -> Image.Image:
-    with Image.open(file) as picture:
-        return picture.convert("RGB")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+
+from safetensors import SafetensorError
 
 from .errors import InputError, shortened, shown
 
@@ -90,7 +93,8 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends without error."""
+    """A temporary path beside ``path`` that takes its place when the block ends without error.
+    Raises ``OSError`` where the disk is full, also for what safetensors says of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=_temporary_prefix(path))
     os.close(handle)
@@ -101,6 +105,9 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+    except SafetensorError as error:
+        number = int((re.search(r"os error (\d+)", str(error)) or [0, errno.EIO])[1])
+        raise OSError(number, os.strerror(number), str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -81,8 +81,11 @@ class ComfyServer:
     `with ComfyServer(find_host("current"), tmp_path) as server: server.run(prompt).images`
     """
 
-    def __init__(self, host, base, packs=None, front_end=None):
+    def __init__(self, host, base, packs=None, front_end=None, temporary=None, options=()):
+        """``temporary``: the folder of the server's temporary files, else the system's.
+        ``options``: more of ComfyUI's command line."""
         self.host, self.base, self.front_end = host, Path(base), front_end
+        self.temporary, self.options = temporary, options
         self.packs = {PACK_FOLDER: PACK_ROOT} if packs is None else packs
         self.url = f"http://127.0.0.1:{free_port()}"
         self._log = self.base / "server.log"
@@ -125,6 +128,7 @@ class ComfyServer:
         command = [python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", port]
         command += ["--disable-auto-launch", "--base-directory", str(self.base)]
         command += ["--database-url", f"sqlite:///{self.base}/comfyui.db", "--disable-api-nodes"]
+        command += self.options
         if self.front_end:
             command += ["--front-end-root", str(self.front_end)]
         return command
@@ -132,6 +136,8 @@ class ComfyServer:
     def _environment(self):
         """Ours, less what would let the pack import itself by name, and no model hub."""
         kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        if self.temporary:
+            kept["TMPDIR"] = str(self.temporary)
         return kept | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
     def _wait_until_ready(self, timeout=300):
@@ -161,6 +167,14 @@ class ComfyServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    @property
+    def pid(self):
+        return self._process.pid
+
+    def forget(self):
+        """Drop the messages that have come, of which previews are pictures."""
+        self._stream.messages.clear()
 
     def log(self, since=0):
         """The server's output from character `since` on, without colours."""

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from ..mmp_core.errors import InputError
+from ..mmp_core.image.files import load_image
+from ..mmp_core.outside import read_text
 from .sheet import Word, lines_in
 
 _PAPER, _FAINT = "#ffffff", "#8e8e96"
@@ -30,7 +33,9 @@ def samples_strip(
         raise ValueError(f"There are no samples in {run}.")
     count = min(len(steps), columns)
     shown = [steps[round(i * (len(steps) - 1) / max(1, count - 1))] for i in range(count)]
-    names = sorted((file.stem for file in shown[-1][1].glob("*.png")), key=int)[:rows]
+    names = sorted(
+        (file.stem for file in shown[-1][1].glob("*.png") if file.stem.isdecimal()), key=int
+    )[:rows]
     margin, head, words = side // 16, side // 6, side // 2
     pitch = side + margin
     size = (len(shown) * pitch + margin, head + len(names) * (side + words) + margin)
@@ -42,9 +47,9 @@ def samples_strip(
         draw.text((left, margin), title, fill=_FAINT, font=font)
         for row, name in enumerate(names):
             top = head + margin + row * (side + words)
-            with Image.open(folder / f"{name}.png") as picture:
-                strip.paste(ImageOps.pad(picture, (side, side), color=_PAPER), (left, top))
-            text = (folder / f"{name}.txt").read_text(encoding="utf-8").split()
+            picture = load_image(folder / f"{name}.png")
+            strip.paste(ImageOps.pad(picture, (side, side), color=_PAPER), (left, top))
+            text = read_text(folder / f"{name}.txt", error=InputError).split()
             box = (left, top + side, left + side, top + side + words - margin)
             lines_in(draw, [Word(word) for word in text], box, side // 11)
     return strip

@@ -29,11 +29,12 @@ class Partial:
         self.done: set[str] = set()
         self._identity = ""
         if self.journal.is_file() and self.path.is_file():
-            first, *names = self.journal.read_text(encoding="utf-8").split("\n")[:-1] or [""]
             try:
-                self.date, self._identity = json.loads(first)
+                text = self.journal.read_text(encoding="utf-8")
+                first, *names = text.split("\n")[:-1] or [""]
+                self.date, self._identity = map(str, json.loads(first))
                 self.done = set(names)
-            except ValueError:  # killed while it was written
+            except (ValueError, TypeError, RecursionError):  # killed while it was written
                 pass
 
     def begin(self, header: bytes, sources: Any) -> None:

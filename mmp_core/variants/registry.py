@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, shown
 from .base import Variant
 from .lumina_dimoo import LuminaDiMOO
 from .mmada_8b import MMaDA8B
@@ -22,6 +22,8 @@ def variant_named(name: str | Variant) -> Variant:
     """The family of an id or name, in any case. Raises ``InputError`` for an unknown one."""
     if isinstance(name, Variant):
         return name
+    if not isinstance(name, str):
+        raise InputError(f"{shown(name)} is no checkpoint family; expected its id or name.")
     for variant in VARIANTS:
         if _plain(name) in (_plain(variant.id), _plain(variant.name)):
             return variant

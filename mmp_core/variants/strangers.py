@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..files import replacing
-from ..outside import head_of
+from ..outside import head_of, parsed_json, read_text
 from . import registry
 from .base import Variant
 
@@ -105,11 +105,9 @@ def _trained_from(name: str, config: Mapping[str, Any]) -> list[Variant]:
 def remembered(path: Path) -> Variant | None:
     """The family that the user once named for the checkpoint at ``path``, a folder."""
     try:
-        said = json.loads((path / NOTE).read_text(encoding="utf-8"))["family"]
+        said = parsed_json(read_text(path / NOTE), str(path / NOTE)).get("family")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{path / NOTE} cannot be read: delete it.") from None
     return registry.variant_named(said)
 
 

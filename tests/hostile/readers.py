@@ -1,5 +1,6 @@
 """Every reader of the product, with something that it reads and a way to spoil that."""
 
+import argparse
 import io
 import json
 import os
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import torch
 from mmada_parallel.cli import main as cli_main
+from mmada_parallel.cli import training_options
+from mmada_parallel.cli.many import instructions_of
+from mmada_parallel.cli.run_file import read_run_file
 from mmada_parallel.mmp_core import (
     SamplerSettings,
     decode_image,
@@ -17,21 +21,28 @@ from mmada_parallel.mmp_core import (
     denoise,
     encode_instruction,
     load_checkpoint,
+    put_back,
 )
 from mmada_parallel.mmp_core.checkpoint.adapters import build_adapter, read_adapter
 from mmada_parallel.mmp_core.checkpoint.convert import convert
 from mmada_parallel.mmp_core.checkpoint.inspect import inspect_checkpoint
+from mmada_parallel.mmp_core.checkpoint.load import open_checkpoint
 from mmada_parallel.mmp_core.checkpoint.tokens import load_tokens, save_tokens
 from mmada_parallel.mmp_core.editing import fixed_text, pattern_selected, words_selected
 from mmada_parallel.mmp_core.errors import InputError
 from mmada_parallel.mmp_core.files import checked_path, writable_file
 from mmada_parallel.mmp_core.image.files import load_image, read_original
+from mmada_parallel.mmp_core.image.put_back_settings import PutBackSettings
 from mmada_parallel.mmp_core.state import TokenState
+from mmada_parallel.mmp_core.variants.strangers import NOTE
 from mmada_parallel.tests.mmp_core import tiny
 from mmada_parallel.training.data.codes import CodeCache, encode_pictures, key_of
 from mmada_parallel.training.data.dataset import open_dataset, tokenised
 from mmada_parallel.training.data.items import checked_picture
+from mmada_parallel.training.dpo.preferences import open_preferences, save_preference
 from mmada_parallel.training.loop.folder import RunFolder
+from mmada_parallel.training.loop.run_file import write_run_file
+from mmada_parallel.training.pararl.votes import VotingRound
 from mmada_parallel.training.rewards.clip import check_clip
 from PIL import Image
 from safetensors.torch import save_file
@@ -64,6 +75,10 @@ class Place:
         (self.folder / "tokens").mkdir()
         save_tokens(self.folder / "tokens" / "a.safetensors", state, self.model)
         self.state = state
+        answers = TokenState(state.text.repeat(2, 1), state.image.repeat(2, 1, 1))
+        answers.image[1] = 0
+        path = save_preference(self.folder / "picks", self.model, prompt, answers, 0)
+        path.rename(path.with_name("a.preference.safetensors"))
 
     def _adapters(self):
         layer, width = "model.transformer.blocks.0.q_proj", 16
@@ -308,6 +323,82 @@ def read_clip(place, folder, rng):
     check_clip(folder)
 
 
+RUN_FILE = {"method": "sft", "data": ["a", "b"], "steps": 3, "learning_rate": 1e-4, "rslora": True}
+VOTES = {
+    "answers": "0", "what to do": "", "groups": [
+        {"instruction": "make it red", "source": "a.png", "winners": [1],
+         "answers": [{"text": "red", "picture": "a.png"}, {"text": "a", "picture": "b.png"}]},
+        {"instruction": "a", "source": None, "winners": None,
+         "answers": [{"text": "red", "picture": "a.png"}, {"text": "a", "picture": "b.png"}]},
+    ],
+}  # fmt: skip
+
+
+def read_the_run_file(place, folder, rng):
+    file = folder / "run.toml"
+    if rng.random() < 0.5:
+        write_run_file(file, "sft", RUN_FILE)
+        file.write_bytes(mutations.strange_bytes(rng, file.read_bytes()))
+    else:
+        values = mutations.strange_json(rng, RUN_FILE)
+        values = values if isinstance(values, dict) else {"method": values}
+        lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+        file.write_bytes("\n".join(lines).encode(errors="surrogatepass"))
+    method = argparse.ArgumentParser()
+    training_options.add_sft(method)
+    read_run_file(file, {"sft": method}, [])
+
+
+def read_votes(place, folder, rng):
+    step = folder / "votes" / "step-00001"
+    step.mkdir(parents=True)
+    for name in "ab":
+        (step / f"{name}.png").write_bytes(rng.choice(place.pictures))
+    (step / "votes.json").write_bytes(mutations.json_bytes(rng, VOTES))
+    weights = (place.folder / "tokens" / "a.safetensors").read_bytes()
+    (step / "rollouts.safetensors").write_bytes(mutations.strange_bytes(rng, weights))
+    waiting = VotingRound(folder, 1)
+    with suppress(InputError):
+        waiting.rollouts(place.model, [])
+    with suppress(InputError):
+        waiting.vote(rng.choice([1, 2, -1, 2**70]), rng.choice(mutations.STRANGE[-12:]))
+    for group in waiting.groups():
+        for answer in group.answers:
+            load_image(answer.picture)
+
+
+def read_picks(place, folder, rng):
+    open_preferences(folder).cases(place.model)
+
+
+def read_note(place, folder, rng):
+    (folder / NOTE).write_bytes(mutations.json_bytes(rng, {"family": "A"}))
+    open_checkpoint(folder)
+
+
+def read_list(place, folder, rng):
+    content = "make it red\nmake it blue\n".encode(rng.choice(["utf-8", "utf-16", "latin-1"]))
+    (folder / "a.txt").write_bytes(mutations.strange_bytes(rng, content))
+    for text in instructions_of("@" + str(folder / "a.txt")):
+        encode_instruction(place.model, text, RED)
+
+
+def read_masks(place, folder, rng):
+    """Numbers and pictures that edit and put back take."""
+    sides = [1, 2, 7, 64, 3000]
+    original = Image.new("RGB", (rng.choice(sides), rng.choice(sides)), "red")
+    mask = Image.new("L", (rng.choice(sides), rng.choice(sides)), rng.choice([0, 1, 255]))
+    few = [0, 1, 0.5, -1, 7, 10**9, float("nan"), float("inf"), None]
+    options = {"coverage": rng.choice(few), "grow": rng.choice(few)}
+    region = rng.choice([None, None, tuple(rng.choices([-1, 0, 1, 32, 64, 4000, 10**9], k=4))])
+    prompt = encode_instruction(place.model, "red", original, mask=mask, region=region, **options)
+    result = decode_image(place.model, denoise(place.model, prompt, FAST).final)[0]
+    more = {"threshold": rng.choice(few), "grow": rng.choice(few), "feather": rng.choice(few)}
+    mode = rng.choice(["changed", "mask", "all", "x"])
+    settings = PutBackSettings(mode=mode, **more)
+    put_back(place.model, prompt, original, result, mask=mask, settings=settings)
+
+
 STRINGS = (
     "mmada_parallel",
     "config.json",
@@ -336,4 +427,10 @@ READERS = {
     "name": Reader(None, nothing, read_name),
     "command line": Reader(None, nothing, read_command),
     "clip": Reader(None, nothing, read_clip),
+    "run.toml": Reader(None, nothing, read_the_run_file),
+    "votes": Reader(None, nothing, read_votes),
+    "picks": Reader("picks", of_safetensors("a.preference.safetensors"), read_picks),
+    "family": Reader("A", nothing, read_note),
+    "instructions": Reader(None, nothing, read_list),
+    "masks": Reader(None, nothing, read_masks),
 }

@@ -63,7 +63,8 @@ def open_preferences(folder: str | Path) -> Preferences:
 
 def picks_in(folder: Path) -> tuple[Path, ...]:
     """The files of a folder that hold picks."""
-    return tuple(sorted(folder.glob(f"*{ENDING}"))) if folder.is_dir() else ()
+    found = sorted(folder.glob(f"*{ENDING}")) if folder.is_dir() else []
+    return tuple(file for file in found if file.is_file())
 
 
 def digest_of(prompt: Prompt, answers: TokenState) -> str:

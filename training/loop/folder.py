@@ -104,10 +104,13 @@ class RunFolder:
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
         """On TensorBoard, where there is one."""
         board = self._tensorboard(step)
-        if board:
-            for name, value in metrics.items():
-                board.add_scalar(name, value, step)
-            board.flush()
+        try:
+            if board:
+                for name, value in metrics.items():
+                    board.add_scalar(name, value, step)
+                board.flush()
+        except OSError:  # the disk is full: the run has its log
+            self._board = False
 
     def lines(self) -> list[dict[str, float]]:
         """The log so far, up to a line that was cut off."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.errors import InputError, shown
-from ...mmp_core.files import replacing, writing
+from ...mmp_core.files import is_plain_name, replacing, writing
 from ...mmp_core.outside import parsed_json, read_text
 from ...mmp_core.state import Prompt, TokenState
 from ..cases import Pair
@@ -107,7 +107,7 @@ class VotingRound:
         if not 1 <= number <= len(data["groups"]):
             raise InputError(f"There is no group {number}: expected 1 to {len(data['groups'])}.")
         group = data["groups"][number - 1]
-        marked = None if winners is None else list(winners)
+        marked = list(winners) if isinstance(winners, list | tuple) else winners
         self._winners(number, {**group, "winners": marked})
         group["winners"] = marked and sorted(marked)
         self._write(data)
@@ -167,7 +167,10 @@ class VotingRound:
                     zip(group_by_shape(groups), totals, strict=True)
                 )
             ]
-        except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
+        except (
+            OSError, RuntimeError, SafetensorError, ValueError, LookupError, TypeError,
+            AttributeError,
+        ) as error:  # fmt: skip
             raise InputError(
                 f"{file} cannot be read ({error}): delete it to have the same answers made again."
             ) from None
@@ -201,7 +204,7 @@ class VotingRound:
                 names += [group["source"]] if group["source"] else []
                 if not all(isinstance(text, str) for text in texts):
                     raise TypeError("a text is missing")
-                if any(Path(name).name != name for name in names):
+                if not all(map(is_plain_name, names)):
                     raise TypeError("a picture is elsewhere")
             return {**data, "answers": str(data["answers"])}
         except OSError as error:
