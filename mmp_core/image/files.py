@@ -153,7 +153,7 @@ def opened_picture(source: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
 
 @contextmanager
 def _decoded(source: Picture | BinaryIO) -> Iterator[tuple[Image.Image, str]]:
-    if isinstance(source, np.ndarray) or hasattr(source, "detach"):
+    if isinstance(source, np.ndarray) or hasattr(source, "is_floating_point"):
         source = image_of(cast("np.ndarray", source))
     if isinstance(source, Image.Image):
         _check_size(source, "the image given")
