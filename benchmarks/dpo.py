@@ -48,9 +48,9 @@ SEEDS = (1, 2, 3)
 BATCH, ROUNDS = 8, 1
 """Answers that the picker chooses among, and how often each instruction is asked."""
 RANK, LIKED = 16, "red"
-ANSWERS, ORDINARY = 16, 60
+ANSWERS, ORDINARY = 8, 40
 """To each instruction, to judge by, and ordinary tasks."""
-REPEATS, COMPARED = 12, 4
+REPEATS, COMPARED = 8, 4
 """Estimates of each margin, and comparisons, to measure the variance by."""
 ARMS = ("all masks independent", "policy and reference alike", "answers alike, too", "paired, too")
 
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/dpo"))
     parser.add_argument("--out", type=Path, help="where the figures go, as JSON")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
     args = parser.parse_args()
     torch.set_num_threads(1)
     figures: dict[str, Any] = {"picker": f"likes {LIKED}", "steps": args.steps, "batch": BATCH}

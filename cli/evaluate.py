@@ -10,7 +10,8 @@ from typing import Any
 from tqdm import tqdm
 
 from ..training.data.registry import GENERATED
-from ..training.rewards.clip import ClipScorer, check_clip, clip_folder
+from ..training.rewards.clip import ClipScorer, clip_folder
+from ..training.rewards.clip_files import check_clip
 from .model import check_settings, load_model, memory_explained, settings_of
 
 

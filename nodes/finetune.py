@@ -48,11 +48,12 @@ class ParaRLFinetune(io.ComfyNode):
             options=widget_values(folders.clips()),
             default="checker (toy world)",
             tooltip="What an answer is rewarded for. clip: how well text and picture agree, "
-            "measured by a CLIP model; put CLIPs in open_clip's format, each in a folder "
-            "of its own, into models/open_clip/, then press R (needs the Python package "
-            "open_clip_torch). clip: demo and the exact checker know only the demo's toy "
-            "world. your votes: each step waits until you have chosen the best answers on this "
-            "node; then queue again to continue.",
+            "measured by a CLIP model; preference: how well people would like the picture, by a "
+            "model such as PickScore or HPS. Put these in the format of open_clip (needs the "
+            "Python package open_clip_torch) or transformers, each in a folder of its own, into "
+            "models/open_clip/, then press R. clip: demo and the exact checker know only the "
+            "demo's toy world. your votes: each step waits until you have chosen the best answers "
+            "on this node; then queue again to continue.",
         )
         return _schema(
             node_id="MMaDAParallelParaRLFinetune",
@@ -88,8 +89,18 @@ class ParaRLFinetune(io.ComfyNode):
                 widget(options["clip"], name="clip_range"),
                 widget(options["kl_reference"]),
                 *_steering(options),
+                io.String.Input(
+                    "more_rewards",
+                    default="",
+                    optional=True,
+                    tooltip="More rewards with their weights, which are added to reward, whose "
+                    "weight is 1: consistency=0.5, clip: NAME=0.3, preference: NAME=2. "
+                    "consistency: what the instruction does not name stays as it is. The node "
+                    "shows the curve of each.",
+                ),
             ],
-            curve="The mean reward at each step.",
+            curve="The mean reward at each step. Of several rewards, a second picture: the curve "
+            "of each.",
         )
 
     @classmethod
@@ -98,7 +109,12 @@ class ParaRLFinetune(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: HostedModel, dataset: EditDataset, reward: str, **widgets: Any
+        cls,
+        model: HostedModel,
+        dataset: EditDataset,
+        reward: str,
+        more_rewards: str = "",
+        **widgets: Any,
     ) -> io.NodeOutput:
         inputs = TrainingInputs.taken_from(widgets)
         settings = ParaRLSettings(
@@ -107,7 +123,9 @@ class ParaRLFinetune(io.ComfyNode):
             sampler=replace(ROLLOUT_SAMPLER, **{name: widgets.pop(name) for name in _ROLLOUTS}),
             **widgets,
         )
-        return train(model, dataset, ParaRL(settings, reward), inputs, cls.hidden.unique_id)
+        return train(
+            model, dataset, ParaRL(settings, reward, more_rewards), inputs, cls.hidden.unique_id
+        )
 
 
 class SFTFinetune(io.ComfyNode):

@@ -16,7 +16,15 @@ from ..training.loop.run import TrainingRun
 from ..training.loop.settings import RunSettings
 from ..training.pararl.run import ParaRLRun
 from ..training.pararl.settings import ParaRLSettings
-from ..training.rewards.registry import VOTES, from_widget
+from ..training.rewards.registry import (
+    REWARDS,
+    VOTES,
+    from_widget,
+    place_of,
+    specs_in,
+    weighted_reward,
+)
+from ..training.rewards.weighted import Weighted
 from ..training.samples import answers
 from ..training.sft.run import SFTRun
 from ..training.sft.settings import SFTSettings
@@ -24,8 +32,14 @@ from . import host
 from .host import folders
 
 Metrics = dict[str, float]
+_SUMS = ("reward_mean", "reward_std", "reward_calls")
 _MOST_SEARCHED = 10_000
 """Comparisons that prompts to show are taken from."""
+
+
+def part_name(metric: str) -> str:
+    """Of a part of a reward, as people call it."""
+    return metric.removeprefix("reward_")
 
 
 class Recipe(ABC):
@@ -60,6 +74,10 @@ class Recipe(ABC):
     def most(self) -> int:
         """The number of sequences of a step."""
 
+    def parts(self, metrics: Metrics) -> list[str]:
+        """The metrics whose weighted sum ``curve`` shows, where it is one."""
+        return []
+
     @abstractmethod
     def run(self, **parts: Any) -> TrainingRun:
         """The run of ``parts``, which are what every run is made of."""
@@ -74,7 +92,7 @@ class Recipe(ABC):
 
 
 class ParaRL(Recipe):
-    """``reward``: as its widget says."""
+    """``reward``: as its widget says. ``more``: others as text, with their weights."""
 
     need_target = False
     curve = ("reward_mean", "mean reward")
@@ -82,28 +100,37 @@ class ParaRL(Recipe):
     settings: ParaRLSettings
     reward: Reward
 
-    def __init__(self, settings: ParaRLSettings, reward: str):
+    def __init__(self, settings: ParaRLSettings, reward: str, more: str = ""):
         super().__init__(settings)
-        self.kind, self.place = from_widget(reward)
-        self.waits_for_votes = self.kind is VOTES
+        kind, place = from_widget(reward)
+        self.specs = [f"{kind.name}:{place}" if place else kind.name, *specs_in(more)]
+        self.waits_for_votes = kind is VOTES
 
-    def load(self, dataset: EditDataset) -> list[host.HostedClip]:
-        self.kind.check(dataset)
+    def load(self, dataset: EditDataset | Preferences) -> list[host.HostedClip]:
+        assert isinstance(dataset, EditDataset)
         clips: list[host.HostedClip] = []
 
         def load_clip(name: str) -> host.HostedClip:
             clips.append(host.load_clip(name))
             return clips[-1]
 
-        self.reward = self.kind.make(self.place, load_clip)
+        summed = weighted_reward(self.specs, load_clip, dataset)
+        parts = summed.parts if isinstance(summed, Weighted) else []
+        self.reward = parts[0][0] if len(parts) == 1 else summed  # as runs of one are described
         return clips
 
     def options(self) -> dict[str, Any]:
-        place = folders.clips()[self.place] if self.place else None
-        named = f"{self.kind.name}:{place}" if place else self.kind.name
         sampler = self.settings.sampler
         names = ("text_steps", "image_steps", "text_temperature", "image_temperature")
-        return {"reward": [f"{named}=1.0"], **{name: getattr(sampler, name) for name in names}}
+        specs = []
+        for name, place, weight in map(place_of, self.specs):
+            place = str(folders.clips()[place]) if REWARDS[name].place else place
+            specs.append(f"{name}:{place}={weight}" if place else f"{name}={weight}")
+        return {"reward": specs, **{name: getattr(sampler, name) for name in names}}
+
+    def parts(self, metrics: Metrics) -> list[str]:
+        named = [n for n in metrics if n.startswith("reward_") and n not in _SUMS]
+        return named if len(named) > 1 else []
 
     @property
     def most(self) -> int:
@@ -115,12 +142,13 @@ class ParaRL(Recipe):
     def figures(self, metrics: Metrics) -> str:
         lines = [
             f"reward {metrics['reward_mean']:.3f} ± {metrics['reward_std']:.3f}",
+            ", ".join(f"{part_name(part)} {metrics[part]:.3f}" for part in self.parts(metrics)),
             f"KL {metrics['kl']:.4f}, clipped {metrics['clip_fraction']:.1%}, "
             f"gradient {metrics['grad_norm']:.3g}",
         ]
         if ties := round(metrics["groups_skipped"]):
             lines.append(f"{ties} of {self._comparisons} comparisons were ties and taught nothing")
-        return "\n".join(lines)
+        return "\n".join(filter(None, lines))
 
     @property
     def _comparisons(self) -> int:

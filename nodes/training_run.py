@@ -36,7 +36,7 @@ from ..views.strip import samples_strip
 from . import host
 from .host import folders
 from .pictures import to_pixels
-from .training_recipes import Metrics, Recipe
+from .training_recipes import Metrics, Recipe, part_name
 
 _ADAPTER = "adapter.safetensors"
 _MOST_SEQUENCES = 64
@@ -206,11 +206,8 @@ def _outputs(run: TrainingRun, policy: LoRA, view: TrainingView, name: str) -> i
         ) from None
     text = view.show(f"{ended} The adapter is kept in {adapter}.")
     lines = run.folder.lines()
-    metric, label = view.recipe.curve
-    values = torch.tensor([[line[metric]] for line in lines])
-    steps = [int(line["step"]) for line in lines]
-    curves = [line_plot(values, steps, x_label="step", y_label=label)]
-    curves += [view.watched_curves] if view.watched_curves else []
+    curves = [_plot(lines, [view.recipe.curve[0]], view.recipe.curve[1])]
+    curves += [each for each in (view.part_curves, view.watched_curves) if each]
     return io.NodeOutput(
         tensors,
         {"loss": [line["loss"] for line in lines]},
@@ -218,6 +215,14 @@ def _outputs(run: TrainingRun, policy: LoRA, view: TrainingView, name: str) -> i
         host.to_intermediate(to_pixels(curves)),
         ui={"text": (text,)},
     )
+
+
+def _plot(lines: list[dict[str, float]], metrics: list[str], label: str) -> Image.Image:
+    """Metrics of the log over the steps; of several, each with its name."""
+    values = torch.tensor([[line[metric] for metric in metrics] for line in lines])
+    names = tuple(map(part_name, metrics)) if len(metrics) > 1 else ()
+    steps = [int(line["step"]) for line in lines]
+    return line_plot(values, steps, x_label="step", y_label=label, names=names)
 
 
 def _cases(
@@ -328,6 +333,13 @@ class TrainingView:
         host.stop_if_interrupted()
 
     @property
+    def part_curves(self) -> Image.Image | None:
+        """Each reward of a sum over the steps."""
+        lines = self.run.folder.lines()
+        parts = self.recipe.parts(lines[-1]) if lines else []
+        return _plot(lines, parts, "mean of each reward") if parts else None
+
+    @property
     def watched_curves(self) -> Image.Image | None:
         """The losses on held-out and guard items over the steps, as shares of those at the start;
         rewards of held-out items as they are."""
@@ -359,7 +371,7 @@ class TrainingView:
             return None
         self._shown = state
         strip = samples_strip(self.run.folder.path, rows=3, columns=5) if samples else None
-        pictures = (self.watched_curves, strip, self._samples)
+        pictures = (self.part_curves, self.watched_curves, strip, self._samples)
         return stacked([picture for picture in pictures if picture])
 
     def show(self, line: str = "") -> str:

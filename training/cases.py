@@ -22,10 +22,11 @@ class Case:
     ``instruction``: the same in words. ``source()``: the picture to edit as the model sees it, read
     anew at each call; ``None`` to generate without one. ``target``: the answer without masks (batch
     1), which only SFT and DPO need. ``rejected``: for DPO, an answer that was liked less than the
-    target. ``facts``: whatever else a reward needs, such as the toy world's task.
-    ``image_weight``: (1, H, W) float, what the loss of each image token of the target counts;
-    ``None`` for 1 everywhere (the paper's loss). ``origin``: equal for cases made of the same
-    pictures, "" where their tokens say that.
+    target. ``changes()``: (1, H, W) bool, the image tokens that an edit is to change, computed anew
+    at each call; ``None`` where nothing says it. ``facts``: whatever else a reward needs, such as
+    the toy world's task. ``image_weight``: (1, H, W) float, what the loss of each image token of
+    the target counts; ``None`` for 1 everywhere (the paper's loss). ``origin``: equal for cases
+    made of the same pictures, "" where their tokens say that.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Case:
     image_weight: Tensor | None = None
     origin: str = ""
     rejected: TokenState | None = None
+    changes: Callable[[], Tensor | None] | None = None
 
     def needed_target(self) -> TokenState:
         """The target. Raises ``InputError`` without one."""

@@ -26,8 +26,8 @@ from ...training.data.registry import GENERATED, GeneratedDataset
 from ...training.data.sources import KINDS, files_of
 from ...training.dpo.preferences import picks_in
 from ...training.loop.keeping import kept_adapters
-from ...training.rewards.clip import CONFIG as CLIP_CONFIG
 from ...training.rewards.clip import DEMO_CLIP
+from ...training.rewards.clip_files import is_clip
 
 FOLDER = "mmada_parallel"
 """Name of the model folder: ``models/mmada_parallel``, or what extra_model_paths.yaml says."""
@@ -80,11 +80,11 @@ def image_tokenizers() -> dict[str, Path | None]:
 
 
 def clips() -> dict[str, Path]:
-    """``demo``, then folders of ``models/open_clip`` with a config of open_clip."""
+    """``demo``, then folders of ``models/open_clip`` that hold a CLIP."""
     folders = {"demo": DEMO_CLIP}
     for root in map(Path, folder_paths.get_folder_paths(CLIP_FOLDER)):
-        for config in sorted(root.glob(f"*/{CLIP_CONFIG}")):
-            folders.setdefault(config.parent.name, config.parent)
+        for folder in filter(is_clip, _inside(root)):
+            folders.setdefault(folder.name, folder)
     return folders
 
 

@@ -17,7 +17,8 @@ LISTED = {
     "lora": "`none`, then the `.safetensors` files in `models/loras`",
     "existing_lora": "`none`, then the `.safetensors` files in `models/loras`",
     "clip": "`demo`, then the folders in `models/open_clip`",
-    "reward": "`your votes`, `checker (toy world)`, then `clip: ` and each of the CLIPs",
+    "reward": "`your votes`, `checker (toy world)`, then `clip: ` and `preference: ` and "
+    "each of the CLIPs",
     "dataset": "`demo (toy world)`, `demo: open instructions`, `demo: a new word`, then what is in "
     "the input folder",
     "preferences": "`none`, or the folders in `output/mmada_parallel/preferences`",

@@ -15,6 +15,8 @@ from mmada_parallel.mmp_core.checkpoint.adapters import read_adapter
 from mmada_parallel.mmp_core.checkpoint.convert import convert
 from mmada_parallel.training.dpo.preferences import save_preference
 from mmada_parallel.training.loop.run import recomputing
+from mmada_parallel.training.pararl.settings import ParaRLSettings
+from mmada_parallel.training.rewards.clip import DEMO_CLIP
 from mmada_parallel.training.rewards.registry import REWARDS
 from mmada_parallel.training.weights.policies import LoRA
 from torch import nn
@@ -556,3 +558,25 @@ def test_picks_train_an_adapter_that_its_run_file_trains_again(
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     with pytest.raises(InputError, match="expected one of mine"):
         run_node("PreferenceFinetune", model=model, preferences="yours", **widgets)
+
+
+def test_several_rewards_are_weighed_and_shown_each(nodes, pararl, output, shown):
+    """In the log, on the node, as curves of their own, and for the command."""
+    more = "clip: demo = 0.5\nconsistency=2"
+    result = pararl(more_rewards=more, run_name="sum").result
+    assert len(result[3]) == 2
+    (line, *_) = [json.loads(x) for x in (output / "sum_00001" / "log.jsonl").open()]
+    parts = {name: line[f"reward_{name}"] for name in ("brightness", "clip", "consistency")}
+    expected = parts["brightness"] + 0.5 * parts["clip"] + 2 * parts["consistency"]
+    assert line["reward_mean"] == pytest.approx(expected, rel=1e-4)
+    assert any("consistency 0." in text for text in shown["texts"])
+    recipe = nodes.finetune.ParaRL(ParaRLSettings(), PARARL["reward"], more)
+    assert recipe.options()["reward"] == [
+        "checker=1.0",
+        f"clip:{DEMO_CLIP}=0.5",
+        "consistency=2.0",
+    ]
+    with pytest.raises(InputError, match="no reward 'beauty'"):
+        pararl(more_rewards="beauty", run_name="other")
+    with pytest.raises(InputError, match="Votes stand alone"):
+        pararl(reward="your votes", more_rewards="consistency", run_name="third")

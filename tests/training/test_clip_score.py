@@ -22,7 +22,8 @@ from mmada_parallel.mmp_core import (
     encode_instruction,
     load_checkpoint,
 )
-from mmada_parallel.training.rewards.clip import CONFIG, DEMO_CLIP, ClipScorer, score_trajectory
+from mmada_parallel.training.rewards.clip import DEMO_CLIP, ClipScorer, score_trajectory
+from mmada_parallel.training.rewards.clip_files import CONFIG
 from PIL import Image
 
 SENTENCES = [
@@ -130,10 +131,10 @@ def test_open_clips_own_tokenizer_never_cuts_a_part(openai_like):
         parts = scorer.parts("house " * count)
         words = [len(part.split()) for part in parts]
         assert sum(words) == count
-        assert (scorer._tokenizer(parts) != 0).sum(dim=1).tolist() == [n + 2 for n in words]
+        assert (scorer.towers.tokenizer(parts) != 0).sum(dim=1).tolist() == [n + 2 for n in words]
     letters = scorer.parts("x" * 100)
     assert len(letters) > 1 and "".join(letters) == "x" * 100
-    assert (scorer._tokenizer(letters)[:, -1] == 0).all()
+    assert (scorer.towers.tokenizer(letters)[:, -1] == 0).all()
 
 
 @pytest.mark.parametrize("text", ["", "  \n"])

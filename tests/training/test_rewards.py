@@ -1,5 +1,10 @@
 """Rewards: CLIP, sums of several, what a user's own may give, names for the command line."""
 
+import json
+import shutil
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,19 +15,25 @@ from mmada_parallel.demo.register import register
 from mmada_parallel.demo.render import render
 from mmada_parallel.mmp_core import CheckpointError, InputError
 from mmada_parallel.mmp_core.state import Prompt, TokenState
+from mmada_parallel.tests.training.tiny_cases import tiny_model
 from mmada_parallel.training.cases import Case, Pair
-from mmada_parallel.training.data.dataset import EditDataset
+from mmada_parallel.training.data.dataset import EditDataset, open_dataset, tokenised
 from mmada_parallel.training.data.items import Item
 from mmada_parallel.training.data.registry import GENERATED
 from mmada_parallel.training.rewards import registry
 from mmada_parallel.training.rewards.clip import DEMO_CLIP, ClipReward, ClipScorer, clip_folder
+from mmada_parallel.training.rewards.clip_files import is_clip
+from mmada_parallel.training.rewards.consistency import ConsistencyReward, kept_cells
 from mmada_parallel.training.rewards.registry import (
     RewardKind,
     from_widget,
+    specs_in,
     weighted_reward,
     widget_values,
 )
 from mmada_parallel.training.rewards.weighted import Weighted, checked
+from PIL import Image, ImageChops
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
 
 TASKS = [world.task(HELD_OUT + i) for i in range(4)]
 
@@ -190,3 +201,182 @@ def test_the_toy_world_registers_its_reward_and_its_dataset():
         kind.check(EditDataset("pets", (Item("cat", "make it blue"),)))
     clip = weighted_reward(["clip:demo"], load_clip, demo.make(1))
     assert torch.equal(clip(PAIRS), ClipReward(load_clip("demo"))(PAIRS))
+
+
+def test_a_list_in_a_widget_is_read_as_a_command_line_would_be():
+    text = " consistency = 0.5, clip: my clip=2\nchecker ,, consistency:0.25\n"
+    specs = ["consistency=0.5", "clip:my clip=2", "checker", "consistency:0.25"]
+    assert specs_in(text) == specs and specs_in(" \n") == []
+
+
+def edit(number, shown=None, **details):
+    """Task ``number`` with its input, answered with the result of ``shown`` or a picture."""
+    task = world.task(number)
+    before = torch.tensor([task.before.codes()])
+    prompt = Prompt(*[torch.zeros(1, 1, dtype=torch.int64)] * 2, before, blank(before))
+    case = Case("edit", prompt, task.instruction, partial(render, task.before), **details)
+    picture = shown if isinstance(shown, Image.Image) else render(task.after)
+    return Pair(case, "", "", picture, 1.0)
+
+
+def blank(before):
+    return TokenState(torch.zeros(1, 1, dtype=torch.int64), torch.full_like(before, -1))
+
+
+def edit_number(kind):
+    return next(n for n in range(200) if world.task(n).kind == kind)
+
+
+def painted(picture, cells, side):
+    """``picture`` with cells, given as (row, column), inverted."""
+    copy = picture.copy()
+    for row, column in cells:
+        box = (column * side, row * side, (column + 1) * side, (row + 1) * side)
+        copy.paste(ImageChops.invert(picture.crop(box)), box)
+    return copy
+
+
+def test_consistency_looks_outside_what_may_change_alone():
+    number = edit_number("remove")
+    task = world.task(number)
+    after = torch.tensor([task.after.codes()])
+    target = TokenState(torch.zeros(1, 1, dtype=torch.int64), after)
+    rows, columns = np.nonzero(np.asarray(task.before.codes()) != np.asarray(task.after.codes()))
+    changed = (int(rows[0]), int(columns[0]))
+    others = [(r, c) for r in range(4) for c in range(4) if (r, c) != changed]
+    side = render(task.before).width // 4
+    reward = ConsistencyReward()
+    right = edit(number, target=target)
+    one, all_others = (
+        edit(number, painted(render(task.after), cells, side), target=target)
+        for cells in (others[:1], others)
+    )
+    untouched = edit(number, render(task.before), target=target)
+    scores = reward([right, one, all_others, untouched])
+    assert scores[0] == 1 and scores[3] == 1 and scores[2] < 0.2
+    lost = 1 - float(kept_cells(render(task.before), one.picture, (4, 4))[others[0]])
+    assert lost > 0.5 and scores[1] == pytest.approx(1 - lost / 15, abs=1e-5)
+    free = torch.zeros(1, 4, 4, dtype=torch.bool)
+    free[0, others[0][0], others[0][1]] = free[0, changed[0], changed[1]] = True
+    masked = edit(number, one.picture, target=target, changes=lambda: free)
+    assert reward([masked])[0] == 1
+
+
+def test_consistency_lets_a_share_change_where_nothing_says_what():
+    number = edit_number("remove")
+    side = render(world.task(number).before).width // 4
+    before = render(world.task(number).before)
+    cells = [(r, c) for r in range(4) for c in range(4)]
+    pairs = [edit(number, painted(before, cells[:n], side)) for n in (0, 4, 5, 16)]
+    scores = ConsistencyReward(0.25)(pairs)
+    assert scores[:2].tolist() == [1, 1] and 0.85 < scores[2] < 1 and scores[3] < 0.2
+    assert ConsistencyReward(0.0)(pairs)[1] < 0.9
+    assert ConsistencyReward()([pair(0)]).tolist() == [1]  # nothing to edit
+    for share in ("1", "-0.1", "nan", "many"):
+        with pytest.raises(InputError, match="share of the picture"):
+            weighted_reward(["clip:demo", f"consistency:{share}"], load_clip, world_dataset(8))
+
+
+def test_consistency_needs_edits_and_company():
+    with pytest.raises(InputError, match="alone asks for nothing to be changed"):
+        weighted_reward(["consistency=2"], load_clip, world_dataset(8))
+    with pytest.raises(InputError, match="has no picture to edit"):
+        weighted_reward(
+            ["clip:demo", "consistency"], load_clip, EditDataset("words", (Item("a", "draw"),))
+        )
+    assert "consistency" not in widget_values(["demo"])
+    summed = weighted_reward(["clip:demo", "consistency:0.5=0.25"], load_clip, world_dataset(8))
+    assert summed.described == "clip=1 + consistency=0.25"
+
+
+def test_cases_know_what_an_edit_is_to_change(tmp_path):
+    """By the mask or, without one, by the difference; though ParaRL reads no targets."""
+    model = tiny_model(tmp_path / "model")
+    grey, spot = Image.new("RGB", (32, 32), "grey"), Image.new("RGB", (32, 32), "grey")
+    spot.paste("red", (0, 0, 8, 8))
+    mask = Image.new("L", (32, 32), 0)
+    mask.paste(255, (16, 16, 32, 32))
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("plain", "pair", "masked"):
+        grey.save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text("make it red")
+        if name != "plain":
+            spot.save(folder / f"{name}.target.png")
+    mask.save(folder / "masked.mask.png")
+    cases = {c.name.split(".")[0]: c for c in tokenised(open_dataset(folder), model)}
+    assert cases["plain"].changes() is None
+    assert cases["pair"].changes()[0, 0, 0] and not cases["pair"].changes()[0, 3, 3]
+    assert cases["masked"].changes()[0].nonzero().tolist() == [[2, 2], [2, 3], [3, 2], [3, 3]]
+    assert cases["pair"].target is None
+
+
+@pytest.fixture(scope="session")
+def preference_model(tmp_path_factory):
+    """A CLIPModel of a few thousand weights, stored as PickScore is."""
+    folder = tmp_path_factory.mktemp("clips") / "pick"
+    letters = "abcdefghijklmnopqrstuvwxyz ."
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2}
+    torch.manual_seed(0)
+    ends = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1}
+    text = {"vocab_size": len(words), "max_position_embeddings": 77, **ends}
+    config = CLIPConfig(
+        text_config={**sizes, **text},
+        vision_config={**sizes, "image_size": 32, "patch_size": 16},
+        projection_dim=8,
+    )
+    CLIPModel(config).save_pretrained(folder, safe_serialization=True)
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt")).save_pretrained(
+        folder
+    )
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+    return folder
+
+
+def test_a_preference_model_scores_as_transformers_does(preference_model):
+    """PickScore's own example: both features normalised, and their product."""
+    pictures, words = [render(t.after) for t in TASKS], [t.instruction for t in TASKS]
+    model = CLIPModel.from_pretrained(preference_model).train(False)
+    processor = CLIPImageProcessor.from_pretrained(preference_model)
+    tokenizer = CLIPTokenizerFast.from_pretrained(preference_model)
+    expected = []
+    with torch.no_grad():
+        for picture, instruction in zip(pictures, words, strict=True):
+            pixels = processor(images=picture, return_tensors="pt")["pixel_values"]
+            ids = tokenizer(instruction, return_tensors="pt")["input_ids"]
+            output = model(input_ids=ids, pixel_values=pixels)
+            expected.append(float(output.image_embeds @ output.text_embeds.T))
+    pairs = [
+        replace(p, case=replace(p.case, instruction=w), text="other")
+        for p, w in zip(PAIRS, words, strict=True)
+    ]
+    summed = weighted_reward([f"preference:{preference_model}=1"], load_clip, world_dataset(1))
+    assert summed(pairs).tolist() == pytest.approx(expected, abs=1e-5)
+    assert len(set(expected)) == 4
+    of_edits = [
+        replace(p, case=replace(p.case, source=lambda: None), text=w)
+        for p, w in zip(PAIRS, words, strict=True)
+    ]
+    assert summed(of_edits).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_incomplete_preference_model_is_refused(preference_model, tmp_path):
+    for missing, reason in (
+        ("model.safetensors", "has no weights"),
+        ("preprocessor_config.json", "cannot be loaded as a CLIP of transformers"),
+    ):
+        folder = tmp_path / missing
+        shutil.copytree(preference_model, folder)
+        (folder / missing).unlink()
+        with pytest.raises(CheckpointError, match=reason):
+            ClipScorer(folder)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(CheckpointError, match="is of 'llama', not of a CLIP"):
+        ClipScorer(other)
+    assert is_clip(preference_model) and is_clip(DEMO_CLIP) and not is_clip(other)

@@ -26,7 +26,7 @@ from .codes import CodeCache, codes_fingerprint, encode_pictures, key_of
 from .items import Item, Picture, UnreadItem
 from .settings import DataSettings
 from .sources import KINDS, is_manifest
-from .variations import described, image_weight, varied
+from .variations import changed_cells, described, image_weight, varied
 
 BadItems = Literal["skip", "fail"]
 Skipped = tuple[str, str]
@@ -287,8 +287,17 @@ def _case(
         target = TokenState(text, codes[key_of(item.target, size)])
     source = None if item.image is None else partial(_seen, item.image, model.variant, size)
     weight = None if target is None else image_weight(model, item, size)
+    changes = partial(changed_cells, item, model.variant, size, grid_of(model, size))
     return Case(
-        item.name, prompt, item.instruction, source, target, item.facts, weight, item.origin
+        item.name,
+        prompt,
+        item.instruction,
+        source,
+        target,
+        item.facts,
+        weight,
+        item.origin,
+        changes=None if image is None else changes,
     )
 
 

@@ -18,6 +18,7 @@ from ...mmp_core.errors import InputError
 from ...mmp_core.image.masks import cells_of, mask_values
 from ...mmp_core.image.pictures import Size
 from ...mmp_core.pipeline import grid_of
+from ...mmp_core.variants.base import Variant
 from .items import Item, Picture
 from .settings import DataSettings
 
@@ -148,17 +149,27 @@ def changed_pixels(before: Image.Image, after: Image.Image) -> np.ndarray:
 def image_weight(model: Model, item: Item, size: Size) -> Tensor | None:
     """(1, H, W): 1 where the target matters, ``item.outside_weight`` elsewhere; ``None`` for 1
     everywhere. Raises ``InputError`` where it matters nowhere."""
-    if item.outside_weight == 1 or item.target is None or not (item.mask or item.image):
+    if item.outside_weight == 1 or item.target is None:
         return None
-    if item.mask is not None:
-        painted = mask_values(model.variant.fit(item.mask.read(), size))
-        matters = cells_of(painted, grid_of(model, size))
-        missing = "its mask is black all over: paint what matters white, or remove it."
-    else:
-        before, after = (model.variant.fit(p.read(), size) for p in (item.image, item.target) if p)
-        changed = torch.from_numpy(changed_pixels(before, after))[None].float()
-        matters = cells_of(changed, grid_of(model, size), _SPECKS, grow=1)
-        missing = "its picture and its target do not differ: replace one, or give a mask."
+    matters = changed_cells(item, model.variant, size, grid_of(model, size))
+    if matters is None:
+        return None
     if not matters.any():
-        raise InputError(missing)
+        raise InputError(
+            "its mask is black all over: paint what matters white, or remove it."
+            if item.mask is not None
+            else "its picture and its target do not differ: replace one, or give a mask."
+        )
     return torch.where(matters, 1.0, item.outside_weight)
+
+
+def changed_cells(item: Item, variant: Variant, size: Size, grid: tuple[int, int]) -> Tensor | None:
+    """(1, H, W) bool: the image tokens under the item's mask or, without one, where its picture and
+    its target differ; ``None`` where there is neither."""
+    if item.mask is not None:
+        return cells_of(mask_values(variant.fit(item.mask.read(), size)), grid)
+    if item.image is None or item.target is None:
+        return None
+    before, after = (variant.fit(picture.read(), size) for picture in (item.image, item.target))
+    changed = torch.from_numpy(changed_pixels(before, after))[None].float()
+    return cells_of(changed, grid, _SPECKS, grow=1)

@@ -1,8 +1,7 @@
-"""How well a text agrees with a picture, by the CLIP of a local folder in open_clip's format."""
+"""How well a text agrees with a picture, by the CLIP of a local folder."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 
 from ...mmp_core import (
-    CheckpointError,
     InputError,
     Model,
     TokenState,
@@ -22,16 +20,11 @@ from ...mmp_core import (
 )
 from ...mmp_core.checkpoint.load import DEMO
 from ...mmp_core.files import checked_path
-from ...mmp_core.outside import parsed_json, read_text
 from ..cases import Pair
+from .clip_files import read_towers
 
 DEMO_CLIP = DEMO / "clip"
-CONFIG = "open_clip_config.json"
-WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-
 _BATCH = 32
-_ADDED = 3
-"""Places left free for the start, end and class tokens that tokenizers add."""
 
 
 class ClipScorer:
@@ -39,33 +32,17 @@ class ClipScorer:
 
     ``folder``: open_clip's ``local-dir:`` format: ``open_clip_config.json``,
     ``open_clip_model.safetensors`` or ``open_clip_pytorch_model.bin`` (read without running what a
-    pickle holds) and, where the config names a tokenizer, its files.
+    pickle holds) and, where the config names a tokenizer, its files. Or a ``CLIPModel`` of
+    transformers: ``config.json``, ``model.safetensors``, and the files of tokenizer and
+    preprocessor.
 
     Raises ``CheckpointError`` for a folder that is not complete in itself, ``InputError`` where
-    open_clip is not installed.
+    open_clip is needed and not installed.
     """
 
     def __init__(self, folder: str | Path, *, device: torch.device | str = "cpu"):
-        folder = Path(folder)
-        config, weights = _read_config(folder), _find_weights(folder)
-        open_clip = _import_open_clip()
-        name = f"local-dir:{folder}"
-        try:
-            if weights.suffix == ".bin":  # open_clip itself retries unsafely on a TypeError
-                torch.load(weights, map_location="cpu", weights_only=True)
-            model, self._preprocess = open_clip.create_model_from_pretrained(name, device=device)
-            # no network, no code of the folder, and no words left out
-            options: dict[str, Any] = {"reduction_mask": ""}
-            if config["text_cfg"].get("hf_tokenizer_name"):
-                options = {"local_files_only": True, "trust_remote_code": False}
-            self._tokenizer = open_clip.get_tokenizer(name, **options)
-        except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(
-                f"{folder} cannot be loaded as an open_clip checkpoint ({reason}): put all files "
-                "of the checkpoint there again, tokenizer files included."
-            ) from error
-        self.model, self.device, self._width = model.train(False), device, config["embed_dim"]
+        self.towers = read_towers(Path(folder), device)
+        self.model, self.device = self.towers.model, device
 
     def score(self, texts: Sequence[str], images: Sequence[Image.Image]) -> Tensor:
         """(N,) float32 on the CPU: cosine similarity of each text with the image at its place.
@@ -90,8 +67,7 @@ class ClipScorer:
         places = {part: i for i, part in enumerate(distinct)}
 
         def encode(batch: Sequence[str]) -> Tensor:
-            tokens = self._tokenizer(list(batch)).to(self.device)
-            return self.model.encode_text(tokens, normalize=True)
+            return self.towers.texts(batch, self.device)
 
         features = self._encoded(list(places), encode)
         rows = [
@@ -105,8 +81,7 @@ class ClipScorer:
         most often the middle square."""
 
         def encode(batch: Sequence[Image.Image]) -> Tensor:
-            pixels = torch.stack([self._preprocess(image.convert("RGB")) for image in batch])
-            return self.model.encode_image(pixels.to(self.device), normalize=True)
+            return self.towers.images([image.convert("RGB") for image in batch], self.device)
 
         return self._encoded(images, encode)
 
@@ -118,7 +93,7 @@ class ClipScorer:
         self.prepare()
         batches = (items[i : i + _BATCH] for i in range(0, len(items), _BATCH))
         features = [encode(batch).float().cpu() for batch in batches]
-        return torch.cat([torch.zeros(0, self._width), *features])
+        return torch.cat([torch.zeros(0, self.towers.width), *features])
 
     def parts(self, text: str) -> list[str]:
         """``text`` in parts that the CLIP reads without cutting them.
@@ -138,14 +113,7 @@ class ClipScorer:
         return [part for half in halves for part in self.parts(half)]
 
     def _fits(self, text: str) -> bool:
-        tokenizer = self._tokenizer
-        if hasattr(tokenizer, "encode"):  # open_clip's SimpleTokenizer
-            ids = tokenizer.encode(text)
-        else:
-            ids = tokenizer.tokenizer(
-                tokenizer.clean_fn(text), add_special_tokens=False, verbose=False
-            )["input_ids"]
-        return len(ids) + _ADDED <= tokenizer.context_length or len(text) == 1
+        return len(text) == 1 or self.towers.fits(text)
 
 
 class ClipReward:
@@ -159,6 +127,22 @@ class ClipReward:
 
     def __call__(self, pairs: Sequence[Pair]) -> Tensor:
         return self._scorer.score([pair.text for pair in pairs], [pair.picture for pair in pairs])
+
+
+class PreferenceReward:
+    """How well people would like the picture for its words, by a CLIP that was trained on such
+    choices (PickScore, arXiv 2305.01569; HPS v2, arXiv 2306.09341): the cosine similarity of the
+    two, −1 … 1. The words are the instruction or, for an edit, the text of the answer, which says
+    what the picture shows."""
+
+    name = "preference"
+
+    def __init__(self, scorer: ClipScorer):
+        self._scorer = scorer
+
+    def __call__(self, pairs: Sequence[Pair]) -> Tensor:
+        words = [pair.text if pair.case.source else pair.case.instruction for pair in pairs]
+        return self._scorer.score(words, [pair.picture for pair in pairs])
 
 
 def score_trajectory(
@@ -203,54 +187,3 @@ def clip_folder(name: str | Path) -> Path:
 def _pictures(model: Model, state: TokenState) -> list[Image.Image]:
     """Decoded one at a time, since a picture takes much memory to decode."""
     return [decode_image(model, state[i : i + 1])[0] for i in range(state.batch)]
-
-
-def check_clip(folder: Path) -> None:
-    """Raises ``CheckpointError`` where ``folder`` lacks config or weights, without loading them."""
-    _read_config(folder)
-    _find_weights(folder)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    """The ``model_cfg`` of a checkpoint that needs nothing from outside its folder."""
-    path = folder / CONFIG
-    if not path.is_file():
-        raise CheckpointError(
-            f"{CONFIG} is missing in {folder}: give the folder of a CLIP checkpoint in open_clip's "
-            f"format, with its config and {' or '.join(WEIGHTS)}."
-        )
-    try:
-        config = parsed_json(read_text(path), str(path))["model_cfg"]
-        text, vision, _ = config["text_cfg"], config["vision_cfg"], config["embed_dim"]
-        elsewhere = text.get("hf_model_name") or ":" in str(vision.get("timm_model_name"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as a config of open_clip ({error!r}): put the checkpoint's own "
-            "file there."
-        ) from error
-    if elsewhere:
-        raise CheckpointError(
-            f"{path} names a text or vision tower to be downloaded: choose a CLIP whose config "
-            "describes both."
-        )
-    return config
-
-
-def _find_weights(folder: Path) -> Path:
-    for name in WEIGHTS:
-        if (folder / name).is_file():
-            return folder / name
-    raise CheckpointError(
-        f"{folder} has no weights: put {' or '.join(WEIGHTS)} of the same checkpoint there."
-    )
-
-
-def _import_open_clip() -> Any:
-    try:
-        import open_clip
-    except ImportError as error:
-        raise InputError(
-            f"CLIP scores need open_clip, which cannot be imported ({error}): run "
-            f'"{sys.executable}" -m pip install open_clip_torch, then start again.'
-        ) from error
-    return open_clip

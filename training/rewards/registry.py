@@ -25,8 +25,9 @@ class RewardKind:
     ``name``: on the command line and in saved runs. ``label``: in the node's widget, whose values
     are saved with workflows. ``help``: what it rewards, to follow the name in a list. ``make``:
     builds it from what stands after the name and a colon. ``place``: what that is called, such as
-    FOLDER of a CLIP; None if there is nothing. ``check``: raises ``InputError`` for a dataset that
-    it cannot judge.
+    FOLDER of a CLIP; None if there is nothing. ``option``: the same where it may be left out.
+    ``alone``: whether training on nothing else makes sense. ``check``: raises ``InputError`` for a
+    dataset that it cannot judge.
     """
 
     name: str
@@ -34,10 +35,14 @@ class RewardKind:
     help: str
     make: Callable[[str, ClipLoader], Reward]
     place: str | None = None
+    option: str | None = None
+    alone: bool = True
     check: Callable[[EditDataset], None] = lambda dataset: None
 
     @property
     def usage(self) -> str:
+        if self.option:
+            return f"{self.name}[:{self.option}]"
         return f"{self.name}:{self.place}" if self.place else self.name
 
 
@@ -59,6 +64,56 @@ CLIP = RewardKind(
 )
 
 
+def _preference_reward(place: str, load_clip: ClipLoader) -> Reward:
+    from .clip import PreferenceReward
+
+    if not place:
+        raise InputError("The reward preference needs the model's folder: preference:FOLDER.")
+    return PreferenceReward(load_clip(place))
+
+
+PREFERENCE = RewardKind(
+    "preference",
+    "preference",
+    "how well people would like the picture for the instruction (of an edit: for the answer's "
+    "text) by a model of the CLIP kind in FOLDER, such as PickScore or HPS",
+    _preference_reward,
+    place="FOLDER",
+)
+
+
+def _consistency(place: str, load_clip: ClipLoader) -> Reward:
+    from .consistency import SHARE, ConsistencyReward
+
+    try:
+        return ConsistencyReward(float(place) if place else SHARE)
+    except ValueError:
+        raise InputError(
+            f"consistency:{place} is no share of the picture: give 0 to 0.99."
+        ) from None
+
+
+def _check_edits(dataset: EditDataset) -> None:
+    if not any(item.image for item in dataset):
+        raise InputError(
+            f"{dataset.place} has no picture to edit, so that the reward consistency has nothing "
+            "to compare with: leave it out."
+        )
+
+
+CONSISTENCY = RewardKind(
+    "consistency",
+    "consistency",
+    "how far an edit leaves alone what it should: the picture outside the item's mask or, without "
+    "one, where input and target are alike; without either, all but SHARE of the picture (0.25); "
+    "add it to others",
+    _consistency,
+    option="SHARE",
+    alone=False,
+    check=_check_edits,
+)
+
+
 def _votes(place: str, load_clip: ClipLoader) -> Reward:
     from ..pararl.votes import Votes
 
@@ -72,7 +127,7 @@ VOTES = RewardKind(
     "and waits",
     _votes,
 )
-REWARDS = {kind.name: kind for kind in (CLIP, VOTES)}
+REWARDS = {kind.name: kind for kind in (CLIP, PREFERENCE, CONSISTENCY, VOTES)}
 
 
 def register(kind: RewardKind) -> None:
@@ -81,19 +136,38 @@ def register(kind: RewardKind) -> None:
 
 def widget_values(clips: Iterable[str]) -> list[str]:
     """What a node offers, ``clips`` being the names of the CLIPs that there are."""
-    alone = [kind.label for kind in REWARDS.values() if not kind.place]
+    alone = [kind.label for kind in REWARDS.values() if kind.alone and not kind.place]
     return [*alone, *(f"{kind.label}: {clip}" for kind in _of_clips() for clip in clips)]
 
 
 def from_widget(value: str) -> tuple[RewardKind, str]:
     """The reward that a widget's value names, and its place. Raises ``InputError``."""
     for kind in REWARDS.values():
-        if not kind.place and value == kind.label:
+        if not kind.place and kind.alone and value == kind.label:
             return kind, ""
     for kind in _of_clips():
         if value.startswith(f"{kind.label}: "):
             return kind, value.removeprefix(f"{kind.label}: ")
     raise InputError(f"There is no reward {value!r}: choose another.")
+
+
+def specs_in(text: str) -> list[str]:
+    """The specs of :func:`weighted_reward` in what a person writes: between commas or in lines of
+    their own, with or without spaces around colon and equals sign."""
+    parts = [part.strip() for part in text.replace("\n", ",").split(",")]
+    specs = []
+    for part in filter(None, parts):
+        named, mark, weight = part.rpartition("=")
+        name, colon, place = (named if mark else part).partition(":")
+        specs.append(f"{name.strip()}{colon}{place.strip()}{mark}{weight.strip() if mark else ''}")
+    return specs
+
+
+def place_of(spec: str) -> tuple[str, str, float]:
+    """Name, place and weight of a spec of :func:`weighted_reward`."""
+    named, weight = _split_weight(spec)
+    name, _, place = named.partition(":")
+    return name, place, weight
 
 
 def _of_clips() -> Iterator[RewardKind]:
@@ -112,11 +186,10 @@ def weighted_reward(specs: Sequence[str], load_clip: ClipLoader, dataset: EditDa
     parts = []
     if by_votes(specs):
         if len(specs) > 1:
-            raise InputError("Votes stand alone: give --reward votes without other rewards.")
+            raise InputError("Votes stand alone: leave the other rewards out.")
         return VOTES.make("", load_clip)
     for spec in specs:
-        named, weight = _split_weight(spec)
-        name, _, place = named.partition(":")
+        name, place, weight = place_of(spec)
         if name not in REWARDS:
             raise InputError(
                 f"There is no reward {spec!r}: expected "
@@ -125,6 +198,10 @@ def weighted_reward(specs: Sequence[str], load_clip: ClipLoader, dataset: EditDa
             )
         REWARDS[name].check(dataset)
         parts.append((REWARDS[name].make(place, load_clip), weight))
+    if not any(REWARDS[place_of(spec)[0]].alone for spec in specs):
+        raise InputError(
+            f"{specs[0]} alone asks for nothing to be changed: add a reward that asks for the edit."
+        )
     return Weighted(parts)
 
 

@@ -46,6 +46,10 @@ class Weighted:
         return total
 
     @property
+    def parts(self) -> list[tuple[Reward, float]]:
+        return list(self._parts.values())
+
+    @property
     def described(self) -> str:
         return " + ".join(f"{name}={weight:g}" for name, (_, weight) in self._parts.items())
 

@@ -1,0 +1,231 @@
+"""CLIPs on disk, as open_clip or transformers keep them. Nothing is downloaded or unpickled."""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from ...mmp_core import CheckpointError, InputError
+from ...mmp_core.outside import parsed_json, read_text
+
+CONFIG = "open_clip_config.json"
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+TRANSFORMERS_CONFIG, TRANSFORMERS_WEIGHTS = "config.json", "model.safetensors"
+
+_ADDED = 3
+"""Places left free for the start, end and class tokens that tokenizers add."""
+
+
+class Towers(ABC):
+    """A CLIP: its two towers with what prepares their inputs. ``width``: of their features."""
+
+    model: nn.Module
+    width: int
+
+    @abstractmethod
+    def texts(self, texts: Sequence[str], device: torch.device | str) -> Tensor:
+        """(N, D) normalised."""
+
+    @abstractmethod
+    def images(self, images: Sequence[Image.Image], device: torch.device | str) -> Tensor:
+        """(N, D) normalised, of RGB pictures."""
+
+    @abstractmethod
+    def fits(self, text: str) -> bool:
+        """Whether all of ``text`` is read."""
+
+
+class OpenClipTowers(Towers):
+    def __init__(self, folder: Path, device: torch.device | str):
+        config, weights = _read_config(folder), _find_weights(folder)
+        open_clip = _import_open_clip()
+        name = f"local-dir:{folder}"
+        try:
+            if weights.suffix == ".bin":  # open_clip itself retries unsafely on a TypeError
+                torch.load(weights, map_location="cpu", weights_only=True)
+            model, self._preprocess = open_clip.create_model_from_pretrained(name, device=device)
+            # no network, no code of the folder, and no words left out
+            options: dict[str, Any] = {"reduction_mask": ""}
+            if config["text_cfg"].get("hf_tokenizer_name"):
+                options = {"local_files_only": True, "trust_remote_code": False}
+            self.tokenizer = open_clip.get_tokenizer(name, **options)
+        except Exception as error:
+            raise _unreadable(folder, "an open_clip checkpoint", error) from error
+        self.model, self.width = model.train(False), config["embed_dim"]
+
+    def texts(self, texts: Sequence[str], device: torch.device | str) -> Tensor:
+        return self.model.encode_text(self.tokenizer(list(texts)).to(device), normalize=True)
+
+    def images(self, images: Sequence[Image.Image], device: torch.device | str) -> Tensor:
+        pixels = torch.stack([self._preprocess(image) for image in images])
+        return self.model.encode_image(pixels.to(device), normalize=True)
+
+    def fits(self, text: str) -> bool:
+        tokenizer = self.tokenizer
+        if hasattr(tokenizer, "encode"):  # open_clip's SimpleTokenizer
+            ids = tokenizer.encode(text)
+        else:
+            ids = tokenizer.tokenizer(
+                tokenizer.clean_fn(text), add_special_tokens=False, verbose=False
+            )["input_ids"]
+        return len(ids) + _ADDED <= tokenizer.context_length
+
+
+class TransformersTowers(Towers):
+    """A ``CLIPModel``, as PickScore is released."""
+
+    def __init__(self, folder: Path, device: torch.device | str):
+        _check_transformers(folder)
+        try:
+            from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
+
+            local: dict[str, Any] = {"local_files_only": True}
+            self.model = CLIPModel.from_pretrained(folder, use_safetensors=True, **local)
+            self.tokenizer = CLIPTokenizerFast.from_pretrained(folder, **local)
+            self._processor = CLIPImageProcessor.from_pretrained(folder, **local)
+            config = self.model.config
+            self.width, self._context = (
+                config.projection_dim,
+                config.text_config.max_position_embeddings,
+            )
+            self.model.to(device).train(False)
+        except Exception as error:
+            raise _unreadable(folder, "a CLIP of transformers", error) from error
+
+    def texts(self, texts: Sequence[str], device: torch.device | str) -> Tensor:
+        ids = self.tokenizer(
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=self._context,
+            return_tensors="pt",
+        ).to(device)
+        features = self.model.get_text_features(
+            input_ids=ids["input_ids"], attention_mask=ids["attention_mask"]
+        )
+        return F.normalize(_features(features), dim=-1)
+
+    def images(self, images: Sequence[Image.Image], device: torch.device | str) -> Tensor:
+        pixels = self._processor(images=list(images), return_tensors="pt")["pixel_values"]
+        features = self.model.get_image_features(
+            pixel_values=pixels.to(device, next(self.model.parameters()).dtype)
+        )
+        return F.normalize(_features(features), dim=-1)
+
+    def fits(self, text: str) -> bool:
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return len(ids) + _ADDED <= self._context
+
+
+def _features(output: Any) -> Tensor:
+    """What transformers 4 gives as a tensor and 5 within an output."""
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def read_towers(folder: Path, device: torch.device | str) -> Towers:
+    """Raises ``CheckpointError`` for a folder that is not complete in itself, ``InputError`` where
+    open_clip is needed and not installed."""
+    return (TransformersTowers if _of_transformers(folder) else OpenClipTowers)(folder, device)
+
+
+def check_clip(folder: Path) -> None:
+    """Raises ``CheckpointError`` where ``folder`` lacks config or weights, without loading them."""
+    if _of_transformers(folder):
+        _check_transformers(folder)
+    else:
+        _read_config(folder)
+        _find_weights(folder)
+
+
+def _of_transformers(folder: Path) -> bool:
+    return (folder / TRANSFORMERS_CONFIG).is_file() and not (folder / CONFIG).is_file()
+
+
+def is_clip(folder: Path) -> bool:
+    """Whether ``folder`` looks like a CLIP in either format."""
+    try:
+        if (folder / CONFIG).is_file():
+            return True
+        _check_transformers(folder)
+    except (CheckpointError, OSError):
+        return False
+    return True
+
+
+def _unreadable(folder: Path, what: str, error: Exception) -> CheckpointError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return CheckpointError(
+        f"{folder} cannot be loaded as {what} ({reason}): put all files of the checkpoint there "
+        "again, tokenizer files included."
+    )
+
+
+def _check_transformers(folder: Path) -> None:
+    path = folder / TRANSFORMERS_CONFIG
+    try:
+        config = parsed_json(read_text(path), str(path))
+        kind = config.get("model_type") if isinstance(config, dict) else None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): put it there again.") from error
+    if kind != "clip":
+        raise CheckpointError(
+            f"{path} is of {kind!r}, not of a CLIP: give the folder of a CLIP in the format of "
+            "open_clip or of transformers."
+        )
+    if not (folder / TRANSFORMERS_WEIGHTS).is_file():
+        raise CheckpointError(
+            f"{folder} has no weights: put {TRANSFORMERS_WEIGHTS} of the same checkpoint there."
+        )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The ``model_cfg`` of a checkpoint that needs nothing from outside its folder."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise CheckpointError(
+            f"{CONFIG} is missing in {folder}: give the folder of a CLIP checkpoint in open_clip's "
+            f"format, with its config and {' or '.join(WEIGHTS)}, or in that of transformers."
+        )
+    try:
+        config = parsed_json(read_text(path), str(path))["model_cfg"]
+        text, vision, _ = config["text_cfg"], config["vision_cfg"], config["embed_dim"]
+        elsewhere = text.get("hf_model_name") or ":" in str(vision.get("timm_model_name"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a config of open_clip ({error!r}): put the checkpoint's own "
+            "file there."
+        ) from error
+    if elsewhere:
+        raise CheckpointError(
+            f"{path} names a text or vision tower to be downloaded: choose a CLIP whose config "
+            "describes both."
+        )
+    return config
+
+
+def _find_weights(folder: Path) -> Path:
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(
+        f"{folder} has no weights: put {' or '.join(WEIGHTS)} of the same checkpoint there."
+    )
+
+
+def _import_open_clip() -> Any:
+    try:
+        import open_clip
+    except ImportError as error:
+        raise InputError(
+            f"CLIP scores need open_clip, which cannot be imported ({error}): run "
+            f'"{sys.executable}" -m pip install open_clip_torch, then start again.'
+        ) from error
+    return open_clip
