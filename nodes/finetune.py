@@ -99,7 +99,7 @@ class ParaRLFinetune(io.ComfyNode):
                     "shows the curve of each.",
                 ),
             ],
-            curve="The mean reward at each step. Of several rewards, a second picture: the curve "
+            curve="The mean reward at each step and, of several rewards, a picture with the curve "
             "of each.",
         )
 
@@ -227,7 +227,7 @@ def _schema(curve: str, **details: Any) -> io.Schema:
             ),
             io.Image.Output(
                 display_name="curve",
-                tooltip=f"{curve} Where items are held out or guarded, a second picture: their "
+                tooltip=f"{curve} Where items are held out or guarded, one more picture: their "
                 "losses, as shares of those at the start.",
             ),
         ],
