@@ -49,7 +49,7 @@ CASES = {
     "u04_noisy": MMU | dict(temperature=0.7, guidance=0.5, seed=4),
     "u05_random_remasking": MMU | dict(remasking="random", seed=5),
     "u06_one_block": MMU | dict(length=20, block=20, steps=7, seed=6),
-    "u07_batch": MMU | dict(prompt=["what is it?", "  how many?\n"], seed=7),
+    "u07_batch": MMU | dict(prompt=["what is it?", "  how many x?\n"], seed=7),
     "u08_no_picture": MMU | dict(codes=0, prompt=["how far is it?"], temperature=1.0, seed=8),
     "u09_bf16": MMU | dict(dtype="bf16", seed=9),
 }
