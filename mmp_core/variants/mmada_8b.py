@@ -167,6 +167,11 @@ class Layout8B(LayoutM):
     def model_input(self, prompt: Prompt, state: TokenState, **drops: bool) -> ModelInput:
         prefix = self.prefix(prompt, state, **drops)
         image, text = self.image_ids(state.image.flatten(1)), self.text_ids(state.text)
+        if image.shape[1] and text.shape[1]:
+            raise InputError(
+                "MMaDA-8B answers with a picture or with text, not with both in one sequence: "
+                "leave one of them away."
+            )
         places = prefix.shape[1] + torch.arange(image.shape[1] + text.shape[1], device=text.device)
         if not image.shape[1]:
             return ModelInput(torch.cat((prefix, text), dim=1), places[:0], places)
