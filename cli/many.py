@@ -116,4 +116,5 @@ def _pictures(image: Path | None) -> list[Path | None]:
     files = [file for file in listed(image) if file.suffix.lower() in PICTURES]
     if not files:
         raise InputError(f"{image} holds no picture: put {any_of(PICTURES)} files there.")
-    return sorted(files, key=lambda file: natural_order(file.name))
+    files.sort(key=lambda file: natural_order(file.name))
+    return [*files]

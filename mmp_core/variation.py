@@ -42,7 +42,7 @@ def predicted_confidence(model: DenoisingModel, prompt: Prompt, state: TokenStat
     for sample in range(state.batch):
         which = slice(sample, sample + 1)
         one, tokens = prompt[which].to(model.device), state[which].to(model.device)
-        blank = TokenState(*(torch.full_like(t, MASKED) for t in (tokens.text, tokens.image)))
+        blank = TokenState.masked(1, tokens.text.shape[1], tokens.grid).to(model.device)
         branches = {CONDITIONAL: layout.model_input(one, blank)}
         outputs = BranchOutputs(Predictor(model.transformer, layout, branches), blank)
         flat = tokens.image.flatten(1)

@@ -1,6 +1,7 @@
 """Parallel Denoise."""
 
 from dataclasses import replace
+from typing import Literal, get_args
 
 from comfy_api.v0_0_2 import io
 
@@ -11,7 +12,7 @@ from ..mmp_core.files import readable_size
 from ..mmp_core.memory import denoising_estimate
 from ..mmp_core.options import options_of
 from ..mmp_core.sampler.guidance import opposes
-from ..mmp_core.sampler.settings import GUIDANCES, PROFILED
+from ..mmp_core.sampler.settings import GUIDANCES, PROFILED, Profile
 from ..mmp_core.variants.base import Variant
 from .host import HostedModel, Interrupted, Progress, folders, keep, stoppable, stops
 from .live import LiveView
@@ -29,8 +30,8 @@ _RECOMMENDED = {
     "block_length": -1,
 }
 """The widget values that leave a setting to the preset, as in workflows of before ``profile``."""
-OWN = "own values"
-_PROFILES = ("recommended", "quick look", "reference", OWN)
+Choice = Profile | Literal["own values"]
+OWN: Literal["own values"] = "own values"
 _LARGE = 10**9
 """Bytes of weights from which on a run is long enough to think of its speed."""
 
@@ -92,7 +93,7 @@ class ParallelDenoise(io.ComfyNode):
         record_steps: int,
         tokens: TokenState | None = None,
         go_on_from: str = "",
-        profile: str = OWN,
+        profile: Choice = OWN,
         **choices,
     ) -> io.NodeOutput:
         variant = model.model.variant
@@ -219,7 +220,7 @@ def _widgets() -> list[io.Input]:
         recommended("block_length", optional=True),
         io.Combo.Input(
             "profile",
-            options=list(_PROFILES),
+            options=[*get_args(Profile), OWN],
             default=OWN,
             optional=True,
             tooltip="Sets steps, guidance, block length and preset. recommended: what the "
@@ -231,7 +232,7 @@ def _widgets() -> list[io.Input]:
 
 
 def settings_of(
-    variant: Variant, preset: str, seed: int, task: str = "", profile: str = OWN, **choices
+    variant: Variant, preset: str, seed: int, task: str = "", profile: Choice = OWN, **choices
 ) -> SamplerSettings:
     """Settings from widget values. Those that ``profile`` sets are the family's; of ``own values``
     those that mean "recommended" are left to the preset and the task."""
