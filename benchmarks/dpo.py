@@ -48,9 +48,9 @@ SEEDS = (1, 2, 3)
 BATCH, ROUNDS = 8, 1
 """Answers that the picker chooses among, and how often each instruction is asked."""
 RANK, LIKED = 16, "red"
-ANSWERS, ORDINARY = 8, 40
+ANSWERS, ORDINARY = 6, 24
 """To each instruction, to judge by, and ordinary tasks."""
-REPEATS, COMPARED = 8, 4
+REPEATS, COMPARED = 6, 3
 """Estimates of each margin, and comparisons, to measure the variance by."""
 ARMS = ("all masks independent", "policy and reference alike", "answers alike, too", "paired, too")
 
@@ -59,8 +59,8 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("build/dpo"))
     parser.add_argument("--out", type=Path, help="where the figures go, as JSON")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     args = parser.parse_args()
     torch.set_num_threads(1)
     figures: dict[str, Any] = {"picker": f"likes {LIKED}", "steps": args.steps, "batch": BATCH}

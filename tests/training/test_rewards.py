@@ -1,6 +1,8 @@
 """Rewards: CLIP, sums of several, what a user's own may give, names for the command line."""
 
 import json
+import re
+import runpy
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -15,6 +17,7 @@ from mmada_parallel.demo.register import register
 from mmada_parallel.demo.render import render
 from mmada_parallel.mmp_core import CheckpointError, InputError
 from mmada_parallel.mmp_core.state import Prompt, TokenState
+from mmada_parallel.tests.hosts import PACK_ROOT
 from mmada_parallel.tests.training.tiny_cases import tiny_model
 from mmada_parallel.training.cases import Case, Pair
 from mmada_parallel.training.data.dataset import EditDataset, open_dataset, tokenised
@@ -380,3 +383,14 @@ def test_an_incomplete_preference_model_is_refused(preference_model, tmp_path):
     with pytest.raises(CheckpointError, match="is of 'llama', not of a CLIP"):
         ClipScorer(other)
     assert is_clip(preference_model) and is_clip(DEMO_CLIP) and not is_clip(other)
+
+
+def test_the_documented_reward_of_ones_own_works(monkeypatch, tmp_path):
+    monkeypatch.setattr(registry, "REWARDS", dict(registry.REWARDS))
+    text = (PACK_ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```python\n([^`]*register\(RewardKind[^`]*)```", text)
+    (tmp_path / "mine.py").write_text(lines)
+    runpy.run_path(str(tmp_path / "mine.py"))
+    summed = weighted_reward(["brevity=0.5"], load_clip, world_dataset(1))
+    assert summed(PAIRS).tolist() == [-0.5 * len(p.text) for p in PAIRS]
+    assert "brevity" in widget_values([])
