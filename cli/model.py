@@ -11,7 +11,7 @@ import torch
 
 from ..mmp_core import InputError, Model, SamplerSettings, load_checkpoint
 from ..mmp_core.checkpoint.adapters import build_adapter, doubt_about, read_adapter
-from ..mmp_core.memory import OutOfMemory, computes_in_float32
+from ..mmp_core.memory import OutOfMemory, computes_in_float32, is_out_of_memory
 from ..mmp_core.options import options_of
 from .options import given
 
@@ -69,15 +69,17 @@ def settings_of(
 
 @contextmanager
 def memory_explained() -> Iterator[None]:
-    """Turn running out of a GPU's memory into one sentence."""
+    """Turn running out of memory into one sentence."""
     try:
         yield
     except OutOfMemory:
         raise
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise InputError(
-            "The GPU has too little free memory for this; use --dtype bfloat16, a smaller --size "
-            "or --device cpu."
+            "There is too little free memory for this; use --dtype bfloat16, a smaller --size "
+            "or another --device."
         ) from None
 
 

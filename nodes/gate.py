@@ -17,6 +17,7 @@ from comfy_api.v0_0_2 import io
 from ..mmp_core import InputError, Prompt, TokenState, Trajectory
 from ..mmp_core.checkpoint.tokens import check_known
 from ..mmp_core.errors import shown
+from ..mmp_core.memory import OutOfMemory, is_out_of_memory
 from ..mmp_core.options import Option
 from ..mmp_core.outside import checked_text
 from ..training.data.dataset import EditDataset
@@ -45,7 +46,17 @@ def guarded(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
 
     @wraps(run)
     def execute(cls: type[io.ComfyNode], *args: Any, **given: Any) -> Any:
-        return run(cls, *args, **checked(node, given))
+        values = checked(node, given)
+        try:
+            return run(cls, *args, **values)
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, InputError) or not is_out_of_memory(error):
+                raise
+        raise OutOfMemory(
+            f"{node.define_schema().display_name} ran out of memory. Use a smaller picture or a "
+            "smaller batch, close other programs that use the GPU, or convert the checkpoint to "
+            "fewer bits (Convert Checkpoint)."
+        )
 
     setattr(node, "execute", classmethod(execute))  # noqa: B010 - a type checker sees no override
     return node

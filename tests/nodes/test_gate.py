@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from mmada_parallel.mmp_core import TokenState
 from mmada_parallel.mmp_core.errors import InputError
 
 WORD, PICTURE = "remove the red star", torch.rand(1, 32, 32, 3)
@@ -143,3 +144,16 @@ def test_encoding_a_batch_can_be_interrupted(guarded, model):
     with pytest.raises(model_management.InterruptProcessingException):
         node.execute(**encoding(model, image=PICTURE.repeat(3, 1, 1, 1)))
     model_management.interrupt_current_processing(False)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_memory_that_runs_out_is_one_sentence(guarded, model, monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(type(model.model.image_tokenizer), "decode", full)
+    state = TokenState(torch.zeros(1, 2).long(), torch.zeros(1, 2, 2).long())
+    given = {"model": model, "tokens": state, "fill": "grey"}
+    with pytest.raises(torch.OutOfMemoryError):  # ComfyUI frees its memory at that
+        guarded["DecodeImage"].PREPARE_CLASS_CLONE(None).execute(**given)
+    assert "ran out of memory" in refused(guarded["DecodeImage"], **given)
