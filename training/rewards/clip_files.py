@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...mmp_core import CheckpointError, InputError
 from ...mmp_core.outside import parsed_json, read_text
@@ -27,7 +27,7 @@ _ADDED = 3
 class Towers(ABC):
     """A CLIP: its two towers with what prepares their inputs. ``width``: of their features."""
 
-    model: nn.Module
+    model: Any
     width: int
 
     @abstractmethod
@@ -85,18 +85,16 @@ class TransformersTowers(Towers):
     def __init__(self, folder: Path, device: torch.device | str):
         _check_transformers(folder)
         try:
-            from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
+            import transformers
 
+            library: Any = transformers
             local: dict[str, Any] = {"local_files_only": True}
-            self.model = CLIPModel.from_pretrained(folder, use_safetensors=True, **local)
-            self.tokenizer = CLIPTokenizerFast.from_pretrained(folder, **local)
-            self._processor = CLIPImageProcessor.from_pretrained(folder, **local)
-            config = self.model.config
-            self.width, self._context = (
-                config.projection_dim,
-                config.text_config.max_position_embeddings,
-            )
-            self.model.to(device).train(False)
+            model = library.CLIPModel.from_pretrained(folder, use_safetensors=True, **local)
+            self.tokenizer = library.CLIPTokenizerFast.from_pretrained(folder, **local)
+            self._processor = library.CLIPImageProcessor.from_pretrained(folder, **local)
+            self.width = model.config.projection_dim
+            self._context = model.config.text_config.max_position_embeddings
+            self.model = model.to(device).train(False)
         except Exception as error:
             raise _unreadable(folder, "a CLIP of transformers", error) from error
 
