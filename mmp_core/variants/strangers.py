@@ -105,7 +105,7 @@ def _trained_from(name: str, config: Mapping[str, Any]) -> list[Variant]:
 def remembered(path: Path) -> Variant | None:
     """The family that the user once named for the checkpoint at ``path``, a folder."""
     try:
-        said = parsed_json(read_text(path / NOTE), str(path / NOTE)).get("family")
+        said = parsed_json(read_text(path / NOTE), str(path / NOTE)).get("family", "")
     except FileNotFoundError:
         return None
     return registry.variant_named(said)

@@ -147,11 +147,11 @@ def test_encoding_a_batch_can_be_interrupted(guarded, model):
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
-def test_memory_that_runs_out_is_one_sentence(guarded, model, monkeypatch, error):
+def test_memory_that_runs_out_is_one_sentence(nodes, guarded, model, monkeypatch, error):
     def full(*_, **__):
         raise error
 
-    monkeypatch.setattr(type(model.model.image_tokenizer), "decode", full)
+    monkeypatch.setattr(nodes.decode, "decode_pixels", full)
     state = TokenState(torch.zeros(1, 2).long(), torch.zeros(1, 2, 2).long())
     given = {"model": model, "tokens": state, "fill": "grey"}
     with pytest.raises(torch.OutOfMemoryError):  # ComfyUI frees its memory at that
