@@ -274,7 +274,7 @@ def test_what_is_shown_stays(viewer, renderer):
     assert viewer.check_result()["text"] == before["text"] and viewer.texts() == texts
     copy = viewer.page.evaluate(COPY, NODE)
     viewer.page.wait_for_timeout(500)
-    assert not viewer.state(copy)["choosing"] and "form here" in viewer.state(copy)["text"]
+    assert not viewer.state(copy)["choosing"] and "appear here" in viewer.state(copy)["text"]
     assert viewer.check_result()["text"] == before["text"]
     for vue in (renderer != "vue", renderer == "vue"):
         viewer.comfy.show_in(vue=vue)
