@@ -37,7 +37,9 @@ def checkpoint_folder(folder: Path) -> Path:
         return revision
     for inside in sorted(folder.iterdir()):
         if is_checkpoint(inside):
-            raise CheckpointError(f"{folder} is no checkpoint itself: give one in it, as {inside}.")
+            raise CheckpointError(
+                f"{folder} is not a checkpoint itself: give one in it, as {inside}."
+            )
     return folder
 
 

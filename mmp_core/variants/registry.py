@@ -23,7 +23,7 @@ def variant_named(name: str | Variant) -> Variant:
     if isinstance(name, Variant):
         return name
     if not isinstance(name, str):
-        raise InputError(f"{shown(name)} is no checkpoint family; expected its id or name.")
+        raise InputError(f"{shown(name)} is not a checkpoint family; expected its id or name.")
     for variant in VARIANTS:
         if _plain(name) in (_plain(variant.id), _plain(variant.name)):
             return variant

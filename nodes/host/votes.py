@@ -63,7 +63,7 @@ def vote(vote: dict[str, Any]) -> None:
     if not waiting.waits:
         raise InputError("This step does not wait for votes any longer: load the sheet again.")
     if winners is not None and not isinstance(winners, list):
-        raise InputError("winners is no list of numbers.")
+        raise InputError("winners is not a list of numbers.")
     waiting.vote(group, winners)
 
 

@@ -82,7 +82,7 @@ def test_revisions_that_are_not_whole(folder, tmp_path):
     assert load_checkpoint(repository).variant.id == "A"
     (tmp_path / "blob").unlink()
     expect(repository, "model.safetensors is a link to a file that is not there: download it again")
-    expect(tmp_path, r"is no checkpoint itself: give one in it, as .*(checkpoint|Parallel-A)\.")
+    expect(tmp_path, r"is not a checkpoint itself: give one in it, as .*(checkpoint|Parallel-A)\.")
 
 
 def test_the_image_tokenizer_in_the_cache(tmp_path):

@@ -11,6 +11,7 @@ import re
 import sys
 
 from mmada_parallel.tests.hosts import PACK_ROOT, find_host
+from mmada_parallel.tests.nodes.help_tables import PAGES, plain, span, table
 
 LOCALES = PACK_ROOT / "locales"
 LANGUAGES = ("zh", "ja")
@@ -94,7 +95,57 @@ def problems(schemas, language):
         content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
         if not lines and content != translated(words, catalogue):
             lines.append(f"{file.relative_to(PACK_ROOT)} is not what {language}.json gives")
+    for file, text in pages(schemas, language):
+        if not lines and file.read_text(encoding="utf-8") != text:
+            lines.append(f"{file.relative_to(PACK_ROOT)} has other tables")
     return lines
+
+
+WORDS = {
+    "zh": ("输入", "输出", ("参数", "说明", "类型", "必需", "范围"), "默认：`{}`。", ("是", "否")),
+    "ja": (
+        "入力",
+        "出力",
+        ("項目", "説明", "型", "必須", "範囲"),
+        "既定：`{}`。",
+        ("はい", "いいえ"),
+    ),
+}
+"""Of help pages: their headings, the heads of their tables, the default, yes and no."""
+
+
+def localised_page(page, schema, language):
+    """The text of a translated help page with the tables that the schema and the catalogue give."""
+    inputs, outputs, heads, default, (yes, no) = WORDS[language]
+    catalogue = catalogue_of(language)
+    rows = []
+    for each in schema.inputs:
+        value = getattr(each, "default", None)
+        shown = "" if value in (None, "") else default.format(plain(value))
+        about = catalogue.get(each.tooltip, each.tooltip) + shown
+        name = each.display_name or each.id
+        name = f"{catalogue.get(name, name)} `{name}`"
+        rows.append((name, about, each.io_type, no if each.optional else yes, span(each)))
+    results = [
+        (
+            f"{catalogue.get(o.display_name, o.display_name)} `{o.display_name}`",
+            catalogue.get(o.tooltip, o.tooltip),
+            o.io_type,
+        )
+        for o in schema.outputs
+    ]
+    for title, content in ((inputs, table(heads, rows)), (outputs, table(heads[:3], results))):
+        pattern = rf"(?<=## {title}\n\n)(\|[^\n]*\n)*"
+        page = re.sub(pattern, lambda _, content=content: f"{content}\n", page, count=1)
+    return page
+
+
+def pages(schemas, language):
+    """(file, its text as it should be) of each translated help page."""
+    known = {schema.node_id: schema for schema in schemas}
+    for file in sorted(PAGES.glob(f"*/{language}.md")):
+        text = file.read_text(encoding="utf-8")
+        yield file, localised_page(text, known[file.parent.name], language)
 
 
 def schemas_here():
@@ -117,6 +168,8 @@ def write():
             file.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps(translated(words, catalogue), ensure_ascii=False, indent=1)
             file.write_text(f"{text}\n", encoding="utf-8")
+        for file, text in pages(schemas, language):
+            file.write_text(text, encoding="utf-8")
         for line in problems(schemas, language):
             print(f"locales/{language}.json: {line}")
 

@@ -5,7 +5,11 @@ import re
 
 import pytest
 from mmada_parallel.tests.nodes import locales
+from mmada_parallel.tests.nodes.help_tables import PAGES
 from mmada_parallel.tests.nodes.locales import COMMAND, LANGUAGES, LOCALES, problems
+
+
+MAIN_NODES = "Loader EncodeInstruction Denoise DecodeText DecodeImage ParaRLFinetune".split()
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +32,15 @@ def test_the_page_takes_the_translations_as_they_are(language):
     definitions = (LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8")
     texts = locales.sentences(json.loads(definitions))
     assert [text for text in texts if re.search(r"[{}|@]", text)] == []
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_main_nodes_have_a_page(language):
+    nodes = {file.parent.name for file in PAGES.glob(f"*/{language}.md")}
+    assert nodes == {f"MMaDAParallel{name}" for name in MAIN_NODES}
+    for file in PAGES.glob(f"*/{language}.md"):
+        assert "| `" not in file.read_text("utf-8").split("## ")[0]
+        assert file.read_text("utf-8").count("\n|") > 4
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
