@@ -8,8 +8,14 @@ from mmada_parallel.tests.nodes import locales
 from mmada_parallel.tests.nodes.help_tables import PAGES
 from mmada_parallel.tests.nodes.locales import COMMAND, LANGUAGES, LOCALES, problems
 
-
-MAIN_NODES = "Loader EncodeInstruction Denoise DecodeText DecodeImage ParaRLFinetune".split()
+MAIN_NODES = [
+    "Loader",
+    "EncodeInstruction",
+    "Denoise",
+    "DecodeText",
+    "DecodeImage",
+    "ParaRLFinetune",
+]
 
 
 @pytest.fixture(scope="module")
