@@ -210,10 +210,17 @@ def gain(row: Row, name: str = "auto") -> float:
 
 
 def summaries(rows: Sequence[Row]) -> dict[str, Any]:
-    """By which photographs and kind of edit."""
+    """By which photographs and kind of edit. ``in life``: those held out of which a seventh is at
+    least ten image tokens on each side, so that an edit is larger than a token."""
+    groups = {"all": list(rows)}
+    groups |= {half: [row for row in rows if row["photographs"] == half] for half in HALVES}
+    groups["held out, in life"] = [
+        row
+        for row in groups[HALVES[1]]
+        if min(map(int, row["model's size"].split("x"))) >= 10 * SIDE
+    ]
     tables: dict[str, Any] = {}
-    for name, wanted in (("all", HALVES), *((half, (half,)) for half in HALVES)):
-        those = [row for row in rows if row["photographs"] in wanted]
+    for name, those in groups.items():
         kinds = {row["kind"]: [r for r in those if r["kind"] == row["kind"]] for row in those}
         tables[name] = {kind: summary(values) for kind, values in kinds.items()}
         masked = [row for row in those if "recall" in row]
@@ -374,6 +381,8 @@ def main() -> None:
         _write(results, args.out)
     if "edits" in args.only:
         edited(args.photos, args.seed, results, args.out)
+        results["edits"] = summaries(results["cases"])
+        _write(results, args.out)
     print(json.dumps({name: part for name, part in results.items() if name != "cases"}, indent=1))
 
 
