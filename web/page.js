@@ -102,7 +102,7 @@ export function allNodes() {
 
 /** The node of this class from which `node` gets `type`, through nodes that pass it on. */
 export function sourceOf(node, type, comfyClass) {
-  for (let i = 0; node && i < MOST_NODES; i++) {
+  for (let i = 0; node?.graph && i < MOST_NODES; i++) {
     if (node.comfyClass === comfyClass) return node
     const slot = node.inputs?.findIndex((input) => input.type === type) ?? -1
     node = slot < 0 ? null : node.getInputNode(slot)

@@ -85,6 +85,7 @@ function valueFrom(source, kind) {
 
 /** Widgets of `node` whose input is linked show what comes in; unlinked, what was typed. */
 function showLinked(node) {
+  if (!node.graph) return // it was removed, or made for a look alone
   node.inputs?.forEach((input, slot) => {
     const widget = input.widget && widgetOf(node, input.widget.name)
     const kind = typeof widget?.value

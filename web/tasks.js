@@ -34,7 +34,7 @@ function showSides(node, family) {
 
 async function offer(node) {
   const task = widgetOf(node, 'task')
-  if (!task) return
+  if (!task || !node.graph) return
   task.allTasks ??= task.options.values
   const family = await familyOf(node)
   const fits = (name) => !family || name === 'auto' || family.tasks.includes(name)

@@ -16,6 +16,7 @@ WANTED = {
 }
 """The first of the pack's nodes for a search. The page ranks a word in a name before one in an
 alias, so that two of them come after a node with the word in its name."""
+BLUEPRINT = "Edit with MMaDA-Parallel"
 RESULTS = """() => [...document.querySelectorAll('[role=option], [data-testid=result-item]')]
     .map((one) => one.innerText.replaceAll('\\u00a0', ' '))"""
 TYPES = ("MMADA_MODEL", "MMADA_PROMPT", "MMADA_TOKENS", "MMADA_TRAJECTORY", "MMADA_DATASET")
@@ -42,7 +43,11 @@ def test_the_right_node_is_found(comfy_page):
     comfy_page.load(WORKFLOW, "search")
     comfy_page.run_command("Workspace.SearchBox.Toggle")
     for query, names in WANTED.items():
-        assert found(comfy_page, query)[: len(names)] == names, query
+        results = found(comfy_page, query)
+        if results[0] == BLUEPRINT:  # the oldest page has none
+            assert query == "edit"
+            results = results[1:]
+        assert results[: len(names)] == names, query
 
 
 def luminance(colour):
