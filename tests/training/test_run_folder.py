@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 from mmada_parallel.mmp_core import InputError
 from mmada_parallel.training.loop.folder import RunFolder
@@ -37,6 +39,15 @@ def test_a_log_that_cannot_be_written_is_told(tmp_path):
     folder.log_file.mkdir()
     with pytest.raises(InputError, match="could not be written"):
         folder.log({"step": 1})
+
+
+def test_a_closed_folder_leaves_no_thread(tmp_path):
+    pytest.importorskip("tensorboard")
+    folder, before = RunFolder(tmp_path), threading.active_count()
+    folder.log({"step": 1, "loss": 0.5})
+    assert threading.active_count() > before
+    folder.close()
+    assert threading.active_count() == before
 
 
 def test_tensorboard_shows_each_step_once(tmp_path):

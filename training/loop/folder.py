@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,15 @@ class RunFolder:
                     board.add_scalar(name, value, step)
                 board.flush()
         except OSError:  # the disk is full: the run has its log
+            self.close()
             self._board = False
+
+    def close(self) -> None:
+        """End TensorBoard's thread, until there is more to show."""
+        board, self._board = self._board, None
+        if board:
+            with suppress(OSError):
+                board.close()
 
     def lines(self) -> list[dict[str, float]]:
         """The log so far, up to a line that was cut off."""

@@ -150,8 +150,11 @@ class TrainingRun:
         self.folder.path.mkdir(parents=True, exist_ok=True)
         if not self.step and self.folder.saved_step is None:
             self.watch.refuse_leftovers()
-        with torch.inference_mode(False), torch.enable_grad():
-            self._train(callback, progress)
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                self._train(callback, progress)
+        finally:
+            self.folder.close()
 
     def _train(self, callback: StepCallback | None, progress: PhaseCallback | None) -> None:
         try:
