@@ -160,7 +160,8 @@ def test_the_template_works_by_it(viewer):
     viewer.close_up("template-stopped", FIRST, SECOND)
     first, second = viewer.state(FIRST), viewer.state(SECOND)
     assert first["masked"] and first["goesOn"]
-    assert second["masked"] == 0 and not second["goesOn"] and not second["note"]
+    assert second["masked"] == 0 and not second["goesOn"]
+    assert second["note"].startswith("Recommended for MMaDA-Parallel-A")
     viewer.check_no_complaints()
 
 
