@@ -89,3 +89,13 @@ def test_what_does_not_belong_together_is_refused(put_back, encoded):
     ):
         with pytest.raises(InputError, match=message):
             call()
+
+
+def test_a_list_of_pictures_of_several_sizes(put_back, encoded):
+    """ComfyUI runs the nodes once for each item of a list."""
+    originals = [pictures(size=size) for size in ((300, 420), (420, 300), (77, 500), (1024, 96))]
+    for original in originals:
+        prompt = encoded(original)
+        output = put_back(prompt, original, edited(prompt))
+        assert output[0].shape == original.shape
+        assert_put_back(output, original)
