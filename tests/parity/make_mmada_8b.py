@@ -43,7 +43,7 @@ CASES = {
     "t08_no_words": T2I | dict(prompt="", seed=8),
     "t09_bf16": T2I | dict(dtype="bf16", seed=9),
     "t10_one_step": T2I | dict(steps=1, seed=10),
-    "u01_script_like": MMU | dict(codes=1024, length=128, steps=64, block=32),
+    "u01_whole_picture": MMU | dict(codes=1024, length=32, steps=8, block=16),
     "u02_three_blocks": MMU,
     "u03_guided": MMU | dict(guidance=1.5, seed=3),
     "u04_noisy": MMU | dict(temperature=0.7, guidance=0.5, seed=4),
