@@ -11,12 +11,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ..options import Option
 from .placement import Box, Size
 
 UNPAINTED = 0.05
 """Values below this are unpainted: what resizing and lossy files leave beside a stroke."""
 _ROUNDING = 1e-5
 """Shares of an image token up to this are rounding."""
+_COVERAGE = Option(float, 0.0, "", low=0.0, high=1.0, name="coverage")
+_GROW = Option(int, 0, "", low=0, high=4096, name="grow")
 Region = tuple[int, int, int, int]
 """Left, top, right and bottom edge of a part of a picture, in whole pixels."""
 
@@ -67,6 +70,8 @@ def cells_of(
     ``mask``, ``box``: as for :func:`covered`. ``coverage``: 0 … 1; 0 takes every token that is
     touched.
     """
+    _COVERAGE.check(coverage)
+    _GROW.check(grow)
     cells = covered(mask, grid, box) > coverage + _ROUNDING
     if not grow:
         return cells

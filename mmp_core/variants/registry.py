@@ -28,7 +28,7 @@ def variant_named(name: str | Variant) -> Variant:
         if _plain(name) in (_plain(variant.id), _plain(variant.name)):
             return variant
     known = ", ".join(f"{variant.id} ({variant.name})" for variant in VARIANTS)
-    raise InputError(f"{name!r} is not a checkpoint family; expected {known}.")
+    raise InputError(f"{shown(name)} is not a checkpoint family; expected {known}.")
 
 
 def _plain(name: str) -> str:

@@ -43,7 +43,7 @@ from mmada_parallel.training.dpo.preferences import open_preferences, save_prefe
 from mmada_parallel.training.loop.folder import RunFolder
 from mmada_parallel.training.loop.run_file import write_run_file
 from mmada_parallel.training.pararl.votes import VotingRound
-from mmada_parallel.training.rewards.clip import check_clip
+from mmada_parallel.training.rewards.clip_files import check_clip
 from PIL import Image
 from safetensors.torch import save_file
 

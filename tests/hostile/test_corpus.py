@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from mmada_parallel.cli.run_file import read_run_file
 from mmada_parallel.mmp_core import encode_instruction, load_checkpoint
 from mmada_parallel.mmp_core.checkpoint.adapters import adapter_state
 from mmada_parallel.mmp_core.checkpoint.text_tokenizer import check_tokenizer, is_quick
@@ -14,8 +15,10 @@ from mmada_parallel.mmp_core.errors import CheckpointError, InputError
 from mmada_parallel.mmp_core.files import is_plain_name, leads_out
 from mmada_parallel.mmp_core.image.files import load_image
 from mmada_parallel.mmp_core.outside import LONGEST_TEXT
+from mmada_parallel.mmp_core.variants.strangers import NOTE
 from mmada_parallel.tests.mmp_core import tiny
 from mmada_parallel.training.data.dataset import open_dataset
+from mmada_parallel.training.pararl.votes import VotingRound
 from safetensors.torch import load_file, save_file
 
 from .limits import MESSAGE, judged
@@ -320,3 +323,27 @@ def test_the_provenance_of_a_packed_file_may_be_anything(place, tmp_path, proven
     header["__metadata__"]["mmada_parallel"] = json.dumps(about)
     (tmp_path / "a.safetensors").write_bytes(safetensors_bytes(header, data))
     assert load_checkpoint(tmp_path / "a.safetensors").variant.id == "A"
+
+
+@pytest.mark.parametrize("family", [7, [], {}, None, "x", "A" * 10**5])
+def test_a_noted_family_that_is_none(folder, family):
+    (folder / NOTE).write_text(json.dumps({"family": family}))
+    refused(lambda: load_checkpoint(folder))
+    (folder / NOTE).write_text("[" * 100_000)
+    refused(lambda: load_checkpoint(folder), NOTE)
+
+
+@pytest.mark.parametrize("name", ["..", "../a.png", "/etc/passwd", "a\0", "", 7, None])
+def test_votes_that_name_other_files(tmp_path, name):
+    step = tmp_path / "votes" / "step-00001"
+    step.mkdir(parents=True)
+    answer = {"text": "red", "picture": name}
+    group = {"instruction": "a", "source": None, "winners": None, "answers": [answer, answer]}
+    (step / "votes.json").write_text(json.dumps({"answers": "0", "groups": [group]}))
+    refused(lambda: VotingRound(tmp_path, 1).groups(), "votes.json")
+
+
+@pytest.mark.parametrize("line", ["method = []", "method = {}", "method = 7", "[" * 9000, "a"])
+def test_run_files_without_a_method(tmp_path, line):
+    (tmp_path / "run.toml").write_text(line)
+    refused(lambda: read_run_file(tmp_path / "run.toml", {}, []), "run.toml")

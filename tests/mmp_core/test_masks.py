@@ -94,6 +94,9 @@ def test_grow_adds_codes_on_every_side():
     expected[:, 2:5, 2:5] = True
     assert torch.equal(cells_of(mask, (7, 7), grow=1), expected)
     assert cells_of(mask, (7, 7), grow=3).all()
+    for options in ({"grow": -1}, {"grow": 10**9}, {"grow": None}, {"coverage": float("nan")}):
+        with pytest.raises(InputError):
+            cells_of(mask, (7, 7), **options)
 
 
 boxes = st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
