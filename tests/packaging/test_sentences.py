@@ -40,7 +40,7 @@ FLAGGED = {
     r"\bso many (?:items|steps|tokens|parts|measurements|random)\b": "this many",
     r"\bcould not be had\b|\bcannot be had\b": "were not available",
     r"\b(?:the user|user) (?:says|once said)\b": "as you chose",
-    r"\b(?:node|sampler|command|file|checkpoint|pack) (?:wants|likes|thinks|hopes)\b": "what it does",
+    r"\b(?:node|sampler|file|checkpoint|pack) (?:wants|likes|thinks|hopes)\b": "what it does",
     r"\.;": "one full stop",
 }
 """What is found, and what to write instead."""
