@@ -46,6 +46,7 @@ function make(tag, parent, properties = {}) {
 
 class Sheet {
   sheet = null
+  sent = Promise.resolve()
 
   constructor(node) {
     this.node = node
@@ -126,7 +127,9 @@ class Sheet {
     const { run, step } = this.sheet
     const body = JSON.stringify({ run, step, group: number, winners })
     const headers = { 'Content-Type': 'application/json' }
-    const answer = await api.fetchApi(VOTES, { method: 'POST', body, headers }).catch(() => null)
+    const send = () => api.fetchApi(VOTES, { method: 'POST', body, headers }).catch(() => null)
+    this.sent = this.sent.then(send) // in the order of the clicks
+    const answer = await this.sent
     if (!answer?.ok) {
       group.winners = before
       this.mark(group)

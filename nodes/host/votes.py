@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import folder_paths
@@ -15,6 +16,9 @@ from server import PromptServer
 from ...mmp_core import InputError
 from ...training.pararl.votes import VotingRound, rounds, waiting_round
 from .folders import FileState, file_states, newest_run, runs_folder
+
+_one_at_a_time = Lock()
+"""A vote reads the file, and writes it anew with one group changed."""
 
 
 def waits(run_name: str) -> bool:
@@ -64,7 +68,8 @@ def vote(vote: dict[str, Any]) -> None:
         raise InputError("This step does not wait for votes any longer: load the sheet again.")
     if winners is not None and not isinstance(winners, list):
         raise InputError("winners is not a list of numbers.")
-    waiting.vote(group, winners)
+    with _one_at_a_time:
+        waiting.vote(group, winners)
 
 
 async def _answered(do: Callable[[], Any]) -> web.Response:

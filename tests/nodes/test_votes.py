@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from mmada_parallel.mmp_core import InputError
@@ -48,6 +49,19 @@ def test_a_run_waits_and_goes_on_when_queued_again(pararl, shown, output, votes,
     assert done.result[2] == 2 and "Done." in done.ui["text"][0]
     assert votes.sheet_of("run") is None and not votes.waits("run")
     assert [path.name for path in output.iterdir() if path.is_dir()] == ["run_00001"]
+
+
+def test_no_vote_of_many_at_once_is_lost(pararl, votes):  # noqa: F811
+    pararl(reward="your votes", batch_size=3)
+    for winners in ([1], [2], None, [1, 2]):
+        marks = [
+            {"run": "run_00001", "step": 0, "group": number, "winners": winners}
+            for number in (1, 2, 3)
+        ]
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(votes.vote, marks))
+        found = [group["winners"] for group in votes.sheet_of("run")["groups"]]
+        assert found == 3 * [winners and tuple(winners)]
 
 
 def test_what_no_page_sends_is_refused(pararl, votes, output):  # noqa: F811
