@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ def _streamed(layer: nn.Module, device: torch.device, x: Tensor) -> Tensor:
         with _brought(layer, device):
             if isinstance(layer, WeightOnlyLinear):
                 return gradient @ layer.dequantised(gradient.dtype)
-            return gradient @ layer.weight
+            return gradient @ cast(Tensor, layer.weight)
 
     if x.requires_grad and torch.is_grad_enabled():
         return FrozenFunction.apply(x, product, pull_back)
