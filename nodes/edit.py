@@ -311,7 +311,8 @@ class ExtendCanvas(io.ComfyNode):
     ) -> bool | str:
         """Refuse what adds nothing when it is queued. None: that side is linked."""
         sides = (left, top, right, bottom)
-        if any(side is not None and not 0 <= side <= _LARGEST for side in sides):
+        given = [side for side in sides if side is not None]
+        if not all(isinstance(side, int) and 0 <= side <= _LARGEST for side in given):
             return f"A side is out of range: expected 0 to {_LARGEST} pixels."
         if any(side != 0 for side in sides):
             return True

@@ -209,7 +209,7 @@ def token_files() -> list[str]:
 
 def token_file(name: str) -> Path:
     """The file of a name as :func:`token_files` gives them, of any depth. Raises ``InputError``."""
-    inside, root = folder_paths.annotated_filepath(name)
+    inside, root = folder_paths.annotated_filepath(checked_text(name, "file"))
     root = Path(root or folder_paths.get_input_directory()).absolute()
     file = Path(os.path.normpath(root / inside.strip()))
     if not (file.is_relative_to(root) and file.name.endswith(TOKENS_ENDING) and file.is_file()):
@@ -305,7 +305,7 @@ def preference_sets() -> dict[str, Path]:
 def preference_set(name: str) -> Path:
     """Raises ``InputError`` for a folder that :func:`preference_sets` does not list."""
     sets = preference_sets()
-    if name not in sets:
+    if checked_text(name, "preferences") not in sets:
         raise InputError(
             f"{name!r} is no folder of picks in {_preferences()}: give Pick Sample a name to keep "
             "its picks under, pick, then press R."

@@ -157,3 +157,18 @@ def test_memory_that_runs_out_is_one_sentence(nodes, guarded, model, monkeypatch
     with pytest.raises(torch.OutOfMemoryError):  # ComfyUI frees its memory at that
         guarded["DecodeImage"].PREPARE_CLASS_CLONE(None).execute(**given)
     assert "ran out of memory" in refused(guarded["DecodeImage"], **given)
+
+
+@pytest.mark.parametrize(
+    "value", [7, -1, 2**70, math.nan, "4", "", "\0", "\ud800", [1, "a"], {}, None]
+)
+def test_any_widget_can_be_checked_when_it_is_queued(guarded, value):
+    for node in guarded.values():
+        if "validate_inputs" not in node.__dict__:
+            continue
+        code = node.__dict__["validate_inputs"].__func__.__code__
+        for name in code.co_varnames[1 : code.co_argcount]:
+            kind = next(i for i in node.define_schema().inputs if i.id == name).get_io_type()
+            given = str(value) if kind == "STRING" and value is not None else value  # as ComfyUI
+            said = node.validate_inputs(**{name: given})
+            assert said is True or (isinstance(said, str) and "\n" not in said)
