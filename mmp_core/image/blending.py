@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .placement import Box, Placement, Size
 
-_STRIP_PIXELS = 2**20
+_STRIP_PIXELS = 2**18
 _BRIGHTNESS = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -171,19 +171,17 @@ class _Enlarged:
         return (whole.clip(0, 1) * 255).round().astype(np.uint8)
 
     def colours(self, part: Part, before: np.ndarray) -> np.ndarray:
-        """(h, w, 3) of what the layer makes of ``before`` (h, w, 3 or 1), all float32."""
+        """(3, h, w) of what the layer makes of ``before`` (3 or 1, h, w), all float32."""
         cubic, linear = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
-        after = np.stack([self._part(one, part, cubic) for one in self._shift], 2)
+        after = np.stack([self._part(one, part, cubic) for one in self._shift])
         for i, row in enumerate(self._gain or ()):
             for j, one in enumerate(row):
-                after[..., i] += (
-                    self._part(one, part, linear) * before[..., min(j, before.shape[2] - 1)]
-                )
+                after[i] += self._part(one, part, linear) * before[min(j, len(before) - 1)]
         if self._fine:
             picture, coarse, share = self._fine
-            lacking = self._part(picture, part, cubic).astype(np.float32) / 255
-            lacking -= np.stack([self._part(one, part, cubic) for one in coarse], 2)
-            after += lacking * self._part(share, part, linear)[..., None]
+            lacking = self._part(picture, part, cubic).transpose(2, 0, 1).astype(np.float32) / 255
+            lacking -= np.stack([self._part(one, part, cubic) for one in coarse])
+            after += lacking * self._part(share, part, linear)
         return after
 
     def _map(self, values: Tensor) -> Image.Image:
@@ -213,13 +211,18 @@ class _Enlarged:
 
 def _mixed(part: np.ndarray, used: np.ndarray, layer: _Enlarged, place: Part) -> np.ndarray:
     white, colours = white_of(part), 3 if part.shape[2] >= 3 else 1
-    weight = used[..., None].astype(np.float32) / 255
-    before = part[..., :colours].astype(np.float32) / white
-    after = layer.colours(place, before)
+    before = np.ascontiguousarray(part[..., :colours].transpose(2, 0, 1)).astype(np.float32)
+    before /= white
+    mixed = layer.colours(place, before)
     if colours == 1:
-        after = (after @ _BRIGHTNESS)[..., None]
-    mixed = (before + weight * (after - before)).clip(0, 1) * white
-    mixed = mixed.round() if part.dtype.kind == "u" else mixed
-    whole = part.copy()
-    np.copyto(whole[..., :colours], mixed.astype(part.dtype), where=used[..., None] > 0)
+        mixed = np.tensordot(_BRIGHTNESS, mixed, 1)[None]
+    mixed -= before
+    mixed *= used.astype(np.float32) / 255
+    mixed += before
+    mixed = mixed.clip(0, 1, out=mixed)
+    mixed *= white
+    mixed = np.rint(mixed, out=mixed) if part.dtype.kind == "u" else mixed
+    whole, new = part.copy(), mixed.astype(part.dtype)
+    for i in range(colours):
+        np.copyto(whole[..., i], new[i], where=used > 0)
     return whole
