@@ -139,7 +139,8 @@ def measured(case: Case) -> dict[str, float]:
     pictures, used = {}, np.zeros(truth.shape[:2], np.uint8)
     for fill in FILLS:
         pictures[fill], used = _put_back(case, PutBackSettings(fill=fill))
-        values["untouched"] = float((pictures[fill][used == 0] == original[used == 0]).all())
+        same = (pictures[fill][used == 0] == original[used == 0]).all()
+        values["untouched"] = min(values.get("untouched", 1.0), float(same))
     result = decode_image(case.model, case.result)[0]
     pictures["enlarged"] = np.asarray(result.resize(case.photo.size, Image.Resampling.BICUBIC))
     left, top, right, bottom = case.placement.box
