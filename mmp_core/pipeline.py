@@ -92,29 +92,25 @@ def encode_instruction(
             around = _around(model, mask, codes, answer, coverage, grow)
             initial = replace(initial, image=around.expand(batch, -1, -1))
     codes = None if codes is None else codes.expand(batch, -1, -1)
-    prompt = _prompt(model, task, instruction, codes, second, initial)
+
+    def prompt(words: str) -> Prompt:
+        if not task:
+            return model.layout.encode(words, codes, initial)
+        return model.layout.encode_task(task, words, codes, second, initial)
+
     if not negative.strip():
-        return prompt
+        return prompt(instruction)
+    _check_reads(model, task)
+    return replace(prompt(instruction), negative=prompt(negative).instruction)
+
+
+def _check_reads(model: Model, task: str) -> None:
+    """Refuse a negative instruction for a task that has none."""
     if task and not model.variant.tasks[task].reads_instruction:
         raise InputError(
             f"{model.variant.name} does not read an instruction for the task {task!r}, nor a "
             "negative one: leave it empty."
         )
-    opposite = _prompt(model, task, negative, codes, second, initial)
-    return replace(prompt, negative=opposite.instruction)
-
-
-def _prompt(
-    model: Model,
-    task: str,
-    instruction: str,
-    codes: Tensor | None,
-    second: Tensor | None,
-    initial: TokenState,
-) -> Prompt:
-    if not task:
-        return model.layout.encode(instruction, codes, initial)
-    return model.layout.encode_task(task, instruction, codes, second, initial)
 
 
 def _answered(
