@@ -24,11 +24,8 @@ from ..mmp_core.memory import free_bytes
 from ..mmp_core.model.config import LAYER_SETS
 from ..mmp_core.options import options_of
 from ..training.cases import Case
-from ..training.data.dataset import BadItems, EditDataset, joined, open_dataset, tokenised
-from ..training.data.guard import guard_of
 from ..training.data.registry import GENERATED
 from ..training.data.settings import DataSettings
-from ..training.data.variations import varied
 from ..training.dpo.preferences import open_preferences
 from ..training.dpo.run import DPORun
 from ..training.dpo.settings import DPOSettings
@@ -37,11 +34,10 @@ from ..training.loop.ranks import AcceleratedRanks, Ranks, launched_ranks
 from ..training.loop.run import TrainingRun, Waiting
 from ..training.loop.run_file import NAME, write_run_file
 from ..training.loop.settings import RunSettings
-from ..training.loop.watch import MOST_SAMPLES, Watched
 from ..training.pararl.run import ParaRLRun
 from ..training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
 from ..training.rewards.clip import ClipScorer, clip_folder
-from ..training.rewards.registry import by_votes, placed_spec, weighted_reward
+from ..training.rewards.registry import placed_spec, weighted_reward
 from ..training.sft.run import SFTRun
 from ..training.sft.settings import SFTSettings
 from ..training.weights.adapter_files import base_metadata, read_adapter, save_adapter
@@ -50,9 +46,17 @@ from ..training.weights.offload import offload, streamed_bytes
 from ..training.weights.policies import FullWeights, LoRA, Policy, is_dora, rank_and_layers
 from ..training.weights.settings import AdapterSettings
 from ..training.weights.sharded import ShardedWeights
-from ..views.strip import samples_strip
 from .model import load_model, memory_explained, note, pick_device
 from .options import given
+from .training_data import (
+    cases_from,
+    data_settings,
+    dataset_of,
+    place_and_repeats,
+    placed_source,
+    run_folder,
+    watched_cases,
+)
 from .training_options import ROLLOUTS
 from .votes import say_where_to_vote
 
@@ -60,8 +64,6 @@ _PLACES = ("model", "held_out_data", "guard", "samples")
 Save = Callable[[Mapping[str, Tensor]], Path]
 """Writes trained weights; where they are."""
 
-_GENERATED_CASES = 1000
-_MOST_REPEATS = 1000
 _MICRO_BATCHES = (64, 32, 16, 8, 4, 2, 1)
 _SHARE = 0.9
 """Of a GPU's free memory, that may be counted on."""
@@ -91,7 +93,7 @@ def pararl(args: argparse.Namespace) -> None:
     args.data = args.data or ["demo"]
     if not args.reward and args.data[0] not in GENERATED:
         raise InputError("--reward: say what to train for, such as clip:FOLDER.")
-    dataset = _dataset(args)
+    dataset = dataset_of(args)
     device = pick_device(args.device)
     reward = weighted_reward(
         args.reward or [GENERATED[args.data[0]].reward],
@@ -99,7 +101,7 @@ def pararl(args: argparse.Namespace) -> None:
         dataset,
     )
     with memory_explained():
-        cases = partial(_tokenised, args, dataset, need_target=False)
+        cases = partial(cases_from, args, dataset, need_target=False)
         parts = _prepared(args, cases, settings, pararl_bytes, need_target=False)
         run = ParaRLRun(reward=reward, **parts)
         rollouts = {name: getattr(settings.sampler, name) for name in ROLLOUTS}
@@ -118,9 +120,9 @@ def sft(args: argparse.Namespace) -> None:
         raise InputError("--data needs --output FILE.safetensors: where the adapter goes.")
     settings = SFTSettings(**given(args, options_of(SFTSettings)))
     _check_places(args)
-    dataset = _dataset(args)
+    dataset = dataset_of(args)
     with memory_explained():
-        cases = partial(_tokenised, args, dataset, need_target=True)
+        cases = partial(cases_from, args, dataset, need_target=True)
         run = SFTRun(**_prepared(args, cases, settings, sft_bytes, need_target=True))
         _train(args, run, ("text_loss", "image_loss"), partial(_save, args, run))
 
@@ -128,7 +130,9 @@ def sft(args: argparse.Namespace) -> None:
 def dpo(args: argparse.Namespace) -> None:
     settings = DPOSettings(**given(args, options_of(DPOSettings)))
     _check_places(args)
-    sources = [(open_preferences(place), times) for place, times in map(_source_of, args.data)]
+    sources = [
+        (open_preferences(place), times) for place, times in map(place_and_repeats, args.data)
+    ]
 
     def cases(model: Model) -> list[Case]:
         read = [case for picks, times in sources for case in picks.cases(model) * times]
@@ -164,17 +168,13 @@ def _check_places(args: argparse.Namespace) -> None:
     writable_file(args.output, "--output", (".safetensors",))
     if args.full:
         check_source(_source(args))
-    _check_run_folder(args, _folder(args), "--run-folder")
+    _check_run_folder(args, run_folder(args), "--run-folder")
 
 
 def _source(args: argparse.Namespace) -> Source:
     return open_checkpoint(
         args.model, image_tokenizer_path=args.image_tokenizer, family=args.family
     )
-
-
-def _folder(args: argparse.Namespace) -> Path:
-    return args.run_folder or args.output.with_name(f"{args.output.stem}-run")
 
 
 def _check_run_folder(args: argparse.Namespace, folder: Path, option: str) -> None:
@@ -190,47 +190,6 @@ def _check_run_folder(args: argparse.Namespace, folder: Path, option: str) -> No
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _placed_source(source: str) -> str:
-    place, repeats = _source_of(source)
-    return f"{place if place in GENERATED else Path(place).absolute()}={repeats}"
-
-
-def _dataset(args: argparse.Namespace) -> EditDataset:
-    settings, bad_items = _data_settings(args), args.bad_items or "skip"
-    sources = [_source_of(source) for source in args.data]
-    return joined(
-        [_opened(place, args.cases, bad_items, settings, repeats) for place, repeats in sources]
-    )
-
-
-def _data_settings(args: argparse.Namespace) -> DataSettings:
-    return DataSettings(**given(args, options_of(DataSettings)))
-
-
-def _source_of(text: str) -> tuple[str, int]:
-    """The place and the repeats of ``PATH=REPEATS``; a place may have = in its name."""
-    place, mark, repeats = text.rpartition("=")
-    if mark and repeats.isdecimal() and not checked_path(text, "--data").exists():
-        if not 1 <= int(repeats) <= _MOST_REPEATS:
-            raise InputError(f"--data {text}: repeat it 1 to {_MOST_REPEATS} times.")
-        return place, int(repeats)
-    return text, 1
-
-
-def _opened(
-    place: str,
-    limit: int | None = None,
-    bad_items: BadItems = "skip",
-    settings: DataSettings | None = None,
-    repeats: int = 1,
-) -> EditDataset:
-    settings = settings or DataSettings()
-    if place in GENERATED:
-        dataset = GENERATED[place].make(limit or _GENERATED_CASES)
-        return replace(dataset, items=tuple(varied(dataset.items, settings, repeats)))
-    return open_dataset(place, bad_items=bad_items, limit=limit, settings=settings, repeats=repeats)
-
-
 def _prepared(
     args: argparse.Namespace,
     cases_for: Callable[[Model], Sequence[Case]],
@@ -243,14 +202,14 @@ def _prepared(
     ranks, model = _ranks(args), _loaded(args, settings)
     with ranks.first_one_first():  # the others then find the first one's cache
         cases = cases_for(model)
-        watched = _watched(args, model, need_target)
+        watched = watched_cases(args, model, need_target)
     settings, policy = _fitted(args, model, cases, settings, bytes_of), _policy(args, model, ranks)
-    names = (Path(_source_of(source)[0]).name for source in args.data)
+    names = (Path(place_and_repeats(source)[0]).name for source in args.data)
     about = {"dataset": " + ".join(names)}
     if args.lora:
         about["loras"] = ", ".join(f"{file.name}:{strength:g}" for file, strength in args.lora)
     parts = {"model": model, "cases": cases, "settings": settings, "policy": policy}
-    more = {"folder": _folder(args), "ranks": ranks, "watched": watched, "about": about}
+    more = {"folder": run_folder(args), "ranks": ranks, "watched": watched, "about": about}
     return {**parts, **more}
 
 
@@ -270,26 +229,6 @@ def _loaded(args: argparse.Namespace, settings: RunSettings) -> Model:
     return replace(model, device=torch.device(device))
 
 
-def _watched(args: argparse.Namespace, model: Model, need_target: bool) -> Watched:
-    def cases_of(
-        place: str | None, need_target: bool, limit: int | None = None, words: Any = None
-    ) -> Sequence[Case]:
-        if place is None:
-            return ()
-        return _tokenised(args, _opened(place, limit, settings=words), model, need_target)
-
-    guard: Sequence[Case] = ()
-    if args.guard is not None:
-        guard = cases_of(None if args.guard == "none" else args.guard, True)
-    elif model.place and (items := guard_of(model.place)):
-        guard = _tokenised(args, items, model, True)
-    samples = cases_of(args.samples, False, MOST_SAMPLES)
-    need_target = need_target or by_votes(getattr(args, "reward", None) or ())
-    words = replace(_data_settings(args), mirrored=False, crops=0)
-    held_out = cases_of(args.held_out_data, need_target, words=words)
-    return Watched(held_out, guard, samples, samples_strip)
-
-
 def _write_run_file(args: argparse.Namespace, run: TrainingRun, **rollouts: Any) -> None:
     """Write what ``args`` say, and what was chosen where they do not, beside the run."""
     if not run.ranks.first:
@@ -298,7 +237,7 @@ def _write_run_file(args: argparse.Namespace, run: TrainingRun, **rollouts: Any)
     values = {name: _placed(name, getattr(args, name)) for name in sorted(own)}
     if args.data is not None:
         values |= {} if args.full else vars(_adapter(args))
-        values |= {} if run.kind == DPORun.kind else vars(_data_settings(args))
+        values |= {} if run.kind == DPORun.kind else vars(data_settings(args))
     settings = {name: getattr(run.settings, name) for name in options_of(run.settings)}
     write_run_file(run.folder.path / NAME, run.kind, {**values, **settings, **rollouts})
 
@@ -312,7 +251,7 @@ def _placed(name: str, value: Any) -> Any:
     if name == "reward":
         return value and [placed_spec(spec) for spec in value]
     if name == "data":
-        return value and [_placed_source(source) for source in value]
+        return value and [placed_source(source) for source in value]
     if name in _PLACES and value not in (None, "none", "demo", *GENERATED):
         return Path(value).absolute()
     return value
@@ -322,29 +261,6 @@ def _ranks(args: argparse.Namespace) -> Ranks:
     ranks = launched_ranks(pick_device(args.device))
     args.quiet = args.quiet or not ranks.first
     return ranks
-
-
-def _tokenised(
-    args: argparse.Namespace, dataset: EditDataset, model: Model, need_target: bool
-) -> Sequence[Case]:
-    with tqdm(desc="tokenising", unit="picture", delay=1, disable=args.quiet) as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        cases = tokenised(
-            dataset,
-            model,
-            cache=_folder(args) / "codes.safetensors",
-            need_target=need_target,
-            text_length=args.text_length,
-            callback=advance,
-        )
-    for name, reason in cases.skipped:
-        note(args, f"skipped {name}: {reason}")
-    note(args, " ".join(filter(None, (f"{len(cases)} cases of {dataset.place}.", cases.note))))
-    return cases
 
 
 def _fitted(
@@ -483,6 +399,6 @@ def _save(args: argparse.Namespace, run: TrainingRun, weights: Mapping[str, Tens
     except OSError as error:
         raise InputError(
             f"{args.output} cannot be written ({error.strerror or error}): --resume with another "
-            f"--output and --run-folder {_folder(args)}."
+            f"--output and --run-folder {run_folder(args)}."
         ) from None
     return args.output
