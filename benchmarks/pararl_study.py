@@ -29,8 +29,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from mmada_parallel.benchmarks import open_tasks
-from mmada_parallel.demo import evaluate, world
+from mmada_parallel.demo import evaluate, open_tasks, world
 from mmada_parallel.demo.dataset import HELD_OUT, cases_of
 from mmada_parallel.demo.reward import CheckerReward
 from mmada_parallel.mmp_core import Model, SamplerSettings, load_checkpoint

@@ -145,7 +145,7 @@ def observe_batches(host, situation):
         "whole": Cramped(host, situation, BATCH).run(),
         "split": Cramped(host, situation, 2).run(),
         "streamed": Cramped(host, situation, 1, weights=0.5).run(),
-        "halved": Cramped(host, situation, 2).run(at_once=4),
+        "halved": Cramped(host, situation, 1).run(at_once=4),
         "too small": Cramped(host, situation, 0.5, weights=0.0).run(),
     }
 

@@ -15,6 +15,7 @@ NEWER = {
     "MMaDAParallelCompareAdapters",
     "MMaDAParallelConvertCheckpoint",
     "MMaDAParallelInstructions",
+    "MMaDAParallelPreferenceFinetune",
     "MMaDAParallelPutBack",
     "MMaDAParallelVary",
 }

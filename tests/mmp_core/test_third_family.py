@@ -176,7 +176,7 @@ def test_tokens_are_saved_and_edited(model, prompt, tmp_path):
         wider = extended(prompt.starting_from(final), left=1, top=0, right=0, bottom=0)
         assert wider.initial.grid == (3, 5)
     other = load_checkpoint(tiny.write_checkpoint(tmp_path / "other", "A"))
-    with pytest.raises(InputError, match="a different variant"):
+    with pytest.raises(InputError, match="another variant"):
         load_tokens(tmp_path / "tokens.safetensors", other)
 
 

@@ -59,6 +59,8 @@ def test_datasets_of_the_input_folder_are_offered(names, input_folder):
     (input_folder / "loop").symlink_to(input_folder / "more")
     assert names() == [
         "demo (toy world)",
+        "demo: open instructions",
+        "demo: a new word",
         "loop/data.jsonl",
         "loop/deep",
         "more/data.jsonl",

@@ -150,6 +150,8 @@ class TrainingRun:
         self.folder.path.mkdir(parents=True, exist_ok=True)
         if not self.step and self.folder.saved_step is None:
             self.watch.refuse_leftovers()
+            if self.ranks.first:
+                self.folder.forget_after(0)  # of a run that ended before it was ever saved
         try:
             with torch.inference_mode(False), torch.enable_grad():
                 self._train(callback, progress)
