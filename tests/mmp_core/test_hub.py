@@ -232,8 +232,8 @@ def interrupted(*args):
 
 
 def killed_at_random_moments(action, seed, result, forget, longest=0.5, kills=10):
-    """Run ``action`` in a child again and again until so many kills hit, without warning; then
-    to its end. Never is there half of a ``result``; one that is whole before a kill is forgotten."""
+    """Run ``action`` in a child again and again until so many kills hit, without warning; then to
+    its end. Never is there half of a ``result``; one that is whole before a kill is forgotten."""
     hits, random_moments = 0, random.Random(seed)
     while hits < kills:
         child = os.fork()
