@@ -8,6 +8,7 @@ import pytest
 from mmada_parallel.cli.main import build_parser
 from mmada_parallel.mmp_core.options import options_of
 from mmada_parallel.mmp_core.sampler.settings import SamplerSettings
+from mmada_parallel.mmp_core.variants.registry import VARIANTS
 from mmada_parallel.training.pararl.settings import ParaRLSettings
 from mmada_parallel.training.sft.settings import SFTSettings
 from mmada_parallel.training.weights.settings import AdapterSettings
@@ -81,6 +82,17 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_the_tasks_of_edit_are_those_that_families_have():
+    """Help names them without importing the families, which would take a second."""
+    edit = next(p for p in commands(build_parser()) if p.prog.endswith(" edit"))
+    (action,) = (a for a in edit._actions if a.dest == "task")
+    for variant in VARIANTS:
+        of_pictures = [n for n, t in variant.tasks.items() if t.pictures and t.answer != "text"]
+        if of_pictures:
+            listed = action.help.partition(f"{variant.name}: ")[2].partition(";")[0]
+            assert sorted(listed.split(", ")) == sorted(of_pictures)
 
 
 def test_the_module_is_the_command():
