@@ -19,7 +19,9 @@ from mmada_parallel.tests.training.tiny_cases import (
 from mmada_parallel.training.loop.ranks import Ranks
 from mmada_parallel.training.pararl import run as pararl
 from mmada_parallel.training.pararl.log_probs import log_probs
+from mmada_parallel.training.pararl.objective import RewardScale
 from mmada_parallel.training.pararl.run import ParaRLRun
+from mmada_parallel.training.pararl.scores import score
 from mmada_parallel.training.pararl.settings import ParaRLSettings
 from mmada_parallel.training.rewards.weighted import Weighted
 from mmada_parallel.training.weights.policies import LoRA
@@ -76,14 +78,17 @@ BANDIT = replace(
 )
 
 
-@pytest.mark.parametrize("modality", ["text", "image"])
-def test_a_bandit_finds_the_arm_that_pays(modality, tmp_path):
+@pytest.mark.parametrize(
+    "modality, at", [("text", "trajectory"), ("image", "trajectory"), ("image", "gain")]
+)
+def test_a_bandit_finds_the_arm_that_pays(modality, at, tmp_path):
     """One token to decide, one choice rewarded: its probability goes to 1."""
     model = tiny_model(tmp_path / "model")
     model.transformer.layers["ff_out"].weight *= 4  # the head is frozen, and could say no more
     case = one_open(model, modality)
     reward = redness if modality == "text" else first_is_code(model, 5)
-    run = new_run(model, tmp_path, BANDIT, reward=reward, own=[case])
+    settings = replace(BANDIT, reward_at=at)
+    run = new_run(model, tmp_path, settings, reward=reward, own=[case])
     seen = []
     run.train(lambda _, line: seen.append(line))
     assert seen[0]["reward_mean"] < 0.6
@@ -96,8 +101,8 @@ def test_a_bandit_finds_the_arm_that_pays(modality, tmp_path):
 def test_only_what_was_revealed_in_the_better_rollouts_becomes_likelier(model, tmp_path):
     run = new_run(model, tmp_path, replace(QUICK, learning_rate=1e-3, kl=0.0, clip_norm=1e9))
     rolled = run._roll_out(run.groups(), None)
-    rewards = run._score(rolled, None)
-    scale, _ = run._rescaled(rolled, rewards)
+    rewards = score(model, rolled, run.reward, run.settings).judged
+    scale = RewardScale().including(torch.cat([r.flatten() for r in rewards]))
     found = [pararl.advantages(scale.normalise(r), 0.01) for r in rewards]
 
     def gain():
@@ -126,6 +131,39 @@ def test_rewards_are_asked_for_exactly_so_often(model, tmp_path):
     line = new_run(model, tmp_path / "output", output, reward=reward).advance()
     assert line["reward_calls"] == len(reward.pairs) == 8
     assert {pair.progress for pair in reward.pairs} == {1.0}
+
+
+def test_gain_judges_a_step_by_what_it_changed(model, tmp_path):
+    reward = Counting(brightness)
+    settings = replace(QUICK, reward_at="gain")
+    run = new_run(model, tmp_path, settings, reward=reward)
+    rolled = run._roll_out(run.groups(), None)
+    scores = score(model, rolled, reward, settings)
+    assert (reward.calls, len(reward.pairs)) == (1, scores.calls)
+    total = rolled[0].total_steps
+    for r, rewards, judged in zip(rolled, scores.rewards, scores.judged, strict=True):
+        groups, drawn, size = r.shape
+        at = replace(settings, reward_at="trajectory")
+        assert torch.equal(rewards, score(model, [r], brightness, at).rewards[0])
+        steps = r.steps
+        earlier = replace(r, steps=replace(steps, after=steps.state, index=steps.index - 1))
+        before = score(model, [earlier], brightness, at).rewards[0]
+        assert torch.equal(judged, rewards - before)
+        assert judged.shape == (groups, drawn, size) and before.unique().numel() > 1
+    assert {round(pair.progress * total) for pair in reward.pairs} <= set(range(total + 1))
+    line = run.advance()
+    assert line["reward_calls"] == len(reward.pairs) - scores.calls
+    assert line["tokens"] > 0
+
+
+def test_the_pair_before_a_step_is_scored_once(model, tmp_path):
+    """It is that after the step before, where this one is scored, too."""
+    reward = Counting(brightness)
+    settings = replace(QUICK, reward_at="gain", scored_steps=100)
+    run = new_run(model, tmp_path, settings, reward=reward)
+    run.advance()
+    total = run._latest[0].total_steps
+    assert run.reward_calls == len(reward.pairs) == 8 * (total + 1)
 
 
 def test_metrics_are_those_of_the_rewards(model, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,20 +17,36 @@ from .log_probs import image_choices
 from .rollout import Rollouts, ScoredSteps
 
 
-def trajectory_pairs(model: Model, rollouts: Rollouts, *, micro_batch: int) -> list[Pair]:
+def trajectory_pairs(
+    model: Model, rollouts: Rollouts, *, micro_batch: int, before: bool = False
+) -> list[Pair]:
     """One pair per scored step: the tokens after it, and for masked image codes the model's
-    likeliest, asked anew given just those.
+    likeliest, asked anew given just those. ``before``: the tokens before it instead, for those of
+    :func:`needs_before`.
 
     The sampler's own guess was made before the step, at random: it cannot agree with what the step
     unmasked, so a reward of it says next to nothing about the step.
     """
     _, drawn, size = rollouts.shape
-    steps = rollouts.steps
+    steps, cases = rollouts.steps, rollouts.cases(drawn * size)
+    if before:
+        rows = needs_before(rollouts).nonzero()[:, 0]
+        cases = [cases[row] for row in rows.tolist()]
+        steps = steps[rows]
+        steps = replace(steps, after=steps.state, index=steps.index - 1)
     parts = [steps[i : i + micro_batch] for i in range(0, len(steps), micro_batch)]
     guess = torch.cat([_likeliest_picture(model, part) for part in parts])
     progress = [(index + 1) / rollouts.total_steps for index in steps.index.tolist()]
     shown = TokenState(steps.after.text, guess)
-    return _pairs(model, shown, rollouts.cases(drawn * size), progress, micro_batch)
+    return _pairs(model, shown, cases, progress, micro_batch)
+
+
+def needs_before(rollouts: Rollouts) -> Tensor:
+    """(M,) bool: scored steps whose predecessor is none, so that its pair is not that before."""
+    index = rollouts.steps.index.view(rollouts.shape)
+    first = torch.ones_like(index, dtype=torch.bool)
+    first[:, 1:] = index[:, 1:] != index[:, :-1] + 1
+    return first.flatten()
 
 
 def final_pairs(model: Model, rollouts: Rollouts, *, micro_batch: int) -> list[Pair]:

@@ -14,6 +14,8 @@ The authors released no code. Where the paper is silent, this is done (see also
   ("old": its main text; has no gradient in the first inner epoch).
 - The partial picture is completed by the model's likeliest codes given the tokens after the step;
   masked text is left out.
+- A step may be judged by its gain, the reward after it minus that before it, instead of by the
+  reward after it ("trajectory", as in the paper), which earlier steps have a share in.
 - Rollouts are sampled without guidance, at temperature 1, in fewer steps than the paper's answers;
   with guidance it is the guided policy that is trained, through all its branches.
 - Prompts are drawn without replacement, all of them before any returns.
@@ -47,8 +49,9 @@ from ..samples import answers
 from ..weights.policies import Policy
 from .log_probs import log_probs
 from .objective import RewardScale, advantages, clipped_objective, kl_estimate, token_weights
-from .pairs import final_pairs, sample_pairs, trajectory_pairs
+from .pairs import final_pairs, sample_pairs
 from .rollout import Group, Rollouts, ScoredSteps, group_by_shape, roll_out
+from .scores import Scores, score
 from .settings import ParaRLSettings
 from .votes import Votes, VotingRound, forget_rollouts
 
@@ -132,12 +135,13 @@ class ParaRLRun(TrainingRun):
     def advance(self, progress: PhaseCallback | None = None) -> dict[str, float]:
         with self.policy.gathered():
             if isinstance(self.reward, Votes):
-                rolled, rewards = self._voted(progress)
+                rolled, scores = self._voted(progress)
             else:
                 rolled = self._roll_out(self.groups(), progress)
-                rewards = self._score(rolled, progress)
-        scale, all_rewards = self._rescaled(rolled, rewards)
-        normalised = [scale.normalise(r) for r in rewards]
+                scores = score(self.model, rolled, self.reward, self.settings, progress)
+        all_rewards = self._in_order(rolled, scores.rewards)
+        scale = self.scale.including(self._in_order(rolled, scores.judged))
+        normalised = [scale.normalise(r) for r in scores.judged]
         advantage = [advantages(r, self.settings.std_floor) for r in normalised]
         batches = self._batches(rolled, advantage)
         metrics = self._summary(rolled, normalised, advantage)
@@ -145,7 +149,7 @@ class ParaRLRun(TrainingRun):
             metrics |= self._update(batches, progress)
         self.scale, self._latest = scale, rolled
         self._has_learnt = self._has_learnt or metrics["tokens"] > 0
-        self.reward_calls += len(all_rewards)
+        self.reward_calls += int(self.ranks.sum([scores.calls])[0])
         self.commit()
         return {
             "reward_mean": float(all_rewards.mean()),
@@ -199,7 +203,7 @@ class ParaRLRun(TrainingRun):
                 "that has them, and held_out 0."
             )
 
-    def _voted(self, progress: PhaseCallback | None) -> tuple[list[Rollouts], list[Tensor]]:
+    def _voted(self, progress: PhaseCallback | None) -> tuple[list[Rollouts], Scores]:
         """The rollouts of this step, and what votes make of them. Raises :class:`Waiting` until
         they are all there."""
         waiting, groups = VotingRound(self.folder.path, self.step), self.groups()
@@ -215,7 +219,8 @@ class ParaRLRun(TrainingRun):
                 f"Step {self.step + 1} of {self.settings.steps} waits for your votes on {missing} "
                 f"of {len(groups)} groups of answers."
             )
-        return rolled, waiting.rewards(rolled)
+        rewards = waiting.rewards(rolled)
+        return rolled, Scores(rewards, rewards, sum(r.numel() for r in rewards))
 
     def save(self) -> None:
         super().save()
@@ -243,29 +248,15 @@ class ParaRLRun(TrainingRun):
             done += len(members)
         return rolled
 
-    def _score(self, rolled: list[Rollouts], progress: PhaseCallback | None) -> list[Tensor]:
-        """Raw rewards (groups, steps, size) of each; of an output-level reward, one step."""
-        view = final_pairs if self.settings.reward_at == "output" else trajectory_pairs
-        pairs = [view(self.model, r, micro_batch=self.settings.micro_batch) for r in rolled]
-        together = [pair for part in pairs for pair in part]
-        if progress:
-            progress("rewards", 0, len(together))
-        rewards = checked(self.reward, together, name_of(self.reward))
-        parts = rewards.split([len(part) for part in pairs])
-        return [p.view(len(r.groups), -1, r.size) for p, r in zip(parts, rolled, strict=True)]
-
-    def _rescaled(
-        self, rolled: list[Rollouts], rewards: list[Tensor]
-    ) -> tuple[RewardScale, Tensor]:
-        """The scale after this step's rewards of all processes, and these in the groups' order."""
+    def _in_order(self, rolled: list[Rollouts], rewards: list[Tensor]) -> Tensor:
+        """This step's values of all processes, in the groups' order."""
         numbered = [
             (group.number, values.flatten().tolist())
             for r, part in zip(rolled, rewards, strict=True)
             for group, values in zip(r.groups, part, strict=True)
         ]
         in_order = sorted(self.ranks.gather(numbered))
-        all_rewards = torch.tensor([value for _, values in in_order for value in values])
-        return self.scale.including(all_rewards), all_rewards
+        return torch.tensor([value for _, values in in_order for value in values])
 
     def _batches(
         self, rolled: list[Rollouts], advantage: list[tuple[Tensor, Tensor]]

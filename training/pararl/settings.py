@@ -10,7 +10,7 @@ from ...mmp_core.options import option
 from ...mmp_core.sampler.settings import SamplerSettings
 from ..loop.settings import RunSettings
 
-RewardAt = Literal["trajectory", "output"]
+RewardAt = Literal["trajectory", "gain", "output"]
 KLReference = Literal["base", "old"]
 
 ROLLOUT_SAMPLER = SamplerSettings(
@@ -51,7 +51,8 @@ class ParaRLSettings(RunSettings):
     reward_at: RewardAt = option(
         "trajectory",
         "trajectory: text and picture are scored while they are half formed, at the scored "
-        "steps. output: only the finished pair is scored, for comparison.",
+        "steps. gain: the same, but a step is judged by how much it raised the score. output: "
+        "only the finished pair is scored, for comparison.",
         choices=get_args(RewardAt),
     )
     inner_epochs: int = option(
