@@ -14,7 +14,14 @@ from ..mmp_core import InputError, Model
 from ..mmp_core.files import checked_path
 from ..mmp_core.options import options_of
 from ..training.cases import Case
-from ..training.data.dataset import BadItems, EditDataset, joined, open_dataset, tokenised
+from ..training.data.dataset import (
+    BadItems,
+    EditDataset,
+    joined,
+    open_dataset,
+    summed_up,
+    tokenised,
+)
 from ..training.data.guard import guard_of
 from ..training.data.registry import GENERATED
 from ..training.data.settings import DataSettings
@@ -111,7 +118,7 @@ def cases_from(
             text_length=args.text_length,
             callback=advance,
         )
-    for name, reason in cases.skipped:
-        note(args, f"skipped {name}: {reason}")
+    for line in summed_up(cases.skipped, 20):
+        note(args, f"skipped {line}")
     note(args, " ".join(filter(None, (f"{len(cases)} cases of {dataset.place}.", cases.note))))
     return cases

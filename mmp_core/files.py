@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from .errors import InputError, shortened, shown
 
 _PREFIX = 40
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")
 _DEVICES = {"CON", "PRN", "AUX", "NUL"} | {f"{d}{i}" for d in ("COM", "LPT") for i in range(10)}
 _IMPOSSIBLE = {
     errno.ENAMETOOLONG: "the name is longer than the file system allows",
@@ -110,6 +111,13 @@ def replacing(path: Path) -> Iterator[Path]:
         raise OSError(number, os.strerror(number), str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what :func:`replacing` left in ``folder`` and below where its process was killed."""
+    for file in folder.rglob(".*.*"):
+        if _TEMPORARY.fullmatch(file.name) and file.is_file():
+            file.unlink(missing_ok=True)
 
 
 def _temporary_prefix(path: Path) -> str:

@@ -18,7 +18,7 @@ from ..mmp_core.files import readable_duration
 from ..mmp_core.model.config import LAYER_SETS
 from ..mmp_core.options import options_of
 from ..training.cases import Case
-from ..training.data.dataset import EditDataset, tokenised
+from ..training.data.dataset import EditDataset, summed_up, tokenised
 from ..training.data.guard import guard_of
 from ..training.dpo.preferences import Preferences
 from ..training.loop.keeping import kept_samples
@@ -249,8 +249,8 @@ def _cases(
         text_length=inputs.text_length or None,
         callback=callback,
     )
-    for name, reason in cases.skipped:
-        _log.warning("MMaDA-Parallel: skipped %s: %s", name, reason)
+    for line in summed_up(cases.skipped, 20):
+        _log.warning("MMaDA-Parallel: skipped %s", line)
     return cases.cases
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from mmada_parallel.mmp_core.errors import InputError
 from mmada_parallel.mmp_core.files import replacing
+from mmada_parallel.training.loop.folder import RunFolder
 from mmada_parallel.training.loop.optimizers import OPTIMIZERS
 from mmada_parallel.training.sft.settings import SFTSettings
 
@@ -169,6 +171,23 @@ def test_file_is_whole_or_absent(tmp_path):
     with replacing(tmp_path / "a.bin") as path:
         path.write_bytes(b"whole")
     assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_what_a_killed_run_left_half_written_is_removed_and_nothing_else(tmp_path):
+    names = ["run.pt", "samples/strip.png", "adapters/step-00002.safetensors", "votes/a/votes.json"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        with suppress(RuntimeError), replacing(tmp_path / name) as path:
+            path.rename(path.with_name(path.name + "."))  # as SIGKILL leaves it
+            raise RuntimeError
+        left = path.with_name(path.name + ".")
+        left.rename(path)
+    mine = [tmp_path / name for name in (".notes", ".hidden.txt", "samples/1.png", ".a.LONGNAME")]
+    for file in mine:
+        file.write_text("kept")
+    assert len([f for f in tmp_path.rglob("*") if f.is_file()]) == len(names) + len(mine)
+    RunFolder(tmp_path).read("cpu")
+    assert sorted(f for f in tmp_path.rglob("*") if f.is_file()) == sorted(mine)
 
 
 def test_8_bit_adamw_is_bitsandbytes_or_plain(monkeypatch, from_nothing, tmp_path, caplog):

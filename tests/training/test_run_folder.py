@@ -28,8 +28,8 @@ def test_last_good_says_what_is_safe(tmp_path):
 def test_what_was_half_written_is_removed(tmp_path):
     folder = RunFolder(tmp_path)
     folder.write({"step": 7})
-    (tmp_path / ".run.pt.ab12").write_bytes(b"half")
-    (tmp_path / ".log.jsonl.cd34").write_bytes(b"half")
+    (tmp_path / ".run.pt.ab12_xyz").write_bytes(b"half")
+    (tmp_path / ".log.jsonl.cd34efgh").write_bytes(b"half")
     assert folder.read("cpu")["step"] == 7
     assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
 

@@ -109,14 +109,34 @@ def test_what_sft_cannot_use_is_skipped_or_fatal(folder, model_a):
     found = dict(cases.skipped)
     assert found.keys() == {"Cat1", "cat10", "gap", "half", "long", "strange"}
     assert "7 tokens; expected 1 to 5" in found["long"] and "purple" in found["strange"]
-    assert found["half"] == "it has no target picture, which SFT needs."
-    assert found["cat10"] == "it has no reasoning (think), which SFT needs."
+    assert found["half"].startswith("it has no target picture, which SFT needs")
+    assert "half.target.png" in found["half"]
+    assert found["cat10"].startswith("it has neither reasoning nor target picture, which SFT needs")
+    assert "turn on captions" in found["cat10"] and "cat10.think.txt" in found["cat10"]
     assert "masked token" in found["gap"]
     with pytest.raises(InputError, match="cannot be used"):
         tokenised(open_dataset(folder, bad_items="fail"), model_a, need_target=True)
     with pytest.raises(InputError, match="No item of pets can be used"):
         only = EditDataset("pets", (open_dataset(folder)[0],))
         tokenised(only, model_a, need_target=True)
+
+
+def test_the_reason_that_most_items_share_comes_first_and_once(tmp_path, model):
+    """A folder of pictures and captions, with some faults, and without captions turned on."""
+    for number in range(6):
+        write_item(tmp_path, f"img {number}", size=(64, 64 + number))
+    write_item(tmp_path, "a blank", instruction="")
+    write_item(tmp_path, "a strip", size=(900, 100))
+    write_item(tmp_path, "a tiny one", size=(400, 20))
+    with pytest.raises(InputError) as error:
+        tokenised(open_dataset(tmp_path), model, need_target=True)
+    _, _, reasons = str(error.value).partition("can be used. ")
+    assert reasons.startswith("img 0: it has neither reasoning nor target picture")
+    assert "turn on captions" in reasons and "The same holds for 5 more." in reasons
+    assert "a blank.txt is empty" in reasons and "a strip.png is 900x100" in reasons
+    assert reasons.endswith("And 1 more.") and "img 1" not in reasons
+    report = open_dataset(tmp_path).report()
+    assert "3 skipped:\n  a blank: a blank.txt" in report and "a tiny one.png is 400x20" in report
 
 
 def test_a_target_without_source_gives_its_shape(tmp_path, model):

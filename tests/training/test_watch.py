@@ -243,7 +243,8 @@ def test_the_best_is_the_lowest_that_has_not_forgotten(curve, rise, best, waited
             "loss 0.5, at the start 1: learning.\nguard loss 1.05, at the start",
         ),
         ([(1, 1), (0.5, 1.0), (0.7, 1.5)], "no longer learning, it was 0.5 after step 1"),
-        ([(1, 1), (0.5, 1.0), (0.7, 1.5)], "(+50%): forgetting"),
+        ([(1, 1), (0.5, 1.0), (0.7, 1.5)], "(+50%): forgetting; a lower learning rate"),
+        ([(1, 0.001), (0.5, 8)], "guard loss 8, at the start 0.001 (8000 times): forgetting"),
         ([(1, 1), (1.2, 0.9)], "not learning, it was better at the start.\nguard loss 0.9"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -32,7 +33,7 @@ BadItems = Literal["skip", "fail"]
 Skipped = tuple[str, str]
 """Name of an item and why it cannot be used."""
 
-_NAMED, _LISTED = 3, 20
+_NAMED, _LISTED, _ALIKE = 3, 20, 3
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,7 @@ class EditDataset(Sequence[Item]):
         ]
         if self.skipped:
             lines.append(f"{len(self.skipped)} skipped:")
-            lines += [f"  {name}: {reason}" for name, reason in self.skipped[:_LISTED]]
-        if len(self.skipped) > _LISTED:
-            lines.append(f"  and {len(self.skipped) - _LISTED} more")
+            lines += [f"  {line}" for line in summed_up(self.skipped, _LISTED)]
         return "\n".join(lines)
 
 
@@ -178,10 +177,32 @@ def _refuse(place: str, usable: int, skipped: Sequence[Skipped], bad_items: BadI
     """Raise ``InputError`` where nothing is left, or something is bad and that is fatal."""
     if usable and (bad_items == "skip" or not skipped):
         return
-    named = "; ".join(f"{name}: {reason}" for name, reason in skipped[:_NAMED])
-    more = f" And {len(skipped) - _NAMED} more." if len(skipped) > _NAMED else ""
     many = f"{len(skipped)} item(s) of {place} cannot" if usable else f"No item of {place} can"
-    raise InputError(f"{many} be used. {named}{more}")
+    raise InputError(f"{many} be used. {' '.join(summed_up(skipped, _NAMED))}")
+
+
+def summed_up(skipped: Sequence[Skipped], most: int) -> list[str]:
+    """At most ``most`` sentences on why items cannot be used, the commonest reason first; of more
+    than three items with the same reason, one stands for all. The last sentence counts the rest."""
+    groups: dict[tuple[str, str], list[Skipped]] = {}
+    for name, reason in skipped:
+        groups.setdefault(_kind_of(name, reason), []).append((name, reason))
+    lines, rest = [], 0
+    for same in sorted(groups.values(), key=len, reverse=True):
+        together = len(same) > _ALIKE
+        for name, reason in same[:1] if together else same:
+            others = f" The same holds for {len(same) - 1} more." if together else ""
+            if len(lines) < most:
+                lines.append(f"{name}: {reason}{others}")
+            else:
+                rest += len(same) if together else 1
+    return [*lines, f"And {rest} more."] if rest else lines
+
+
+def _kind_of(name: str, reason: str) -> tuple[str, str]:
+    """Equal for reasons that differ in names, numbers and words of the item alone."""
+    plain = re.sub(r"\d+", "0", reason.replace(name.rpartition("/")[2], ""))
+    return plain.partition(": ")[0], plain[-12:]
 
 
 @dataclass(frozen=True)
@@ -258,11 +279,25 @@ def tokenised(
 def _target_text(model: Model, item: Item, length: int) -> Tensor:
     """(1, T) int64 of the reasoning."""
     if item.think is None or item.target is None:
-        missing = "reasoning (think)" if item.think is None else "target picture"
-        raise InputError(f"it has no {missing}, which SFT needs.")
+        raise InputError(_without_target(item))
     if MASKED_TEXT in item.think:
         raise InputError(f"its reasoning holds {MASKED_TEXT}, which stands for a masked token.")
     return fixed_text(model, item.think, length)
+
+
+def _without_target(item: Item) -> str:
+    name = item.name.rpartition("/")[2]
+    if item.target is not None:
+        return f"it has no reasoning, which SFT needs: add it as {name}.think.txt in a folder."
+    if item.think is not None:
+        return (
+            f"it has no target picture, which SFT needs: add it as {name}.target.png in a folder."
+        )
+    return (
+        "it has neither reasoning nor target picture, which SFT needs: turn on captions if its "
+        f"text describes its picture, or else add both, as {name}.think.txt and "
+        f"{name}.target.png in a folder."
+    )
 
 
 def _pictures(item: Item, need_target: bool) -> Iterable[Picture]:

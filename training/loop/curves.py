@@ -10,6 +10,10 @@ LEAST_RISE = 0.005
 in 200 that was certain is no longer so."""
 
 
+MANY = 10
+"""From here on a rise is said as a multiple instead of a percentage."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """The losses on held-out and guard items after ``step`` steps, ``None`` without such items."""
@@ -67,8 +71,11 @@ def verdict(
         now, before = sign * latest.held_out, sign * start.held_out
         lines.append(f"{name} {now:.4g}, at the start {before:.4g}: {word}.")
     if latest.guard is not None and start.guard is not None:
-        change = latest.guard / start.guard - 1 if start.guard else 0.0
-        word = "forgetting" if forgotten(start, latest, rise) else "keeping what it knew"
-        now, before = f"{latest.guard:.4g}", f"{start.guard:.4g} ({change:+.0%})"
+        ratio = latest.guard / start.guard if start.guard else 1.0
+        change = f"{ratio - 1:+.0%}" if ratio < MANY else f"{ratio:.0f} times"
+        word = "keeping what it knew"
+        if forgotten(start, latest, rise):
+            word = "forgetting; a lower learning rate forgets less"
+        now, before = f"{latest.guard:.4g}", f"{start.guard:.4g} ({change})"
         lines.append(f"guard loss {now}, at the start {before}: {word}.")
     return "\n".join(lines)

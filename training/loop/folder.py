@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ...mmp_core.errors import InputError, shortened, shown
-from ...mmp_core.files import replacing
+from ...mmp_core.files import remove_half_written, replacing
 
 
 class RunFolder:
@@ -55,9 +55,7 @@ class RunFolder:
 
         Removes temporary files that a killed run left.
         """
-        for file in (self.state_file, self.log_file):
-            for half_written in self.path.glob(f".{file.name}.*"):
-                half_written.unlink(missing_ok=True)
+        remove_half_written(self.path)
         if not self.state_file.is_file():
             return None
         try:
