@@ -1,11 +1,14 @@
 """The workflows' thumbnails, of real runs, to be read at 160 pixels.
 
-``python -m mmada_parallel.benchmarks.thumbnails`` writes ``workflows/*.jpg``, but for training.
+``python -m mmada_parallel.benchmarks.thumbnails [NAME …]`` writes ``workflows/*.jpg``, or those of
+these names; those of training are made by ``benchmarks/figures_training.py``.
 """
 
 from __future__ import annotations
 
+import sys
 import textwrap
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -196,13 +199,14 @@ def best_of_n(model: Model) -> Image.Image:
     pictures, texts = decode_image(model, final), decode_text(model, final)
     scores = ClipScorer(DEMO_CLIP).score(texts, pictures)
     best = int(scores.argmax())
-    panels = [Panel(picture, text) for picture, text in zip(pictures, texts, strict=True)]
-    return square(panels, f"best: {best + 1} of {len(panels)}")
+    pictures[best] = ImageOps.expand(pictures[best], 5, "#2a9d3a")
+    return square([Panel(picture) for picture in pictures], f"best of 4: {texts[best]}")
 
 
-def of_one_kind(model: Model, instruction: str, *scenes: int, **options) -> Image.Image:
+def of_one_kind(instruction: str, *scenes: int, **options: Any) -> Image.Image:
     """An answer with a picture or with a text, as the workflow of this ``instruction`` gives it.
     ``scenes``: seeds of *Demo Scene*."""
+    model = load_checkpoint("demo-lumina")
     pictures = [render(task_numbered(HELD_OUT + n, kinds=EDITS).source) for n in scenes]
     image, reference = (*pictures, None, None)[:2]
     own = {"text_steps": 16, "block_length": 16, "joint_guidance": 0.0, "image_temperature": 0.0}
@@ -216,35 +220,46 @@ def of_one_kind(model: Model, instruction: str, *scenes: int, **options) -> Imag
     return square([*panels, answer] if answer.picture else panels, words)
 
 
-def lumina_thumbnails() -> dict[str, Image.Image]:
-    model = load_checkpoint("demo-lumina")
+def describe() -> Image.Image:
+    return of_one_kind("describe the picture", 3, task="describe")
+
+
+def at_any_size() -> Image.Image:
     words = "draw a red star at row 2 column 2 and a blue circle in the top right corner on white"
-    return {
-        "Describe a picture": of_one_kind(model, "describe the picture", 3, task="describe"),
-        "Text to image at any size": of_one_kind(model, words, size=(160, 128)),
-        "Style from a second picture": of_one_kind(model, "", 3, 4),
-    }
+    return of_one_kind(words, size=(160, 128))
+
+
+def edited(model: Model) -> Image.Image:
+    return square(run_panels(model, held_out_task("recolour", 18), ()))
+
+
+def generated(model: Model) -> Image.Image:
+    return square(run_panels(model, held_out_task("generate", 1), (0.6,)))
+
+
+THUMBNAILS: dict[str, Callable[[Model], Image.Image]] = {
+    "Edit an image": edited,
+    "Generate with thinking": generated,
+    "Watch it think": watch_it_think,
+    "Inpaint": inpaint,
+    "Outpaint": outpaint,
+    "Edit a large photo": edit_large,
+    "Inpaint part of a large photo": inpaint_large,
+    "Fix the plan and redraw": fix_the_plan,
+    "Explain this edit": explain,
+    "Stop, keep and redraw": stop_keep_and_redraw,
+    "Parallel against sequential": orders,
+    "Best of N": best_of_n,
+    "Describe a picture": lambda _: describe(),
+    "Text to image at any size": lambda _: at_any_size(),
+    "Style from a second picture": lambda _: of_one_kind("", 3, 4),
+}
 
 
 def main() -> None:
     model = load_checkpoint("demo")
-    edit, draw = held_out_task("recolour", 18), held_out_task("generate", 1)
-    thumbnails = {
-        "Edit an image": square(run_panels(model, edit, ())),
-        "Generate with thinking": square(run_panels(model, draw, (0.6,))),
-        "Watch it think": watch_it_think(model),
-        "Inpaint": inpaint(model),
-        "Outpaint": outpaint(model),
-        "Edit a large photo": edit_large(model),
-        "Inpaint part of a large photo": inpaint_large(model),
-        "Fix the plan and redraw": fix_the_plan(model),
-        "Explain this edit": explain(model),
-        "Stop, keep and redraw": stop_keep_and_redraw(model),
-        "Parallel against sequential": orders(model),
-        "Best of N": best_of_n(model),
-        **lumina_thumbnails(),
-    }
-    for name, sheet in thumbnails.items():
+    for name in sys.argv[1:] or THUMBNAILS:
+        sheet = THUMBNAILS[name](model)
         sheet.save(ROOT / "workflows" / f"{name}.jpg", quality=80, optimize=True)
 
 

@@ -11,9 +11,10 @@ from PIL import Image, ImageDraw, ImageFont
 from ..mmp_core.variants.base import MASKED_TEXT
 
 MASK_SIGN = "·"
-"""What is drawn for a masked token: the default font lacks ░."""
+"""What stands for a masked token inside a word: the default font lacks ░. Alone, it is drawn as a
+block."""
 _PAPER, _INK, _FAINT, _NEW = "#ffffff", "#1c1c1e", "#b4b4bc", "#ffe28a"
-_LINE, _SMALLEST = 1.45, 8
+_LINE, _SMALLEST, _BLOCK = 1.45, 8, 0.7
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ def lines_in(
             break
 
 
+def _is_block(word: Word) -> bool:
+    return word.text in (MASKED_TEXT, MASK_SIGN)
+
+
 def _placed(
     words: Sequence[Word], box: tuple[int, int, int, int], size: int
 ) -> list[tuple[float, float]]:
@@ -80,7 +85,7 @@ def _placed(
     font, (left, y, right, bottom) = ImageFont.load_default(size), box
     places, x = [], float(left)
     for word in words:
-        width = font.getlength(word.text)
+        width = _BLOCK * size if _is_block(word) else font.getlength(word.text)
         if x > left and x + width > right:
             x, y = left, y + _LINE * size
         if y + _LINE * size > bottom:
@@ -101,7 +106,11 @@ def _write(
         if word.new and not word.masked and not cut:
             right = x + font.getlength(text)
             draw.rounded_rectangle((x - 2, y - 1, right + 2, y + 1.25 * size), 3, fill=_NEW)
-        draw.text((x, y), text, fill=_FAINT if word.masked else _INK, font=font)
+        if _is_block(word) and not cut:
+            corners = (x, y + 0.3 * size, x + _BLOCK * size, y + 1.05 * size)
+            draw.rounded_rectangle(corners, 0.15 * size, fill=_FAINT)
+        else:
+            draw.text((x, y), text, fill=_FAINT if word.masked else _INK, font=font)
 
 
 def contact_sheet(frames: Sequence[Image.Image], columns: int) -> Image.Image:
