@@ -11,10 +11,12 @@ import types
 import pytest
 from mmada_parallel.tests.hosts import PACK_ROOT
 from mmada_parallel.tests.workflow_api import WORKFLOWS
+from PIL import Image
 
 NODE_IDS = re.findall(
     r'node_id="(\w+)"', "".join(p.read_text() for p in (PACK_ROOT / "nodes").glob("*.py"))
 )
+HELP_PAGES = sorted((PACK_ROOT / "web" / "docs").rglob("*.md"))
 each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 
 
@@ -27,7 +29,43 @@ def test_every_node_has_a_help_page_and_every_page_a_node():
 def test_help_pages_explain_every_socket_and_load_nothing(node_id):
     page = (PACK_ROOT / "web" / "docs" / f"{node_id}.md").read_text()
     assert page.startswith("# ") and "## Outputs" in page
-    assert "http" not in page and "](" not in page
+    assert "http" not in page and "](" not in page.replace("](pictures/", "")
+
+
+@pytest.mark.parametrize("page", HELP_PAGES, ids=lambda path: "-".join(path.parts[-2:]))
+def test_help_pages_have_a_picture_and_name_a_workflow(page):
+    """The page looks for pictures in web/docs, whatever the language of the help."""
+    text = page.read_text(encoding="utf-8")
+    pictures = re.findall(r"!\[([^]]+)\]\((pictures/[\w-]+\.webp)\)", text)
+    assert pictures
+    for says, place in pictures:
+        assert says.endswith((".", "。"))
+        with Image.open(PACK_ROOT / "web" / "docs" / place) as picture:
+            assert picture.width <= 440  # of a panel that is 220 wide at first
+    named = set(re.findall(r"\*([^*\n]+)\*", text)) & {path.stem for path in WORKFLOWS}
+    node_id = page.parent.name if page.stem in ("zh", "ja") else page.stem
+    using = {path.stem for path in WORKFLOWS if f'"{node_id}"' in path.read_text()}
+    assert named & using if using else named
+
+
+def test_pictures_of_help_pages_are_small_and_all_are_shown():
+    text = "".join(page.read_text(encoding="utf-8") for page in HELP_PAGES)
+    pictures = list((PACK_ROOT / "web" / "docs" / "pictures").iterdir())
+    assert all(f"(pictures/{picture.name})" in text for picture in pictures)
+    assert sum(picture.stat().st_size for picture in pictures) < 300_000
+
+
+@each_workflow
+def test_workflows_open_where_they_can_be_read(path):
+    """At 1280x800 the first note is all in view, right of the page's bar and below its buttons."""
+    workflow = json.loads(path.read_text())
+    scale, offset = (workflow["extra"]["ds"][key] for key in ("scale", "offset"))
+    assert scale >= 0.8
+    first = next(node for node in workflow["nodes"] if node["type"] == "MarkdownNote")
+    left, top = ((first["pos"][i] + offset[i]) * scale for i in range(2))
+    assert 66 <= left <= 90 and 96 + 30 * scale <= top
+    assert top + first["size"][1] * scale <= 800
+    assert all(node["pos"][0] >= first["pos"][0] for node in workflow["nodes"])
 
 
 @pytest.mark.parametrize("file", sorted((PACK_ROOT / "web").glob("*.js")), ids=lambda p: p.name)
@@ -82,16 +120,16 @@ def test_links_of_a_workflow_agree_with_its_sockets(path):
 
 
 def _socket(node, kind, index):
-    """Where the canvas draws a socket that is no widget's; None for a widget's."""
+    """Where the canvas draws a socket; the first of a widget that is a text below the others."""
     slot = node[kind][index]
-    if slot.get("widget"):
-        return None
-    row = [one for one in node[kind] if not one.get("widget")].index(slot)
+    plain = [one for one in node[kind] if not one.get("widget")]
     x = node["pos"][0] + node["size"][0] * (kind == "outputs")
-    return x, node["pos"][1] + (row + 0.7) * 20
+    if slot.get("widget"):
+        return x, node["pos"][1] + max(len(plain), len(node["outputs"])) * 20 + 16
+    return x, node["pos"][1] + (plain.index(slot) + 0.7) * 20
 
 
-def _wire(start, end):
+def _curve(start, end):
     """Points of a wire as the canvas draws it: a spline whose ends are level."""
     reach = 0.25 * math.dist(start, end)
     bend = (start[0] + reach, start[1]), (end[0] - reach, end[1])
@@ -101,32 +139,33 @@ def _wire(start, end):
         yield tuple(sum(w * p for w, p in zip(weights, axis, strict=True)) for axis in points)
 
 
+def _way(start, points, end):
+    """Points of a wire that is led over ``points``, which are level or upright with each other."""
+    way = [start, *points, end]
+    for one, other in itertools.pairwise(way):
+        for t in (step / 60 for step in range(1, 60)):
+            yield tuple(t * a + (1 - t) * b for a, b in zip(one, other, strict=True))
+
+
 @each_workflow
 def test_no_wire_passes_behind_a_node(path):
-    """Those that would are led over the groups."""
+    """Those that would are led around, over the groups or between two nodes."""
     workflow = json.loads(path.read_text())
     nodes = {node["id"]: node for node in workflow["nodes"]}
     points = {one["id"]: one for one in workflow["extra"].get("reroutes", [])}
     led = {one["id"]: one["parentId"] for one in workflow["extra"].get("linkExtensions", [])}
-    top = min(group["bounding"][1] for group in workflow["groups"])
     for link, source, output, target, slot, _ in workflow["links"]:
-        if link in led:
-            way, at = [], led[link]
-            while at:
-                assert link in points[at]["linkIds"]
-                way.append(points[at]["pos"])
-                at = points[at].get("parentId")
-            assert min(y for _, y in way) < top
-            continue
         start = _socket(nodes[source], "outputs", output)
         end = _socket(nodes[target], "inputs", slot)
+        way, at = [], led.get(link)
+        while at:
+            assert link in points[at]["linkIds"]
+            way.insert(0, points[at]["pos"])
+            at = points[at].get("parentId")
         for node in nodes.values():
-            if end is None or node["id"] in (source, target):
-                continue
             (x, y), (width, height) = node["pos"], node["size"]
-            inside = (x + 4, x + width - 4, y - 26, y + height - 4)
-            for px, py in _wire(start, end):
-                behind = inside[0] < px < inside[1] and inside[2] < py < inside[3]
+            for px, py in _way(start, way, end) if way else _curve(start, end):
+                behind = x + 6 < px < x + width - 6 and y - 26 < py < y + height - 4
                 assert not behind, f"the wire {link} passes behind {node['type']}"
 
 
