@@ -19,6 +19,7 @@ const STYLE = `
   min-height: ${MIN_HEIGHT - 20}px; overflow: hidden; border: 1px solid var(--border-color);
   border-radius: 6px; background: var(--comfy-input-bg); color: var(--input-text);
   font: 13px/1.6 sans-serif; }
+.lg-node .mmada-viewer { background: var(--component-node-widget-background, var(--comfy-input-bg)); }
 .mmada-viewer .frame { display: flex; flex-direction: column; gap: 8px; box-sizing: border-box;
   height: 100%; padding: 10px; }
 .mmada-viewer .stage { display: flex; flex: 1; gap: 10px; min-height: 0; }

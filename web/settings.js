@@ -105,6 +105,43 @@ function showLinked(node) {
   })
 }
 
+const LETTERS = 12 // of an input's name, in pixels
+const LINE = 16
+const INDENT = 20
+
+/** Lines of `text` that fit `width`, at most `count`. */
+function linesOf(context, text, width, count) {
+  const lines = ['']
+  for (const word of text.split(/\s+/)) {
+    const longer = `${lines.at(-1)} ${word}`.trim()
+    if (context.measureText(longer).width <= width) lines[lines.length - 1] = longer
+    else lines.push(word)
+  }
+  return lines.slice(0, count)
+}
+
+/** On the canvas the page leaves a hole where the text of a linked input was, and does not say which
+ * input it is: write its name and what comes in there. */
+function writeLinked(node, context) {
+  if (node.flags?.collapsed || app.canvas.low_quality || app.canvas.ds.scale < 0.5) return
+  for (const widget of node.widgets ?? []) {
+    if (widget.type !== 'customtext' || !linked(node, widget.name)) continue
+    const top = widget.y ?? widget.last_y ?? 0
+    const count = Math.floor(((widget.computedHeight ?? 0) - LINE) / LINE)
+    if (count < 1) continue
+    context.save()
+    context.font = `${LETTERS}px sans-serif`
+    context.textAlign = 'left'
+    context.fillStyle = LiteGraph.WIDGET_SECONDARY_TEXT_COLOR
+    context.fillText(widget.label ?? widget.name, INDENT, top + LINE - 2)
+    context.fillStyle = LiteGraph.WIDGET_TEXT_COLOR
+    linesOf(context, String(widget.value), node.size[0] - 2 * INDENT, count).forEach((line, i) =>
+      context.fillText(line, INDENT, top + (2 + i) * LINE)
+    )
+    context.restore()
+  }
+}
+
 const isOurs = (node) => node.comfyClass?.startsWith('MMaDAParallel')
 
 function showAllLinked() {
@@ -120,6 +157,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (!isOurs(node)) return
     after(node, 'onConnectionsChange', () => setTimeout(() => showLinked(node)))
+    after(node, 'onDrawForeground', (context) => writeLinked(node, context))
     if (node.comfyClass === DENOISE) addProfile(node)
     if (node.comfyClass === ENCODE) {
       after(node, 'onConnectionsChange', soon)

@@ -16,6 +16,7 @@ const STYLE = `
   background: var(--comfy-input-bg); color: var(--input-text); font: 13px/1.4 sans-serif; }
 .mmada-votes .head { display: flex; gap: 10px; align-items: center; margin-bottom: 8px; }
 .mmada-votes .said { flex: 1; min-width: 0; }
+.lg-node .mmada-votes { background: var(--component-node-widget-background, var(--comfy-input-bg)); }
 .mmada-votes section { margin-bottom: 12px; border-top: 1px solid var(--border-color);
   padding-top: 8px; }
 .mmada-votes .asked { display: flex; gap: 8px; align-items: center; margin-bottom: 6px; }
