@@ -1,0 +1,255 @@
+"""Published accelerations beside the speed levels, on the demo's weights and held-out tasks.
+
+``python -m mmada_parallel.benchmarks.peers [--cases 200] [--out FILE]`` runs every method on one
+task after the other, so that their times can be compared in pairs, writes ``FILE`` after each task
+and continues from it when it is started again. Temperatures are 0, so that a method that changes
+nothing gives the tokens of ``exact``: *agreement* is the share of equal tokens. FLOPs are those of
+all forwards and logits, counted. ``--plot`` draws a picture beside ``FILE`` (needs matplotlib).
+``--summary`` prints ``FILE`` without its cases, as ``results/peers.json`` has it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmada_parallel.benchmarks import peer_policies as peers
+from mmada_parallel.benchmarks.flops import FlopCounter
+from mmada_parallel.benchmarks.measure import name_of, parser_of
+from mmada_parallel.demo.checker import check
+from mmada_parallel.demo.evaluate import held_out, prompt_of
+from mmada_parallel.demo.tasks import Task
+from mmada_parallel.mmp_core import (
+    Prompt,
+    SamplerSettings,
+    TokenState,
+    decode_image,
+    decode_text,
+    denoise,
+    load_checkpoint,
+)
+from mmada_parallel.mmp_core.checkpoint.load import Model
+from mmada_parallel.mmp_core.files import replacing
+from mmada_parallel.mmp_core.sampler.guidance import CorrectedGuidance
+from mmada_parallel.mmp_core.sampler.ml_cache import MLCache
+from mmada_parallel.mmp_core.sampler.policies import Policies, corrected_policies
+from mmada_parallel.mmp_core.sampler.positions import masked_counts, seeded_generators
+from mmada_parallel.mmp_core.sampler.selection import CorrectedSelection
+
+FILE = Path("peers.json")
+BASE = SamplerSettings(image_temperature=0.0)
+MEASURES = ("picture", "sentence", "agree")
+
+Change = Callable[[Model, Prompt, SamplerSettings, Policies], Policies]
+"""Policies of a method from those of its settings."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """``kind``: what it is drawn as. ``kept``: numbers of width d_model that are kept for each
+    token and layer. ``settings``: what differs from :data:`BASE`."""
+
+    kind: str
+    kept: int = 0
+    settings: tuple[tuple[str, Any], ...] = ()
+    change: Change | None = None
+
+
+def _cache(make: Callable[[], Any]) -> Change:
+    return lambda model, prompt, settings, policies: replace(policies, cache=make())
+
+
+def _ml_cache(reused: float) -> Change:
+    def change(model: Model, prompt: Prompt, settings: SamplerSettings, policies: Policies):
+        layout, guidance = model.layout, policies.guidance
+        assert isinstance(guidance, CorrectedGuidance)
+        codes = slice(layout.image_offset, layout.image_offset + layout.codebook_size)
+        rule = MLCache(model.transformer, codes, len(policies.plan), reused)
+        return replace(policies, cache=peers.JointMLCache(rule, guidance.text_choices))
+
+    return change
+
+
+def _by_confidence(sure: float = math.inf, factor: float | None = None, prefix: bool = True):
+    def change(model: Model, prompt: Prompt, settings: SamplerSettings, policies: Policies):
+        start = prompt.initial
+        steps = max(*masked_counts(start.text), *masked_counts(start.image), 1)
+        streams = seeded_generators([0] * prompt.batch, model.device)
+        selection = CorrectedSelection(settings, streams, sure)
+        if factor is not None:
+            selection = peers.FactorSelection(settings, streams, factor)
+        plan = peers.ConfidencePlan.at_most(steps)
+        cache = peers.PrefixCache() if prefix else None
+        return replace(policies, plan=plan, selection=selection, cache=cache)
+
+    return change
+
+
+def _sprint(model: Model, prompt: Prompt, settings: SamplerSettings, policies: Policies):
+    streams = seeded_generators([0] * prompt.batch, model.device)
+    selection = CorrectedSelection(settings, streams, 0.93)
+    return replace(policies, selection=selection, cache=peers.PrefixCache())
+
+
+def _fewer(share: int) -> Method:
+    steps = {"text_steps": BASE.text_steps // share, "image_steps": -(-BASE.image_steps // share)}
+    return Method("fewer steps", settings=tuple(steps.items()))
+
+
+OURS, REDUCED = "this pack", (8, 16, 32)
+METHODS = {
+    "exact": Method(OURS),
+    "cached": Method(OURS, 2, (("speed", "cached"),)),
+    "fast": Method(OURS, 0, (("speed", "fast"),)),
+    "fastest": Method(OURS, 2, (("speed", "fastest"),)),
+    **{f"steps / {share}": _fewer(share) for share in REDUCED},
+    "ML-Cache 0.9": Method("ML-Cache", 2, change=_ml_cache(0.9)),
+    "dLLM-Cache 4": Method("dLLM-Cache", 4, change=_cache(lambda: peers.DLLMCache(4))),
+    "Fast-dLLM 0.9, no cache": Method("Fast-dLLM", change=_by_confidence(0.9, prefix=False)),
+    "Fast-dLLM 0.9": Method("Fast-dLLM", 2, change=_by_confidence(0.9)),
+    "Fast-dLLM factor 1": Method("Fast-dLLM", 2, change=_by_confidence(factor=1.0)),
+    "SPRINT-like 0.93": Method("SPRINT-like", 2, (("speed", "fast"),), _sprint),
+}
+
+
+def run(
+    model: Model, work: FlopCounter, name: str, prompt: Prompt
+) -> tuple[TokenState, dict[str, float]]:
+    """What ``name`` makes of ``prompt``, and what it took."""
+    method, settings = METHODS[name], replace(BASE, **dict(METHODS[name].settings))
+    layerwise = peers.LayerwiseTransformer.of(model.transformer)
+    if method.kind == "dLLM-Cache":
+        model = replace(model, transformer=layerwise)
+    work.reset()
+    began = time.process_time()
+    policies = corrected_policies(model, prompt, settings)
+    if method.change:
+        policies = method.change(model, prompt, settings, policies)
+    final = denoise(model, prompt, settings, policies=policies, record=0).final
+    taken = time.process_time() - began
+    gflop = (work.total - layerwise.not_done) / 1e9
+    return final, {"gflop": gflop, "forwards": work.forwards, "cpu_seconds": taken}
+
+
+def one_case(model: Model, work: FlopCounter, task: Task) -> dict[str, dict[str, float]]:
+    """What every method takes and gives for ``task``."""
+    prompt, exact = prompt_of(model, task), None
+    results: dict[str, dict[str, float]] = {}
+    for name in METHODS:
+        final, taken = run(model, work, name, prompt)
+        exact = exact or final
+        verdict = check(task, decode_image(model, final)[0], decode_text(model, final)[0])
+        same = [(a == b).float().mean() for a, b in zip(_parts(final), _parts(exact), strict=True)]
+        results[name] = {
+            **taken,
+            "text_agreement": float(same[0]),
+            "image_agreement": float(same[1]),
+            "identical": float(min(same) == 1),
+            **{measure: float(getattr(verdict, measure)) for measure in MEASURES},
+        }
+    return results
+
+
+def _parts(state: TokenState) -> tuple[torch.Tensor, torch.Tensor]:
+    return state.text, state.image
+
+
+def summary(cases: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Means over the cases, and ratios to ``exact``: of FLOPs, and of CPU time by pairs."""
+    table = {}
+    for name, method in METHODS.items():
+        rows = [case[name] for case in cases.values()]
+        means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+        exact = [case["exact"] for case in cases.values()]
+        ratios = sorted(
+            e["cpu_seconds"] / r["cpu_seconds"] for e, r in zip(exact, rows, strict=True)
+        )
+        flop = sum(row["gflop"] for row in exact) / len(exact) / means["gflop"]
+        median = ratios[len(ratios) // 2]
+        means |= {"flop_ratio": flop, "cpu_time_ratio": median, "kept": method.kept}
+        table[name] = means
+    return table
+
+
+def plot(results: dict[str, Any], file: Path) -> None:
+    """Agreement with ``exact`` over FLOPs. Methods at one place share a label."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    labels: dict[tuple[int, int, int], tuple[tuple[float, float], list[str]]] = {}
+    for colour, kind in enumerate(dict.fromkeys(method.kind for method in METHODS.values())):
+        names = [name for name, method in METHODS.items() if method.kind == kind]
+        rows = [results["summary"][name] for name in names]
+        x = [100 / row["flop_ratio"] for row in rows]
+        y = [100 * row["identical"] for row in rows]
+        ours = kind == OURS
+        look = {"marker": "*", "s": 90} if ours else {"marker": "o", "s": 40}
+        axes.scatter(x, y, color=f"C{colour}", label=kind, **look)
+        for name, point in zip(names, zip(x, y, strict=True), strict=True):
+            place = round(8 * math.log2(point[0])), round(2 * point[1])
+            labels.setdefault((ours, *place), (point, []))[1].append(name)
+    for (ours, *_), (point, names) in labels.items():
+        side = {"xytext": (6, 4 if ours else -4), "va": "bottom" if ours else "top"}
+        axes.annotate("\n".join(names), point, textcoords="offset points", fontsize=8, **side)
+    ticks = (3, 5, 10, 20, 50, 100)
+    axes.set(xscale="log", xlabel="FLOPs, % of exact", ylabel="results identical to exact, %")
+    axes.set(xlim=(2.8, 140), xticks=ticks, xticklabels=map(str, ticks))
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="lower right")
+    axes.set_title(f"{results['done']} held-out tasks of the demo, temperatures 0", fontsize=10)
+    with replacing(file) as whole:
+        figure.savefig(whole, dpi=120, format="png")
+
+
+def measure(model: Model, count: int, file: Path) -> dict[str, Any]:
+    """Run the cases that ``file`` does not have yet, and write it after each."""
+    results: dict[str, Any] = {"cases": {}}
+    if file.exists():
+        results = json.loads(file.read_text(encoding="utf-8"))
+    work = FlopCounter(model.transformer)
+    for number, task in enumerate(held_out(count)):
+        if str(number) in results["cases"]:
+            continue
+        results["cases"][str(number)] = one_case(model, work, task)
+        results |= {
+            "command": f"python -m mmada_parallel.benchmarks.peers --cases {count}",
+            "machine": f"one thread, {name_of(model.device)}, torch {torch.__version__}, fp32, "
+            "busy with other work",
+            "date": date.today().isoformat(),
+            "done": len(results["cases"]),
+            "summary": summary(results["cases"]),
+        }
+        with replacing(file) as whole:
+            whole.write_text(json.dumps(results), encoding="utf-8")
+    return results
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--cases", type=int, default=200)
+    parser.add_argument("--out", type=Path, default=FILE, metavar="FILE")
+    parser.add_argument("--plot", action="store_true", help="draw the cases that are there")
+    parser.add_argument("--summary", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.plot:
+        results = json.loads(args.out.read_text(encoding="utf-8"))
+        plot(results, args.out.with_suffix(".png"))
+    elif args.summary:
+        results = json.loads(args.out.read_text(encoding="utf-8"))
+        print(json.dumps({k: v for k, v in results.items() if k != "cases"}, indent=1))
+    else:
+        measure(load_checkpoint("demo", dtype=torch.float32), args.cases, args.out)
+
+
+if __name__ == "__main__":
+    main()
