@@ -21,33 +21,38 @@ _DESCRIPTION = """\
 Edit and generate pictures with MMaDA-Parallel: a reasoning text and a picture, denoised in
 parallel."""
 _CODES = """\
-begin with:
-  mmada-parallel check                                        what is installed here
-  mmada-parallel generate "draw a red circle" --out a.png     with the demo, on any computer
-  mmada-parallel edit photo.jpg "make it red" --model PATH    with a released checkpoint
-  mmada-parallel COMMAND --help                               all options of a command
+first steps:
+  mmada-parallel check                                        list what is installed
+  mmada-parallel generate "draw a red circle" --out a.png     draw with the demo, on any computer
+  mmada-parallel edit photo.jpg "make it red" --model PATH    edit with a released checkpoint
+  mmada-parallel COMMAND --help                               show all options of a command
 
-exit codes: 0 done; 2 bad input, with one line on standard error; 130 stopped with Ctrl-C.
+exit codes:
+  0    success
+  2    invalid input or not enough disk or memory, with one line on standard error
+  130  stopped with Ctrl-C
 """
 _EDIT = """\
-Edit a picture by an instruction. The text that the model reasons with is printed, the picture is
-written as PNG, JPEG or WebP with text, instruction, seed, model and settings in its metadata.
-A folder of pictures and several instructions give a picture each, by a model that is loaded once;
-run the same command again to go on after a break. Under `accelerate launch`, with
-`-m mmada_parallel.cli edit …`, several processes share the work."""
+Edit a picture by an instruction. The command prints the model's reasoning and writes the picture as
+PNG, JPEG or WebP, with text, instruction, seed, model and settings in its metadata. With a folder
+of pictures or several instructions it loads the model once and makes every combination; run the
+same command again to continue after an interruption. With `accelerate launch -m mmada_parallel.cli
+edit …` several processes share the work."""
 _EDIT_EXAMPLE = """\
 examples:
   mmada-parallel edit scene.png "make the circle the colour of grass" --seed 7 --out edited.png
   mmada-parallel edit photos/ "make it winter" "make it night" --out edited/ --model PATH
 """
-_GENERATE = "Make a picture from words alone. Text and picture come out as with edit."
+_GENERATE = (
+    "Make a picture from words alone. Text and picture are written in the same way as by edit."
+)
 _GENERATE_EXAMPLE = """\
 example:
   mmada-parallel generate "draw a red circle at row 1 column 2 on white" --seed 7
 """
 _DESCRIBE = """\
-Answer a question about a picture, or describe it, in words alone. Needs a checkpoint of
-Lumina-DiMOO or MMaDA-8B: MMaDA-Parallel always draws."""
+Answer a question about a picture, or describe it, without drawing one. This needs a checkpoint of
+Lumina-DiMOO or MMaDA-8B, since MMaDA-Parallel always draws."""
 _DESCRIBE_EXAMPLE = """\
 example:
   mmada-parallel describe scene.png "what is there" --model demo-lumina
@@ -90,21 +95,21 @@ examples:
     --output gentler.safetensors --run-folder gentler-run
 """
 _COMPARE = """\
-Answer one instruction with each adapter that a training run has kept, and without any, always with
-the same seed: a sheet of all answers, to choose an adapter by eye."""
+Run one instruction with each adapter that a training run has saved, and without an adapter, always
+with the same seed. The command draws a sheet of all results, to choose an adapter from."""
 _COMPARE_EXAMPLE = """\
 example:
   mmada-parallel compare my-style-run "make it red" --image scene.png --model PATH --out sheet.png
 """
 _EVALUATE = """\
-Judge a checkpoint on held-out tasks of the toy world. Pixels and words are read back exactly:
-picture right, sentence right, both agree, untouched cells kept; with copying the input beside
-them."""
+Evaluate a checkpoint on held-out tasks of the toy world. An exact checker parses pixels and words.
+The command prints how often picture and sentence are right and agree, the share of cells outside
+the edit that are unchanged, and the same for a copy of the input as a baseline."""
 
 _CONVERT = """\
-Pack the folder of a checkpoint into one file, which holds the model, the image tokenizer, the
-tokenizer and the configuration, and loads wherever the folder does. With --quantize its blocks
-take one byte per weight, in ComfyUI's own format; they are still computed in full precision.
+Pack the folder of a checkpoint into one file with the model, the image tokenizer, the tokenizer and
+the configuration. It can be used wherever the folder can. With --quantize the linear layers of the
+blocks are stored in ComfyUI's own quantised format; they are dequantised before they are used.
 Embedding, norms, output layer and image tokenizer stay as stored."""
 _CONVERT_EXAMPLE = """\
 example:
@@ -112,20 +117,21 @@ example:
 """
 _DOWNLOAD = """\
 Download a released checkpoint from Hugging Face, with its image tokenizer, into ComfyUI's models
-folder if one is found. Its licence is shown first. Every file is checked; run the command again
-after a break, and it goes on from there. With --quantize the result is one file of about half the
-size, made while it is downloaded: each part of the weights is deleted once converted, so that 16 GB
-of disk are enough."""
+folder if one is found. The command shows the licence first and checks every file. Run it again
+after an interruption to continue. With --quantize it converts each part of the weights as soon as
+it is downloaded and then deletes it, so that 16 GB of disk are enough; the result is one file of
+about half the size."""
 _DOWNLOAD_EXAMPLE = """\
 examples:
   mmada-parallel download A --quantize int8
   mmada-parallel download M --into ~/ComfyUI/models/mmada_parallel
 """
 _CHECK = """\
-Say what a checkpoint is, and what is odd about it, from its files, without loading it: family,
-precision, rows, special ids, image codes, image tokenizer, end of an encoded instruction. Exit code
-2, with one line, where it cannot be loaded. Without PATH, say what is installed here: versions,
-device, kernels, free memory, ComfyUI's models folder and the models in it."""
+Report a checkpoint's family, licence, precision, embedding rows, special ids, image codes, image
+tokenizer and the end of an encoded instruction, and anything unusual about them. The command reads
+the files without loading the model, and exits with code 2 and one line if it cannot be loaded.
+Without PATH it lists versions, device, kernels, free memory, ComfyUI's models folder and the models
+in it."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -163,7 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_description(describe)
     for answering in (edit, generate, describe):
         answering.set_defaults(run="draw:draw")
-    train = _command(commands, "train", "finetune, by rewards or on targets", _TRAIN)
+    train = _command(commands, "train", "finetune on pictures, rewards or picks", _TRAIN)
     methods = train.add_subparsers(title="methods", metavar="METHOD", required=True)
     pararl = _command(methods, "pararl", "training by rewards", _PARARL, _PARARL_EXAMPLE)
     training_options.add_pararl(pararl)
@@ -178,11 +184,11 @@ def build_parser() -> argparse.ArgumentParser:
     training_options.add_run_file(again)
     again.set_defaults(run="run_file:start", methods={"sft": sft, "pararl": pararl, "dpo": dpo})
     compare = _command(
-        commands, "compare", "answer with each adapter of a run", _COMPARE, _COMPARE_EXAMPLE
+        commands, "compare", "compare the adapters of a training run", _COMPARE, _COMPARE_EXAMPLE
     )
     options.add_comparison(compare)
     compare.set_defaults(run="compare:compare")
-    evaluate = _command(commands, "evaluate", "judge a checkpoint on the toy world", _EVALUATE)
+    evaluate = _command(commands, "evaluate", "evaluate a checkpoint on the toy world", _EVALUATE)
     options.add_evaluation(evaluate)
     evaluate.set_defaults(run="evaluate:evaluate")
     convert = _command(
@@ -191,11 +197,11 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_conversion(convert)
     convert.set_defaults(run="convert:convert")
     download = _command(
-        commands, "download", "get a released checkpoint", _DOWNLOAD, _DOWNLOAD_EXAMPLE
+        commands, "download", "download a released checkpoint", _DOWNLOAD, _DOWNLOAD_EXAMPLE
     )
     options.add_download(download)
     download.set_defaults(run="download:download")
-    check = _command(commands, "check", "say what a checkpoint is, or what is here", _CHECK)
+    check = _command(commands, "check", "report a checkpoint, or what is installed", _CHECK)
     options.add_check(check)
     check.set_defaults(run="convert:check")
     return parser

@@ -55,38 +55,39 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
         "instructions",
         metavar="INSTRUCTION",
         nargs="+",
-        help="what to change, or to show; several, or @FILE with one on each line, give a picture "
-        "each",
+        help="the change to make, or the picture to draw. With several instructions, or @FILE with "
+        "one on each line, the command makes one picture for each",
     )
     parser.add_argument(
         "--negative",
         default="",
         metavar="INSTRUCTION",
-        help="what the picture is to be moved away from; needs guidance, and a task whose "
-        "instruction is read",
+        help="guidance moves the picture away from this instruction. Needs a guidance other than "
+        "0, and a task whose instruction the model reads",
     )
     parser.set_defaults(instruction=None)
     parser.add_argument(
         "--out",
         type=path,
         metavar="FILE",
-        help="where the picture goes, as PNG, JPEG or WebP by the ending of its name; an existing "
-        "file is replaced (default: INSTRUCTION_SEED.png in the current folder, with a counter "
-        "where that exists); of several pictures the folder, in which those that are there already "
-        "are not made again",
+        help="file to write: PNG, JPEG or WebP by its extension. An existing file is replaced "
+        "(default: INSTRUCTION_SEED.png in the current folder, with a counter if it already "
+        "exists). With several pictures, folder to write to, in which existing pictures are not "
+        "made again",
     )
     parser.add_argument(
         "--quality",
         type=_percent,
         metavar="N",
-        help="of JPEG and WebP, from 1 to 100 (default 95)",
+        help="quality of JPEG and WebP, from 1 to 100 (default 95)",
     )
     parser.add_argument(
         "--size",
         type=_size,
         metavar="WxH",
-        help="size of the result in pixels, rounded to whole image tokens; for Wx or xH the other "
-        "side follows (default: as the model sees the input picture, else the checkpoint's own)",
+        help="size of the result in pixels, rounded to whole image tokens. With Wx or xH alone the "
+        "other side is computed from the proportions (default: the size at which the model sees "
+        "the input picture; without one, the checkpoint's default size)",
     )
     add_answer(parser)
 
@@ -99,7 +100,7 @@ def add_description(parser: argparse.ArgumentParser) -> None:
         metavar="QUESTION",
         nargs="?",
         default="Describe the picture.",
-        help='what to say about it (default "Describe the picture.")',
+        help='the question or request (default "Describe the picture.")',
     )
     unused = ("out", "quality", "size", "mask", "reference", "put_back", "mask_out")
     names = (option.name for option in put_back_options().values())
@@ -114,17 +115,17 @@ def add_answer(parser: argparse.ArgumentParser) -> None:
         "--seed",
         type=int,
         metavar="N",
-        help="the same seed gives the same answer (default: a random one, which is reported; 0 for "
-        "several pictures)",
+        help="seed of the random numbers. The same seed gives the same result (default: a random "
+        "seed, which is printed; 0 for several pictures)",
     )
     parser.add_argument(
-        "--text-out", type=path, metavar="FILE.txt", help="write the text to this file, too"
+        "--text-out", type=path, metavar="FILE.txt", help="also write the text to this file"
     )
     parser.add_argument(
         "--json",
         action="store_true",
-        help="print one JSON object: text, image (path), seed, steps, seconds (of encoding, "
-        "denoising and decoding; loading the model is not counted)",
+        help="print one JSON object with text, image (path), seed, steps and seconds (of encoding, "
+        "denoising and decoding, without loading the model)",
     )
     parser.add_argument(
         "--text-length",
@@ -140,15 +141,15 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
     """What ``edit`` does with its pictures."""
     parser.add_argument(
         "--task",
-        help="what to do with the picture, of the tasks that the family of the checkpoint was "
-        "trained on (Lumina-DiMOO: edit, subject, control, dense_prediction, multi_view, style, "
-        "paint; MMaDA-8B: paint; default edit, or style with --reference)",
+        help="one of the tasks that the family of the checkpoint was trained on (Lumina-DiMOO: "
+        "edit, subject, control, dense_prediction, multi_view, style, paint; MMaDA-8B: paint; "
+        "default edit, or style with --reference)",
     )
     parser.add_argument(
         "--reference",
         type=path,
         metavar="FILE",
-        help="a second picture, whose style IMAGE gets; INSTRUCTION may then be empty",
+        help="a second picture, whose style is transferred to IMAGE. INSTRUCTION may then be empty",
     )
 
 
@@ -159,8 +160,8 @@ def add_mask(parser: argparse.ArgumentParser) -> None:
         "--mask",
         type=path,
         metavar="FILE",
-        help="draw only a part anew: a picture that is white there and black elsewhere, stretched "
-        "over IMAGE",
+        help="redraw only a part: a picture that is white where IMAGE may change and black "
+        "elsewhere, stretched to the size of IMAGE",
     )
     options = options_of(MaskSettings)
     help = f"{options['region'].help} Default: mask, but whole with --put-back off."
@@ -172,9 +173,9 @@ def add_put_back(parser: argparse.ArgumentParser) -> None:
     """How the result of ``edit`` comes back on the original."""
     group = parser.add_argument_group(
         "put back",
-        "The edited picture has the original's size; what was not edited stays as it was. Alpha,\n"
-        "colour profile and 16-bit grey stay, too. JPEG and WebP are encoded anew: write PNG to\n"
-        "keep every pixel.",
+        "The edited picture has the original's size, alpha, colour profile and 16-bit grey.\n"
+        "Pixels outside the edit are unchanged, but JPEG and WebP encode all of them again:\n"
+        "write PNG to keep them exactly.",
     )
     options = put_back_options()
     mode = options["mode"]
@@ -185,7 +186,8 @@ def add_put_back(parser: argparse.ArgumentParser) -> None:
         "--mask-out",
         type=path,
         metavar="FILE.png",
-        help="write what was replaced, too: 8 bits, the original's size, 0 where it is untouched",
+        help="also write the mask of the replaced pixels: 8 bits, the original's size, 0 where the "
+        "original is unchanged",
     )
 
 
@@ -200,21 +202,22 @@ def add_comparison(parser: argparse.ArgumentParser) -> None:
         "folder",
         type=path,
         metavar="RUN",
-        help="the folder of a run that kept adapters (--keep-every, or held-out items)",
+        help="the folder of a training run that saved adapters (with --keep-every, or held-out "
+        "items)",
     )
-    parser.add_argument("instruction", metavar="INSTRUCTION", help="what to change, or to show")
+    parser.add_argument("instruction", metavar="INSTRUCTION", help="the change, or the picture")
     parser.add_argument("--image", type=path, metavar="FILE", help="the picture to edit")
     parser.add_argument(
         "--out",
         type=path,
         metavar="FILE.png",
-        help="where the sheet goes (default: compared.png in RUN)",
+        help="file to write the sheet to (default: compared.png in RUN)",
     )
     parser.add_argument(
         "--seed",
         type=int,
         metavar="N",
-        help="the same for all answers (default: a random one, which is reported)",
+        help="seed of all results (default: a random seed, which is printed)",
     )
     unused = ("mask", "reference", "size", "text_length", "task")
     parser.set_defaults(**dict.fromkeys(unused), negative="")
@@ -224,27 +227,27 @@ def add_comparison(parser: argparse.ArgumentParser) -> None:
 
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--cases", type=positive, default=500, metavar="N", help="tasks to judge (default 500)"
+        "--cases", type=positive, default=500, metavar="N", help="number of tasks (default 500)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="case i uses seed N + i (default 0)"
+        "--seed", type=int, default=0, metavar="N", help="task i uses seed N + i (default 0)"
     )
     parser.add_argument(
         "--repeats",
         type=positive,
         default=1,
         metavar="N",
-        help="answers to each task, with different seeds; each is reported (default 1)",
+        help="number of results of each task, with different seeds, printed separately (default 1)",
     )
     parser.add_argument(
         "--clip",
         type=place,
         metavar="demo|FOLDER",
-        help="also score text against picture by this CLIP (open_clip's format; needs "
-        "open_clip_torch)",
+        help="also compute the similarity of text and picture with this CLIP (open_clip's format; "
+        "needs open_clip_torch)",
     )
     parser.add_argument(
-        "--batch", type=positive, default=16, metavar="N", help="cases at a time (default 16)"
+        "--batch", type=positive, default=16, metavar="N", help="tasks in a batch (default 16)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_model(parser)
@@ -262,14 +265,14 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
         "out",
         metavar="OUT.safetensors",
         type=path,
-        help="the file to write; an existing one is replaced once the new one is whole",
+        help="the file to write. An existing file is replaced once the new one is complete",
     )
     parser.add_argument(
         "--quantize",
         choices=(*FORMATS, "none"),
         default="none",
-        help="how the linear layers of the blocks are stored: fp8 or int8 in one byte per weight, "
-        "nvfp4 in 4.5 bits, none as they are (default none)",
+        help="format of the linear layers of the blocks: fp8 or int8 with one byte per weight, "
+        "nvfp4 with 4.5 bits, none as stored (default none)",
     )
     _add_lora(
         parser,
@@ -283,21 +286,21 @@ def add_download(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "family",
         metavar="A|M|D|8B",
-        help="which: MMaDA-Parallel-A or -M, D for Lumina-DiMOO, 8B for MMaDA-8B-MixCoT",
+        help="the checkpoint: MMaDA-Parallel-A or -M, D for Lumina-DiMOO, 8B for MMaDA-8B-MixCoT",
     )
     parser.add_argument(
         "--quantize",
         choices=tuple(FORMATS),
-        help="make one file in which the linear layers of the blocks take one byte per weight, or "
-        "with nvfp4 4.5 bits "
-        "(default: the folder as released, 17 GB)",
+        help="make one file whose linear layers of the blocks take one byte per weight, or with "
+        "nvfp4 4.5 bits (default: keep the folder as released, 17 GB)",
     )
     parser.add_argument(
         "--into",
         type=path,
         metavar="FOLDER",
-        help="where it goes (default: models/mmada_parallel of the ComfyUI that this pack or the "
-        "current folder lies in, or of ~/ComfyUI or ~/comfy/ComfyUI; else the current folder)",
+        help="folder to download to (default: models/mmada_parallel of the ComfyUI that contains "
+        "this pack or the current folder, or of ~/ComfyUI or ~/comfy/ComfyUI; otherwise the "
+        "current folder)",
     )
     add_quiet(parser)
 
@@ -308,8 +311,8 @@ def add_check(parser: argparse.ArgumentParser) -> None:
         type=place,
         nargs="?",
         metavar="PATH",
-        help="the folder of a checkpoint, or a file that convert wrote; without it, what is "
-        "installed here",
+        help="the folder of a checkpoint, or a file that convert wrote. Without PATH the command "
+        "lists what is installed on this machine",
     )
     _add_image_tokenizer(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -322,22 +325,22 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         type=place,
         default="demo",
         metavar="demo|PATH",
-        help="demo, which comes with the package and knows a toy world, the folder of a checkpoint "
-        "in the released layout, or a file that convert wrote (default demo)",
+        help="the folder of a checkpoint in the released layout, a file that convert wrote, or "
+        "demo, a small model of a toy world that comes with the package (default demo)",
     )
-    _add_lora(group, "an adapter to add to what the model computes, a .safetensors file")
+    _add_lora(group, "an adapter to apply: a .safetensors file")
     _add_image_tokenizer(group)
     group.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda", "mps"),
         default="auto",
-        help="where to compute (default auto: a GPU if there is one)",
+        help="device to compute on (default auto: a GPU if there is one)",
     )
     group.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
-        help="precision of the transformer (default auto: as stored; on a CPU float32 for small "
-        "models)",
+        help="precision of the transformer (default auto: as stored, but float32 for small models "
+        "on a CPU)",
     )
 
 
@@ -348,8 +351,8 @@ def _add_lora(parser: argparse._ActionsContainer, what: str) -> None:
         action="append",
         default=[],
         metavar="FILE[:STRENGTH]",
-        help=f"{what} or a folder of PEFT; STRENGTH 1, the default, is as it was trained; repeat "
-        "it for several",
+        help=f"{what} or a folder of PEFT. STRENGTH multiplies its effect (default 1, as trained). "
+        "Repeat the option for several adapters",
     )
 
 
@@ -358,25 +361,25 @@ def _add_image_tokenizer(parser: argparse._ActionsContainer) -> None:
         "--image-tokenizer",
         type=path,
         metavar="PATH",
-        help="file or folder of the image tokenizer where it is not inside or beside the "
-        "checkpoint (variant M and MMaDA-8B: that of showlab/magvitv2)",
+        help="file or folder of the image tokenizer, if it is neither in the checkpoint's folder "
+        "nor next to it (variant M and MMaDA-8B: that of showlab/magvitv2)",
     )
     parser.add_argument(
         "--family",
-        help="the family of the checkpoint where its files cannot tell: A or M of MMaDA-Parallel, "
-        "D for Lumina-DiMOO, 8B for MMaDA-8B",
+        help="the family of the checkpoint, if it cannot be recognised from the files: A or M for "
+        "MMaDA-Parallel, D for Lumina-DiMOO, 8B for MMaDA-8B",
     )
 
 
 def add_quiet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--quiet", action="store_true", help="no progress or notes on standard error"
+        "--quiet", action="store_true", help="print no progress or notes to standard error"
     )
 
 
 def _add_sampler(parser: argparse.ArgumentParser) -> None:
     add_quiet(parser)
-    group = parser.add_argument_group("sampler", "The upstream preset has defaults of its own.")
+    group = parser.add_argument_group("sampler", "The upstream preset has its own defaults.")
     add_settings(group, options_of(SamplerSettings).values())
 
 

@@ -84,7 +84,7 @@ class SamplerSettings:
     joint_guidance: float = option(
         3.5,
         "How strongly the picture follows the instruction and the input picture together. 0: "
-        "off, which is up to twice as fast.",
+        "off, which halves the time of the steps that unmask parts of the picture.",
         **_GUIDANCE,
     )
     reasoning_guidance: float = option(
