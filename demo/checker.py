@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -12,23 +11,10 @@ from .kinds import KINDS
 from .render import PATCH, patches
 from .scenes import BACKGROUNDS, COLOURS, CONTENTS, THINGS, Grid, Scene
 from .tasks import Task
+from .worlds import Verdict
 
 _COLOUR = "|".join({*COLOURS, *BACKGROUNDS})
 _REASON = re.compile(rf"(.+) (?:is|are) ({_COLOUR}) , so (.+)")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """``picture``: every cell as the task wants it. ``sentence``: its words, applied to the input,
-    give a wanted scene. ``agree``: its words, applied to the input, give the picture.
-    ``kept``: share of cells the task leaves alone that are as before (1 for generation). Where a
-    task has several right results, the picture is compared with the one most like it.
-    """
-
-    picture: bool
-    sentence: bool
-    agree: bool
-    kept: float
 
 
 def parse_codes(image: Image.Image, grid: Grid) -> np.ndarray:

@@ -1,10 +1,10 @@
-"""Tasks of the toy world as cases to train on, in the codes of its own image tokenizer."""
+"""Tasks of a world as cases to train on, in the codes of its own image tokenizer."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ from ..mmp_core.state import TokenState
 from ..mmp_core.variants.base import Layout
 from ..training.cases import Case, EndlessCases
 from . import world
-from .render import render
-from .tokenizer import TEXT_LENGTH
+from .tasks import Task
+from .worlds import AnyTask
 
 HELD_OUT = 10**9
 """Seeds from here on are never trained on."""
@@ -43,16 +43,16 @@ class WorldCases(EndlessCases):
         return world.task(number, grid=grid)
 
 
-def cases_of(model: Model, tasks: Iterable[world.Task]) -> list[Case]:
+def cases_of(model: Model, tasks: Iterable[AnyTask[Any]]) -> list[Case]:
     """``tasks`` with their targets. ``facts`` is the task itself."""
     return [to_case(number, task, model.layout) for number, task in enumerate(tasks)]
 
 
-def to_case(number: int, task: world.Task, layout: Layout, changed_weight: float = 1.0) -> Case:
+def to_case(number: int, task: AnyTask[Any], layout: Layout, changed_weight: float = 1.0) -> Case:
     """``changed_weight``: loss weight of image tokens that the edit changes."""
     after = torch.tensor([task.after.codes()])
     before = None if task.before is None else torch.tensor([task.before.codes()])
-    target = TokenState(text_ids(layout, task.sentence), after)
+    target = TokenState(text_ids(layout, task.sentence, task.text_length), after)
     weight = None
     if changed_weight != 1:
         changed = torch.zeros_like(after, dtype=torch.bool) if before is None else after != before
@@ -62,14 +62,14 @@ def to_case(number: int, task: world.Task, layout: Layout, changed_weight: float
         f"task {number} ({task.kind})",
         layout.encode(task.instruction, before, blank),
         task.instruction,
-        None if task.before is None else partial(render, task.before),
+        None if task.before is None else task.before.picture,
         target,
         task,
         weight,
     )
 
 
-def text_ids(layout: Layout, sentence: str, length: int = TEXT_LENGTH) -> Tensor:
+def text_ids(layout: Layout, sentence: str, length: int = Task.text_length) -> Tensor:
     """(1, length) int64: the sentence, then end-of-text ids."""
     ids = layout.tokenizer(sentence)["input_ids"]
     if len(ids) > length:

@@ -1,4 +1,4 @@
-"""Judge a checkpoint on held-out tasks of the toy world, with the exact checker."""
+"""Judge a checkpoint on held-out tasks of its world, with the world's own judge."""
 
 from __future__ import annotations
 
@@ -23,12 +23,10 @@ from ..mmp_core import (
 from ..mmp_core.checkpoint.load import Model
 from ..mmp_core.editing import fixed_text
 from ..training.rewards.clip import ClipScorer
-from .checker import Verdict, check, parse_codes
 from .dataset import HELD_OUT
-from .kinds import KINDS
-from .render import render
 from .tasks import Task
 from .world import task as task_numbered
+from .worlds import AnyTask, Verdict
 
 MEASURES = ("picture", "sentence", "agree", "kept")
 
@@ -38,7 +36,7 @@ class Answer:
     """One judged answer. ``number``: of the case; ``clip``: similarity of its text and picture."""
 
     number: int
-    task: Task
+    task: AnyTask[Any]
     sentence: str
     verdict: Verdict
     clip: float | None = None
@@ -50,13 +48,13 @@ class Answer:
 
 
 def held_out(cases: int) -> list[Task]:
-    """Tasks on 4×4 scenes with seeds that training never uses."""
+    """Tasks of the toy world on 4×4 scenes with seeds that training never uses."""
     return [task_numbered(HELD_OUT + i) for i in range(cases)]
 
 
-def prompt_of(model: Model, task: Task, **options: Any) -> Prompt:
+def prompt_of(model: Model, task: AnyTask[Any], **options: Any) -> Prompt:
     """``task`` as a prompt; ``options``: of ``encode_instruction``."""
-    before = None if task.before is None else render(task.before)
+    before = None if task.before is None else task.before.picture()
     return encode_instruction(model, task.instruction, before, **options)
 
 
@@ -68,7 +66,7 @@ def with_text(model: Model, prompt: Prompt, sentence: str) -> Prompt:
 
 def answer(
     model: Model,
-    tasks: Iterable[Task],
+    tasks: Iterable[AnyTask[Any]],
     settings: SamplerSettings,
     *,
     seed: int,
@@ -93,35 +91,35 @@ def answer(
             for number, task, sentence, image, score in zip(
                 numbers, chosen, sentences, images, scores, strict=True
             ):
-                yield Answer(number, task, sentence, check(task, image, sentence), score)
+                yield Answer(number, task, sentence, task.check(image, sentence), score)
 
 
-def copying(tasks: Iterable[Task]) -> dict[str, float]:
+def copying(tasks: Iterable[AnyTask[Any]]) -> dict[str, float]:
     """The measures of giving the input back unchanged with no words (editing tasks only)."""
     edits = [t for t in tasks if t.before is not None]
-    return _means([Answer(0, t, "", check(t, render(t.source), "")) for t in edits])
+    return _means([Answer(0, t, "", t.check(t.source.picture(), "")) for t in edits])
 
 
-def tokenizer_parse_rate(model: Model, cases: int) -> float:
-    """Share of scenes whose every cell is read back right through encoder and decoder."""
+def tokenizer_parse_rate(model: Model, tasks: Sequence[AnyTask[Any]]) -> float:
+    """Share of results of which all is read back right through encoder and decoder."""
     from ..mmp_core.image.pictures import to_pil, to_pixels
 
     tokenizer, right = model.image_tokenizer, 0
-    for task in held_out(cases):
-        pixels = to_pixels(render(task.after), tokenizer.pixel_range).to(model.device)
+    for task in tasks:
+        pixels = to_pixels(task.after.picture(), tokenizer.pixel_range).to(model.device)
         picture = to_pil(tokenizer.decode(tokenizer.encode(pixels)), tokenizer.pixel_range)[0]
-        right += (parse_codes(picture, task.after.grid) == task.after.codes()).all()
-    return right / cases
+        right += task.shown_by(picture)
+    return right / len(tasks)
 
 
 def evaluate(model: Model, *, cases: int = 500, **options: Any) -> dict[str, Any]:
-    """:func:`judge` over the first ``cases`` held-out tasks."""
+    """:func:`judge` over the first ``cases`` held-out tasks of the toy world."""
     return judge(model, held_out(cases), **options)
 
 
 def judge(
     model: Model,
-    tasks: Sequence[Task],
+    tasks: Sequence[AnyTask[Any]],
     *,
     seed: int = 0,
     repeats: int = 1,
@@ -152,12 +150,12 @@ def judge(
                 progress(repeat * cases + len(rounds[-1]), repeats * cases)
     seconds = time.perf_counter() - began
     answers = [one for answers in rounds for one in answers]
-    kinds = {k: [a for a in answers if a.task.kind == k] for k in KINDS}
+    kinds = {k: [a for a in answers if a.task.kind == k] for k in tasks[0].kinds()}
     measured = {
         "cases": cases,
         "seed": seed,
         "seconds_per_case": seconds / (cases * repeats),
-        "tokenizer_parse": tokenizer_parse_rate(model, min(cases, 200)),
+        "tokenizer_parse": tokenizer_parse_rate(model, tasks[:200]),
         **_means(answers),
         "distinct": sum(map(_distinct, rounds)) / repeats,
         "interval": _intervals(answers),

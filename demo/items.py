@@ -1,35 +1,34 @@
-"""The toy world as a dataset, beside those that users keep in folders."""
+"""Worlds as datasets, beside those that users keep in folders."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 from ..training.data.dataset import EditDataset
 from ..training.data.items import Item, Picture
 from . import world
-from .render import PATCH, render
-from .scenes import Scene
-from .tasks import Task
+from .render import PATCH
+from .worlds import AnyScene, AnyTask
 
 
 def world_dataset(
     count: int,
     first: int = 0,
-    task: Callable[[int], Task] = world.task,
+    task: Callable[[int], AnyTask[Any]] = world.task,
     place: str = "toy world",
 ) -> EditDataset:
-    """``count`` tasks on 4×4 scenes, from the one numbered ``first`` on, with reasoning and target.
+    """``count`` tasks from the one numbered ``first`` on, with reasoning and target.
 
-    ``task``: makes one of its number. ``facts`` of an item is its task, which the exact checker
-    needs.
+    ``task``: makes one of its number, of the toy world one on a 4×4 scene. ``facts`` of an item is
+    its task, which its judge needs.
     """
     tasks = ((number, task(number)) for number in range(first, first + count))
     return EditDataset(place, tuple(_item(number, each) for number, each in tasks))
 
 
-def _item(number: int, task: Task) -> Item:
+def _item(number: int, task: AnyTask[Any]) -> Item:
     return Item(
         f"task {number} ({task.kind})",
         task.instruction,
@@ -40,7 +39,7 @@ def _item(number: int, task: Task) -> Item:
     )
 
 
-def _picture(scene: Scene) -> Picture:
-    height, width = scene.grid
+def _picture(scene: AnyScene) -> Picture:
+    codes = scene.codes()
     digest = hashlib.sha256(repr(scene).encode()).hexdigest()
-    return Picture(digest, (width * PATCH, height * PATCH), partial(render, scene))
+    return Picture(digest, (len(codes[0]) * PATCH, len(codes) * PATCH), scene.picture)

@@ -1,4 +1,4 @@
-"""The exact checker as a reward: how far the words unmasked so far describe the picture guessed."""
+"""A world's judge as a reward: how far the words unmasked so far describe the picture guessed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch import Tensor
 from ..mmp_core.errors import InputError
 from ..mmp_core.variants.base import MASKED_TEXT
 from ..training.cases import Pair
-from .checker import check, parse_codes
+from .checker import parse_codes
 from .kinds import KINDS
 from .scenes import BACKGROUNDS, CONTENTS, Grid, Scene
 from .tasks import Task
+from .worlds import AnyTask
 
 
 class CheckerReward:
@@ -25,7 +26,7 @@ class CheckerReward:
     sentence about the picture has them, for the sentence that fits best; an end of text before
     that sentence ends counts as a word that does not. Whether the edit is right plays no part.
 
-    Raises ``InputError`` for a case that is not one of the toy world's.
+    Raises ``InputError`` for a case that is not of a world with a judge.
     """
 
     name = "checker"
@@ -35,15 +36,15 @@ class CheckerReward:
 
     def _score(self, pair: Pair) -> float:
         task = pair.case.facts
-        if not isinstance(task, Task):
+        if not isinstance(task, AnyTask):
             raise InputError(
                 f"{pair.case.name} is not a task of the toy world, and the checker reward can "
                 "judge nothing else: choose another reward, or train on the demo's data."
             )
-        if pair.progress == 1 and check(task, pair.picture, pair.text).agree:
+        if pair.progress == 1 and task.check(pair.picture, pair.text).agree:
             return 1.0
         words = _words(pair.marked)
-        fits = [_fit(words, s.split()) for s in sentences(task, pair.picture)]
+        fits = [_fit(words, s.split()) for s in task.truths(pair.picture)]
         return max(fits, default=0.0) * (0.5 if pair.progress == 1 else 1.0)
 
 

@@ -6,6 +6,8 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from PIL import Image
+
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
 PLURALS = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple")
@@ -81,6 +83,11 @@ class Scene:
         """The cells whose content differs in ``after``: their old and new content."""
         pairs = {cell: (self.at(cell), after.at(cell)) for cell in self.all_cells()}
         return {cell: pair for cell, pair in pairs.items() if pair[0] != pair[1]}
+
+    def picture(self) -> Image.Image:
+        from .render import render
+
+        return render(self)
 
     def codes(self) -> list[list[int]]:
         """Codebook index of each cell: background-major, contents in ``CONTENTS`` order."""

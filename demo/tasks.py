@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from PIL import Image
+
 from .scenes import Scene
+from .worlds import AnyTask, Verdict
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(AnyTask[Scene]):
     """One held-out or training case. ``before`` is ``None`` for generation from words alone.
 
     ``others``: results that are as right as ``after``, where the instruction leaves it open.
     """
+
+    text_length: ClassVar[int] = 21
 
     kind: str
     instruction: str
@@ -25,12 +30,26 @@ class Task:
     after: Scene
     others: tuple[Scene, ...] = ()
 
-    @property
-    def source(self) -> Scene:
-        """The scene to edit. Raises ``ValueError`` for generation."""
-        if self.before is None:
-            raise ValueError(f"{self.instruction!r} edits no scene.")
-        return self.before
+    @classmethod
+    def kinds(cls) -> tuple[str, ...]:
+        from .kinds import KINDS
+
+        return tuple(KINDS)
+
+    def check(self, picture: Image.Image, sentence: str) -> Verdict:
+        from .checker import check
+
+        return check(self, picture, sentence)
+
+    def truths(self, picture: Image.Image) -> Iterable[str]:
+        from .reward import sentences
+
+        return sentences(self, picture)
+
+    def shown_by(self, picture: Image.Image) -> bool:
+        from .checker import parse_codes
+
+        return bool((parse_codes(picture, self.after.grid) == self.after.codes()).all())
 
 
 class Kind(ABC):

@@ -31,7 +31,7 @@ def test_training_can_go_on_from_it(demo, tmp_path):
 
 
 def test_pictures_survive_the_image_tokenizer(demo):
-    assert tokenizer_parse_rate(demo, 60) >= 0.95
+    assert tokenizer_parse_rate(demo, held_out(60)) >= 0.95
 
 
 def test_edits_held_out_scenes(demo):
