@@ -13,9 +13,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,6 +26,8 @@ from ..mmp_core.checkpoint.load import load_checkpoint
 from ..mmp_core.files import replacing
 from ..mmp_core.model.config import ModelConfig
 from ..mmp_core.model.transformer import MaskedDiffusionTransformer, sdpa_attention
+from ..mmp_core.variants.base import Layout
+from ..training.cases import EndlessCases
 from ..training.data.guard import GUARD
 from ..training.loop.ranks import Ranks, launched_ranks
 from ..training.sft.run import SFTRun
@@ -35,9 +38,9 @@ from . import world
 from .clip import train_clip
 from .dataset import HELD_OUT, WorldCases
 from .kinds import KINDS
-from .render import render
 from .tokenizer import model_config, write_tokenizer
 from .vq import train_vq
+from .worlds import AnyTask
 
 SIZES = {"d_model": 256, "n_layers": 6, "n_heads": 4, "mlp_hidden_size": 512}
 CPU_RECIPE = SFTSettings(
@@ -81,6 +84,34 @@ def recipe_for(device: str) -> SFTSettings:
     return CUDA_RECIPE if device == "cuda" else CPU_RECIPE
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What a world's checkpoint is made of. ``said``: its words, ``None`` for the
+    toy's. ``config``: of the model, but
+    its sizes. ``cases``: what it is trained on. ``guard``: tasks that it is never trained on, which
+    go with it. ``colours``: of their pictures."""
+
+    said: Sequence[str] | None
+    config: Mapping[str, Any]
+    cases: Callable[[Layout, SFTSettings], EndlessCases]
+    guard: Sequence[AnyTask[Any]]
+    colours: int = 16
+
+    def model_config(self) -> dict[str, Any]:
+        config: dict[str, Any] = {**SIZES, **self.config}
+        return model_config(self.said, **config)
+
+
+def toy() -> Recipe:
+    kinds = (kind for kind in KINDS for _ in range(_GUARD_OF_KIND))
+    return Recipe(
+        None,
+        {},
+        lambda layout, settings: WorldCases(layout, settings.window * settings.batch_size),
+        [world.task(_GUARD_SEED + n, kinds=(kind,)) for n, kind in enumerate(kinds)],
+    )
+
+
 def short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention by two matmuls, for the short sequences of the demo on a CPU."""
     dtype, (q, k, v) = q.dtype, (t.bfloat16() for t in (q, k, v))
@@ -97,23 +128,25 @@ def transformer_run(
     *,
     start: Path | None = None,
     ranks: Ranks | None = None,
+    recipe: Recipe | None = None,
 ) -> SFTRun:
     """The SFT run in ``folder``.
 
     ``parts``: where image tokenizer and CLIP are. ``start``: a checkpoint whose weights a new run
     begins with, random ones if ``None``.
     """
+    recipe = recipe or toy()
     attention = short_attention if device == "cpu" else sdpa_attention
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         if start is None:
             start = Path(temporary)
-            transformer = MaskedDiffusionTransformer(ModelConfig.from_dict(model_config(**SIZES)))
+            transformer = MaskedDiffusionTransformer(ModelConfig.from_dict(recipe.model_config()))
             initialise(transformer, settings.seed)
-            write_checkpoint(start, parts, transformer.state_dict())
+            write_checkpoint(start, parts, transformer.state_dict(), recipe=recipe)
         model = load_checkpoint(start, device=device, dtype=torch.float32, attention=attention)
     return SFTRun(
         model,
-        WorldCases(model.layout, same_grid=settings.window * settings.batch_size),
+        recipe.cases(model.layout, settings),
         settings,
         folder,
         policy=FullWeights(model.transformer),
@@ -121,21 +154,32 @@ def transformer_run(
     )
 
 
-def write_result(run: SFTRun, parts: Path, out: Path, weights: Mapping[str, Tensor]) -> Path:
+def write_result(
+    run: SFTRun,
+    parts: Path,
+    out: Path,
+    weights: Mapping[str, Tensor],
+    recipe: Recipe | None = None,
+) -> Path:
     """Write the trained ``weights`` to the folder ``out``, in bf16."""
     halved = {name: weight.bfloat16().cpu() for name, weight in weights.items()}
-    write_checkpoint(out, parts, halved, {"sft_steps": str(run.step)})
+    write_checkpoint(out, parts, halved, {"sft_steps": str(run.step)}, recipe)
     return out
 
 
 def write_checkpoint(
-    out: Path, parts: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    out: Path,
+    parts: Path,
+    weights: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    recipe: Recipe | None = None,
 ) -> None:
     """A checkpoint of ``weights`` in the released layout, with what the folder ``parts`` holds of
     image tokenizer and CLIP (in bf16)."""
     out.mkdir(parents=True, exist_ok=True)
-    write_tokenizer(out)
-    (out / "config.json").write_text(json.dumps(model_config(**SIZES), indent=1))
+    recipe = recipe or toy()
+    write_tokenizer(out, recipe.said)
+    (out / "config.json").write_text(json.dumps(recipe.model_config(), indent=1))
     for file in (f for part in ("vqvae", "clip") for f in sorted((parts / part).glob("*"))):
         copy = out / file.parent.name / file.name
         copy.parent.mkdir(exist_ok=True)
@@ -146,20 +190,18 @@ def write_checkpoint(
         else:
             shutil.copyfile(file, copy)
     save_tensors(out / "model.safetensors", weights, metadata)
-    write_guard(out / "guard")
+    write_guard(out / "guard", recipe)
 
 
-def write_guard(folder: Path) -> None:
-    """The guard items of the demo: tasks of every kind that it was never trained on."""
+def write_guard(folder: Path, recipe: Recipe) -> None:
     folder.mkdir(exist_ok=True)
     lines = []
-    for number, kind in enumerate(kind for kind in KINDS for _ in range(_GUARD_OF_KIND)):
-        task = world.task(_GUARD_SEED + number, kinds=(kind,))
+    for number, task in enumerate(recipe.guard):
         line = {"instruction": task.instruction, "think": task.sentence}
         for role, scene in (("image", task.before), ("target", task.after)):
             if scene is not None:
                 line[role] = f"{number:02}.{role}.png"
-                render(scene).quantize(16).save(folder / line[role], optimize=True)
+                scene.picture().quantize(recipe.colours).save(folder / line[role], optimize=True)
         lines.append(json.dumps(line) + "\n")
     (folder / GUARD).write_text("".join(lines), encoding="utf-8")
 

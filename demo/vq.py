@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ..mmp_core.files import replacing
 from ..mmp_core.image.amused import AmusedVQ
 from .render import PATCH, patches
 from .scenes import BACKGROUNDS, COLOURS, CONTENTS, SHAPES
@@ -108,24 +109,62 @@ def train_vq(
 
     encoder = nn.ModuleList([model.encoder, model.quant_conv])
     decoder = nn.ModuleList([model.post_quant_conv, model.decoder])
-    regress(encoder, encoder_error, encoder_steps, seed)
-    regress(decoder, decoder_error, decoder_steps, seed + 1)
-    save_vq(model, folder / "vqvae")
+    regress(encoder, encoder_error, _batches(seed, device), encoder_steps)
+    regress(decoder, decoder_error, _batches(seed + 1, device), decoder_steps)
+    save_vq(model, folder / "vqvae", vq_config())
 
 
-def regress(
-    module: nn.Module, error: Callable[[Tensor, Tensor], Tensor], steps: int, seed: int
-) -> None:
-    """Minimise ``error(codes, pixels)`` over ``module`` on random scenes; averages the weights."""
-    rng, device = np.random.default_rng(seed), next(module.parameters()).device
-    optimizer = torch.optim.AdamW(module.parameters(), lr=5e-4, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-4, total_steps=steps)
-    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.98))
-    for step in range(steps):
+def _batches(seed: int, device: str) -> Callable[[int], Batch]:
+    """Random scenes, of some 80 cells together."""
+    rng = np.random.default_rng(seed)
+
+    def batch(step: int) -> Batch:
         height, width = rng.choice([3, 4, 4, 5], 2)
         codes = random_codes(rng, max(2, 80 // (height * width)), (height, width))
         codes = torch.from_numpy(codes).to(device)
-        loss = error(codes, pixels_of(codes))
+        return codes, pixels_of(codes)
+
+    return batch
+
+
+Batch = tuple[Tensor, Tensor]
+"""Codes (B, h, w) and their pictures (B, 3, H, W), in [0, 1]."""
+
+
+def regress(
+    module: nn.Module,
+    error: Callable[[Tensor, Tensor], Tensor],
+    batch: Callable[[int], Batch],
+    steps: int,
+    *,
+    state: Path | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> None:
+    """Minimise ``error`` over ``module`` on the ``batch`` of each step; averages the weights.
+
+    ``state``: a file that it goes on from if it exists, and that is written every 100 steps and
+    when ``progress``, called after each step, raises.
+    """
+    optimizer = torch.optim.AdamW(module.parameters(), lr=5e-4, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-4, total_steps=steps)
+    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.98))
+    parts = {"module": module, "optimizer": optimizer, "schedule": schedule, "average": average}
+    begun = 0
+    if state is not None and state.exists():
+        saved = torch.load(state, map_location="cpu", weights_only=True)
+        begun = saved.pop("step")
+        for name, values in saved.items():
+            parts[name].load_state_dict(values)
+
+    def save(step: int) -> None:
+        if state is not None:
+            with replacing(state) as path:
+                torch.save(
+                    {n: part.state_dict() for n, part in parts.items()} | {"step": step}, path
+                )
+
+    for step in range(begun, steps):
+        loss = error(*batch(step))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 10.0)
@@ -134,16 +173,21 @@ def regress(
         average.update_parameters(module)
         if step % 100 == 99:
             print(f"image tokenizer step {step + 1}: error {loss.item():.4f}", flush=True)
+            save(step + 1)
+        if progress is not None:
+            try:
+                progress(step + 1)
+            except BaseException:
+                save(step + 1)
+                raise
     module.load_state_dict(average.module.state_dict())
 
 
-def save_vq(model: AmusedVQ, folder: Path) -> None:
+def save_vq(model: AmusedVQ, folder: Path, config: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
-    from ..mmp_core.files import replacing
-
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(vq_config(), indent=1))
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
     weights = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
     with replacing(folder / "diffusion_pytorch_model.safetensors") as path:
         save_file(weights, path, metadata={"format": "pt"})
