@@ -1,4 +1,5 @@
-"""``evaluate``: the toy world's exact measures of a checkpoint."""
+"""``evaluate``: exact measures of a checkpoint in its world, the toy world if its configuration
+names none."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ def evaluate(args: argparse.Namespace) -> None:
         model = load_model(args)
         total = args.cases * args.repeats
         with tqdm(total=total, desc="judging", unit="case", disable=args.quiet) as bar:
-            measured = GENERATED["demo"].evaluate(
+            measured = GENERATED[model.config.get("world", "demo")].evaluate(
                 model,
                 cases=args.cases,
                 seed=args.seed,

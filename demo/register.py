@@ -83,9 +83,46 @@ class NewWord(ToyWorld):
         return world_dataset(count, task=task, place=self.label)
 
 
+class PictureBook(datasets.GeneratedDataset):
+    name, label, reward = "picture-book", "picture book", "checker"
+    help = "pages of the picture book, for a checkpoint of its recipe"
+    in_graph = False
+
+    def make(self, count: int) -> EditDataset:
+        from .items import world_dataset
+        from .picture_book.tasks import task
+
+        return world_dataset(count, task=task, place=self.label)
+
+    def evaluate(self, model: Model, *, cases: int = 500, **options: Any) -> dict[str, Any]:
+        from .evaluate import judge
+        from .picture_book.tasks import task
+
+        return judge(model, [task(seed, held_out=True) for seed in range(cases)], **options)
+
+    def recipe(self, device: str) -> SFTSettings:
+        from .picture_book.train import settings_for
+
+        return settings_for(device)
+
+    def from_nothing(
+        self, folder: Path, settings: SFTSettings, device: str, ranks: Ranks
+    ) -> SFTRun:
+        from .picture_book.train import recipe
+        from .train import transformer_run
+
+        return transformer_run(folder, settings, device, folder, ranks=ranks, recipe=recipe())
+
+    def write_checkpoint(self, run: SFTRun, out: Path, weights: Mapping[str, Tensor]) -> Path:
+        from .picture_book.train import recipe
+        from .train import write_result
+
+        return write_result(run, run.folder.path, out, weights, recipe())
+
+
 def register() -> None:
     """Make them known to nodes and command line."""
-    for world in (ToyWorld(), OpenTasks(), NewWord()):
+    for world in (ToyWorld(), OpenTasks(), NewWord(), PictureBook()):
         datasets.register(world)
     rewards.register(
         rewards.RewardKind(
@@ -105,9 +142,9 @@ def _checker(place: str, load_clip: rewards.ClipLoader) -> Reward:
 
 
 def _check_tasks(dataset: EditDataset) -> None:
-    from .world import Task
+    from .worlds import AnyTask
 
-    others = [item.name for item in dataset if not isinstance(item.facts, Task)]
+    others = [item.name for item in dataset if not isinstance(item.facts, AnyTask)]
     if others:
         raise InputError(
             f"{others[0]} of {dataset.place} is not a task of the toy world, and the checker can "

@@ -223,7 +223,7 @@ def token_file(name: str) -> Path:
 
 def generated_datasets() -> dict[str, GeneratedDataset]:
     """Datasets that are not in any folder."""
-    return {dataset.label: dataset for dataset in GENERATED.values()}
+    return {dataset.label: dataset for dataset in GENERATED.values() if dataset.in_graph}
 
 
 def _input_entries() -> Iterator[tuple[str, Path]]:

@@ -1,0 +1,129 @@
+"""Train the picture book's checkpoint: ``python -m mmada_parallel.demo.picture_book.train``.
+
+First the image tokenizer, then the transformer, an SFT run, then the checkpoint folder in the
+released layout. With ``--minutes`` it stops after so many and keeps its state in ``--folder``; the
+same command goes on from there, and says when nothing is left to do. A short ParaRL follows by
+``mmada-parallel train pararl --data picture-book --model FOLDER``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...mmp_core.variants.base import Layout
+from ...training.cases import Case, EndlessCases
+from ...training.sft.settings import SFTSettings
+from ..dataset import CHANGED_WEIGHT, to_case
+from ..train import CPU_RECIPE, CUDA_RECIPE, Recipe, transformer_run, write_result
+from .scenes import GRID, PATCH, code_count
+from .tasks import Task, task, words
+from .vq import train_vq
+
+CPU = replace(CPU_RECIPE, steps=4000, decay_steps=1300, batch_size=128, micro_batch=64)
+CUDA = replace(CUDA_RECIPE, steps=5000, decay_steps=4000, batch_size=1024, micro_batch=1024)
+
+
+def settings_for(device: str) -> SFTSettings:
+    return CUDA if device == "cuda" else CPU
+
+
+class BookCases(EndlessCases):
+    """Case ``i`` is task ``i``; none has a combination that is held out."""
+
+    fingerprint = "picture book"
+
+    def __init__(self, layout: Layout):
+        self.layout = layout
+
+    def __getitem__(self, number: int) -> Case:
+        return to_case(number, task(number), self.layout, CHANGED_WEIGHT)
+
+
+def recipe() -> Recipe:
+    sizes = {
+        "world": "picture-book",
+        "codes": code_count(),
+        "side": GRID * PATCH,
+        "text_length": Task.text_length,
+    }
+    guard = [task(seed, held_out=True, kinds=(kind,)) for seed, kind in enumerate(Task.kinds())]
+    return Recipe(words(), sizes, lambda layout, settings: BookCases(layout), guard, colours=128)
+
+
+class Paused(Exception):
+    """The time is up; the state is saved."""
+
+
+def pausing(minutes: float | None) -> Callable[..., None]:
+    """A callback that raises :class:`Paused` once so many minutes have passed."""
+    began = time.monotonic()
+
+    def check(*_: Any) -> None:
+        if minutes is not None and time.monotonic() - began >= 60 * minutes:
+            raise Paused
+
+    return check
+
+
+def train(
+    folder: Path,
+    out: Path,
+    settings: SFTSettings,
+    device: str,
+    check: Callable[..., None],
+    **tokenizer_steps: int,
+) -> None:
+    """Go on in ``folder`` with what is not yet done. Raises :class:`Paused` from ``check``."""
+    if not (folder / "vqvae").exists():
+        train_vq(folder, device=device, progress=check, **tokenizer_steps)
+    book = recipe()
+    run = transformer_run(folder, settings, device, folder, recipe=book)
+    if run.resume():
+        print(f"resuming after step {run.step}", flush=True)
+
+    def logged(step: int, line: dict[str, float]) -> None:
+        print(json.dumps(line), flush=True)
+        check()
+
+    run.train(logged)
+    with run.averaged():
+        write_result(run, folder, out, run.policy.state_dict(), book)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, default=Path("build/picture-book"))
+    parser.add_argument("--out", type=Path, help="the checkpoint (default: FOLDER/checkpoint)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=max(0, (os.cpu_count() or 1) - 2))
+    parser.add_argument("--minutes", type=float, help="stop after so many, to be resumed")
+    names = ("steps", "decay_steps", "batch_size", "encoder_steps", "decoder_steps")
+    for name in names:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int)
+    args = parser.parse_args()
+    torch.set_float32_matmul_precision("high")
+    chosen = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    tokenizer = {n: chosen.pop(n) for n in names[3:] if n in chosen}
+    settings = replace(settings_for(args.device), workers=args.workers, **chosen)
+    out = args.out or args.folder / "checkpoint"
+    try:
+        train(args.folder, out, settings, args.device, pausing(args.minutes), **tokenizer)
+    except Paused:
+        print("Time is up; the same command goes on from here.", flush=True)
+    else:
+        print(f"Done: {out}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The recipe of the picture book's checkpoint, small: it can be run in pieces."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from mmada_parallel.demo import train as shared
+from mmada_parallel.demo.picture_book import train, vq
+from mmada_parallel.demo.picture_book.scenes import code_count
+from mmada_parallel.demo.picture_book.tasks import is_held_out
+from mmada_parallel.mmp_core import load_checkpoint
+from mmada_parallel.mmp_core.instructions import unknown_words
+from safetensors.torch import load_file
+
+SETTINGS = replace(train.CPU, steps=2, decay_steps=1, warmup_steps=1, batch_size=2, micro_batch=2)
+SMALL = {"d_model": 16, "n_layers": 1, "n_heads": 1, "mlp_hidden_size": 16}
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A recipe of the same parts, of sizes that train in a second."""
+    tokenizer = vq.config() | {"block_out_channels": [8] * 6}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vq, "config", lambda: tokenizer)
+        patch.setattr(vq, "PICTURES", 1)
+        patch.setattr(shared, "SIZES", SMALL)
+        yield
+
+
+def run(folder, check):
+    steps = {"encoder_steps": 2, "decoder_steps": 2}
+    train.train(folder, folder / "checkpoint", SETTINGS, "cpu", check, **steps)
+    return folder / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small, tmp_path_factory):
+    return run(tmp_path_factory.mktemp("whole"), lambda *_: None)
+
+
+def test_a_run_in_pieces_ends_as_one_in_one_piece(checkpoint, small, tmp_path):
+    pieces = 0
+    while not (tmp_path / "checkpoint").exists():
+        try:
+            run(tmp_path, train.pausing(0))
+        except train.Paused:
+            pieces += 1
+    assert pieces >= 6
+    for name in ("model.safetensors", "vqvae/diffusion_pytorch_model.safetensors"):
+        once, often = (load_file(place / name) for place in (checkpoint, tmp_path / "checkpoint"))
+        assert all(torch.equal(often[key], value) for key, value in once.items())
+
+
+def test_the_checkpoint_loads_and_speaks_in_sentences(checkpoint):
+    model = load_checkpoint(checkpoint, dtype=torch.float32)
+    assert model.config["world"] == "picture-book"
+    said = "there is a red house, a blue cat and a cloud at sea. the house goes away."
+    ids = model.tokenizer(said)["input_ids"]
+    assert model.layout.decode_text(torch.tensor([ids])) == [said]
+    assert unknown_words(model.tokenizer, "Please paint the dragon pink.") == ["dragon", "pink."]
+
+
+def test_every_code_has_a_vector_of_its_own():
+    book = vq.codebook()
+    assert book.shape == (code_count(), vq.WIDTH) and len(book.unique(dim=0)) == code_count()
+    assert torch.cdist(book, book).add(torch.eye(len(book)) * 9).min() >= 2**0.5
+
+
+def test_no_task_to_train_on_has_a_combination_that_is_held_out(checkpoint):
+    cases = train.BookCases(load_checkpoint(checkpoint, dtype=torch.float32).layout)
+    assert not any(is_held_out(cases[number].facts) for number in range(30))
+    assert all(is_held_out(made) for made in train.recipe().guard)
