@@ -142,28 +142,28 @@ def regress(
 ) -> None:
     """Minimise ``error`` over ``module`` on the ``batch`` of each step; averages the weights.
 
-    ``state``: a file that it goes on from if it exists, and that is written every 100 steps and
-    when ``progress``, called after each step, raises.
+    ``state``: a file that it goes on from if it exists. It is written every 100 steps, at the end,
+    then with the averaged weights alone, and when ``progress``, called after each step, raises.
     """
     optimizer = torch.optim.AdamW(module.parameters(), lr=5e-4, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-4, total_steps=steps)
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.98))
     parts = {"module": module, "optimizer": optimizer, "schedule": schedule, "average": average}
-    begun = 0
+    saved: dict[str, Any] = {}
     if state is not None and state.exists():
         saved = torch.load(state, map_location="cpu", weights_only=True)
-        begun = saved.pop("step")
-        for name, values in saved.items():
-            parts[name].load_state_dict(values)
+        for name in saved.keys() - {"step"}:
+            parts[name].load_state_dict(saved[name])
+        if "average" not in saved:
+            return
 
-    def save(step: int) -> None:
+    def save(step: int, *names: str) -> None:
         if state is not None:
+            values = {name: parts[name].state_dict() for name in names or parts}
             with replacing(state) as path:
-                torch.save(
-                    {n: part.state_dict() for n, part in parts.items()} | {"step": step}, path
-                )
+                torch.save(values | {"step": step}, path)
 
-    for step in range(begun, steps):
+    for step in range(saved.get("step", 0), steps):
         loss = error(*batch(step))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -181,6 +181,7 @@ def regress(
                 save(step + 1)
                 raise
     module.load_state_dict(average.module.state_dict())
+    save(steps, "module")
 
 
 def save_vq(model: AmusedVQ, folder: Path, config: dict[str, Any]) -> None:

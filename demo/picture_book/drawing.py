@@ -10,7 +10,7 @@ from PIL import Image
 
 from .landscapes import draw
 from .pen import HEIGHT, RGB, THING_LIGHT, WIDTH, Look, Pen
-from .scenes import BOX, COLOURS, PATCH, PLAIN, TOPS, Scene, Thing
+from .scenes import BOX, COLOURS, PATCH, PLAIN, SIZES, TOPS, Scene, Thing
 from .things import DRAWN, FEET
 
 SHRINK = 0.56
@@ -21,7 +21,7 @@ SHRINK = 0.56
 def sprite(thing: Thing, ground: str, time: str) -> np.ndarray:
     """(96, 64, 4) float32, colour premultiplied by alpha, in 0 … 255 and 0 … 1."""
     scale = 1.0 if thing.size == "big" else SHRINK
-    pen = Pen(FEET[thing.kind, thing.size], scale, THING_LIGHT[time])
+    pen = Pen(FEET[thing.kind][SIZES.index(thing.size)], scale, THING_LIGHT[time])
     look = Look(RGB[thing.colour], ground, time)
     DRAWN[thing.kind](pen, look)
     pixels = np.asarray(pen.sheet.resize((WIDTH, HEIGHT), Image.Resampling.BOX), np.float32)

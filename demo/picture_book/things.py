@@ -8,15 +8,12 @@ from collections.abc import Callable
 from .pen import CREAM, DARK, GLOW, SHADE, WOOD, Look, Pen, box, mixed, oval, path, smooth
 
 FEET = {
-    **{
-        (kind, size): 86.0 for kind in ("house", "tree", "car", "boat") for size in ("big", "small")
-    },
-    **{(kind, size): 90.0 for kind in ("cat", "flower") for size in ("big", "small")},
-    **{(kind, "big"): 90.0 for kind in ("balloon", "kite", "cloud", "sun")},
-    **{(kind, "small"): 82.0 for kind in ("balloon", "kite")},
-    **{(kind, "small"): 74.0 for kind in ("cloud", "sun")},
+    **dict.fromkeys(("house", "tree", "boat", "car"), (86.0, 86.0)),
+    **dict.fromkeys(("cat", "flower"), (90.0, 90.0)),
+    **dict.fromkeys(("balloon", "kite"), (82.0, 90.0)),
+    **dict.fromkeys(("cloud", "sun"), (74.0, 90.0)),
 }
-"""Height of the foot in the slot, in pixels from its top."""
+"""Where the foot of small and big ones is in the slot, in pixels from its top."""
 _LEAF, _SAND, _SNOW, _WATER = (96, 172, 84), (240, 210, 146), (246, 250, 255), (206, 236, 246)
 
 

@@ -28,8 +28,13 @@ from .scenes import GRID, PATCH, code_count
 from .tasks import Task, task, words
 from .vq import train_vq
 
-CPU = replace(CPU_RECIPE, steps=4000, decay_steps=1300, batch_size=128, micro_batch=64)
+CPU = replace(CPU_RECIPE, steps=9000, decay_steps=3000, batch_size=128, micro_batch=64)
 CUDA = replace(CUDA_RECIPE, steps=5000, decay_steps=4000, batch_size=1024, micro_batch=1024)
+
+TOKENIZER = {
+    "cpu": {"encoder_steps": 2000, "decoder_steps": 8000, "pictures": 4},
+    "cuda": {"encoder_steps": 1000, "decoder_steps": 4000, "pictures": 16},
+}
 
 
 def settings_for(device: str) -> SFTSettings:
@@ -80,11 +85,12 @@ def train(
     settings: SFTSettings,
     device: str,
     check: Callable[..., None],
-    **tokenizer_steps: int,
+    **tokenizer: int,
 ) -> None:
     """Go on in ``folder`` with what is not yet done. Raises :class:`Paused` from ``check``."""
-    if not (folder / "vqvae").exists():
-        train_vq(folder, device=device, progress=check, **tokenizer_steps)
+    if not (folder / "vqvae" / "diffusion_pytorch_model.safetensors").exists():
+        sizes = TOKENIZER["cuda" if device == "cuda" else "cpu"] | tokenizer
+        train_vq(folder, device=device, progress=check, **sizes)
     book = recipe()
     run = transformer_run(folder, settings, device, folder, recipe=book)
     if run.resume():

@@ -42,7 +42,6 @@ from .scenes import (
 _PARTS = (TIMES, GROUNDS, range(GRID), range(GRID), KINDS, ("", *COLOURS), SIZES, range(BOX[0]))
 _PARTS += (range(BOX[1]),)
 WIDTH = sum(map(len, _PARTS))
-ENCODER_STEPS, DECODER_STEPS, PICTURES = 2000, 8000, 4
 CODE_WEIGHT = 4.0
 """What the error of a patch of a thing counts; most patches are landscape."""
 
@@ -84,13 +83,13 @@ def crowded(rng: random.Random) -> Scene:
     return Scene(rng.choice(TIMES), rng.choice(GROUNDS), tuple(map(content, SLOTS)))
 
 
-def batches(seed: int, device: str) -> Callable[[int], Batch]:
+def batches(seed: int, pictures: int, device: str) -> Callable[[int], Batch]:
     """Crowded scenes; the same of each step, so that training can be resumed."""
 
     def batch(step: int) -> Batch:
         rng = random.Random(f"{seed} {step}")
         torch.manual_seed(step)  # of the noise that the step adds
-        scenes = [crowded(rng) for _ in range(PICTURES)]
+        scenes = [crowded(rng) for _ in range(pictures)]
         pixels = torch.from_numpy(np.stack([paint(scene) for scene in scenes])).to(device)
         codes = torch.tensor([scene.codes() for scene in scenes], device=device)
         return codes, pixels.permute(0, 3, 1, 2).float() / 255
@@ -102,12 +101,13 @@ def train_vq(
     folder: Path,
     *,
     device: str,
-    encoder_steps: int = ENCODER_STEPS,
-    decoder_steps: int = DECODER_STEPS,
+    encoder_steps: int,
+    decoder_steps: int,
+    pictures: int,
     progress: Callable[[int], Any] | None = None,
 ) -> None:
-    """Regress encoder and decoder, each on its own, and write ``folder/vqvae``. What ``progress``
-    raises ends it for now: the same call goes on from there."""
+    """Regress encoder and decoder, each on its own, on so many ``pictures`` a step, and write
+    ``folder/vqvae``. What ``progress`` raises ends it for now: the same call goes on from there."""
     torch.manual_seed(0)
     model = AmusedVQ(config()).to(device)
     with torch.no_grad():
@@ -132,6 +132,8 @@ def train_vq(
     )
     folder.mkdir(parents=True, exist_ok=True)
     for number, (name, modules, error, steps) in enumerate(parts):
-        state, draw = folder / f"{name}.pt", batches(number, device)
+        state, draw = folder / f"{name}.pt", batches(number, pictures, device)
         regress(nn.ModuleList(modules), error, draw, steps, state=state, progress=progress)
-    save_vq(model, folder / "vqvae", config())
+    save_vq(model.bfloat16(), folder / "vqvae", config())
+    for name, *_ in parts:
+        (folder / f"{name}.pt").unlink()

@@ -22,13 +22,12 @@ def small():
     tokenizer = vq.config() | {"block_out_channels": [8] * 6}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vq, "config", lambda: tokenizer)
-        patch.setattr(vq, "PICTURES", 1)
         patch.setattr(shared, "SIZES", SMALL)
         yield
 
 
 def run(folder, check):
-    steps = {"encoder_steps": 2, "decoder_steps": 2}
+    steps = {"encoder_steps": 2, "decoder_steps": 2, "pictures": 1}
     train.train(folder, folder / "checkpoint", SETTINGS, "cpu", check, **steps)
     return folder / "checkpoint"
 
