@@ -199,9 +199,10 @@ def _kept(
         )
     model.prepare_decoding(tokens.grid)
     save_preference(folder, model.model, prompt, tokens, index)
+    picks = len(picks_in(folder))
     return (
-        f"Kept: sample {index} is the best of {tokens.batch}. {name} now holds "
-        f"{len(picks_in(folder))} picks."
+        f"Kept: sample {index} is the best of {tokens.batch}. {name} now holds {picks} "
+        f"{'pick' if picks == 1 else 'picks'}."
     )
 
 

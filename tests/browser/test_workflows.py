@@ -12,14 +12,14 @@ LIKE_OTHERS = ("Edit a large photo", "Inpaint part of a large photo")
 MINUTES = ("Teach it something new",)
 WAITS = ("ParaRL with your votes",)
 """Run by test_votes.py."""
-FOR_WHO_ASKS = (*LIKE_OTHERS, *MINUTES, *WAITS)
+PICKS = ("Pick what you like", "Train on your picks")
+"""Run by test_picks.py."""
+FOR_WHO_ASKS = (*LIKE_OTHERS, *MINUTES, *WAITS, *PICKS)
 TEXT_ALONE = ("Describe a picture",)
 PICTURE_ALONE = ("Style from a second picture", "Text to image at any size")
 EXHAUSTIVE = (pytest.mark.slow, pytest.mark.exhaustive)
 CASES = [
-    pytest.param(
-        path, "canvas", marks=EXHAUSTIVE if path.stem in (*LIKE_OTHERS, *MINUTES, *WAITS) else ()
-    )
+    pytest.param(path, "canvas", marks=EXHAUSTIVE if path.stem in FOR_WHO_ASKS else ())
     for path in WORKFLOWS
 ] + [(FIRST, "vue")]
 
@@ -35,7 +35,7 @@ def test_it_opens_runs_and_shows_its_results(comfy_page, path, renderer):
     assert comfy_page.complaints() == []
     prompt = comfy_page.api_prompt()
     assert without_page_widgets(prompt) == to_api(workflow, comfy_page.server.object_info())
-    if path.stem in WAITS or (comfy_page.server.host.name == "oldest" and path != FIRST):
+    if path.stem in (*WAITS, *PICKS) or (comfy_page.server.host.name == "oldest" and path != FIRST):
         return
     live = [i for i, node in prompt.items() if node["class_type"] in LIVE]
     comfy_page.reseed()

@@ -18,6 +18,8 @@ MINUTES = ("Teach it something new",)
 """Those that take so long that they run for those who ask for it."""
 WAITS = ("ParaRL with your votes",)
 """Run by tests/browser/test_votes.py, which has somebody to vote."""
+PICKS = PICK, TRAIN = "Pick what you like", "Train on your picks"
+"""Run together, by test_what_is_picked_is_trained_on; as shipped by tests/browser/test_picks.py."""
 DESCRIBES = ("Describe a picture",)
 DRAWS = ("Text to image at any size", "Style from a second picture")
 """Those that answer with a text alone, and with a picture alone."""
@@ -30,7 +32,11 @@ def marks_of(name):
 
 each_workflow = pytest.mark.parametrize(
     "path",
-    [pytest.param(p, marks=marks_of(p.stem)) for p in WORKFLOWS if p.stem not in WAITS],
+    [
+        pytest.param(path, marks=marks_of(path.stem))
+        for path in WORKFLOWS
+        if path.stem not in (*WAITS, *PICKS)
+    ],
     ids=lambda path: path.stem,
 )
 BASIC = [path for path in WORKFLOWS if path.stem in ("Edit an image", "Generate with thinking")]
@@ -80,6 +86,7 @@ def test_the_promised_workflows_are_shipped():
         *TRAINING,
         *MINUTES,
         *WAITS,
+        *PICKS,
         *DESCRIBES,
         *DRAWS,
     }
@@ -142,6 +149,25 @@ def test_a_large_photo_is_kept_but_for_the_edit(comfy, runs):
     left, top, right, bottom = PAINTING
     parts = (picture[top:bottom, left:right] for picture in (before, after))
     assert changed_cells(*parts) == [(1, 2)]
+
+
+def test_what_is_picked_is_trained_on(comfy, object_info):
+    """The second run of a batch keeps the pick. Trained for a step, to be quick."""
+    train = prompt_of(named(TRAIN), object_info)
+    (node,) = ids_of(train, "MMaDAParallelPreferenceFinetune")
+    train[node]["inputs"] |= {"steps": 1, "batch_size": 1, "masks": 1, "preview_every": 0}
+    with pytest.raises(ValueError, match="is no folder of picks"):
+        comfy.queue(train)
+    pick = prompt_of(named(PICK), object_info)
+    first, second = comfy.run(pick), comfy.run(pick)
+    assert any(text.startswith("Not kept yet.") for text in first.texts)
+    assert any(
+        text == "Kept: sample 0 is the best of 4. my-picks now holds 1 pick."
+        for text in second.texts
+    )
+    trained = comfy.run(train)
+    assert trained.status == "success", trained.error
+    assert len(trained.texts) >= 3
 
 
 @each_workflow

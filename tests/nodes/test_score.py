@@ -270,7 +270,7 @@ def test_a_pick_is_kept_once_the_batch_was_seen(picking, demo):
     said, files = picking(0)
     assert "Not kept yet" in said.ui["text"][0] and not files
     said, files = picking(1)
-    assert "sample 1 is the best of 2. mine now holds 1 picks" in said.ui["text"][0]
+    assert "sample 1 is the best of 2. mine now holds 1 pick." in said.ui["text"][0]
     assert torch.equal(said.result[0].image, picking.batch.image[1:])
     picks = open_preferences(files[0].parent).cases(demo.model)
     assert [case.instruction for case in picks] == ["draw a blue star on white"]
