@@ -2,7 +2,8 @@
 
 Tensors are named as PEFT names them, ``base_model.model.<layer>.lora_A.weight`` and ``…lora_B…``,
 with DoRA ``<layer>.lora_magnitude_vector`` besides, and are added as they are (alpha = rank), so
-that a file says all without the settings beside it. Files of others are read, too: PEFT's folder,
+that a file says all without the settings beside it. ``<layer>.dora_scale``, which says the same to
+ComfyUI's loader, is not read. Files of others are read, too: PEFT's folder,
 and the names ``lora_down``, ``lora_up`` and ``alpha`` that ComfyUI and kohya write.
 """
 
@@ -32,6 +33,7 @@ _NAME = re.compile(r"(?P<layer>.+)\.lora_(?P<part>A|B|down|up)(\.default)?\.weig
 _WHOLE = re.compile(r"(?P<layer>.+?)(\.modules_to_save(\..+)?)?\.(weight|bias)")
 _PARTS = {"A": "A", "down": "A", "B": "B", "up": "B"}
 _MAGNITUDE = re.compile(r"(?P<layer>.+)\.lora_magnitude_vector(\.default)?(\.weight)?")
+_SCALE = ".dora_scale"
 _NOT_PLAIN = (
     *("rank_pattern", "alpha_pattern", "fan_in_fan_out", "layer_replication"),
     *("alora_invocation_tokens", "use_qalora", "use_bdlora", "kasa_config", "monteclora_config"),
@@ -85,6 +87,8 @@ def adapter_state(
     matrices: dict[str, dict[str, Tensor]] = {}
     magnitudes: dict[str, Tensor] = {}
     alphas: dict[str, float] = {}
+    scaled = {_layer_of(key.removesuffix(_SCALE)) for key in tensors if key.endswith(_SCALE)}
+    magnified = {_layer_of(match["layer"]) for match in map(_MAGNITUDE.fullmatch, tensors) if match}
     for key, tensor in tensors.items():
         if key.endswith(".alpha") and tensor.numel() == 1:
             alphas[_layer_of(key.removesuffix(".alpha"))] = _alpha(tensor, f"{name}: {key}")
@@ -92,6 +96,8 @@ def adapter_state(
             matrices.setdefault(_layer_of(match["layer"]), {})[_PARTS[match["part"]]] = tensor
         elif (match := _MAGNITUDE.fullmatch(key)) and tensor.ndim == 1:
             magnitudes[_layer_of(match["layer"])] = tensor
+        elif key.endswith(_SCALE) and scaled <= magnified:
+            continue
         elif (match := _WHOLE.fullmatch(key)) and ".lora_" not in key:
             raise InputError(
                 f"{name} contains weights of its own for {_layer_of(match['layer'])}, which is "

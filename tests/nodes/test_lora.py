@@ -8,7 +8,7 @@ import torch
 from mmada_parallel.mmp_core import InputError, SamplerSettings, denoise, encode_instruction
 from mmada_parallel.mmp_core.checkpoint.convert import convert
 from mmada_parallel.tests.nodes.hosted import prepare
-from mmada_parallel.tests.training.adapted import stirred
+from mmada_parallel.tests.training.adapted import KINDS, stirred
 from mmada_parallel.training.weights.adapter_files import (
     adapter_tensors,
     base_metadata,
@@ -224,18 +224,24 @@ def test_layers_without_weights_until_loading_are_filled(model, apply, edit, mon
     assert torch.allclose(hidden(adapted), expected, atol=1e-5)
 
 
-def test_comfyuis_lora_machinery_reads_the_file(model, edit):
+@pytest.mark.parametrize("kind", KINDS)
+def test_comfyuis_lora_machinery_reads_every_kind(model, edit, kind):
     import comfy.lora
     import comfy.utils
 
+    lora = stirred(LoRA(model.model.transformer, rank=4, **KINDS[kind]))
+    with torch.inference_mode():
+        expected = model.model.transformer(IDS)
+    count = len(lora.shapes)
+    lora.detach()
+    save_adapter(edit, lora, base_metadata(model.model))
     tensors = comfy.utils.load_torch_file(str(edit), safe_load=True)
     keys = model.model.transformer.state_dict()
     names = {f"base_model.model.{key.removesuffix('.weight')}": key for key in keys}
     patches = comfy.lora.load_lora(tensors, names)
-    assert len(patches) == 2 * 7
-    expected = with_ours(model, adapter_for(model))
+    assert len(patches) == count
     patcher = model.patcher.clone()
-    assert len(patcher.add_patches(patches)) == 2 * 7
+    assert len(patcher.add_patches(patches)) == count
     comfy_model = type(model)(model.model, patcher, model.image_patcher)
     assert torch.allclose(hidden(comfy_model), expected, atol=1e-5)
     del patcher, comfy_model

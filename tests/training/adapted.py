@@ -1,13 +1,16 @@
 """Quantised models, and adapters as after some training."""
 
 import json
+from typing import Any
 
 import torch
 from mmada_parallel.mmp_core.checkpoint.adapters import PEFT_CONFIG, PEFT_WEIGHTS
+from mmada_parallel.mmp_core.model.config import LAYER_SETS
 from mmada_parallel.mmp_core.model.formats import FORMATS
 from mmada_parallel.mmp_core.model.lora import adaptable_layers
 from mmada_parallel.mmp_core.model.quantised import WeightOnlyLinear
 from mmada_parallel.training.weights.adapter_files import save_adapter
+from mmada_parallel.training.weights.settings import AdapterSettings
 
 
 def quantised(model, kind):
@@ -30,6 +33,17 @@ def stirred(lora, seed=1):
             elif "magnitude" in name:
                 weight.mul_(1 + 0.3 * torch.rand(weight.shape, generator=rng))
     return lora
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"alpha": 6},
+    "rsLoRA": {"alpha": AdapterSettings(rank=4, rslora=True).alpha},
+    "DoRA": {"alpha": 6, "dora": True},
+    "DoRA and rsLoRA": {"alpha": AdapterSettings(rank=4, rslora=True).alpha, "dora": True},
+    "attention": {"layers": LAYER_SETS["attention"]},
+    "mlp": {"layers": LAYER_SETS["mlp"], "dora": True},
+}
+"""Every kind of adapter that training writes: arguments of ``LoRA``."""
 
 
 def write_peft_folder(folder, lora, metadata=None):

@@ -9,7 +9,7 @@ from mmada_parallel.mmp_core import InputError, load_checkpoint
 from mmada_parallel.mmp_core.checkpoint.adapters import base_metadata, build_adapter, doubt_about
 from mmada_parallel.mmp_core.checkpoint.convert import convert
 from mmada_parallel.tests.mmp_core.tiny import write_checkpoint
-from mmada_parallel.tests.training.adapted import quantised, stirred, write_peft_folder
+from mmada_parallel.tests.training.adapted import KINDS, quantised, stirred, write_peft_folder
 from mmada_parallel.training.weights.adapter_files import read_adapter, save_adapter
 from mmada_parallel.training.weights.policies import LoRA, rank_and_layers
 from mmada_parallel.training.weights.settings import AdapterSettings
@@ -98,14 +98,27 @@ def test_names_that_others_give_are_read(model, trained, tmp_path, prefix, down,
     assert torch.allclose(applied(model, tmp_path / "other.safetensors"), after, atol=1e-6)
 
 
-def test_peft_reads_the_folder(model, trained, tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_peft_and_we_read_every_kind_as_it_was_trained(model, tmp_path, kind):
     peft = pytest.importorskip("peft")
-    lora, _, after = trained
+    before = model.transformer(IDS)
+    lora = stirred(LoRA(model.transformer, rank=4, **KINDS[kind]))
+    after = model.transformer(IDS)
+    lora.detach()
+    assert not torch.allclose(after, before, atol=1e-2)
     write_peft_folder(tmp_path, lora, base_metadata(model))
+    assert torch.allclose(applied(model, tmp_path / "adapter_model.safetensors"), after, atol=1e-5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # it only warns of names that it does not find
         wrapped = peft.PeftModel.from_pretrained(model.transformer, tmp_path)
-    assert torch.allclose(wrapped(IDS), after, atol=1e-6)
+    assert torch.allclose(wrapped(IDS), after, atol=1e-5)
+
+
+def test_a_dora_of_another_trainer_is_refused(model, trained, tmp_path):
+    """Its scales, without magnitudes, mean something else in each trainer."""
+    tensors = {**trained[0].state_dict(), f"{Q_PROJ}.dora_scale": torch.ones(16, 1)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    assert "dora_scale, which is not a LoRA matrix" in refused(model, tmp_path / "x.safetensors")
 
 
 def test_what_peft_saves_is_read(model, tmp_path):
@@ -239,18 +252,6 @@ def test_dora_begins_at_the_base_and_trains_magnitudes_and_matrices(model):
     with lora.reference():
         assert torch.equal(model.transformer(IDS), before)
     lora.detach()
-
-
-def test_dora_is_read_by_us_and_by_peft_as_it_was_trained(model, dora, tmp_path):
-    peft = pytest.importorskip("peft")
-    lora, after = dora
-    write_peft_folder(tmp_path, lora, base_metadata(model))
-    assert torch.allclose(applied(model, tmp_path), after, atol=1e-5)
-    assert torch.allclose(applied(model, tmp_path / "adapter_model.safetensors"), after, atol=1e-5)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        wrapped = peft.PeftModel.from_pretrained(model.transformer, tmp_path)
-    assert torch.allclose(wrapped(IDS), after, atol=1e-5)
 
 
 def test_dora_of_peft_is_read_as_peft_computes_it(model, tmp_path):

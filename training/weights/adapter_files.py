@@ -24,6 +24,8 @@ def adapter_tensors(source: LoRA | Mapping[str, Tensor]) -> dict[str, Tensor]:
     alpha = source.alpha if isinstance(source, LoRA) else None
     tensors = source.state_dict() if isinstance(source, LoRA) else source
     state = adapter_state(tensors, "The adapter", alpha)
+    if isinstance(source, LoRA):
+        state |= source.dora_scales()
     return {PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 

@@ -98,8 +98,12 @@ class LoRA(Adapter, Policy):
         with torch.inference_mode(False):
             super().__init__(shapes, dtype=dtype, device=device)
             self._initialise(seed)
+            self._adapted, self._like = (
+                adapted,
+                torch.empty(0, dtype=transformer.dtype, device=device),
+            )
             if dora and start is None:
-                self._measure(adapted, transformer.dtype, device)
+                self._measure()
             if start is not None:
                 self._begin_with(start)
                 before = Adapter(shapes, dtype=dtype, device=device).requires_grad_(False)
@@ -120,13 +124,26 @@ class LoRA(Adapter, Policy):
             nn.init.zeros_(low_rank.lora_B.weight)
 
     @torch.no_grad()
-    def _measure(
-        self, layers: Mapping[str, nn.Module], dtype: torch.dtype, device: torch.device | str
-    ) -> None:
+    def _measure(self) -> None:
         for name, low_rank in self.low_ranks.items():
-            like = torch.empty(0, self.shapes[name].inputs, dtype=dtype, device=device)
             assert low_rank.lora_magnitude_vector is not None
-            low_rank.lora_magnitude_vector.copy_(low_rank.squares(layers[name], like).sqrt())
+            squares = low_rank.squares(self._adapted[name], self._inputs(name))
+            low_rank.lora_magnitude_vector.copy_(squares.sqrt())
+
+    def _inputs(self, name: str) -> Tensor:
+        return self._like.new_empty(0, self.shapes[name].inputs)
+
+    def dora_scales(self) -> dict[str, Tensor]:
+        """Of each layer with magnitudes, (outputs, 1) float32: ``<layer>.dora_scale`` as ComfyUI's
+        loader wants it. It divides by the lengths of the rows of W, where DoRA (arXiv 2402.09353)
+        divides by those of W + BA."""
+        scales = {}
+        for name, low_rank in self.low_ranks.items() if self.dora else ():
+            layer, like = self._adapted[name], self._inputs(name)
+            lengths = low_rank.squares(layer, like).sqrt()
+            scale = low_rank.row_scale(layer, like, self.scale) * lengths
+            scales[f"{name}.dora_scale"] = scale[:, None]
+        return scales
 
     def _begin_with(self, start: Mapping[str, Tensor]) -> None:
         shapes = {name: value.shape for name, value in self.state_dict().items()}
