@@ -1,6 +1,6 @@
 """Thumbnails of the workflows that train, and pictures of help pages, from runs as they ship.
 
-``python -m mmada_parallel.benchmarks.figures_training`` writes four of ``workflows/*.jpg`` and
+``python -m mmada_parallel.benchmarks.figures_training`` writes six of ``workflows/*.jpg`` and
 three of ``web/docs/pictures/*.webp``.
 """
 
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from mmada_parallel.benchmarks import dpo
 from mmada_parallel.benchmarks.figures import ROOT, held_out_task
 from mmada_parallel.benchmarks.help_pictures import column, result, save, two_to_choose_from
 from mmada_parallel.benchmarks.thumbnails import Panel, square
@@ -28,6 +30,7 @@ from mmada_parallel.mmp_core import (
 )
 from mmada_parallel.mmp_core.checkpoint.load import Model
 from mmada_parallel.training.data.dataset import tokenised
+from mmada_parallel.training.dpo.preferences import save_preference
 from mmada_parallel.training.pararl.run import ParaRLRun
 from mmada_parallel.training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
 from mmada_parallel.training.sft.run import SFTRun
@@ -129,13 +132,46 @@ def voted(_: Model) -> None:
     thumbnail("ParaRL with your votes", square(pair, "which one do you like better?"))
 
 
+def four_stars(model: Model) -> list[Panel]:
+    _, answers = dpo.answered(model, "draw a star on blue", 4, 1)
+    pairs = zip(decode_image(model, answers), decode_text(model, answers), strict=True)
+    return [Panel(picture, text) for picture, text in pairs]
+
+
+def together(panels: list[Panel]) -> Panel:
+    """Four pictures as one."""
+    sheet = Image.new("RGB", (260, 260), "white")
+    for number, panel in enumerate(panels):
+        assert panel.picture is not None
+        place = number % 2 * 132, number // 2 * 132
+        sheet.paste(panel.picture.convert("RGB").resize((128, 128)), place)
+    return Panel(sheet)
+
+
+def picked(model: Model) -> None:
+    """DPO: drawings in red are picked, as *Pick what you like* does, and trained on."""
+    before = four_stars(model)
+    thumbnail("Pick what you like", square(before, "which one of four do you like best?"))
+    with tempfile.TemporaryDirectory() as folder:
+        for number, instruction in enumerate(dpo.instructions(held_out=False)[:8]):
+            prompt, answers = dpo.answered(model, instruction, 4, number)
+            liked = [red for red, _ in dpo.likings(model, answers)]
+            if any(liked) and not all(liked):
+                place = Path(folder) / "picks"
+                save_preference(place, model, prompt, answers, liked.index(True))
+        with dpo.train(model, Path(folder), seed=1, steps=12, rate=1e-3):
+            after = four_stars(model)
+    pair = [together(before), together(after)]
+    thumbnail("Train on your picks", square(pair, "before, and after red ones were picked"))
+
+
 def thumbnail(name: str, sheet: Image.Image) -> None:
     sheet.save(ROOT / "workflows" / f"{name}.jpg", quality=80, optimize=True)
 
 
 def main() -> None:
     model = load_checkpoint("demo", dtype=torch.float32)
-    for draw in (voted, taught, reinforced):
+    for draw in (voted, taught, picked, reinforced):
         draw(model)
 
 
