@@ -92,10 +92,15 @@ def writing(path: Path) -> Iterator[None]:
         raise InputError(f"{shortened(str(path))} cannot be written ({reason}).") from None
 
 
+class AlreadyExists(InputError):
+    """A file that was to be new was written by another process meanwhile."""
+
+
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends without error.
-    Raises ``OSError`` where the disk is full, also for what safetensors says of it."""
+    Raises ``OSError`` where the disk is full, also for what safetensors says of it, and, if
+    ``new``, ``AlreadyExists`` in place of replacing a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=_temporary_prefix(path))
     os.close(handle)
@@ -105,7 +110,10 @@ def replacing(path: Path) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        if new:
+            _place_new(temporary, path)
+        else:
+            os.replace(temporary, path)
     except SafetensorError as error:
         number = int((re.search(r"os error (\d+)", str(error)) or [0, errno.EIO])[1])
         raise OSError(number, os.strerror(number), str(path)) from None
@@ -118,6 +126,20 @@ def remove_half_written(folder: Path) -> None:
     for file in folder.rglob(".*.*"):
         if _TEMPORARY.fullmatch(file.name) and file.is_file():
             file.unlink(missing_ok=True)
+
+
+def _place_new(temporary: Path, path: Path) -> None:
+    """Give ``temporary`` a name that no file has, in one step of the file system."""
+    try:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+            os.replace(temporary, path)
+    except FileExistsError:
+        raise AlreadyExists(f"{path} already exists: give another name.") from None
 
 
 def _temporary_prefix(path: Path) -> str:

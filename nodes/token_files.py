@@ -40,10 +40,14 @@ class SaveTokens(io.ComfyNode):
         cls, model: host.HostedModel, tokens: TokenState, filename_prefix: str
     ) -> io.NodeOutput:
         model.prepare_decoding(tokens.grid)
-        path = folders.free_output_path(filename_prefix, folders.TOKENS_ENDING)
-        notes = {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
-        written = {name: json.dumps(value) for name, value in notes.items() if value is not None}
-        save_tokens(path, tokens, model.model, written if host.metadata_wanted() else None)
+        about = {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
+        written = {name: json.dumps(value) for name, value in about.items() if value is not None}
+        notes = written if host.metadata_wanted() else None
+        path = folders.write_numbered(
+            lambda file: save_tokens(file, tokens, model.model, notes, new=True),
+            filename_prefix,
+            folders.TOKENS_ENDING,
+        )
         return io.NodeOutput(ui={"text": (path.name,)})
 
 

@@ -93,7 +93,6 @@ def train(
     """Train as ``recipe`` says. After an ``InputError`` the run is kept as far as it came."""
     progress = host.Progress(node_id)
     resume = inputs.resume or (recipe.waits_for_votes and host.waits(inputs.run_name))
-    folder = folders.run_folder(inputs.run_name, resume)
     existing = _existing(hosted.model, inputs.existing_lora)
     rank, layers = inputs.rank, LAYER_SETS[inputs.layers]
     alpha = None if existing else AdapterSettings(rank=rank, rslora=inputs.rslora).alpha
@@ -101,7 +100,7 @@ def train(
     if existing:
         rank, layers = rank_and_layers(existing)
         dora = is_dora(existing)
-    with host.trainable(hosted):
+    with folders.run_folder(inputs.run_name, resume) as folder, host.trainable(hosted):
         clips = recipe.load(dataset)
         if isinstance(dataset, Preferences):
             hosted.prepare_decoding((1, 1))

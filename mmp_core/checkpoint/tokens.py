@@ -42,16 +42,22 @@ def token_identity(model: Model) -> dict[str, str]:
 
 
 def save_tokens(
-    path: str | Path, state: TokenState, model: Model, notes: Mapping[str, str] | None = None
+    path: str | Path,
+    state: TokenState,
+    model: Model,
+    notes: Mapping[str, str] | None = None,
+    *,
+    new: bool = False,
 ) -> None:
     """Write ``state`` to ``path``, whole or not at all; the placement stands in the header.
-    ``notes``: more metadata for it."""
+    ``notes``: more metadata for it. ``new``: raise ``AlreadyExists`` in place of replacing a
+    file."""
     tensors = {"text": state.text.cpu().contiguous(), "image": state.image.cpu().contiguous()}
     metadata = {**(notes or {}), "format": FORMAT, **token_identity(model)}
     if state.placement:
         metadata["placement"] = json.dumps([asdict(one) for one in state.placement])
     path = checked_path(path, "The tokens")
-    with writing(path), replacing(path) as temporary:
+    with writing(path), replacing(path, new=new) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
 

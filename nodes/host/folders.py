@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
 from typing import TypeVar
@@ -17,7 +17,7 @@ from ...mmp_core.checkpoint.adapters import PEFT_CONFIG
 from ...mmp_core.checkpoint.load import EMBEDDED
 from ...mmp_core.checkpoint.places import holds_model, is_checkpoint
 from ...mmp_core.errors import shortened, shown
-from ...mmp_core.files import checked_path, is_plain_name
+from ...mmp_core.files import AlreadyExists, checked_path, is_plain_name, writing
 from ...mmp_core.outside import checked_text
 from ...mmp_core.variants.registry import image_tokenizer_folders
 from ...training.data.fields import PICTURES
@@ -168,6 +168,18 @@ def adapter_files(name: str) -> tuple[Path, Path]:
     """The adapter's file, and where PEFT's settings would be beside it."""
     file = adapter_file(name)
     return file, file.with_name(PEFT_CONFIG)
+
+
+def write_numbered(
+    write: Callable[[Path], object], prefix: str, ending: str, root: str | None = None
+) -> Path:
+    """Let ``write`` make a file of :func:`free_output_path`, again with the next number where it
+    raises ``AlreadyExists`` since another process took this one meanwhile."""
+    while True:
+        path = free_output_path(prefix, ending, root)
+        with suppress(AlreadyExists):
+            write(path)
+            return path
 
 
 def free_output_path(prefix: str, ending: str, root: str | None = None) -> Path:
@@ -358,17 +370,34 @@ def run_with_adapters(name: str) -> Path:
     return runs[name]
 
 
-def run_folder(name: str, resume: bool) -> Path:
-    """The newest folder of the runs called ``name`` to resume, else a new one.
+@contextmanager
+def run_folder(name: str, resume: bool) -> Iterator[Path]:
+    """The newest folder of the runs called ``name`` to resume, else a new one, which no other
+    process is given, and which is removed at the end where it is still empty.
 
     Raises ``InputError`` for a name that cannot be that of a folder.
     """
     _check_name("run_name", name)
     newest = newest_run(name)
-    if newest is not None and resume:
-        return newest
-    number = int(newest.name.rpartition("_")[2]) + 1 if newest else 1
-    return runs_folder() / f"{name}_{number:05}"
+    folder = newest if newest and resume else _new_run(name)
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _new_run(name: str) -> Path:
+    newest = newest_run(name)
+    number = int(newest.name.rpartition("_")[2]) if newest else 0
+    while True:
+        number += 1
+        folder = runs_folder() / f"{name}_{number:05}"
+        with writing(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                folder.mkdir()
+                return folder
 
 
 def newest_run(name: str) -> Path | None:

@@ -22,6 +22,7 @@ from server import PromptServer
 
 from ...mmp_core import InputError, SamplerSettings
 from ...mmp_core.checkpoint.load import open_checkpoint
+from ...mmp_core.files import writing
 from ...mmp_core.sampler.settings import PROFILED, Profile
 from ...mmp_core.variants.registry import variant_named
 from . import core
@@ -65,9 +66,10 @@ def interruptible(items: Iterable[Item]) -> Iterator[Item]:
 def save_temporary(picture: Image.Image) -> dict[str, str]:
     """Save ``picture`` until ComfyUI ends. What its ``/view`` needs to serve it."""
     folder = Path(folder_paths.get_temp_directory())
-    folder.mkdir(parents=True, exist_ok=True)
     name = f"{FOLDER}_{uuid.uuid4().hex}.jpg"
-    picture.save(folder / name, quality=85)
+    with writing(folder / name):
+        folder.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / name, quality=85)
     return {"filename": name, "subfolder": "", "type": "temp"}
 
 

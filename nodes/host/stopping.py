@@ -14,7 +14,7 @@ from server import PromptServer
 
 from ...mmp_core import MASKED, TokenState
 from ...mmp_core.checkpoint.tokens import save_tokens
-from .folders import FOLDER, TOKENS_ENDING, free_output_path
+from .folders import FOLDER, TOKENS_ENDING, write_numbered
 from .models import HostedModel
 from .page import Progress
 
@@ -52,8 +52,12 @@ def keep(hosted: HostedModel, tokens: TokenState) -> str:
     there."""
     hosted.prepare_decoding(tokens.grid)
     temporary = folder_paths.get_temp_directory()
-    path = free_output_path(f"{FOLDER}_stopped", TOKENS_ENDING, temporary)
-    save_tokens(path, tokens, hosted.model)
+    path = write_numbered(
+        lambda file: save_tokens(file, tokens, hosted.model, new=True),
+        f"{FOLDER}_stopped",
+        TOKENS_ENDING,
+        temporary,
+    )
     return f"{path.name} [temp]"
 
 

@@ -78,13 +78,16 @@ def _run(case, writer, memory, seconds):
             case()
             said = "ok\n"
         except InputError as error:
-            one = "\n" not in str(error).strip() and len(str(error)) <= MESSAGE
-            said = f"{'input' if one else 'raw'}\n{error}"
+            said = f"{'input' if one_sentence(error) else 'raw'}\n{error}"
         except BaseException:
             said = "raw\n" + "".join(traceback.format_exception(*sys.exc_info(), limit=-4))
         os.write(writer, said.encode(errors="replace")[:60_000])
     finally:
         os._exit(0)
+
+
+def one_sentence(error):
+    return "\n" not in str(error).strip() and len(str(error)) <= MESSAGE
 
 
 def counts(verdicts):

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -30,8 +32,9 @@ def test_what_was_half_written_is_removed(tmp_path):
     folder.write({"step": 7})
     (tmp_path / ".run.pt.ab12_xyz").write_bytes(b"half")
     (tmp_path / ".log.jsonl.cd34efgh").write_bytes(b"half")
-    assert folder.read("cpu")["step"] == 7
-    assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
+    with folder.held():
+        assert folder.read("cpu")["step"] == 7
+    assert {file.name for file in tmp_path.iterdir()} <= {"run.pt", ".lock"}
 
 
 def test_a_log_that_cannot_be_written_is_told(tmp_path):
@@ -65,3 +68,13 @@ def test_tensorboard_shows_each_step_once(tmp_path):
     shown = EventAccumulator(str(tmp_path / "tensorboard"))
     shown.Reload()
     assert [(e.step, e.value) for e in shown.Scalars("loss")] == [(1, 1), (2, 1), (3, 2), (4, 2)]
+
+
+def test_a_run_that_another_process_holds_is_left_to_it(tmp_path):
+    with RunFolder(tmp_path).held():
+        child = "import sys; from mmada_parallel.training.loop.folder import RunFolder\n"
+        child += "with RunFolder(sys.argv[1]).held(): pass"
+        command = [sys.executable, "-c", child, str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "InputError" in done.stderr and "is in use by another process" in done.stderr
+    assert subprocess.run(command, check=False).returncode == 0

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from ...mmp_core.errors import InputError, shortened, shown
-from ...mmp_core.files import remove_half_written, replacing
+from ...mmp_core.files import remove_half_written, replacing, writing
 
 
 class RunFolder:
@@ -37,6 +38,28 @@ class RunFolder:
             return "Nothing had been saved yet."
         return f"The state after step {self.saved_step} is kept in {self.state_file}."
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, no other process changes the run; the folder is made, and temporary files that a
+        killed one left are removed. Raises ``InputError`` where another holds it, or where it
+        cannot be written."""
+        lock = FileLock(self.path / ".lock", timeout=0)
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire()
+            except Timeout:
+                raise InputError(
+                    f"{self.path} is in use by another process: wait for it, or give another name."
+                ) from None
+            except NotImplementedError:  # a file system without locks
+                pass
+        try:
+            remove_half_written(self.path)
+            yield
+        finally:
+            lock.release()
+
     def write(self, state: Mapping[str, Any]) -> None:
         """Replace the state. Raises ``InputError`` if that is not possible; the last one stays."""
         try:
@@ -51,11 +74,7 @@ class RunFolder:
         self.saved_step = state["step"]
 
     def read(self, device: torch.device | str) -> dict[str, Any] | None:
-        """The state, or ``None`` without one. Raises ``InputError`` for a damaged one.
-
-        Removes temporary files that a killed run left.
-        """
-        remove_half_written(self.path)
+        """The state, or ``None`` without one. Raises ``InputError`` for a damaged one."""
         if not self.state_file.is_file():
             return None
         try:
@@ -137,7 +156,7 @@ class RunFolder:
         """Remove the lines of later steps, which will be run again."""
         if self.log_file.is_file():
             lines = [line for line in self.lines() if line["step"] <= step]
-            with replacing(self.log_file) as path:
+            with writing(self.log_file), replacing(self.log_file) as path:
                 path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
 
     def _tensorboard(self, step: int) -> Any:

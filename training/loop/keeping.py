@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ...mmp_core.checkpoint.adapters import read_adapter
 from ...mmp_core.errors import InputError
+from ...mmp_core.files import replacing, writing
 
 BEST = "best.safetensors"
 _STEP = re.compile(r"step-(\d+)")
@@ -68,9 +69,8 @@ class Kept:
             files[step].unlink(missing_ok=True)
         copy = self.folder / BEST
         if best in files:
-            part = copy.with_name(f".{BEST}.part")
-            shutil.copyfile(files[best], part)
-            part.replace(copy)
+            with writing(copy), replacing(copy) as part:
+                shutil.copyfile(files[best], part)
         elif best is None:
             copy.unlink(missing_ok=True)
 

@@ -147,16 +147,20 @@ class TrainingRun:
         memory runs out, or a file cannot be written; and :class:`Waiting`. May be called within
         ``inference_mode``, as hosts do, if the model was not loaded there.
         """
-        self.folder.path.mkdir(parents=True, exist_ok=True)
-        if not self.step and self.folder.saved_step is None:
-            self.watch.refuse_leftovers()
-            if self.ranks.first:
-                self.folder.forget_after(0)  # of a run that ended before it was ever saved
-        try:
-            with torch.inference_mode(False), torch.enable_grad():
-                self._train(callback, progress)
-        finally:
-            self.folder.close()
+        with self._held():
+            if not self.step and self.folder.saved_step is None:
+                self.watch.refuse_leftovers()
+                if self.ranks.first:
+                    self.folder.forget_after(0)  # of a run that ended before it was ever saved
+            try:
+                with torch.inference_mode(False), torch.enable_grad():
+                    self._train(callback, progress)
+            finally:
+                self.folder.close()
+
+    def _held(self) -> AbstractContextManager:
+        """:meth:`RunFolder.held` for all processes of the run."""
+        return self.folder.held() if self.ranks.first else nullcontext()
 
     def _train(self, callback: StepCallback | None, progress: PhaseCallback | None) -> None:
         try:
@@ -253,7 +257,6 @@ class TrainingRun:
             **self.extra_state(),
         }
         if self.ranks.first:
-            self.folder.path.mkdir(parents=True, exist_ok=True)
             self.folder.write(state)
         self.folder.saved_step = self.step
         if self.ranks.first:
@@ -264,9 +267,13 @@ class TrainingRun:
 
         Raises ``InputError`` where settings, data or policy are not those it was begun with.
         """
-        state = self.folder.read("cpu")
-        if state is None:
+        if not self.folder.state_file.is_file():
             return False
+        with self._held():
+            self._take_over(self.folder.read("cpu") or {})
+        return True
+
+    def _take_over(self, state: dict[str, Any]) -> None:
         self._check_begun_alike(state)
         self.load_extra_state(state)
         self.policy.load_state_dict(state["policy"])
@@ -278,7 +285,6 @@ class TrainingRun:
         self.watch.load_state(state)
         if self.ranks.first:
             self.folder.forget_after(self.step)
-        return True
 
     def _check_begun_alike(self, state: dict[str, Any]) -> None:
         if state.get("kind") != self.kind:
