@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from ..demo.register import register as register_toy_world
 from ..mmp_core.errors import InputError
+from ..mmp_core.files import accessing
 from . import options, training_options
 
 PROGRAM = "mmada-parallel"
@@ -250,7 +251,8 @@ def _run(argv: Sequence[str] | None) -> int:
         if not given:
             parser.print_help()
             return 0
-        run(parser.parse_args(given))
+        with accessing():
+            run(parser.parse_args(given))
     except InputError as error:
         print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

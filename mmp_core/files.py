@@ -92,6 +92,19 @@ def writing(path: Path) -> Iterator[None]:
         raise InputError(f"{shortened(str(path))} cannot be written ({reason}).") from None
 
 
+@contextmanager
+def accessing(kind: type[InputError] = InputError) -> Iterator[None]:
+    """Turn what the file system refuses, whichever file it is, into one sentence."""
+    try:
+        yield
+    except ConnectionError:
+        raise
+    except OSError as error:
+        place = shortened(str(error.filename)) if error.filename else "A file"
+        reason = error.strerror or shortened(str(error)) or type(error).__name__
+        raise kind(f"{place} cannot be read or written ({reason}).") from None
+
+
 class AlreadyExists(InputError):
     """A file that was to be new was written by another process meanwhile."""
 

@@ -17,6 +17,7 @@ from comfy_api.v0_0_2 import io
 from ..mmp_core import InputError, Prompt, TokenState, Trajectory
 from ..mmp_core.checkpoint.tokens import check_known
 from ..mmp_core.errors import shown
+from ..mmp_core.files import accessing
 from ..mmp_core.memory import OutOfMemory, is_out_of_memory
 from ..mmp_core.options import Option
 from ..mmp_core.outside import checked_text
@@ -48,7 +49,8 @@ def guarded(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     def execute(cls: type[io.ComfyNode], *args: Any, **given: Any) -> Any:
         values = checked(node, given)
         try:
-            return run(cls, *args, **values)
+            with accessing():
+                return run(cls, *args, **values)
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, InputError) or not is_out_of_memory(error):
                 raise

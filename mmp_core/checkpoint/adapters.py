@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, InputError, shown
-from ..files import checked_path
+from ..files import accessing, checked_path
 from ..model.lora import Adapter, CastOperations, LayerShape, adaptable_layers
 from ..outside import field
 from .load import Model, load_module
@@ -47,6 +47,7 @@ _ENDS = ("wte", "ff_out", "lm_head")
 """Last parts of the names of embedding and output layer; of a block's layer in ``blocks``."""
 
 
+@accessing()
 def read_adapter(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a file or PEFT folder: the state of an :class:`~.lora.Adapter` of scale 1, and metadata.
     Raises ``InputError`` for a file that is missing, damaged, pickled or holds no plain LoRA."""

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from ..errors import CheckpointError
+from ..files import accessing
 from ..model.quantised import formats_of
 from ..state import MASKED, TokenState
 from ..variants.base import Layout
@@ -69,6 +71,7 @@ class Report:
         ]
 
 
+@accessing(CheckpointError)
 def inspect_checkpoint(
     path: str | Path, *, image_tokenizer_path: str | Path | None = None, family: Family = None
 ) -> Report:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, shortened
-from ..files import checked_path
+from ..files import accessing, checked_path
 from ..image.tokenizer import ImageTokenizer
 from ..model.config import ModelConfig
 from ..model.formats import FORMATS
@@ -69,6 +69,7 @@ class Model:
         return self.image_tokenizer.downsample
 
 
+@accessing(CheckpointError)
 def load_checkpoint(
     path: str | Path,
     *,
@@ -96,6 +97,7 @@ def load_checkpoint(
     return model
 
 
+@accessing(CheckpointError)
 def open_checkpoint(
     path: str | Path, *, image_tokenizer_path: str | Path | None = None, family: Family = None
 ) -> Source:

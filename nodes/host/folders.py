@@ -65,7 +65,7 @@ def checkpoints(*, folders_only: bool = False) -> dict[str, Path]:
     return {name: path for name, path in EMBEDDED.items() if path.is_dir()} | {
         name: path
         for name, path in _entries().items()
-        if (path.suffix == ".safetensors" and not folders_only) or is_checkpoint(path)
+        if (path.suffix == ".safetensors" and not folders_only) or _is(is_checkpoint, path)
     }
 
 
@@ -83,8 +83,9 @@ def clips() -> dict[str, Path]:
     """``demo``, then folders of ``models/open_clip`` that hold a CLIP."""
     folders = {"demo": DEMO_CLIP}
     for root in map(Path, folder_paths.get_folder_paths(CLIP_FOLDER)):
-        for folder in filter(is_clip, _inside(root)):
-            folders.setdefault(folder.name, folder)
+        for folder in _inside(root):
+            if _is(is_clip, folder):
+                folders.setdefault(folder.name, folder)
     return folders
 
 
@@ -97,7 +98,7 @@ def _entries() -> dict[str, Path]:
             if path.name.startswith("."):  # a download that is not complete
                 continue
             entries.setdefault(path.relative_to(root).as_posix(), path)
-            if depth and path.is_dir() and not holds_model(path):
+            if depth and _is(Path.is_dir, path) and not _is(holds_model, path):
                 visit(path, root, depth - 1)
 
     for root in map(Path, folder_paths.get_folder_paths(FOLDER)):
@@ -105,11 +106,18 @@ def _entries() -> dict[str, Path]:
     return entries
 
 
-def _inside(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError:  # not readable: not offered
-        return []
+def _inside(folder: Path, pattern: str = "*") -> list[Path]:
+    """Sorted; nothing where it may not be read, or is gone by now."""
+    with suppress(OSError):
+        return sorted(folder.glob(pattern))
+    return []
+
+
+def _is(kind: Callable[[Path], object], path: Path) -> bool:
+    """Whether ``path`` is of a kind; not where it may not be read, or is gone by now."""
+    with suppress(OSError, InputError):
+        return bool(kind(path))
+    return False
 
 
 def listed(name: str, paths: Mapping[str, P], folder: str = FOLDER) -> P:
@@ -140,7 +148,7 @@ def fingerprint(paths: Callable[[], Iterable[Path | None]]) -> list[FileState]:
 def file_states(paths: Iterable[Path]) -> list[FileState]:
     """Of the files ``paths`` and those in the folders ``paths``; nothing for what is not there."""
     states = []
-    for file in (file for path in paths for file in (path, *sorted(path.rglob("*")))):
+    for file in (file for path in paths for file in (path, *_inside(path, "**/*"))):
         try:
             stat = file.stat()
         except OSError:  # a link to nothing, or gone by now
@@ -212,7 +220,7 @@ def token_files() -> list[str]:
     }
     for mark, root in roots.items():
         patterns = (f"*{TOKENS_ENDING}", f"*/*{TOKENS_ENDING}")
-        files = [file for pattern in patterns for file in Path(root).glob(pattern)]
+        files = [file for pattern in patterns for file in _inside(Path(root), pattern)]
         times = {name: time for name, _, time in file_states(files)}
         files.sort(key=lambda file: times.get(str(file), 0), reverse=True)
         names += [f"{file.relative_to(root).as_posix()}{mark}" for file in files]
@@ -243,22 +251,20 @@ def _input_entries() -> Iterator[tuple[str, Path]]:
     root = Path(folder_paths.get_input_directory())
 
     def visit(folder: Path, depth: int) -> Iterator[Path]:
-        with suppress(OSError):  # not readable: not offered
-            for path in sorted(folder.iterdir()):
-                if path.name.startswith(".") or (path.is_dir() and not depth):
-                    continue
-                yield path
-                if path.is_dir():
-                    yield from visit(path, depth - 1)
+        for path in _inside(folder):
+            inside = _is(Path.is_dir, path)
+            if path.name.startswith(".") or (inside and not depth):
+                continue
+            yield path
+            if inside:
+                yield from visit(path, depth - 1)
 
     for path in visit(root, _DATASET_DEPTH):
         yield path.relative_to(root).as_posix(), path
 
 
 def _is_dataset(path: Path) -> bool:
-    with suppress(OSError, InputError):
-        return any(kind.offered(path) for kind in KINDS)
-    return False
+    return any(_is(kind.offered, path) for kind in KINDS)
 
 
 def stored_datasets() -> dict[str, Path]:
@@ -270,7 +276,11 @@ def unusable_datasets() -> dict[str, str]:
     """Folders of pictures that are no dataset: how they are listed, and why."""
     reasons = {}
     for name, path in sorted(_input_entries()):
-        if name.partition("/")[0] in _OF_THE_PAGE or not path.is_dir() or _is_dataset(path):
+        if (
+            name.partition("/")[0] in _OF_THE_PAGE
+            or not _is(Path.is_dir, path)
+            or _is_dataset(path)
+        ):
             continue
         with suppress(InputError):
             pictures = [file for file in listed_files(path) if file.suffix.lower() in PICTURES]
@@ -311,7 +321,7 @@ def runs_folder() -> Path:
 
 def preference_sets() -> dict[str, Path]:
     """Folders of picks in the output folder."""
-    return {path.name: path for path in _inside(_preferences()) if picks_in(path)}
+    return {path.name: path for path in _inside(_preferences()) if _is(picks_in, path)}
 
 
 def preference_set(name: str) -> Path:
@@ -354,8 +364,13 @@ def _check_name(what: str, name: str) -> None:
 
 def runs_with_adapters() -> dict[str, Path]:
     """Folders of runs that kept adapters, newest first."""
-    runs = [path for path in _inside(runs_folder()) if kept_adapters(path)]
-    runs.sort(key=lambda path: max(f.stat().st_mtime_ns for f in path.iterdir()), reverse=True)
+    runs = [path for path in _inside(runs_folder()) if _is(kept_adapters, path)]
+
+    def changed(run: Path) -> int:
+        files = [path for path in _inside(run) if _is(Path.is_file, path)]
+        return max((time for *_, time in file_states(files)), default=0)
+
+    runs.sort(key=changed, reverse=True)
     return {path.name: path for path in runs}
 
 

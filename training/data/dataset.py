@@ -17,7 +17,7 @@ from torch import Tensor
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.editing import fixed_text
 from ...mmp_core.errors import InputError
-from ...mmp_core.files import checked_path
+from ...mmp_core.files import accessing, checked_path
 from ...mmp_core.image.pictures import Size
 from ...mmp_core.pipeline import grid_of, seen_size
 from ...mmp_core.state import TokenState
@@ -80,6 +80,7 @@ class EditDataset(Sequence[Item]):
         return "\n".join(lines)
 
 
+@accessing()
 def open_dataset(
     path: str | Path,
     *,
@@ -222,6 +223,7 @@ class TokenisedDataset(Sequence[Case]):
         return self.cases[index]
 
 
+@accessing()
 def tokenised(
     dataset: EditDataset,
     model: Model,

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.checkpoint.tokens import check_identity, check_known, check_size, token_identity
 from ...mmp_core.errors import InputError, shown
-from ...mmp_core.files import checked_path, replacing, writing
+from ...mmp_core.files import accessing, checked_path, replacing, writing
 from ...mmp_core.outside import MOST_TEXT
 from ...mmp_core.pipeline import decode_image, decode_text
 from ...mmp_core.state import MASKED, Prompt, TokenState
@@ -42,6 +42,7 @@ class Preferences:
     def place(self) -> str:
         return self.folder.name
 
+    @accessing()
     def cases(self, model: Model) -> tuple[Case, ...]:
         """One for each rejected answer; the picked one is its target. The image tokenizer's weights
         must be loaded. Raises ``InputError`` for a file that :func:`save_preference` did not write,
@@ -49,6 +50,7 @@ class Preferences:
         return tuple(case for file in self.files for case in _cases_of(file, model))
 
 
+@accessing()
 def open_preferences(folder: str | Path) -> Preferences:
     """Raises ``InputError`` where there are none."""
     folder = checked_path(folder, "The preferences")

@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from ...mmp_core.errors import InputError, shortened, shown
-from ...mmp_core.files import remove_half_written, replacing, writing
+from ...mmp_core.files import accessing, remove_half_written, replacing, writing
 
 
 class RunFolder:
@@ -138,6 +138,7 @@ class RunFolder:
             with suppress(OSError):
                 board.close()
 
+    @accessing()
     def lines(self) -> list[dict[str, float]]:
         """The log so far, up to a line that was cut off."""
         lines = []

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.errors import InputError, shown
-from ...mmp_core.files import is_plain_name, replacing, writing
+from ...mmp_core.files import accessing, is_plain_name, replacing, writing
 from ...mmp_core.outside import parsed_json, read_text
 from ...mmp_core.state import Prompt, TokenState
 from ..cases import Pair
@@ -234,6 +234,7 @@ class VotingRound:
             file.write_text(text, encoding="utf-8", newline="\n")
 
 
+@accessing()
 def rounds(run: Path) -> list[VotingRound]:
     """Of the run in a folder, the newest last."""
     steps = [step_of(folder) for folder in (run / "votes").glob("step-*")]

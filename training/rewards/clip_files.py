@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...mmp_core import CheckpointError, InputError
+from ...mmp_core.files import accessing
 from ...mmp_core.outside import parsed_json, read_text
 
 CONFIG = "open_clip_config.json"
@@ -128,12 +129,14 @@ def _features(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
+@accessing(CheckpointError)
 def read_towers(folder: Path, device: torch.device | str) -> Towers:
     """Raises ``CheckpointError`` for a folder that is not complete in itself, ``InputError`` where
     open_clip is needed and not installed."""
     return (TransformersTowers if _of_transformers(folder) else OpenClipTowers)(folder, device)
 
 
+@accessing(CheckpointError)
 def check_clip(folder: Path) -> None:
     """Raises ``CheckpointError`` where ``folder`` lacks config or weights, without loading them."""
     if _of_transformers(folder):
