@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_SHOWN = 100
+_SHOWN, _LONGEST = 100, 1000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]+")
 
 
 class InputError(ValueError):
-    """A value chosen by you cannot be used."""
+    """A value chosen by you cannot be used. The text is one line of at most 1000 characters,
+    whatever names of files, tensors and fields are in it."""
+
+    def __init__(self, text: object = ""):
+        super().__init__(shortened(str(text), _LONGEST))
 
 
 class CheckpointError(InputError):
@@ -21,12 +25,13 @@ class NotFinite(InputError):
     """The model's values are not finite numbers."""
 
 
-def shortened(text: str) -> str:
-    """``text`` for a message: on one line, its middle left out where it is long."""
+def shortened(text: str, longest: int = _SHOWN) -> str:
+    """``text`` for a message: on one line, its middle left out where it is longer."""
     text = _CONTROL.sub(" ", text)
-    if len(text) <= _SHOWN:
+    if len(text) <= longest:
         return text
-    return f"{text[: _SHOWN // 2]}…{text[-_SHOWN // 2 :]}"
+    half = longest // 2
+    return f"{text[:half]}…{text[-half + 1 :]}"
 
 
 def shown(value: Any) -> str:

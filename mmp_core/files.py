@@ -25,6 +25,19 @@ _IMPOSSIBLE = {
 }
 
 
+@contextmanager
+def accessing(kind: type[InputError] = InputError) -> Iterator[None]:
+    """Turn what the file system refuses, whichever file it is, into one sentence."""
+    try:
+        yield
+    except ConnectionError:
+        raise
+    except OSError as error:
+        place = shortened(str(error.filename)) if error.filename else "A file"
+        reason = error.strerror or shortened(str(error)) or type(error).__name__
+        raise kind(f"{place} cannot be read or written ({reason}).") from None
+
+
 def checked_path(value: Any, what: str) -> Path:
     """``value``, text or a path, as a path that may exist, with ``~`` expanded. ``what``: how the
     message calls it, such as "--out". Raises ``InputError`` for what no file can be called: an
@@ -47,6 +60,7 @@ def checked_path(value: Any, what: str) -> Path:
     return path
 
 
+@accessing()
 def existing_file(value: Any, what: str, advice: str) -> Path:
     """:func:`checked_path` of a regular file that is there. ``advice``: what to give instead."""
     path = checked_path(value, what)
@@ -59,6 +73,7 @@ def existing_file(value: Any, what: str, advice: str) -> Path:
     raise InputError(f"{what} {shortened(str(path))}: {problem}; {advice}.")
 
 
+@accessing()
 def writable_file(value: Any, what: str, endings: tuple[str, ...] = ()) -> Path:
     """:func:`checked_path` of a file that can be written, its folder made. ``endings``: those
     that it may have, in lower case. Raises ``InputError`` before any work is done."""
@@ -90,19 +105,6 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"{shortened(str(path))} cannot be written ({reason}).") from None
-
-
-@contextmanager
-def accessing(kind: type[InputError] = InputError) -> Iterator[None]:
-    """Turn what the file system refuses, whichever file it is, into one sentence."""
-    try:
-        yield
-    except ConnectionError:
-        raise
-    except OSError as error:
-        place = shortened(str(error.filename)) if error.filename else "A file"
-        reason = error.strerror or shortened(str(error)) or type(error).__name__
-        raise kind(f"{place} cannot be read or written ({reason}).") from None
 
 
 class AlreadyExists(InputError):

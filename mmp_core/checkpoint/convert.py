@@ -193,7 +193,7 @@ def _laid_out(
             "shape": outline.shape,
             "data_offsets": places[name],
         }
-    header = json.dumps(entries, ensure_ascii=False).encode()
+    header = json.dumps(entries, ensure_ascii=False).encode(errors="backslashreplace")
     header += b" " * (-len(header) % 8)
     return struct.pack("<Q", len(header)) + header, places
 

@@ -210,11 +210,14 @@ def read_packed(place, folder, rng):
     run_checkpoint(folder / "a.safetensors")
 
 
-def read_any_adapter(place, folder, rng):
-    file = next(folder.glob("*.safetensors"))
-    state, about = read_adapter(file)
-    build_adapter(place.model, state, about, "it").attach(place.model.transformer, 1.0)
-    denoise(place.model, encode_instruction(place.model, "make it red", RED), FAST)
+def of_adapter(name):
+    def read(place, folder, rng):
+        file = folder / name
+        state, about = read_adapter(file)
+        build_adapter(place.model, state, about, "it").attach(place.model.transformer, 1.0)
+        denoise(place.model, encode_instruction(place.model, "make it red", RED), FAST)
+
+    return read
 
 
 def read_tokens(place, folder, rng):
@@ -372,7 +375,8 @@ def read_picks(place, folder, rng):
 
 
 def read_note(place, folder, rng):
-    (folder / NOTE).write_bytes(mutations.json_bytes(rng, {"family": "A"}))
+    if folder.is_dir():
+        (folder / NOTE).write_bytes(mutations.json_bytes(rng, {"family": "A"}))
     open_checkpoint(folder)
 
 
@@ -414,8 +418,12 @@ READERS = {
     "weights": Reader("A", of_safetensors("model.safetensors", VQ), read_folder),
     "tokenizer.json": Reader("A", of_json("tokenizer.json", "tokenizer_config.json"), read_folder),
     "packed file": Reader("packed", of_safetensors("a.safetensors", strings=STRINGS), read_packed),
-    "adapter": Reader("adapter", of_json("adapter_config.json"), read_any_adapter),
-    "adapter's tensors": Reader("kohya", of_safetensors("a.safetensors"), read_any_adapter),
+    "adapter": Reader(
+        "adapter", of_json("adapter_config.json"), of_adapter("adapter_model.safetensors")
+    ),
+    "adapter's tensors": Reader(
+        "kohya", of_safetensors("a.safetensors"), of_adapter("a.safetensors")
+    ),
     "saved tokens": Reader(
         "tokens", of_safetensors("a.safetensors", strings=("placement",)), read_tokens
     ),

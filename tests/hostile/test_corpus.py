@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmada_parallel.cli.run_file import read_run_file
 from mmada_parallel.mmp_core import encode_instruction, load_checkpoint
-from mmada_parallel.mmp_core.checkpoint.adapters import adapter_state
+from mmada_parallel.mmp_core.checkpoint.adapters import adapter_state, read_adapter
 from mmada_parallel.mmp_core.checkpoint.text_tokenizer import check_tokenizer, is_quick
 from mmada_parallel.mmp_core.checkpoint.tokens import FORMAT, load_tokens, token_identity
 from mmada_parallel.mmp_core.editing import pattern_selected, words_selected
@@ -315,6 +315,17 @@ def test_a_name_of_several_lines_is_told_on_one(name):
     refused(lambda: load_checkpoint(name))
 
 
+@pytest.mark.parametrize("name", ["x" * 10_000, "a\nb.lora_A.weight", "[1, 1]" * 999])
+def test_names_in_a_message_are_short_and_on_one_line(tmp_path, place, name):
+    (tmp_path / "a.jsonl").write_text(json.dumps({name: "a"}))
+    refused(lambda: open_dataset(tmp_path / "a.jsonl"), "unknown")
+    layer = f"model.transformer.blocks.0.{name}"
+    file = tmp_path / "a.safetensors"
+    for tensors in ({layer: PAIR["x.lora_A.weight"]}, {f"{layer}.lora_A.weight": torch.ones(2, 4)}):
+        save_file(tensors, file)
+        refused(lambda: read_adapter(file))
+
+
 @pytest.mark.parametrize("provenance", [1, [], "x", {"licences": 3}, {"licences": {"a": []}}])
 def test_the_provenance_of_a_packed_file_may_be_anything(place, tmp_path, provenance):
     content = (place.folder / "packed" / "a.safetensors").read_bytes()
@@ -341,6 +352,18 @@ def test_votes_that_name_other_files(tmp_path, name):
     group = {"instruction": "a", "source": None, "winners": None, "answers": [answer, answer]}
     (step / "votes.json").write_text(json.dumps({"answers": "0", "groups": [group]}))
     refused(lambda: VotingRound(tmp_path, 1).groups(), "votes.json")
+
+
+def test_votes_beside_a_text_that_is_none(tmp_path):
+    step = tmp_path / "votes" / "step-00001"
+    step.mkdir(parents=True)
+    answer = {"text": "red", "picture": "a.png", "note": "\ud800"}
+    group = {"instruction": "a", "source": None, "winners": None, "answers": [answer, answer]}
+    (step / "votes.json").write_text(json.dumps({"answers": "0", "\udfff": 1, "groups": [group]}))
+    waiting = VotingRound(tmp_path, 1)
+    waiting.vote(1, [2])
+    data = json.loads((step / "votes.json").read_text(encoding="utf-8"))
+    assert data["groups"][0]["winners"] == [2] and data["\udfff"] == 1
 
 
 @pytest.mark.parametrize("line", ["method = []", "method = {}", "method = 7", "[" * 9000, "a"])

@@ -1,9 +1,8 @@
-import subprocess
-import sys
 import threading
 
 import pytest
 from mmada_parallel.mmp_core import InputError
+from mmada_parallel.tests.hostile.limits import judged
 from mmada_parallel.training.loop.folder import RunFolder
 
 
@@ -71,10 +70,11 @@ def test_tensorboard_shows_each_step_once(tmp_path):
 
 
 def test_a_run_that_another_process_holds_is_left_to_it(tmp_path):
+    def begin():
+        with RunFolder(tmp_path).held():
+            pass
+
     with RunFolder(tmp_path).held():
-        child = "import sys; from mmada_parallel.training.loop.folder import RunFolder\n"
-        child += "with RunFolder(sys.argv[1]).held(): pass"
-        command = [sys.executable, "-c", child, str(tmp_path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "InputError" in done.stderr and "is in use by another process" in done.stderr
-    assert subprocess.run(command, check=False).returncode == 0
+        verdict, said = judged(begin)
+    assert verdict == "input" and "is in use by another process" in said
+    assert judged(begin)[0] == "ok"

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.checkpoint.tokens import token_identity
 from ...mmp_core.errors import InputError
-from ...mmp_core.files import replacing
+from ...mmp_core.files import accessing, replacing
 from ...mmp_core.image.pictures import Size
 from ...mmp_core.pipeline import encode_seen
 from .items import Picture
@@ -52,6 +52,7 @@ class CodeCache:
     codes: dict[str, Tensor] = field(default_factory=dict)
     note: str = ""
 
+    @accessing()
     def __post_init__(self) -> None:
         if self.path is not None and self.path.exists():
             self._read(self.path)

@@ -73,6 +73,7 @@ class RunFolder:
             ) from error
         self.saved_step = state["step"]
 
+    @accessing()
     def read(self, device: torch.device | str) -> dict[str, Any] | None:
         """The state, or ``None`` without one. Raises ``InputError`` for a damaged one."""
         if not self.state_file.is_file():

@@ -231,7 +231,7 @@ class VotingRound:
     def _write(self, data: Mapping[str, Any]) -> None:
         with writing(self.file), replacing(self.file) as file:
             text = json.dumps(data, ensure_ascii=False, indent=1) + "\n"
-            file.write_text(text, encoding="utf-8", newline="\n")
+            file.write_bytes(text.encode(errors="backslashreplace"))  # as JSON writes a surrogate
 
 
 @accessing()
