@@ -1,10 +1,13 @@
-"""Files that version 0.1.0 wrote load and give what they gave then."""
+"""Files that landed versions wrote load and give what they gave then (see old_files/README.md)."""
 
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from mmada_parallel.mmp_core import SamplerSettings, denoise, encode_instruction, load_checkpoint
+from mmada_parallel.mmp_core.checkpoint.tokens import load_tokens
+from mmada_parallel.tests.mmp_core import tiny
 
 FOLDER = Path(__file__).parent / "old_files"
 GAVE = FOLDER / "gave.json"
@@ -21,6 +24,20 @@ def tokens(file):
     return {"text": final.text.tolist(), "image": final.image.tolist()}
 
 
-def test_a_packed_file_gives_the_same_tokens():
-    file = FOLDER / "old_int8.safetensors"
-    assert tokens(file) == json.loads(GAVE.read_text())[file.name]
+@pytest.mark.parametrize("name", json.loads(GAVE.read_text()))
+def test_a_packed_file_gives_the_same_tokens(name):
+    assert tokens(FOLDER / name) == json.loads(GAVE.read_text())[name]
+
+
+@pytest.mark.parametrize(
+    "name, text, image, placed",
+    [
+        ("unplaced", [[5, 12, 12, 12]], [[3, 3, 3, 3], [3, 8, 3, 3], [3, 3, 3, 3]], 0),
+        ("placed", [[12, 12, 12, 5]], [[9, 3, 3, 3], [8, 9, 9, 3], [3, 8, 8, 3]], 1),
+    ],
+)
+def test_saved_tokens_are_the_same(tmp_path, name, text, image, placed):
+    model = load_checkpoint(tiny.write_checkpoint(tmp_path / "A", "A"))
+    state = load_tokens(FOLDER / f"{name}.tokens.safetensors", model)
+    assert state.text.tolist() == text and state.image.tolist() == [image]
+    assert len(state.placement or ()) == placed
