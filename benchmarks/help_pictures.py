@@ -318,8 +318,10 @@ def variations(model: Model) -> Image.Image:
     for share in (0.5, 0.8):
         confidence, end = confidence_in(run), model.layout.end_of_text
         start = varied(run.final, confidence, text=share, image=share, end_of_text=end)
-        (panel,) = right_answers(model, prompt.starting_from(start), 1)
-        panels.append((f"picture, text {share}", panel))
+        shown = {panel.words for _, panel in panels}
+        answers = right_answers(model, prompt.starting_from(start), 3)
+        other = next((panel for panel in answers if panel.words not in shown), answers[0])
+        panels.append((f"picture, text {share}", other))
     return column(*panels)
 
 
@@ -330,14 +332,9 @@ def preference(_: Model) -> Image.Image:
 
 @cache
 def two_to_choose_from() -> tuple[Task, Panel, Panel]:
-    """Two right answers that differ, to an instruction that leaves the colour open."""
-    task = open_tasks.task(19)
-    prompt = encode_instruction(demo(), task.instruction, render(task.source), batch=8)
-    final = denoise(demo(), prompt, SamplerSettings(text_temperature=1.5), record=0).final
-    pairs = zip(decode_image(demo(), final), decode_text(demo(), final), strict=True)
-    answers = [Panel(p, text) for p, text in pairs if check(task, p, text).agree]
-    different = list({panel.words: panel for panel in answers}.values())
-    return task, different[0], different[1]
+    """Two right answers that differ."""
+    first, second = right_answers(demo(), leaving_a_choice()[0], 2)
+    return OPEN, first, second
 
 
 PICTURES: dict[str, Callable[[Model], Image.Image]] = {

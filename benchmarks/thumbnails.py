@@ -225,7 +225,7 @@ def describe() -> Image.Image:
 
 
 def at_any_size() -> Image.Image:
-    words = "draw a red star at row 2 column 2 and a blue circle in the top right corner on white"
+    words = "draw a yellow star at row 2 column 3 on blue"
     return of_one_kind(words, size=(160, 128))
 
 
