@@ -128,6 +128,15 @@ def test_new_nodes_show_numbers_and_no_stand_ins(classes):
     assert defaults["block_length"] == 0
 
 
+def test_numbers_are_shown_with_all_their_digits(classes):
+    """The page rounds to the digits of the step, of one digit where there is none."""
+    for node in classes.values():
+        for socket in node.define_schema().inputs:
+            if socket.io_type == "FLOAT" and socket.default is not None:
+                steps = socket.default / (socket.step or 0.1)
+                assert socket.step and abs(steps - round(steps)) < 1e-6, socket.id
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_pictures_survive_the_way_into_the_node(nodes, channels):
     levels = torch.arange(6 * channels).view(2, 3, channels) / 255

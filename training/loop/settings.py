@@ -68,6 +68,7 @@ class RunSettings:
         "Decay of a running average of the weights, which becomes the result. 0: off.",
         low=0,
         high=0.99999,
+        step=0.0001,
         advanced=True,
     )
     clip_norm: float = option(

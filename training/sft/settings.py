@@ -33,15 +33,21 @@ class SFTSettings(RunSettings):
         "Share of the items that are trained without the instruction, for guidance.",
         low=0,
         high=1,
+        step=0.01,
     )
     drop_image: float = option(
         0.02,
         "Share of the items that are trained without the input picture, for guidance.",
         low=0,
         high=1,
+        step=0.01,
     )
     drop_both: float = option(
-        0.06, "Share of the items that are trained without either, for guidance.", low=0, high=1
+        0.06,
+        "Share of the items that are trained without either, for guidance.",
+        low=0,
+        high=1,
+        step=0.01,
     )
 
     rehearsal: float = option(
