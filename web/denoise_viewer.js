@@ -3,7 +3,15 @@
 // is saved with the workflow.
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
-import { eachResult, nodeOf, onLive, onRefused, onResult, passToCanvas } from './page.js'
+import {
+  asWideAsItsNode,
+  eachResult,
+  nodeOf,
+  onLive,
+  onRefused,
+  onResult,
+  passToCanvas
+} from './page.js'
 import { localised } from './words.js'
 
 const NODE = 'MMaDAParallelDenoise'
@@ -37,6 +45,10 @@ const STYLE = `
 .mmada-viewer .empty { opacity: 0.85; }
 .mmada-viewer .steps { display: flex; gap: 10px; align-items: center; }
 .mmada-viewer .steps input { flex: 1; min-width: 0; margin: 0; accent-color: rgb(255 186 40); }
+.mmada-viewer .steps input:disabled { appearance: none; height: 6px; border-radius: 3px;
+  background: rgb(127 127 127 / 0.65); }
+.mmada-viewer .steps input:disabled::-webkit-slider-thumb { appearance: none; width: 14px;
+  height: 14px; border-radius: 50%; background: rgb(255 186 40); }
 .mmada-viewer .steps output { min-width: 9ch; text-align: right; white-space: nowrap;
   font-size: 12px; font-variant-numeric: tabular-nums; }
 .mmada-viewer .actions { display: flex; flex-wrap: wrap; gap: 4px 10px; align-items: center;
@@ -328,6 +340,7 @@ function addViewer(node) {
     getMinHeight: () => MIN_HEIGHT
   })
   widget.serialize = false
+  asWideAsItsNode(widget)
   const goOn = node.widgets.find(({ name }) => name === GO_ON)
   if (goOn) goOn.hidden = true
   node.onDrawBackground = () => {} // where the page would draw the picture once more

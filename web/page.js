@@ -57,20 +57,49 @@ export function onLive(event, show) {
 
 const REFUSALS = ['InputError', 'CheckpointError', 'OutOfMemory'] // mmp_core
 
-/** Calls `show(node, sentence)` when one of our nodes refuses its input, and `clear(node)` when the
- * next run begins. */
+/** Calls `show(node, sentence)` when one of our nodes refuses its input, as the graph is queued or as
+ * it runs, and `clear(node)` when it is queued the next time. */
 export function onRefused(show, clear) {
-  let refused = null
+  let refused = []
+  const refuse = (node, sentence) => {
+    refused.push(node)
+    show(node, sentence)
+  }
+  const forget = () => {
+    refused.forEach(clear)
+    refused = []
+  }
   api.addEventListener('execution_error', ({ detail }) => {
     const node = nodeOf(detail.node_id)
     if (!node || !REFUSALS.includes(detail.exception_type)) return
-    refused = node
-    show(node, detail.exception_message.trim())
+    refuse(node, detail.exception_message.split('\nThis error means you ran out')[0].trim())
   })
-  api.addEventListener('execution_start', () => {
-    if (refused) clear(refused)
-    refused = null
-  })
+  const refuseAll = (problems) => {
+    for (const [id, { errors }] of Object.entries(problems ?? {})) {
+      const [problem] = errors.filter(({ type }) => type === 'custom_validation_failed')
+      const node = nodeOf(id)
+      if (!problem || !node?.comfyClass?.startsWith('MMaDAParallel')) continue
+      refuse(node, problem.details.replace(/^\w+ - /, '')) // after the name of the input
+    }
+  }
+  const queue = api.queuePrompt
+  api.queuePrompt = async function () {
+    forget()
+    try {
+      const answer = await queue.apply(this, arguments)
+      refuseAll(answer?.node_errors) // what does not depend on these nodes runs
+      return answer
+    } catch (error) {
+      refuseAll(error?.response?.node_errors)
+      throw error
+    }
+  }
+}
+
+/** Keeps `widget` as wide as its node: the page's panel of parameters sets the width of a widget that
+ * it does not know to that of the panel. */
+export function asWideAsItsNode(widget) {
+  Object.defineProperty(widget, 'width', { get: () => undefined, set() {} })
 }
 
 /** Lets the canvas zoom and pan under `element`, as under the page's own text boxes: by the wheel,

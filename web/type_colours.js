@@ -1,5 +1,6 @@
 // One colour for each type that the nodes of this pack pass on, for sockets and wires in both
-// renderers. A palette that names one of them keeps its own.
+// renderers. A palette that names one of them keeps its own. And names of inputs that can be read in
+// our help pages, where the page writes blue on dark blue.
 import { app } from '../../scripts/app.js'
 
 const COLOURS = {
@@ -9,6 +10,10 @@ const COLOURS = {
   MMADA_TRAJECTORY: '#0F7D8A',
   MMADA_DATASET: '#647C10'
 }
+
+const PICTURES = new URL('./docs/pictures/', import.meta.url).pathname // only our help shows them
+const HELP = `.node-help-content:has(img[src^="${PICTURES}"]) :not(pre) > code {
+  color: inherit; background: rgb(127 127 127 / 0.18); }`
 
 /** The page forgets them with each palette that it loads. */
 function paint() {
@@ -22,7 +27,7 @@ app.registerExtension({
   setup() {
     const style = document.createElement('style')
     const lines = Object.entries(COLOURS).map(([type, colour]) => `--color-datatype-${type}: ${colour};`)
-    style.textContent = `:root { ${lines.join(' ')} }`
+    style.textContent = `:root { ${lines.join(' ')} } ${HELP}`
     document.head.append(style)
     paint()
     const themed = new MutationObserver(() => {

@@ -2,7 +2,7 @@
 // kept by the server at once, in the run's folder. Nothing of it is saved with the workflow.
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
-import { eachResult, onResult, passToCanvas } from './page.js'
+import { asWideAsItsNode, eachResult, onResult, passToCanvas } from './page.js'
 import { localised } from './words.js'
 
 const NODE = 'MMaDAParallelParaRLFinetune'
@@ -171,6 +171,7 @@ function placeWidget(node, sheet, wanted) {
       getMinHeight: () => SIZE[1]
     })
     sheet.widget.serialize = false
+    asWideAsItsNode(sheet.widget)
     const [width, height] = node.computeSize()
     node.setSize([Math.max(node.size[0], width, SIZE[0]), Math.max(node.size[1], height)])
   }

@@ -9,6 +9,7 @@ import json
 import pytest
 from mmada_parallel.tests.browser import test_stopping as stopping
 from mmada_parallel.tests.browser.conftest import ComfyPage
+from mmada_parallel.tests.browser.contrast import TEXTS
 from mmada_parallel.tests.browser.test_finding import PALETTE
 from mmada_parallel.tests.browser.test_viewer import (
     CHOOSE,
@@ -38,7 +39,7 @@ SCROLLS = """() => [...document.querySelectorAll('.comfy-markdown-content, .comf
 
 
 HELP_PAGES = sorted(path.stem for path in (PACK_ROOT / "web" / "docs").glob("*.md"))
-TRANSLATED = sorted(path.stem for path in (PACK_ROOT / "web" / "docs").iterdir() if path.is_dir())
+TRANSLATED = sorted(path.parent.name for path in (PACK_ROOT / "web" / "docs").glob("*/zh.md"))
 ALONE = """(type) => {
     app.graph.clear()
     const node = LiteGraph.createNode(type)
@@ -60,6 +61,12 @@ SET = """([type, values]) => {
     }
     app.canvas.selectItems([node])
 }"""
+QUEUE_AND_TELL = """() => {
+    heard.length = 0
+    window.refused = false
+    app.queuePrompt(0, 1).then((started) => { window.refused = !started })
+}"""
+TOLD = "() => window.refused || heard.some((kind) => kind.startsWith('execution_'))"
 ENCODE, DENOISE = "MMaDAParallelEncodeInstruction", "MMaDAParallelDenoise"
 MISTAKES = {
     "words": ("Edit an image", ENCODE, {"instruction": "fais-le en hiver"}),
@@ -118,6 +125,13 @@ def test_templates(looked_at, vue):
     assert faults + looked_at.script_errors == []
 
 
+NARROWED = """() => new Promise((done) => {
+    const node = app.graph.nodes.find((one) => one.type === 'MMaDAParallelDenoise')
+    const viewer = node.widgets.find((one) => one.type === 'denoise_viewer')
+    viewer.width = 210
+    app.canvas.setDirty(true, true)
+    setTimeout(() => done(viewer.element.offsetWidth), 1000)
+})"""
 WRITTEN = """() => new Promise((done) => {
     const written = [], context = app.canvas.ctx, write = context.fillText
     context.fillText = function (text) {
@@ -135,6 +149,14 @@ def test_a_linked_text_is_written_on_the_canvas(looked_at):
     looked_at.load(json.loads((PACK_ROOT / "workflows" / "Best of N.json").read_text()), "linked")
     written = looked_at.page.evaluate(WRITTEN)
     assert written.count("instruction") == 2 and "[from Demo Scene]" in written
+
+
+def test_the_viewer_keeps_its_width_beside_the_parameters(looked_at):
+    """The page's panel sets the width of a widget that it does not know."""
+    looked_at.open()
+    looked_at.load(json.loads((PACK_ROOT / "workflows" / "Best of N.json").read_text()), "width")
+    width = looked_at.page.evaluate(NARROWED)
+    assert width > 380
 
 
 def read_help(page, name):
@@ -159,6 +181,11 @@ def test_help_pages(looked_at, language):
             shown = help_page.evaluate(PICTURES)
             faults += [label] * (not shown) + [one for one, fits in shown if not fits]
             shoot(looked_at, label)
+            for palette in PALETTES:
+                looked_at.page.evaluate(PALETTE, palette)
+                looked_at.page.wait_for_timeout(500)
+                texts = help_page.evaluate(TEXTS)
+                faults += [(label, palette, text, ratio) for text, _, ratio in texts if ratio < 4.5]
             height = help_page.evaluate("(one) => one.scrollHeight")
             looked_at.page.set_viewport_size({"width": 1280, "height": min(6000, height + 300)})
             shoot(looked_at, f"{label}-whole", ("dark",))
@@ -169,20 +196,21 @@ def test_help_pages(looked_at, language):
 
 
 @each_renderer
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes(looked_at, mistake, vue):
-    """The toast and the node, as they stand two seconds after the run."""
-    template, node, values = MISTAKES[mistake]
-    workflow = json.loads((PACK_ROOT / "workflows" / f"{template}.json").read_text())
+def test_mistakes(looked_at, vue):
+    """The toast and the node, as they stand after the run."""
     looked_at.open(vue=vue)
-    looked_at.load(workflow, mistake)
-    looked_at.page.evaluate(SET, [node, values])
-    looked_at.run_command("Comfy.Canvas.FitView", settle=700)
-    looked_at.page.evaluate("() => { heard.length = 0; app.queuePrompt(0, 1) }")
-    looked_at.page.wait_for_timeout(6000)
-    shoot(looked_at, f"mistake-{mistake}-{'vue' if vue else 'canvas'}")
-    shown = looked_at.page.evaluate("() => document.body.innerText")
-    assert "mmp_core" not in shown and "custom_nodes" not in shown and "Traceback" not in shown
+    for name, (template, node, values) in MISTAKES.items():
+        workflow = json.loads((PACK_ROOT / "workflows" / f"{template}.json").read_text())
+        looked_at.load(workflow, name)
+        looked_at.page.evaluate(SET, [node, values])
+        looked_at.run_command("Comfy.Canvas.FitView", settle=700)
+        looked_at.page.evaluate(QUEUE_AND_TELL)
+        looked_at.page.wait_for_function(TOLD)
+        looked_at.page.wait_for_timeout(1500)
+        shoot(looked_at, f"mistake-{name}-{'vue' if vue else 'canvas'}")
+        shown = looked_at.page.evaluate("() => document.body.innerText")
+        assert "mmp_core" not in shown and "custom_nodes" not in shown and "Traceback" not in shown
+        looked_at.page.evaluate("() => app.extensionManager.toast.removeAll()")
     assert looked_at.script_errors == []
 
 

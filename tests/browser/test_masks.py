@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from mmada_parallel.tests.browser.test_refusals import TOASTS
 from mmada_parallel.tests.workflow_api import WORKFLOWS
 
 ENCODE = "MMaDAParallelEncodeInstruction"
@@ -58,5 +59,10 @@ def test_a_mistake_is_refused_when_queued_on_the_node(comfy_page):
     errors = comfy_page.page.evaluate("() => app.lastNodeErrors")
     ((_, problem),) = errors.items()
     assert problem["class_type"] == ENCODE
-    assert "The instruction is empty" in problem["errors"][0]["details"]
-    assert len(problem["errors"]) == 1
+    # ComfyUI repeats what a node refuses for each input that the node checks.
+    (refused,) = {error["details"].partition(" - ")[2] for error in problem["errors"]}
+    assert refused.startswith("The instruction is empty")
+    comfy_page.page.wait_for_timeout(1000)
+    sentence = comfy_page.page.evaluate(SHOWN, ENCODE)["text"]
+    assert sentence == refused
+    assert sentence in comfy_page.page.evaluate(TOASTS)

@@ -15,8 +15,10 @@ SHOWN = """type => app.graph.nodes.find((one) => one.type === type).widgets
     .find((one) => one.name === 'shown_text')?.value"""
 TOASTS = "() => [...document.querySelectorAll('.p-toast-detail')].map((one) => one.innerText)"
 NEGATIVE = """() => app.graph.nodes.flatMap((node) => node.widgets ?? [])
-    .filter((widget) => widget.name === "joint_guidance")
-    .forEach((widget) => widget.value = -0.5)"""
+    .forEach((widget) => {
+        if (widget.name === 'joint_guidance') widget.value = -0.5
+        if (widget.name === 'profile') widget.value = 'own values'
+    })"""
 VIEWER = "() => document.querySelector('.mmada-viewer .words').innerText"
 SENTENCE = "The checkpoint does not know any of these words: fais-le, en, hiver. Use other words."
 
