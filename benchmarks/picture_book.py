@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from ..demo.picture_book import judge
 from ..demo.picture_book.scenes import (
@@ -38,7 +38,7 @@ Spoil = Callable[[Image.Image], Image.Image]
 _SIDE, _TEXT = 256, 96
 
 
-def sheet(seed: int, rows: int = 5) -> Image.Image:
+def sheet(seed: int, rows: int) -> Image.Image:
     """One task of each kind, and more: input and result side by side, words below."""
     kinds = Task.kinds()
     picture = Image.new("RGB", (2 * (2 * _SIDE + 24), rows * (_SIDE + _TEXT)), "white")
@@ -49,9 +49,15 @@ def sheet(seed: int, rows: int = 5) -> Image.Image:
         for column, scene in enumerate((made.before, made.after)):
             if scene is not None:
                 picture.paste(scene.picture(), (left + column * (_SIDE + 4), top))
-        words = textwrap.wrap(made.instruction, 80) + textwrap.wrap(made.sentence, 80)
-        ImageDraw.Draw(picture).text((left + 4, top + _SIDE + 6), "\n".join(words), "black")
+        words = [f"“{made.instruction}”", *textwrap.wrap(spoken(made.sentence), 74)]
+        place = (left + 4, top + _SIDE + 6)
+        ImageDraw.Draw(picture).text(place, "\n".join(words), "black", ImageFont.load_default(14))
     return picture
+
+
+def spoken(sentence: str) -> str:
+    """As the checkpoint's tokenizer writes it."""
+    return sentence.replace(" .", ".").replace(" ,", ",")
 
 
 def spoils(rng: np.random.Generator) -> dict[str, Spoil]:
@@ -138,6 +144,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     drawn = commands.add_parser("sheet")
     drawn.add_argument("out", type=Path)
+    drawn.add_argument("--rows", type=int, default=5, help="with two tasks each")
     read = commands.add_parser("judge")
     read.add_argument("--scenes", type=int, default=200)
     read.add_argument("--landscapes", type=int, default=12)
@@ -146,7 +153,7 @@ def main() -> None:
         command.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.command == "sheet":
-        sheet(args.seed).save(args.out)
+        sheet(args.seed, args.rows).save(args.out, optimize=True)
         return
     more = {"through the image tokenizer": round_trip(args.tokenizer)} if args.tokenizer else {}
     print(json.dumps(measured(args.scenes, args.seed, more, args.landscapes), indent=1))

@@ -89,13 +89,13 @@ class Recipe:
     """What a world's checkpoint is made of. ``said``: its words, ``None`` for the
     toy's. ``config``: of the model, but
     its sizes. ``cases``: what it is trained on. ``guard``: tasks that it is never trained on, which
-    go with it. ``colours``: of their pictures."""
+    go with it. ``colours``: that their pictures are reduced to, if to any."""
 
     said: Sequence[str] | None
     config: Mapping[str, Any]
     cases: Callable[[Layout, SFTSettings], EndlessCases]
     guard: Sequence[AnyTask[Any]]
-    colours: int = 16
+    colours: int | None = None
 
     def model_config(self) -> dict[str, Any]:
         config: dict[str, Any] = {**SIZES, **self.config}
@@ -109,6 +109,7 @@ def toy() -> Recipe:
         {},
         lambda layout, settings: WorldCases(layout, settings.window * settings.batch_size),
         [world.task(_GUARD_SEED + n, kinds=(kind,)) for n, kind in enumerate(kinds)],
+        colours=16,
     )
 
 
@@ -201,7 +202,10 @@ def write_guard(folder: Path, recipe: Recipe) -> None:
         for role, scene in (("image", task.before), ("target", task.after)):
             if scene is not None:
                 line[role] = f"{number:02}.{role}.png"
-                scene.picture().quantize(recipe.colours).save(folder / line[role], optimize=True)
+                picture = scene.picture()
+                if recipe.colours:
+                    picture = picture.quantize(recipe.colours)
+                picture.save(folder / line[role], optimize=True)
         lines.append(json.dumps(line) + "\n")
     (folder / GUARD).write_text("".join(lines), encoding="utf-8")
 

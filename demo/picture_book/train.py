@@ -61,7 +61,7 @@ def recipe() -> Recipe:
         "text_length": Task.text_length,
     }
     guard = [task(seed, held_out=True, kinds=(kind,)) for seed, kind in enumerate(Task.kinds())]
-    return Recipe(words(), sizes, lambda layout, settings: BookCases(layout), guard, colours=128)
+    return Recipe(words(), sizes, lambda layout, settings: BookCases(layout), guard)
 
 
 class Paused(Exception):
