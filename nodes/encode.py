@@ -48,6 +48,7 @@ class EncodeInstruction(io.ComfyNode):
                 "text to image",
                 "txt2img",
                 "prompt",
+                "negative prompt",
             ],
             inputs=[
                 Model.Input("model", tooltip="From Load MMaDA-Parallel."),

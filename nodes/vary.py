@@ -102,7 +102,13 @@ class Instructions(io.ComfyNode):
             category="MMaDA-Parallel/pictures",
             description="A list of instructions, one per line. Everything that follows runs once "
             "for each, and Parallel Denoise shows all results.",
-            search_aliases=["mmada", "instruction list", "prompt list", "batch of prompts"],
+            search_aliases=[
+                "mmada",
+                "instruction list",
+                "prompt list",
+                "batch of prompts",
+                "batch",
+            ],
             inputs=[
                 io.String.Input(
                     "instructions",

@@ -8,11 +8,15 @@ let patterns = [] // of what the server says: a regular expression with its valu
 
 const escaped = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, '\\$&')
 
-/** The sentence `english`, in which {0}, {1}, … stand for values, as it may begin a text. */
+/** The sentence `english`, in which {0}, {1}, … stand for values: as it begins a text, and as the
+ * whole of one. What is not a whole sentence must be a whole line. */
 function patternOf([english, sentence]) {
   const [first, ...others] = english.split(/\{\d+\}/).map(escaped)
-  const source = [first, ...others].join('([^\n]+?)')
-  return { start: new RegExp(`^${source}(?=\\s|$)`), whole: new RegExp(`^${source}$`), sentence }
+  const [begun, ...rest] = others // a value at the beginning is of one sentence
+  const value = first ? '([^\n]+?)' : '((?:(?![.!?] )[^\n])+?)'
+  const source = others.length ? [first + value + begun, ...rest].join('([^\n]+?)') : first
+  const end = english.endsWith('.') ? '(?=\\s|$)' : '(?=\\n|$)'
+  return { start: new RegExp(`^${source}${end}`), whole: new RegExp(`^${source}$`), sentence }
 }
 
 const filled = (sentence, values) =>
@@ -34,10 +38,10 @@ function listed(value) {
 export function translated(text) {
   let done = ''
   for (let rest = patterns.length ? text : ''; rest; ) {
-    let match = null
-    const { sentence } = patterns.find(({ start }) => (match = rest.match(start))) ?? {}
-    match ??= rest.match(/^\s+/) ?? rest.match(/^[^\n]*?[.!?](?=\s)/) ?? rest.match(/^[^\n]+/)
-    done += sentence ? filled(sentence, match.slice(1)) : match[0]
+    let match = rest.match(/^\s+/)
+    const found = match ? null : patterns.find(({ start }) => (match = rest.match(start)))
+    match ??= rest.match(/^[^\n]*?[.!?](?=\s)/) ?? rest.match(/^[^\n]+/)
+    done += found ? filled(found.sentence, match.slice(1)) : match[0]
     rest = rest.slice(match[0].length)
   }
   return done || text
@@ -57,7 +61,9 @@ app.registerExtension({
       const words = (await api.getCustomNodesI18n())[language] ?? {}
       translations = words.mmada_parallel ?? {}
       const said = Object.entries(words.mmada_parallel_says ?? {})
-      patterns = said.sort(([a], [b]) => b.length - a.length).map(patternOf)
+      const loose = (english) => english.startsWith('{')
+      said.sort(([a], [b]) => loose(a) - loose(b) || b.length - a.length)
+      patterns = said.map(patternOf)
     } catch (error) {
       console.warn('MMaDA-Parallel: its words stay English.', error)
     }

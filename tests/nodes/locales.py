@@ -13,7 +13,7 @@ import re
 import sys
 
 from mmada_parallel.tests.hosts import PACK_ROOT, find_host
-from mmada_parallel.tests.nodes.help_tables import PAGES, plain, span, table
+from mmada_parallel.tests.nodes.help_tables import PAGES, default_of, plain, span, table
 
 LOCALES = PACK_ROOT / "locales"
 LANGUAGES = ("zh", "ja")
@@ -156,7 +156,7 @@ def localised_page(page, schema, language):
     catalogue = catalogue_of(language)
     rows = []
     for each in schema.inputs:
-        value = getattr(each, "default", None)
+        value = default_of(each)
         shown = "" if value in (None, "") else default.format(plain(value))
         about = catalogue.get(each.tooltip, each.tooltip) + shown
         name = each.display_name or each.id
