@@ -1,5 +1,4 @@
-"""Errors a user can act on. Their text names the input, what was expected and what to do. Also what
-is said where nothing is wrong: :func:`sentence`."""
+"""Errors a user can act on. Their text names the input, what was expected and what to do."""
 
 from __future__ import annotations
 
@@ -24,12 +23,6 @@ class CheckpointError(InputError):
 
 class NotFinite(InputError):
     """The model's values are not finite numbers."""
-
-
-def sentence(text: str) -> str:
-    """``text``, said to people. ``locales/`` translates what this is called with, as it does the
-    text of an :class:`InputError`: tests/nodes/locales.py."""
-    return text
 
 
 def shortened(text: str, longest: int = _SHOWN) -> str:

@@ -8,8 +8,8 @@ The family of ML-Cache (Lumina-DiMOO, arXiv 2510.06308), dLLM-Cache (arXiv 2506.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -32,6 +32,10 @@ ONE_IN = 4
 """Of the masked image codes, the least certain one in so many is computed (the share of dLLM-Cache;
 by certainty as in ML-Cache)."""
 
+PROMPT_EVERY = 4
+"""Refreshes of a branch from one that computes its prompt, too, to the next; the others compute all
+from the first token of the answer on (dLLM-Cache: 50 steps; Fast-dLLM and SPRINT: once)."""
+
 Masked = tuple[int, int]
 """Masked text and image tokens of one sample."""
 
@@ -40,11 +44,12 @@ Masked = tuple[int, int]
 class SampleRuns:
     """The runs of one branch for one sample. ``masked``: masked tokens at the last run;
     ``refreshed_at``: at the last refresh; ``None`` before the first. ``image_runs``: how many so
-    far predicted image codes."""
+    far predicted image codes. ``refreshes``: how many there were."""
 
     masked: Masked | None = None
     refreshed_at: Masked | None = None
     image_runs: int = 0
+    refreshes: int = 0
 
 
 class BranchCache:
@@ -87,6 +92,12 @@ class Cache(Protocol):
         ...
 
 
+def prompt_length(model_input: ModelInput) -> int:
+    """How many positions there are before the answer's first token, read back from the device."""
+    first = model_input.text_positions[:1], model_input.image_positions[:1]
+    return int(torch.cat(first).min())
+
+
 def as_positions(wanted: Tensor, count: int) -> Tensor:
     """(B, count) positions where ``wanted`` (B, L) is set, ``L`` after the last."""
     length, rank = wanted.shape[1], torch.arange(count, device=wanted.device)
@@ -99,15 +110,19 @@ class CachePolicy:
     """Computes what a step predicts and what changed since the branch was last run; of the image
     only the least certain part; and all of it from time to time. Each sample by itself.
 
-    ``text_branches``, ``image_branches``: those that text and image logits are made of. The others:
-    see the constants that are their defaults.
+    ``text_branches``, ``image_branches``: those that text and image logits are made of.
+    ``prompts``: the positions of each branch before the answer's first token. ``prompt_every``: see
+    :data:`PROMPT_EVERY`; 1: each refresh computes all. The others: see the constants that are
+    their defaults.
     """
 
     text_branches: Collection[str]
     image_branches: Collection[str]
+    prompts: Mapping[str, int] = field(default_factory=dict)
     refresh_every: int = REFRESH_EVERY
     changed_share: float = CHANGED_SHARE
     one_in: int = ONE_IN
+    prompt_every: int = 1
 
     def positions(
         self,
@@ -131,36 +146,39 @@ class CachePolicy:
             chosen = self.least_certain(image, targets.last)
             wanted.scatter_(1, torch.where(chosen, places, length), True)
         wanted = wanted[:, :length]
-        tokens = len(model_input.text_positions), len(model_input.image_positions)
-        sizes = []
+        places = model_input.text_positions, model_input.image_positions
+        tokens, sizes = (len(places[0]), len(places[1])), []
         for i, (runs, masked) in enumerate(zip(cache.runs, targets.masked, strict=True)):
             predicted = text.counts[i] if text else 0, image.counts[i] if image else 0
-            size = self._size(runs, masked, tokens, predicted, length) if any(predicted) else 0
-            if size in (0, length):
-                wanted[i] = size == length
+            if not any(predicted):
+                wanted[i], size = False, 0
+            elif self._refreshes(runs, masked, tokens, bool(predicted[1])):
+                again = (runs.refreshes - 1) % self.prompt_every == 0
+                kept = 0 if again else self.prompts[branch]
+                wanted[i, :kept], wanted[i, kept:], size = False, True, length - kept
+            else:
+                changed = sum(runs.masked or masked) - sum(masked)
+                size = changed + predicted[0] + math.ceil(predicted[1] / self.one_in)
+            if any(predicted):
+                runs.masked = masked
             sizes.append(size)
         if cache.ids is None or min(sizes) == length:
             return None
         return as_positions(wanted, max(sizes))
 
-    def _size(
-        self, runs: SampleRuns, masked: Masked, tokens: Masked, predicted: Masked, length: int
-    ) -> int:
-        """How many positions of one sample to compute at this run, which is counted. ``tokens``:
-        masked or not. ``predicted``: text and image positions. ``length``: all."""
+    def _refreshes(self, runs: SampleRuns, masked: Masked, tokens: Masked, image: bool) -> bool:
+        """Whether this run of one sample, which is counted, is a refresh. ``tokens``: masked or
+        not. ``image``: whether it predicts image codes."""
         refreshes = runs.refreshed_at is None or any(
             before - now > self.changed_share * total
             for before, now, total in zip(runs.refreshed_at, masked, tokens, strict=True)
         )
-        if predicted[1]:
+        if image:
             refreshes |= runs.image_runs % self.refresh_every == 0
             runs.image_runs += 1
-        changed = 0 if runs.masked is None else sum(runs.masked) - sum(masked)
-        runs.masked = masked
         if refreshes:
-            runs.refreshed_at = masked
-            return length
-        return changed + predicted[0] + math.ceil(predicted[1] / self.one_in)
+            runs.refreshed_at, runs.refreshes = masked, runs.refreshes + 1
+        return refreshes
 
     def least_certain(self, image: MaskedPositions, last: Step) -> Tensor:
         """(B, n) bool: one in ``one_in`` of the positions, by the confidence of the last guess."""

@@ -12,7 +12,7 @@ from ..model.kernels import ImageLogits, TextLogits
 from ..model.transformer import MaskedDiffusionTransformer
 from ..state import Prompt
 from ..variants.base import Layout, Variant
-from .cache import Cache, CachePolicy
+from .cache import PROMPT_EVERY, Cache, CachePolicy, prompt_length
 from .guidance import CONDITIONAL, CorrectedGuidance, Guidance
 from .plan import AdaptivePlan, Plan
 from .positions import masked_counts, seeded_generators
@@ -69,5 +69,8 @@ def corrected_policies(
     cache = None
     if settings.reuses:
         text_branches = {CONDITIONAL, *guidance.text_scales}
-        cache = CachePolicy(text_branches, {CONDITIONAL, *guidance.image_scales})
+        image_branches = {CONDITIONAL, *guidance.image_scales}
+        prompts = {name: prompt_length(branch) for name, branch in guidance.branches.items()}
+        prompt_every = PROMPT_EVERY if early else 1
+        cache = CachePolicy(text_branches, image_branches, prompts, prompt_every=prompt_every)
     return Policies(plan, guidance, selection, cache)

@@ -110,7 +110,7 @@ def test_when_all_is_computed_each_time_the_tokens_are_those_of_the_plain_level(
         for speed in speeds
     )
     policies = corrected_policies(model, start, caching)
-    always = dataclasses.replace(policies.cache, refresh_every=1, changed_share=-1)
+    always = dataclasses.replace(policies.cache, refresh_every=1, changed_share=-1, prompt_every=1)
     policies = dataclasses.replace(policies, cache=always)
     run, expected = denoise(model, start, policies=policies), denoise(model, start, plain)
     assert torch.equal(run.final.text, expected.final.text)
@@ -172,6 +172,24 @@ def test_a_step_computes_what_it_asks_about_and_what_changed(variant):
         assert sorted(computed.of(length)) == sorted(chain.from_iterable(expected))
     whole = max(runs)
     assert sum(runs[whole][0]) < len(run) * whole / 2
+
+
+@pytest.mark.parametrize("variant", "AM")
+@pytest.mark.parametrize("prompt_every, expected", [(1, "LLLLLL"), (2, "LALALA"), (9, "LAAAAA")])
+def test_a_refresh_without_the_prompt_computes_the_answer(variant, prompt_every, expected):
+    start = prompt(variant)
+    own = dataclasses.replace(OWN, text_steps=6, image_steps=6, joint_guidance=0)
+    policies = corrected_policies(MODELS[variant], start, own)
+    always = dataclasses.replace(
+        policies.cache, refresh_every=1, changed_share=-1, prompt_every=prompt_every
+    )
+    with Computed(MODELS[variant]) as computed:
+        denoise(MODELS[variant], start, policies=dataclasses.replace(policies, cache=always))
+    model_input = MODELS[variant].layout.model_input(start, start.initial)
+    length = model_input.ids.shape[1]
+    first = int(min(model_input.text_positions.min(), model_input.image_positions.min()))
+    sizes = {"L": length, "A": length - first}
+    assert computed.of(length) == [sizes[kind] for kind in expected]
 
 
 def test_text_before_the_picture_computes_text_alone():
