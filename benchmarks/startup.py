@@ -1,0 +1,121 @@
+"""What the pack adds to ComfyUI's start, and what the first edit takes more than the second.
+
+``python -m mmada_parallel.benchmarks.startup FILE [--pairs 3]`` starts ComfyUI (see tests/hosts.py)
+until its custom nodes are loaded, with an empty pack and with this one in turn, and makes two edits
+of the demo in a fresh process. It writes to FILE after each measurement and continues from it.
+All times are CPU seconds of the process, which other work on the machine hardly changes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from mmada_parallel.benchmarks.measure import parser_of
+from mmada_parallel.mmp_core.files import replacing
+from mmada_parallel.tests.hosts import PACK_FOLDER, PACK_ROOT, find_host
+
+EMPTY = '"""A pack without nodes."""\n\nNODE_CLASS_MAPPINGS = {}\n'
+EDITS = """\
+import json, time, torch
+torch.set_num_threads(1)
+from mmada_parallel.demo.evaluate import held_out, prompt_of
+from mmada_parallel.mmp_core import SamplerSettings, decode_image, denoise, load_checkpoint
+times = [time.process_time()]
+model = load_checkpoint("demo", dtype=torch.float32)
+times.append(time.process_time())
+for task in held_out(2):
+    decode_image(model, denoise(model, prompt_of(model, task), SamplerSettings()).final)
+    times.append(time.process_time())
+print(json.dumps([b - a for a, b in zip(times, times[1:])]))
+"""
+
+
+def cpu_seconds(command: list[str], folder: Path, **options: Any) -> tuple[float, str]:
+    """CPU seconds of ``command``, its children included, and what it printed."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, **options
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise SystemExit(f"{command[0]} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    taken = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return taken, done.stdout + done.stderr
+
+
+def start(pack: bool) -> float:
+    """CPU seconds of ComfyUI from its start until it has loaded an empty pack, or this one."""
+    host = find_host("current")
+    with tempfile.TemporaryDirectory() as folder:
+        nodes = Path(folder) / "custom_nodes"
+        nodes.mkdir()
+        if pack:
+            (nodes / PACK_FOLDER).symlink_to(PACK_ROOT, target_is_directory=True)
+        else:
+            (nodes / PACK_FOLDER).mkdir()
+            (nodes / PACK_FOLDER / "__init__.py").write_text(EMPTY)
+        command = [sys.executable, "main.py", "--cpu", "--quick-test-for-ci"]
+        command += ["--disable-auto-launch", "--disable-api-nodes", "--base-directory", folder]
+        command += ["--database-url", f"sqlite:///{folder}/comfyui.db"]
+        kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        taken, log = cpu_seconds(command, host.path, env=kept | {"HF_HUB_OFFLINE": "1"})
+        if "IMPORT FAILED" in log or PACK_FOLDER not in log:
+            raise SystemExit(f"The pack was not loaded:\n{log[-2000:]}")
+        return taken
+
+
+def edits() -> dict[str, float]:
+    """CPU seconds of loading the demo and of its first and second edit in a fresh process."""
+    _, printed = cpu_seconds([sys.executable, "-c", EDITS], PACK_ROOT)
+    load, first, second = json.loads(printed.strip().splitlines()[0])
+    return {"load": load, "first": first, "second": second}
+
+
+def summary(pairs: list[list[float]], runs: list[dict[str, float]]) -> dict[str, float]:
+    added = [pack - empty for empty, pack in pairs]
+    results = {"empty_pack": statistics.median(empty for empty, _ in pairs)} if pairs else {}
+    if pairs:
+        results["added_by_this_pack"] = statistics.median(added)
+    if runs:
+        results["first_over_second_edit"] = statistics.median(
+            r["first"] / r["second"] for r in runs
+        )
+    return results
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--pairs", type=int, default=3)
+    args = parser.parse_args()
+    results: dict[str, Any] = {"starts": [], "edits": []}
+    if args.file.exists():
+        results = json.loads(args.file.read_text(encoding="utf-8"))
+    host, began = find_host("current"), time.perf_counter()
+    for name, measure in (("edits", edits), ("starts", lambda: [start(False), start(True)])):
+        while len(results[name]) < args.pairs:
+            results[name].append(measure())
+            results |= {
+                "command": f"python -m mmada_parallel.benchmarks.startup FILE --pairs {args.pairs}",
+                "machine": f"{os.uname().machine}, CPU, {host}, busy with other work",
+                "date": date.today().isoformat(),
+                "summary": summary(results["starts"], results["edits"]),
+            }
+            with replacing(args.file) as whole:
+                whole.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            print(f"{name} {len(results[name])}: {time.perf_counter() - began:.0f} s", flush=True)
+    print(json.dumps(results["summary"], indent=1))
+
+
+if __name__ == "__main__":
+    main()
