@@ -3,7 +3,6 @@
 import { app } from '../../scripts/app.js'
 import { ComfyWidgets } from '../../scripts/widgets.js'
 import { eachResult, onLive, onRefused, onResult } from './page.js'
-import { translated } from './words.js'
 
 const NODES = [
   'MMaDAParallelConvertCheckpoint',
@@ -35,7 +34,7 @@ const textOf = (node) => node.widgets?.find((widget) => widget.name === WIDGET)
 
 function show(node, text) {
   const widget = textOf(node)
-  if (widget) widget.value = translated(text)
+  if (widget) widget.value = text
 }
 
 function addText(node) {
@@ -60,8 +59,8 @@ function removeText(node) {
 
 /** What a node refuses, in one sentence: in a toast, and on the node unless it has a viewer. */
 function showRefusal(node, sentence) {
-  const detail = translated(sentence)
-  app.extensionManager.toast.add({ severity: 'error', summary: node.title, detail, life: 15000 })
+  const toast = { severity: 'error', summary: node.title, detail: sentence, life: 15000 }
+  app.extensionManager.toast.add(toast)
   if (node.comfyClass === DENOISE) return
   addTextBelow(node)
   show(node, sentence)
@@ -78,11 +77,8 @@ function showResult(node, output) {
 app.registerExtension({
   name: 'mmada_parallel.shown_text',
   setup() {
-    onLive(TEXT_EVENT, (nodes, { text }) => show(nodes.at(-1), text))
-    onRefused(
-      (nodes, sentence) => showRefusal(nodes.at(-1), sentence),
-      (nodes) => removeText(nodes.at(-1))
-    )
+    onLive(TEXT_EVENT, (node, { text }) => show(node, text))
+    onRefused(showRefusal, removeText)
   },
   nodeCreated(node) {
     if (![...NODES, ...NOTING].includes(node.comfyClass)) return
