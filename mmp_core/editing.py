@@ -58,6 +58,7 @@ def words_selected(pieces: Sequence[str], spans: str) -> list[bool]:
 def word_spans(spans: str) -> Iterator[tuple[str, int, int | None]]:
     """Read numbers and ranges such as ``"2-4, 7"``: each as it is written, its first and its last
     number, None for a range without end. Raises ``InputError`` for one that cannot be read."""
+    checked_text(spans, "words")
     for part in filter(None, (part.strip() for part in spans.split(","))):
         match = re.fullmatch(r"(\d{1,6})(?:\s*(-)\s*(\d{0,6}))?", part)
         if not match:

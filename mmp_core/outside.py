@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import codecs
 import json
+import sys
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
@@ -59,6 +61,23 @@ def checked_text(value: Any, what: str, longest: int = LONGEST_TEXT) -> str:
             "(undecodable bytes, or half of an emoji)."
         ) from None
     return value
+
+
+def checked_count(value: Any, what: str, low: int, high: int) -> int:
+    """``value``, if it is a whole number of ``low`` … ``high``. Raises ``InputError``."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:
+        raise InputError(f"{what} is {shown(value)}; expected {low} to {high}.")
+    return int(value)
+
+
+def check_bytes(file: Path, most: int = sys.maxsize) -> None:
+    """Raise ``InputError`` where ``file`` is not regular, or larger than could be read; a pipe
+    would never end. Raises ``OSError``, too."""
+    status = file.stat()
+    if not S_ISREG(status.st_mode):
+        raise InputError(f"{file} is not a regular file: put the file itself there.")
+    if status.st_size > most:
+        raise InputError(f"{file} has {status.st_size} bytes; expected at most {most}.")
 
 
 def read_text(

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from .checkpoint.load import Model
-from .errors import InputError, shown
+from .errors import InputError
 from .image.files import Picture, load_image
 from .image.masks import Region, cells_of, is_painted, mask_values
 from .image.pictures import Offset, to_pil, to_pixels
 from .image.placement import Placement, Size
-from .outside import MOST_SAMPLES, MOST_SIDE, MOST_TEXT, checked_text
+from .outside import MOST_SAMPLES, MOST_SIDE, MOST_TEXT, checked_count, checked_text
 from .state import MASKED, Prompt, TokenState
 from .variants.base import Answer
 
@@ -65,8 +65,7 @@ def encode_instruction(
     """
     checked_text(instruction, "The instruction")
     checked_text(negative, "The negative instruction")
-    if not 1 <= batch <= MOST_SAMPLES:
-        raise InputError(f"batch is {shown(batch)}; expected 1 to {MOST_SAMPLES}.")
+    batch = checked_count(batch, "batch", 1, MOST_SAMPLES)
     if image is None and reference is not None:
         raise InputError("A second picture needs a first one: give it as image.")
     pictures = (image is not None) + (reference is not None)
@@ -123,9 +122,7 @@ def _answered(
     if text_length is None:
         with_text = "text and image" in model.variant.answers or size == NO_PICTURE
         text_length = model.default_text_length if with_text else 0
-    if not 0 <= text_length <= MOST_TEXT:
-        raise InputError(f"text_length is {shown(text_length)}; expected 1 to {MOST_TEXT} tokens.")
-    return size, text_length
+    return size, checked_count(text_length, "text_length", 0, MOST_TEXT)
 
 
 def task_answer(model: Model, task: str) -> Answer | None:

@@ -159,7 +159,7 @@ def blocks_of(tensors: Mapping[str, Tensor], name: str) -> Iterator[Tensor]:
 def _opened(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
-    except (SafetensorError, OSError, RuntimeError) as error:
+    except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
         refuse_pointer(file)
         raise CheckpointError(
             f"{file} cannot be read ({error}): it is damaged or incomplete; download it again."

@@ -77,7 +77,9 @@ def load_tokens(path: str | Path, model: Model) -> TokenState:
             state = TokenState(file.get_tensor("text"), file.get_tensor("image"), placement)
     except InputError:
         raise
-    except (OSError, RuntimeError, SafetensorError, ValueError, TypeError, LookupError) as error:
+    except (
+        OSError, RuntimeError, MemoryError, SafetensorError, ValueError, TypeError, LookupError,
+    ) as error:  # fmt: skip
         raise InputError(f"{path} cannot be read ({error}); save the tokens again.") from None
     check_identity(metadata, model, str(path))
     try:

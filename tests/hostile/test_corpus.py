@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import shutil
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from .limits import MESSAGE, judged
 from .mutations import safetensors_bytes, safetensors_parts
-from .readers import RED
+from .readers import READERS, RED
 
 A_SECOND_AND_200_MB = {"seconds": 1, "memory": 200 * 2**20}
 
@@ -370,3 +372,37 @@ def test_votes_beside_a_text_that_is_none(tmp_path):
 def test_run_files_without_a_method(tmp_path, line):
     (tmp_path / "run.toml").write_text(line)
     refused(lambda: read_run_file(tmp_path / "run.toml", {}, []), "run.toml")
+
+
+ENORMOUS = 2**34
+
+
+@pytest.mark.parametrize("copy, name", [
+    ("A", "model.safetensors"), ("packed", "a.safetensors"), ("kohya", "a.safetensors"),
+    ("tokens", "a.safetensors"), ("data", "a.png"), ("run", "log.jsonl"),
+    ("run", "codes.safetensors"), ("picks", "a.preference.safetensors"),
+])  # fmt: skip
+def test_a_file_that_is_larger_than_memory(place, tmp_path, copy, name):
+    reader = next(reader for reader in READERS.values() if reader.copy == copy)
+    folder = tmp_path / copy
+    shutil.copytree(place.folder / copy, folder)
+    with (folder / name).open("r+b") as stream:
+        stream.truncate(ENORMOUS)
+    rng = random.Random(1)  # of the dataset, the folder
+    assert judged(lambda: reader.read(place, folder, rng))[0] in ("ok", "input")
+
+
+@pytest.mark.parametrize("name", ["codes.safetensors", "run.pt", "log.jsonl"])
+def test_a_pipe_in_place_of_a_runs_file(place, tmp_path, name):
+    folder = tmp_path / "run"
+    shutil.copytree(place.folder / "run", folder)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert judged(lambda: READERS["run folder"].read(place, folder, None))[0] in ("ok", "input")
+
+
+@pytest.mark.parametrize("value", [1.5, "2", True, -1, 2**63, [1], float("nan")])
+def test_counts_and_words_that_are_none(place, value):
+    for name in ("batch", "text_length"):
+        refused(lambda: encode_instruction(place.model, "red", RED, **{name: value}), name)  # noqa: B023
+    refused(lambda: words_selected(["a "], value if value != "2" else None), "words")

@@ -144,7 +144,7 @@ def test_where_the_seen_part_lies(model):
         ({"size": (8192, 8192)}, "above 4096 pixels"),
         ({"text_length": 8}, "answers with image or text, not with text and image"),
         ({"task": "answer", "text_length": 0}, "not with nothing"),
-        ({"task": "answer", "text_length": 9999}, "text_length is 9999; expected 1 to 4096"),
+        ({"task": "answer", "text_length": 9999}, "text_length is 9999; expected 0 to 4096"),
         ({"instruction": "red " * 600}, "has 600 tokens; MMaDA-8B reads at most 510"),
         ({"batch": 0}, "batch is 0"),
     ],

@@ -20,6 +20,7 @@ from ...mmp_core.checkpoint.tokens import token_identity
 from ...mmp_core.errors import InputError
 from ...mmp_core.files import accessing, replacing
 from ...mmp_core.image.pictures import Size
+from ...mmp_core.outside import check_bytes
 from ...mmp_core.pipeline import encode_seen
 from .items import Picture
 
@@ -55,6 +56,7 @@ class CodeCache:
     @accessing()
     def __post_init__(self) -> None:
         if self.path is not None and self.path.exists():
+            check_bytes(self.path)
             self._read(self.path)
 
     def _read(self, path: Path) -> None:
@@ -64,7 +66,7 @@ class CodeCache:
                 fits = metadata.get("fingerprint") == self.fingerprint
                 if metadata.get("format") == FORMAT and fits:
                     self.codes = {key: _checked(file, key) for key in file.keys()}
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
             self.note = f"{path.name} could not be read ({error}): all pictures are encoded again."
             return
         if metadata.get("format") != FORMAT:

@@ -12,7 +12,7 @@ from unicodedata import normalize
 from ...mmp_core.errors import InputError
 from ...mmp_core.files import leads_out
 from ...mmp_core.image.files import load_image
-from ...mmp_core.outside import parsed_json, read_text
+from ...mmp_core.outside import check_bytes, parsed_json, read_text
 from .fields import FIELDS, PICTURE_FIELDS, PICTURES, any_of, item_of, listed
 from .items import Item, Picture, UnreadItem, checked_picture, natural_order, wanted_text
 from .tables import is_parquet, is_saved_dataset, parquet_items, saved_items
@@ -20,7 +20,7 @@ from .tables import is_parquet, is_saved_dataset, parquet_items, saved_items
 _OTHERS = (".parquet", ".avif", ".bmp", ".gif", ".heic", ".jfif", ".jxl", ".tif", ".tiff")
 _UNCLEAR = "unclear: "
 
-_TEXT_BYTES, _MANIFEST_BYTES = 2**18, 2**28
+_TEXT_BYTES, _MANIFEST_BYTES, _PICTURE_BYTES = 2**18, 2**28, 2**31
 
 Files = Mapping[str, list[Path]]
 """The files of one item by what they are of it."""
@@ -124,6 +124,7 @@ def _file_picture(file: Path | None) -> Picture | None:
     if file is None:
         return None
     try:
+        check_bytes(file, _PICTURE_BYTES)
         content = file.read_bytes()
     except OSError as error:
         raise InputError(f"{file.name} cannot be read ({error.strerror or error}).") from None

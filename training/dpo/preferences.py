@@ -191,7 +191,9 @@ def _cases_of(path: Path, model: Model) -> list[Case]:
             raise InputError(f"{path} is damaged: {error}") from None
     except InputError:
         raise
-    except (OSError, RuntimeError, SafetensorError, ValueError, TypeError, LookupError) as error:
+    except (
+        OSError, RuntimeError, MemoryError, SafetensorError, ValueError, TypeError, LookupError,
+    ) as error:  # fmt: skip
         raise InputError(f"{path} cannot be read ({error}): delete it, and pick again.") from None
 
 

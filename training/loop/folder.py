@@ -13,6 +13,10 @@ from filelock import FileLock, Timeout
 
 from ...mmp_core.errors import InputError, shortened, shown
 from ...mmp_core.files import accessing, remove_half_written, replacing, writing
+from ...mmp_core.outside import check_bytes
+
+_LOG_BYTES = 2**28
+"""Of a log that is read: a million steps."""
 
 
 class RunFolder:
@@ -143,7 +147,10 @@ class RunFolder:
     def lines(self) -> list[dict[str, float]]:
         """The log so far, up to a line that was cut off."""
         lines = []
-        text = self.log_file.read_bytes() if self.log_file.is_file() else b""
+        text = b""
+        if self.log_file.is_file():
+            check_bytes(self.log_file, _LOG_BYTES)
+            text = self.log_file.read_bytes()
         for line in text.splitlines():
             try:
                 values = json.loads(line)

@@ -23,7 +23,7 @@ from torch import Tensor
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.errors import InputError, shown
 from ...mmp_core.files import accessing, is_plain_name, replacing, writing
-from ...mmp_core.outside import parsed_json, read_text
+from ...mmp_core.outside import check_bytes, parsed_json, read_text
 from ...mmp_core.state import Prompt, TokenState
 from ..cases import Pair
 from ..data.apart import origin_of
@@ -158,6 +158,7 @@ class VotingRound:
             return None
         file = self.folder / _ROLLOUTS
         try:
+            check_bytes(file)
             with safe_open(file, framework="pt") as stored:
                 totals = json.loads(stored.metadata()["total_steps"])
                 tensors = {name: stored.get_tensor(name) for name in stored.keys()}
@@ -168,7 +169,7 @@ class VotingRound:
                 )
             ]
         except (
-            OSError, RuntimeError, SafetensorError, ValueError, LookupError, TypeError,
+            OSError, RuntimeError, MemoryError, SafetensorError, ValueError, LookupError, TypeError,
             AttributeError,
         ) as error:  # fmt: skip
             raise InputError(
