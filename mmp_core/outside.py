@@ -65,7 +65,7 @@ def checked_text(value: Any, what: str, longest: int = LONGEST_TEXT) -> str:
 
 def checked_count(value: Any, what: str, low: int, high: int) -> int:
     """``value``, if it is a whole number of ``low`` … ``high``. Raises ``InputError``."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
         raise InputError(f"{what} is {shown(value)}; expected {low} to {high}.")
     return int(value)
 
