@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -132,8 +133,11 @@ def voted(_: Model) -> None:
     thumbnail("ParaRL with your votes", square(pair, "which one do you like better?"))
 
 
-def four_stars(model: Model) -> list[Panel]:
-    _, answers = dpo.answered(model, "draw a star on blue", 4, 1)
+def four(model: Model, instruction: str, seed: int) -> list[Panel]:
+    """Answers to ``instruction``; none where words and picture of one do not agree."""
+    _, answers = dpo.answered(model, instruction, 4, seed)
+    if not all(agree for _, agree in dpo.likings(model, answers)):
+        return []
     pairs = zip(decode_image(model, answers), decode_text(model, answers), strict=True)
     return [Panel(picture, text) for picture, text in pairs]
 
@@ -150,8 +154,11 @@ def together(panels: list[Panel]) -> Panel:
 
 def picked(model: Model) -> None:
     """DPO: drawings in red are picked, as *Pick what you like* does, and trained on."""
-    before = four_stars(model)
-    thumbnail("Pick what you like", square(before, "which one of four do you like best?"))
+    asked = product(dpo.instructions(held_out=True), range(1, 4))
+    before = {each: panels for each in asked if (panels := four(model, *each))}
+    colours = {each: {p.words.split()[1] for p in panels} for each, panels in before.items()}
+    varied = max(before, key=lambda each: len(colours[each]))
+    thumbnail("Pick what you like", square(before[varied], "which one of four do you like best?"))
     with tempfile.TemporaryDirectory() as folder:
         for number, instruction in enumerate(dpo.instructions(held_out=False)[:8]):
             prompt, answers = dpo.answered(model, instruction, 4, number)
@@ -160,8 +167,9 @@ def picked(model: Model) -> None:
                 place = Path(folder) / "picks"
                 save_preference(place, model, prompt, answers, liked.index(True))
         with dpo.train(model, Path(folder), seed=1, steps=12, rate=1e-3):
-            after = four_stars(model)
-    pair = [together(before), together(after)]
+            after = {each: panels for each in before if (panels := four(model, *each))}
+    shown = max(after, key=lambda each: len(colours[each]))
+    pair = [together(before[shown]), together(after[shown])]
     thumbnail("Train on your picks", square(pair, "before, and after red ones were picked"))
 
 

@@ -26,7 +26,7 @@ from ..mmp_core import (
 )
 from ..mmp_core.batching import denoise_in_batches
 from ..mmp_core.files import readable_size, replacing, writable_file, writing
-from ..mmp_core.fitting import fitted_input, unseen_note
+from ..mmp_core.fitting import fitted_input, strange_note, unseen_note
 from ..mmp_core.image.files import load_image, read_original, writable_picture, write_picture
 from ..mmp_core.image.mask_settings import MaskSettings
 from ..mmp_core.image.put_back_settings import PutBackSettings
@@ -201,7 +201,10 @@ def encoded(
         reference=args.reference and load_image(args.reference),
         negative=args.negative,
     )
-    for text in unseen_note(prompt.initial, fitted.masks) if any(fitted.masks) else ():
+    notes = strange_note(model, prompt, [picture] if picture else [], fitted.regions)
+    if any(fitted.masks):
+        notes += unseen_note(prompt.initial, fitted.masks)
+    for text in notes:
         note(args, text)
     return prompt
 

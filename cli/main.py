@@ -59,9 +59,9 @@ example:
   mmada-parallel describe scene.png "what is there" --model demo-lumina
 """
 _TRAIN = """\
-Finetune a checkpoint on your own pictures: by rewards (pararl), or on targets (sft). Under
-`accelerate launch`, with `-m mmada_parallel.cli train …`, several processes share the
-work."""
+Finetune a checkpoint on your own pictures: on targets (sft), by rewards or your votes (pararl), or
+on answers that you picked (dpo). Under `accelerate launch`, with `-m mmada_parallel.cli train …`,
+several processes share the work."""
 _PARARL = """\
 Train an adapter by rewards for text and picture that agree, along the denoising trajectory
 (ParaRL). Only instructions and pictures are needed, no targets. The run is saved as it goes, and by

@@ -34,13 +34,13 @@ def add_settings(parser: argparse._ActionsContainer, options: Iterable[Option]) 
 
 def _help(option: Option) -> str:
     text, default = option.help.rstrip("."), option.default
-    if not text.startswith(option.choices or "\0"):
+    if not text.startswith(option.choices or "\0") and not re.match(r"\w+[A-Z]", text):
         text = text[0].lower() + text[1:]
     if isinstance(default, bool):
         default = "on" if default else "off"
     elif isinstance(default, float):
         default = plain(default)
-    text = text if default is None else f"{text} (default {default})"
+    text = text if default in (None, "") else f"{text} (default {default})"
     return text.replace("%", "%%")
 
 

@@ -284,7 +284,7 @@ def _fitted(
     for at_once in _MICRO_BATCHES:
         needed = bytes_of(model, cases, settings, trained, at_once, dora=dora) + layer
         if needed < _SHARE * free:
-            note(args, f"{at_once} sequences at a time, which need {readable_size(needed)}")
+            note(args, f"up to {at_once} sequences at a time, which need {readable_size(needed)}")
             return replace(settings, micro_batch=at_once)
     raise InputError(
         f"Training needs {readable_size(needed)} in addition to the model; the GPU has "
@@ -373,7 +373,7 @@ def _finish(run: TrainingRun, save: Save) -> None:
     with run.averaged():
         weights = run.policy.state_dict()
         if run.ranks.first:
-            print(f"{save(weights)}  ({run.step} steps)")
+            print(f"{save(weights)}  ({run.step} step{'s' * (run.step != 1)})")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from comfy_api.v0_0_2 import io
 from ..mmp_core import InputError, Prompt, SamplerSettings, TokenState
 from ..mmp_core.batching import denoise_in_batches
 from ..mmp_core.checkpoint.tokens import load_tokens
+from ..mmp_core.errors import sentence
 from ..mmp_core.files import readable_size
 from ..mmp_core.memory import denoising_estimate
 from ..mmp_core.options import options_of
@@ -138,7 +139,10 @@ def _tip(model: HostedModel, prompt: Prompt, settings: SamplerSettings) -> str:
         for speed in ("exact", "cached")
     )
     more = readable_size(cached - exact)
-    return f" With speed cached the arithmetic would be about a sixth, for {more} more per sample."
+    tip = sentence(
+        f"With speed cached the arithmetic would be about a sixth, for {more} more per sample."
+    )
+    return f" {tip}"
 
 
 def kept_file(names: str, item: int) -> str:
@@ -249,19 +253,32 @@ def settings_of(
 
 def used_settings(variant: Variant, settings: SamplerSettings, prompt: Prompt, profile: str) -> str:
     """What a run of ``prompt`` uses, in a sentence for the node."""
-    words = [f"{settings.text_steps} text steps"] * (prompt.initial.text.shape[1] > 0)
+    words = [sentence(f"{settings.text_steps} text steps")] * (prompt.initial.text.shape[1] > 0)
     if min(prompt.initial.grid):
-        words.append(f"{settings.image_steps} image steps")
+        words.append(sentence(f"{settings.image_steps} image steps"))
     for name in GUIDANCES:
-        if scale := getattr(settings, name):
-            words.append(f"{name.replace('joint_', '').replace('_', ' ')} {scale:g}")
-    words += [f"blocks of {settings.block_length}"] * (settings.block_length > 0)
+        scale = getattr(settings, name)
+        named = {
+            "joint_guidance": sentence(f"guidance {scale:g}"),
+            "text_guidance": sentence(f"text guidance {scale:g}"),
+            "image_guidance": sentence(f"image guidance {scale:g}"),
+            "reasoning_guidance": sentence(f"reasoning guidance {scale:g}"),
+        }
+        words += [named[name]] * bool(scale)
+    words += [sentence(f"blocks of {settings.block_length}")] * (settings.block_length > 0)
     words += [settings.preset] * (settings.preset != "corrected")
-    words += [f"speed {settings.speed}"] * (settings.speed != "exact")
-    whose = "" if profile == OWN else f"{profile.capitalize()} for {variant.name}: "
-    unused = prompt.negative is not None and not opposes(prompt, settings)
-    note = " The negative instruction is not used, since guidance is off." if unused else ""
-    return f"{whose}{', '.join(words)}.{note}"
+    words += [sentence(f"speed {settings.speed}")] * (settings.speed != "exact")
+    listed = ", ".join(words)
+    used = {
+        "recommended": sentence(f"Recommended for {variant.name}: {listed}."),
+        "quick look": sentence(f"Quick look for {variant.name}: {listed}."),
+        "reference": sentence(f"Reference for {variant.name}: {listed}."),
+        OWN: sentence(f"Used: {listed}."),
+    }[profile]
+    if prompt.negative is None or opposes(prompt, settings):
+        return used
+    note = sentence("The negative instruction is not used, since guidance is off.")
+    return f"{used} {note}"
 
 
 def started(prompt: Prompt, tokens: TokenState | None) -> Prompt:

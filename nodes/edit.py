@@ -18,6 +18,7 @@ from ..mmp_core.editing import (
     word_spans,
     words_selected,
 )
+from ..mmp_core.errors import sentence
 from ..mmp_core.fitting import fitted_codes, in_turn, mask_box, selected_cells, selected_note
 from ..mmp_core.image.mask_settings import MaskSettings
 from ..mmp_core.options import options_of
@@ -341,5 +342,5 @@ class ExtendCanvas(io.ComfyNode):
         notes = []
         if any(pixels != sides[name] for name, pixels in added.items()):
             words = ", ".join(f"{pixels} on the {name}" for name, pixels in added.items())
-            notes.append(f"Pixels added, of {pixels_of}, in whole image tokens: {words}.")
+            notes.append(sentence(f"Pixels added, of {pixels_of}, in whole image tokens: {words}."))
         return io.NodeOutput(extended(prompt, **tokens), ui=said(notes, cls))

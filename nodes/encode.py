@@ -4,7 +4,8 @@ import torch
 from comfy_api.v0_0_2 import io
 
 from ..mmp_core import Prompt, encode_instruction
-from ..mmp_core.fitting import fitted_input, selected_note, unseen_note
+from ..mmp_core.errors import sentence
+from ..mmp_core.fitting import fitted_input, selected_note, strange_note, unseen_note
 from ..mmp_core.image.mask_settings import MaskSettings
 from ..mmp_core.image.masks import Region
 from ..mmp_core.instructions import instruction_notes
@@ -47,6 +48,7 @@ class EncodeInstruction(io.ComfyNode):
                 "text to image",
                 "txt2img",
                 "prompt",
+                "negative prompt",
             ],
             inputs=[
                 Model.Input("model", tooltip="From Load MMaDA-Parallel."),
@@ -207,13 +209,18 @@ class EncodeInstruction(io.ComfyNode):
                 interruptible(zip(pictures or [None], fitted.masks, fitted.regions, strict=True))
             )
         ]
-        prompt, notes = Prompt.stack(prompts), [*read, *fitted.notes]
+        prompt = Prompt.stack(prompts)
+        notes = [*read, *strange_note(model.model, prompt, pictures, fitted.regions), *fitted.notes]
         if masks and not pictures:
-            notes.append("The mask is not used, since there is no picture.")
+            notes.append(sentence("The mask is not used, since there is no picture."))
         if not any(fitted.masks):
             return io.NodeOutput(prompt, ui=said(notes, cls))
         overlays = prompt_overlays(prompt, pictures, fitted.masks)
-        notes += [selected_note(prompt.initial), *unseen_note(prompt.initial, fitted.masks)]
+        notes += [
+            selected_note(prompt.initial),
+            sentence("Elsewhere Put Back keeps the original's pixels."),
+            *unseen_note(prompt.initial, fitted.masks),
+        ]
         return io.NodeOutput(prompt, ui=said(notes, cls, overlays))
 
 

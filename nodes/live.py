@@ -22,6 +22,7 @@ from ..mmp_core import (
     decode_text,
 )
 from ..mmp_core.editing import text_pieces
+from ..mmp_core.errors import sentence
 from ..mmp_core.files import readable_duration
 from ..views.sheet import contact_sheet
 from ..views.trajectory import spread_steps, veiled_picture
@@ -121,7 +122,7 @@ class LiveView:
         if done < _SURE or self._done >= self._total:
             return ""
         each = (self._times[-1] - self._times[0]) / (done - 1)
-        return f"about {readable_duration((self._total - self._done) * each)} left"
+        return sentence(f"about {readable_duration((self._total - self._done) * each)} left")
 
     @property
     def _place(self) -> dict[str, int]:

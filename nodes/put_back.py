@@ -5,7 +5,8 @@ from comfy_api.v0_0_2 import io
 
 from ..mmp_core import InputError, Prompt, TokenState
 from ..mmp_core.compositing import put_back_pixels
-from ..mmp_core.image.put_back_settings import PutBackSettings
+from ..mmp_core.errors import sentence
+from ..mmp_core.image.put_back_settings import Mode, PutBackSettings
 from ..mmp_core.options import options_of
 from .host import HostedModel, stop_if_interrupted, to_intermediate
 from .pictures import said, to_masks, to_picture
@@ -111,11 +112,26 @@ class PutBack(io.ComfyNode):
             areas.append(torch.from_numpy(area).float() / 255)
         if len({area.shape for area in areas}) > 1:
             raise InputError("The results have several sizes: put back one at a time.")
-        shares = [float((area > 0).float().mean()) for area in areas]
-        some = " and ".join(f"{share:.1%}" for share in sorted({min(shares), max(shares)}))
-        note = f"{some} of the pixels are replaced, the others are the original's."
+        note = _replaced([float((area > 0).float().mean()) for area in areas], settings.mode)
         output = to_intermediate(torch.stack(pictures)), to_intermediate(torch.stack(areas))
         return io.NodeOutput(*output, ui=said([note], cls))
+
+
+def _replaced(shares: list[float], mode: Mode) -> str:
+    """How much of each result's pixels is replaced, in a sentence. ``shares``: from 0 to 1."""
+    low, high = f"{min(shares):.1%}", f"{max(shares):.1%}"
+    if not max(shares):
+        if mode != "changed":
+            return sentence("No pixel is replaced.")
+        return sentence(
+            "No pixel is replaced: the result shows no change of what the model saw. A lower "
+            "threshold finds weaker changes."
+        )
+    if low == high:
+        return sentence(f"{high} of the pixels are replaced, the others are the original's.")
+    return sentence(
+        f"Between {low} and {high} of the pixels are replaced, the others are the original's."
+    )
 
 
 def _results(tokens: TokenState | None, result: torch.Tensor | None) -> list:

@@ -1,9 +1,11 @@
 """Vary, a result of which a share is drawn again, and Several Instructions."""
 
 from comfy_api.v0_0_2 import io
+from torch import Tensor
 
 from ..mmp_core import MASKED, InputError, Prompt, SamplerSettings, TokenState
 from ..mmp_core import Trajectory as Steps
+from ..mmp_core.errors import sentence
 from ..mmp_core.memory import denoising_estimate
 from ..mmp_core.variation import confidence_in, predicted_confidence, varied
 from .denoise import started
@@ -77,14 +79,18 @@ class Vary(io.ComfyNode):
         end = model.model.layout.end_of_text
         changed = varied(tokens, confidence, text=text, image=picture, end_of_text=end)
         counts = [
-            f"{int(((after == MASKED) & (before != MASKED)).sum())} of {before.numel()} {what}"
-            for before, after, what in (
-                (tokens.image, changed.image, "image tokens"),
-                (tokens.text, changed.text, "text tokens"),
-            )
+            sentence(f"{_drawn(before, after)} of {before.numel()} text tokens")
+            if before is tokens.text
+            else sentence(f"{_drawn(before, after)} of {before.numel()} image tokens")
+            for before, after in ((tokens.image, changed.image), (tokens.text, changed.text))
             if before.numel()
         ]
-        return io.NodeOutput(changed, ui=said([f"Drawn again: {', '.join(counts)}."], cls))
+        note = sentence(f"Drawn again: {', '.join(counts)}.")
+        return io.NodeOutput(changed, ui=said([note], cls))
+
+
+def _drawn(before: Tensor, after: Tensor) -> int:
+    return int(((after == MASKED) & (before != MASKED)).sum())
 
 
 class Instructions(io.ComfyNode):
@@ -96,7 +102,13 @@ class Instructions(io.ComfyNode):
             category="MMaDA-Parallel/pictures",
             description="A list of instructions, one per line. Everything that follows runs once "
             "for each, and Parallel Denoise shows all results.",
-            search_aliases=["mmada", "instruction list", "prompt list", "batch of prompts"],
+            search_aliases=[
+                "mmada",
+                "instruction list",
+                "prompt list",
+                "batch of prompts",
+                "batch",
+            ],
             inputs=[
                 io.String.Input(
                     "instructions",

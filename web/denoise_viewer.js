@@ -3,16 +3,8 @@
 // is saved with the workflow.
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
-import {
-  asWideAsItsNode,
-  eachResult,
-  nodeOf,
-  onLive,
-  onRefused,
-  onResult,
-  passToCanvas
-} from './page.js'
-import { localised } from './words.js'
+import { addElement, eachResult, onLive, onRefused, onResult, passToCanvas, pathOf } from './page.js'
+import { localised, translated } from './words.js'
 
 const NODE = 'MMaDAParallelDenoise'
 const STEP_EVENT = 'mmada_parallel.step' // nodes/host/page.py
@@ -31,13 +23,13 @@ const STYLE = `
 .mmada-viewer .frame { display: flex; flex-direction: column; gap: 8px; box-sizing: border-box;
   height: 100%; padding: 10px; }
 .mmada-viewer .stage { display: flex; flex: 1; gap: 10px; min-height: 0; }
-.mmada-viewer canvas { flex: 0 0 auto; width: 45%; height: 100%; object-fit: contain;
+.mmada-viewer canvas { flex: 0 0 auto; max-width: 45%; height: 100%; object-fit: contain;
   object-position: top left; }
 .mmada-viewer .words { flex: 1; min-width: 0; overflow-y: auto; white-space: pre-line;
   overflow-wrap: anywhere; user-select: text; }
 @container (max-aspect-ratio: 1) {
   .mmada-viewer .stage { flex-direction: column; }
-  .mmada-viewer canvas { width: 100%; height: 58%; object-position: top; }
+  .mmada-viewer canvas { width: 100%; max-width: 100%; height: 58%; object-position: top; }
 }
 .mmada-viewer .masked { opacity: 0.75; }
 .mmada-viewer .new { border-radius: 2px; background: rgb(255 186 40 / 0.34);
@@ -76,7 +68,7 @@ function make(tag, parent, properties = {}) {
 const SLIDER_KEYS = ['Arrow', 'Home', 'End', 'Page']
 
 const END_EVENTS = ['execution_success', 'execution_error', 'execution_interrupted']
-let running = null // the viewer of the node that runs
+const running = new Set() // the viewers of the node that runs
 
 class Viewer {
   live = false
@@ -152,7 +144,7 @@ class Viewer {
 
   refuse(sentence) {
     this.reset()
-    this.words.replaceChildren(sentence)
+    this.words.replaceChildren(translated(sentence))
   }
 
   /** What is not named is not shown. */
@@ -170,7 +162,7 @@ class Viewer {
     if (this.live) return
     this.reset()
     this.live = true
-    running = this
+    running.add(this)
     this.stopButton.disabled = false
   }
 
@@ -185,7 +177,7 @@ class Viewer {
     const samples = batch > 1 ? [localised('sample {sample} of {count}', place)] : []
     const items = item ? [localised('item {item}', { item: item + 1 })] : []
     const which = [...items, ...samples].join(', ')
-    const note = this.stopButton.disabled ? localised('Stopping after this step.') : said
+    const note = this.stopButton.disabled ? localised('Stopping after this step.') : translated(said ?? '')
     if (!kept) return this.showActions({ which, stop: true, note })
     this.kept[item] = kept
     this.showActions({ which, goOn: true, note: endedNote(ended, planned) })
@@ -255,7 +247,7 @@ class Viewer {
       pick,
       which: pick ? localised('sample') : '',
       goOn: this.kept.some(Boolean),
-      note: chosen.kept ? endedNote(chosen.total, chosen.planned) : (chosen.used ?? '')
+      note: chosen.kept ? endedNote(chosen.total, chosen.planned) : translated(chosen.used ?? '')
     })
     this.showRecorded(Math.min(frame, chosen.steps.length - 1))
     if (chosen.sheet) this.loadSheet(chosen)
@@ -324,23 +316,36 @@ function endedNote(step, planned) {
 }
 
 const viewers = new WeakMap()
-let created = 0 // the page takes widgets of one name at one node id for the same element
+
+const runsOf = (output) => output?.[RECORDED_STEPS]?.map(([run]) => run) ?? []
 
 function show(viewer, output) {
-  const runs = output?.[RECORDED_STEPS]?.map(([run]) => run)
-  if (runs?.length) viewer.record(runs)
+  const runs = runsOf(output)
+  if (runs.length) viewer.record(runs)
+}
+
+/** The viewers that show what `nodes` do, the node that runs last: its own, and one on each node of
+ * a subgraph that it is in. */
+function viewersOf(nodes) {
+  const node = nodes.at(-1)
+  if (!viewers.has(node)) return []
+  for (const outer of nodes.slice(0, -1)) {
+    if (!viewers.has(outer)) addElementTo(outer, new Viewer(outer))
+    viewers.get(outer).node = node
+  }
+  return nodes.map((each) => viewers.get(each))
+}
+
+function addElementTo(node, viewer) {
+  viewers.set(node, viewer)
+  addElement(node, 'denoise_viewer', viewer.element, MIN_HEIGHT)
+  const [width, height] = node.computeSize()
+  node.setSize([Math.max(node.size[0], width, MIN_WIDTH), Math.max(node.size[1], height)])
 }
 
 function addViewer(node) {
   const viewer = new Viewer(node)
-  viewers.set(node, viewer)
-  const widget = node.addDOMWidget(`viewer ${++created}`, 'denoise_viewer', viewer.element, {
-    serialize: false,
-    hideOnZoom: false,
-    getMinHeight: () => MIN_HEIGHT
-  })
-  widget.serialize = false
-  asWideAsItsNode(widget)
+  addElementTo(node, viewer)
   const goOn = node.widgets.find(({ name }) => name === GO_ON)
   if (goOn) goOn.hidden = true
   node.onDrawBackground = () => {} // where the page would draw the picture once more
@@ -350,22 +355,32 @@ function addViewer(node) {
     beforeStart?.apply(this, arguments)
     viewer.live = false // the run before may have been interrupted
   }
-  node.setSize([Math.max(node.size[0], MIN_WIDTH), node.computeSize()[1]])
 }
 
 app.registerExtension({
   name: 'mmada_parallel.denoise_viewer',
   setup() {
     make('style', document.head, { textContent: STYLE })
-    onLive(STEP_EVENT, (node, detail) => viewers.get(node)?.showStep(detail))
+    onLive(STEP_EVENT, (nodes, detail) =>
+      viewersOf(nodes).forEach((viewer) => viewer.showStep(detail))
+    )
     api.addEventListener('b_preview_with_metadata', ({ detail }) =>
-      viewers.get(nodeOf(detail.displayNodeId))?.showPreview(detail.blob)
+      viewersOf(pathOf(detail.displayNodeId)).forEach((viewer) => viewer.showPreview(detail.blob))
     )
+    api.addEventListener('executed', ({ detail }) => {
+      if (!runsOf(detail.output).length) return
+      const outer = viewersOf(pathOf(detail.display_node ?? detail.node)).slice(0, -1)
+      outer.forEach((viewer) => show(viewer, detail.output))
+    })
     onRefused(
-      (node, sentence) => viewers.get(node)?.refuse(sentence),
-      (node) => viewers.get(node)?.reset()
+      (nodes, sentence) => viewersOf(nodes).forEach((viewer) => viewer.refuse(sentence)),
+      (nodes) => viewersOf(nodes).forEach((viewer) => viewer.reset())
     )
-    for (const name of END_EVENTS) api.addEventListener(name, () => running?.end())
+    const end = () => {
+      running.forEach((viewer) => viewer.end())
+      running.clear()
+    }
+    for (const name of END_EVENTS) api.addEventListener(name, end)
   },
   nodeCreated(node) {
     if (node.comfyClass === NODE) addViewer(node)

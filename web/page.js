@@ -5,12 +5,33 @@ import { app } from '../../scripts/app.js'
 
 const rootGraph = () => app.rootGraph ?? app.graph
 
-/** The node of an execution id, which inside subgraphs is a path such as "1:2". */
-export function nodeOf(executionId) {
-  const path = String(executionId).split(':')
+/** The nodes on the way to that of an execution id, which inside subgraphs is a path such as "1:2":
+ * the subgraphs' own from the outermost in, then the node itself; none if it is not there. */
+export function pathOf(executionId) {
+  const nodes = []
   let graph = rootGraph()
-  for (const id of path.slice(0, -1)) graph = graph?.getNodeById(id)?.subgraph
-  return graph?.getNodeById(path.at(-1))
+  for (const id of String(executionId).split(':')) {
+    const node = graph?.getNodeById(id)
+    if (!node) return []
+    nodes.push(node)
+    graph = node.subgraph
+  }
+  return nodes
+}
+
+let created = 0 // the page takes widgets of one name at one node id for the same element
+
+/** Shows `element` on `node`, at least `height` high, as a widget that is neither saved nor queued. */
+export function addElement(node, type, element, height) {
+  const options = { serialize: false, hideInPanel: true, hideOnZoom: false }
+  const widget = node.addDOMWidget(`${type} ${++created}`, type, element, {
+    ...options,
+    getMinHeight: () => height
+  })
+  widget.serialize = false
+  // The page's side panel sets its own width on widgets that it draws, and the node would take it.
+  Object.defineProperty(widget, 'width', { get: () => undefined, set() {} })
+  return widget
 }
 
 /** Calls `show(output)` with each result of `node`. */
@@ -33,8 +54,9 @@ export function eachResult(outputs, show) {
   }
 }
 
-/** Calls `show(node, detail)` with each of the server's events of this name. The server is told that
- * this page takes them; to others it sends a plain text for the page's own preview. */
+/** Calls `show(nodes, detail)` with each of the server's events of this name, `nodes` as of `pathOf`.
+ * The server is told that this page takes them; to others it sends a plain text for the page's own
+ * preview. */
 export function onLive(event, show) {
   let announced = null
   const tell = () => {
@@ -49,37 +71,37 @@ export function onLive(event, show) {
     tell()
   })
   api.addEventListener(event, ({ detail }) => {
-    const node = nodeOf(detail.node)
-    if (node) show(node, detail)
+    const nodes = pathOf(detail.node)
+    if (nodes.length) show(nodes, detail)
   })
   tell()
 }
 
 const REFUSALS = ['InputError', 'CheckpointError', 'OutOfMemory'] // mmp_core
 
-/** Calls `show(node, sentence)` when one of our nodes refuses its input, as the graph is queued or as
- * it runs, and `clear(node)` when it is queued the next time. */
+/** Calls `show(nodes, sentence)` when one of our nodes, the last of `nodes`, refuses its input, as the
+ * graph is queued or as it runs, and `clear(nodes)` when it is queued the next time. */
 export function onRefused(show, clear) {
   let refused = []
-  const refuse = (node, sentence) => {
-    refused.push(node)
-    show(node, sentence)
+  const refuse = (nodes, sentence) => {
+    refused.push(nodes)
+    show(nodes, sentence)
   }
   const forget = () => {
     refused.forEach(clear)
     refused = []
   }
   api.addEventListener('execution_error', ({ detail }) => {
-    const node = nodeOf(detail.node_id)
-    if (!node || !REFUSALS.includes(detail.exception_type)) return
-    refuse(node, detail.exception_message.split('\nThis error means you ran out')[0].trim())
+    const nodes = pathOf(detail.node_id)
+    if (!nodes.length || !REFUSALS.includes(detail.exception_type)) return
+    refuse(nodes, detail.exception_message.split('\nThis error means you ran out')[0].trim())
   })
   const refuseAll = (problems) => {
     for (const [id, { errors }] of Object.entries(problems ?? {})) {
       const [problem] = errors.filter(({ type }) => type === 'custom_validation_failed')
-      const node = nodeOf(id)
-      if (!problem || !node?.comfyClass?.startsWith('MMaDAParallel')) continue
-      refuse(node, problem.details.replace(/^\w+ - /, '')) // after the name of the input
+      const nodes = pathOf(id)
+      if (!problem || !nodes.at(-1)?.comfyClass?.startsWith('MMaDAParallel')) continue
+      refuse(nodes, problem.details.replace(/^\w+ - /, '')) // after the name of the input
     }
   }
   const queue = api.queuePrompt
@@ -94,12 +116,6 @@ export function onRefused(show, clear) {
       throw error
     }
   }
-}
-
-/** Keeps `widget` as wide as its node: the page's panel of parameters sets the width of a widget that
- * it does not know to that of the panel. */
-export function asWideAsItsNode(widget) {
-  Object.defineProperty(widget, 'width', { get: () => undefined, set() {} })
 }
 
 /** Lets the canvas zoom and pan under `element`, as under the page's own text boxes: by the wheel,

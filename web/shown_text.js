@@ -3,6 +3,7 @@
 import { app } from '../../scripts/app.js'
 import { ComfyWidgets } from '../../scripts/widgets.js'
 import { eachResult, onLive, onRefused, onResult } from './page.js'
+import { translated } from './words.js'
 
 const NODES = [
   'MMaDAParallelConvertCheckpoint',
@@ -34,7 +35,7 @@ const textOf = (node) => node.widgets?.find((widget) => widget.name === WIDGET)
 
 function show(node, text) {
   const widget = textOf(node)
-  if (widget) widget.value = text
+  if (widget) widget.value = translated(text)
 }
 
 function addText(node) {
@@ -59,8 +60,8 @@ function removeText(node) {
 
 /** What a node refuses, in one sentence: in a toast, and on the node unless it has a viewer. */
 function showRefusal(node, sentence) {
-  const toast = { severity: 'error', summary: node.title, detail: sentence, life: 15000 }
-  app.extensionManager.toast.add(toast)
+  const detail = translated(sentence)
+  app.extensionManager.toast.add({ severity: 'error', summary: node.title, detail, life: 15000 })
   if (node.comfyClass === DENOISE) return
   addTextBelow(node)
   show(node, sentence)
@@ -77,8 +78,11 @@ function showResult(node, output) {
 app.registerExtension({
   name: 'mmada_parallel.shown_text',
   setup() {
-    onLive(TEXT_EVENT, (node, { text }) => show(node, text))
-    onRefused(showRefusal, removeText)
+    onLive(TEXT_EVENT, (nodes, { text }) => show(nodes.at(-1), text))
+    onRefused(
+      (nodes, sentence) => showRefusal(nodes.at(-1), sentence),
+      (nodes) => removeText(nodes.at(-1))
+    )
   },
   nodeCreated(node) {
     if (![...NODES, ...NOTING].includes(node.comfyClass)) return

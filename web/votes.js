@@ -2,7 +2,7 @@
 // kept by the server at once, in the run's folder. Nothing of it is saved with the workflow.
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
-import { asWideAsItsNode, eachResult, onResult, passToCanvas } from './page.js'
+import { addElement, eachResult, onResult, passToCanvas } from './page.js'
 import { localised } from './words.js'
 
 const NODE = 'MMaDAParallelParaRLFinetune'
@@ -157,7 +157,6 @@ class Sheet {
 }
 
 const sheets = new WeakMap()
-let created = 0 // the page takes widgets of one name at one node id for the same element
 
 /** The widget is there only while there is something to vote on. */
 function placeWidget(node, sheet, wanted) {
@@ -165,13 +164,7 @@ function placeWidget(node, sheet, wanted) {
     node.removeWidget(sheet.widget)
     sheet.widget = null
   } else if (wanted && !sheet.widget) {
-    sheet.widget = node.addDOMWidget(`votes ${++created}`, 'votes', sheet.element, {
-      serialize: false,
-      hideOnZoom: false,
-      getMinHeight: () => SIZE[1]
-    })
-    sheet.widget.serialize = false
-    asWideAsItsNode(sheet.widget)
+    sheet.widget = addElement(node, 'votes', sheet.element, SIZE[1])
     const [width, height] = node.computeSize()
     node.setSize([Math.max(node.size[0], width, SIZE[0]), Math.max(node.size[1], height)])
   }

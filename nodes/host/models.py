@@ -27,6 +27,7 @@ from ...mmp_core.checkpoint.load import (
 )
 from ...mmp_core.checkpoint.source import Source
 from ...mmp_core.checkpoint.tensors import SafetensorsFiles
+from ...mmp_core.errors import sentence
 from ...mmp_core.files import readable_size
 from ...mmp_core.image.pictures import Size
 from ...mmp_core.memory import (
@@ -62,22 +63,26 @@ def memory_cost(device: torch.device, weights: int, working: int, *, loading: bo
     """What a run needs of the memory that there is, in a sentence or two. ``weights`` and
     ``working``: bytes. ``loading``: the weights are still to be read from disk."""
     free, total = core.memory_of(torch.device("cpu"))
-    there = f"{readable_size(free)} of {readable_size(total)} free"
-    needed = f"{readable_size(weights + working)} needed"
+    there = sentence(f"{readable_size(free)} of {readable_size(total)} free")
+    needed = sentence(f"{readable_size(weights + working)} needed")
     if working:
-        needed += f" ({readable_size(weights)} of it weights)"
+        needed = sentence(
+            f"{readable_size(weights + working)} needed ({readable_size(weights)} of it weights)"
+        )
     if comfy.model_management.is_device_cpu(device):
-        return f"Memory: {needed}, {there}."
+        return sentence(f"Memory: {needed}, {there}.")
     usable, (_, total) = max(0.0, free_bytes(device)), core.memory_of(device)
     streamed = min(weights, max(0.0, weights + working - usable))
-    gpu = f"GPU: {needed}, {readable_size(usable)} of {readable_size(total)} can be used"
+    usable_size = sentence(f"{readable_size(usable)} of {readable_size(total)} can be used")
+    notes = [sentence(f"GPU: {needed}, {usable_size}.")]
     if streamed:
-        gpu += (
-            f"; {readable_size(streamed)} of the weights are streamed at each step, which is slow"
-        )
-    host = weights if loading else streamed
-    short = ", so that they are read from disk again and again" if host > free else ""
-    return f"{gpu}. Host: {readable_size(host)} needed, {there}{short}."
+        size = readable_size(streamed)
+        notes.append(sentence(f"{size} of the weights are streamed at each step, which is slow."))
+    host = sentence(f"{readable_size(weights if loading else streamed)} needed")
+    notes.append(sentence(f"Host: {host}, {there}."))
+    if (weights if loading else streamed) > free:
+        notes.append(sentence("The weights are read from disk again and again."))
+    return " ".join(notes)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The page in Chinese and Japanese: nodes, inputs and the viewer."""
 
 import json
+import re
 
 import pytest
 from mmada_parallel.tests.hosts import PACK_ROOT
@@ -19,6 +20,20 @@ NAMES = """() => {
 }"""
 
 
+TRANSLATED = """(text) => import('/extensions/mmada-parallel/words.js')
+    .then(({ translated }) => translated(text))"""
+SAYS = (
+    "6.4% of the pixels are replaced, the others are the original's.",
+    "Drawn again: 7 of 16 image tokens, 0 of 21 text tokens.\n\nNo pixel is replaced.",
+    "Recommended for MMaDA-Parallel-A: 128 text steps, guidance 3.5. Memory: 2 MB needed (1 MB of "
+    "it weights), 3 GB of 4 GB free.",
+    "GPU: 9 GB needed, 2 GB of 3 GB can be used. 7 GB of the weights are streamed at each step, "
+    "which is slow. Host: 5 MB needed, 1 GB of 2 GB free.",
+)
+LATIN = ("GPU", "MMaDA-Parallel-A", "token", "MB", "GB")
+"""Of those, what stays."""
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("language", ["zh", "ja"])
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
@@ -30,9 +45,16 @@ def test_the_page_speaks_it(comfy_page, language, vue):
         comfy_page.open(vue=vue)
         comfy_page.load(WORKFLOW, "Edit an image")
         shown = comfy_page.page.evaluate(NAMES)
+        said = [comfy_page.page.evaluate(TRANSLATED, text) for text in SAYS]
+        other = comfy_page.page.evaluate(TRANSLATED, "the circle becomes red . Or else?")
         comfy_page.screenshot(f"{language}-{'vue' if vue else 'canvas'}")
     finally:
         comfy_page.server.post("/settings", {"Comfy.Locale": "en"})
+    for text, before in zip(said, SAYS, strict=True):
+        assert set(re.findall(r"[A-Za-z][\w-]*", text)) <= set(LATIN)
+        assert sorted(re.findall(r"[\d.]*\d", text)) == sorted(re.findall(r"[\d.]*\d", before))
+        assert text.count("\n") == before.count("\n")
+    assert other == "the circle becomes red . Or else?"
     denoise = nodes["MMaDAParallelDenoise"]
     viewer = words["mmada_parallel"]
     assert shown == {

@@ -20,7 +20,10 @@ NEGATIVE = """() => app.graph.nodes.flatMap((node) => node.widgets ?? [])
         if (widget.name === 'profile') widget.value = 'own values'
     })"""
 VIEWER = "() => document.querySelector('.mmada-viewer .words').innerText"
-SENTENCE = "The checkpoint does not know any of these words: fais-le, en, hiver. Use other words."
+SENTENCE = (
+    "The checkpoint does not know any of these words: fais-le, en, hiver. Use other words, such as "
+    "those of the instructions that Demo Scene suggests."
+)
 
 
 def refused(comfy_page):

@@ -341,3 +341,23 @@ def test_without_the_extension_the_page_shows_text_and_picture_itself(viewer, re
     assert viewer.comfy.wait_for_end() == "execution_success"
     viewer.close_up(f"{renderer}-without")
     assert viewer.page.evaluate("() => document.querySelector('.mmada-viewer')") is None
+
+
+@pytest.mark.exhaustive
+def test_the_side_panel_leaves_the_viewer_as_wide_as_its_node(comfy_page):
+    """The panel draws widgets in its own width, and sets that on them."""
+    comfy_page.open()
+    comfy_page.load(WORKFLOW, "panel")
+    widths = comfy_page.page.evaluate(
+        """async (id) => {
+            const node = app.graph.nodes.find((one) => String(one.id) === id)
+            const widget = node.widgets.find(({ type }) => type === 'denoise_viewer')
+            const before = widget.element.offsetWidth
+            widget.width = 120
+            app.canvas.setDirty(true, true)
+            await new Promise((done) => setTimeout(done, 500))
+            return [before, widget.element.offsetWidth]
+        }""",
+        NODE,
+    )
+    assert widths[0] == widths[1] > 300

@@ -62,6 +62,12 @@ def test_every_setting_is_an_option_that_shows_its_choices_and_default(command, 
             assert f"(default {option.default})" in action.help
 
 
+def test_names_keep_their_spelling_and_no_default_is_empty():
+    help = " ".join(EVERY["mmada-parallel train sft"].format_help().split())
+    assert "DoRA: the adapter" in help and "a word of your own" in help
+    assert not any("(default )" in parser.format_help() for parser in EVERY.values())
+
+
 def test_a_rollouts_defaults_are_its_own():
     actions = {action.dest: action for action in EVERY["mmada-parallel train pararl"]._actions}
     assert "(default 32)" in actions["text_steps"].help

@@ -48,12 +48,19 @@ def table(head, rows):
 
 
 def description(socket):
-    default = getattr(socket, "default", None)
+    default = default_of(socket)
     if default is None or default == "":
         return socket.tooltip
     if isinstance(default, bool):
         default = "on" if default else "off"
     return f"{socket.tooltip} Default: `{plain(default)}`."
+
+
+def default_of(socket):
+    """What a node has that somebody adds to a graph: of a choice that has own values, the page sets
+    the first (web/settings.js, web/tasks.js)."""
+    default = getattr(socket, "default", None)
+    return socket.options[0] if default == "own values" else default
 
 
 def yes(socket):

@@ -5,13 +5,15 @@
 of them, where COMFYUI_PATH is a checkout of ComfyUI, and prints what is missing.
 """
 
+import ast
 import asyncio
+import itertools
 import json
 import re
 import sys
 
 from mmada_parallel.tests.hosts import PACK_ROOT, find_host
-from mmada_parallel.tests.nodes.help_tables import PAGES, plain, span, table
+from mmada_parallel.tests.nodes.help_tables import PAGES, default_of, plain, span, table
 
 LOCALES = PACK_ROOT / "locales"
 LANGUAGES = ("zh", "ja")
@@ -43,7 +45,41 @@ def main_words(schemas):
     return {
         "nodeCategories": {name: name for name in sorted(categories)},
         "mmada_parallel": {words: words for words in viewer_words()},
+        "mmada_parallel_says": {words: words for words in said_words()},
     }
+
+
+REFUSING = (
+    *(f"mmp_core/{name}.py" for name in ("compositing", "editing", "fitting", "instructions")),
+    *(f"mmp_core/{name}.py" for name in ("variants/base", "variation")),
+    *(f"nodes/{name}.py" for name in ("decode", "denoise", "put_back", "trajectory", "vary")),
+)
+"""Files of which refusals are translated, too: what somebody meets who edits pictures."""
+
+
+def said_words():
+    """What the server says by ``sentence()``, or refuses in ``REFUSING``: {0}, … are values."""
+    found = {}
+    for file in sorted((*PACK_ROOT.glob("mmp_core/**/*.py"), *PACK_ROOT.glob("nodes/**/*.py"))):
+        refuses = file.relative_to(PACK_ROOT).as_posix() in REFUSING
+        names = {"sentence", "InputError"} if refuses else {"sentence"}
+        for call in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") in names:
+                found[_template(call.args[0])] = None
+    return [text for text in found if text]
+
+
+def _template(text):
+    """ "" of what is not written where it is said."""
+    if isinstance(text, ast.Constant):
+        return text.value
+    if not isinstance(text, ast.JoinedStr):
+        return ""
+    numbers = itertools.count()
+    parts = (
+        p.value if isinstance(p, ast.Constant) else f"{{{next(numbers)}}}" for p in text.values
+    )
+    return "".join(parts)
 
 
 def viewer_words():
@@ -120,7 +156,7 @@ def localised_page(page, schema, language):
     catalogue = catalogue_of(language)
     rows = []
     for each in schema.inputs:
-        value = getattr(each, "default", None)
+        value = default_of(each)
         shown = "" if value in (None, "") else default.format(plain(value))
         about = catalogue.get(each.tooltip, each.tooltip) + shown
         name = each.display_name or each.id

@@ -270,7 +270,7 @@ def test_a_model_that_somebody_leaked_is_not_counted_as_free(host, monkeypatch):
         (20, 8, "20.0 GB of 24.0 GB can be used. Host: 0.0 MB needed, 8.0 GB of 32.0 GB free."),
         (8, 8, "2.5 GB of the weights are streamed at each step, which is slow. Host: 2.5 GB "
          "needed, 8.0 GB of 32.0 GB free."),
-        (8, 2, "2.5 GB needed, 2.0 GB of 32.0 GB free, so that they are read from disk again and "
+        (8, 2, "2.5 GB needed, 2.0 GB of 32.0 GB free. The weights are read from disk again and "
          "again."),
     ],
 )  # fmt: skip

@@ -51,8 +51,9 @@ def test_the_main_nodes_have_a_page(language):
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_values_stay_in_their_places(language):
+    with_values = {*locales.viewer_words(), *locales.said_words()}
     for english, text in locales.catalogue_of(language).items():
-        if english in locales.viewer_words():
+        if english in with_values:
             assert sorted(re.findall(r"\{\w+\}", text)) == sorted(re.findall(r"\{\w+\}", english))
 
 

@@ -107,7 +107,7 @@ def test_a_profile_works_without_the_page_and_the_node_says_what_was_used(encode
         "Quick look for MMaDA-Parallel-A: 32 text steps, 8 image steps, guidance 3.5."
     )
     (((run,),),) = denoised(prompt, text_steps=2, joint_guidance=0.0, speed="fast").ui.values()
-    assert run["used"] == "2 text steps, 30 image steps, speed fast."
+    assert run["used"] == "Used: 2 text steps, 30 image steps, speed fast."
 
 
 def test_new_nodes_show_numbers_and_no_stand_ins(classes):

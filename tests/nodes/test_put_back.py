@@ -1,5 +1,7 @@
 """Put Back on wires: batches, several pictures, masks, pixels in float32."""
 
+import re
+
 import pytest
 import torch
 from mmada_parallel.mmp_core import InputError, TokenState, decode_pixels
@@ -99,3 +101,19 @@ def test_a_list_of_pictures_of_several_sizes(put_back, encoded):
         output = put_back(prompt, original, edited(prompt))
         assert output[0].shape == original.shape
         assert_put_back(output, original)
+
+
+def test_it_says_how_much_is_replaced(put_back, encoded):
+    original = pictures()
+    prompt = encoded(original)
+    same = TokenState(torch.zeros(1, 1, dtype=torch.int64), prompt.image, prompt.placement)
+    (text,) = put_back(prompt, original, same).ui["text"]
+    assert text.startswith("No pixel is replaced: ")
+    (text,) = put_back(prompt, original, same, mode="all").ui["text"]
+    assert re.fullmatch(
+        r"\d+\.\d% of the pixels are replaced, the others are the original's\.", text
+    )
+    several = edited(prompt, 3)
+    several.image[1] = prompt.image[0]
+    (text,) = put_back(prompt, original, several).ui["text"]
+    assert text.startswith("Between 0.0% and ")
