@@ -373,7 +373,7 @@ def _finish(run: TrainingRun, save: Save) -> None:
     with run.averaged():
         weights = run.policy.state_dict()
         if run.ranks.first:
-            print(f"{save(weights)}  ({run.step} step{'s' * (run.step != 1)})")
+            print(f"{save(weights)}  ({run.step} steps)")
 
 
 @contextmanager
