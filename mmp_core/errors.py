@@ -1,4 +1,5 @@
-"""Errors a user can act on. Their text names the input, what was expected and what to do."""
+"""Errors a user can act on. Their text names the input, what was expected and what to do. Also what
+is said where nothing is wrong: :func:`sentence`."""
 
 from __future__ import annotations
 
@@ -23,6 +24,12 @@ class CheckpointError(InputError):
 
 class NotFinite(InputError):
     """The model's values are not finite numbers."""
+
+
+def sentence(text: str) -> str:
+    """``text``, said to people. ``locales/`` translates what this is called with, as it does the
+    text of an :class:`InputError`: tests/nodes/locales.py."""
+    return text
 
 
 def shortened(text: str, longest: int = _SHOWN) -> str:

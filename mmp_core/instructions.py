@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from .checkpoint.load import Model
-from .errors import InputError, shortened
+from .errors import InputError, sentence, shortened
 from .outside import checked_text
+
+_PUNCTUATION = ".,;:!?…\"'“”()[]"
 
 
 def unknown_words(tokenizer: Any, text: str) -> list[str]:
@@ -40,12 +42,17 @@ def instruction_notes(
     unknown = unknown_words(tokenizer, " ".join(words))
     if not unknown:
         return []
-    named = ", ".join(map(shortened, unknown[:20])) + (", …" if len(unknown) > 20 else "")
+    bare = list(dict.fromkeys(word.strip(_PUNCTUATION) or word for word in unknown))
+    named = ", ".join(map(shortened, bare[:20])) + (", …" if len(bare) > 20 else "")
     if set(words) == set(unknown):
         raise InputError(
-            f"The checkpoint does not know any of these words: {named}. Use other words."
+            f"The checkpoint does not know any of these words: {named}. Use other words, such "
+            "as those of the instructions that Demo Scene suggests."
         )
-    return [f"The checkpoint does not know: {named}. It follows the other words."]
+    asked = shortened(instruction.strip())
+    return [
+        sentence(f"The checkpoint does not know: {named}. Of “{asked}” it follows the other words.")
+    ]
 
 
 def longest_instruction(model: Model) -> int:

@@ -42,6 +42,14 @@ def test_words_that_it_does_not_know_are_named(demo, text, named):
     assert "does not know" in note and all(word in note for word in named.split(", "))
 
 
+def test_words_are_named_without_their_commas_and_with_their_instruction(demo):
+    (note,) = instruction_notes(demo, "make it, shiny,, red, it")
+    assert note == (
+        "The checkpoint does not know: it, shiny. Of “make it, shiny,, red, it” it follows the "
+        "other words."
+    )
+
+
 @pytest.mark.parametrize("text", ["fais-le en hiver", "winter", "it snows .", "冬にする"])
 def test_an_instruction_without_a_known_word_is_refused(demo, text):
     with pytest.raises(InputError, match="does not know any of these words") as told:
