@@ -1,11 +1,12 @@
 """Thumbnails of the workflows that train, and pictures of help pages, from runs as they ship.
 
-``python -m mmada_parallel.benchmarks.figures_training`` writes six of ``workflows/*.jpg`` and
-three of ``web/docs/pictures/*.webp``.
+``python -m mmada_parallel.benchmarks.figures_training [votes|sft|picks|pararl …]`` writes six of
+``workflows/*.jpg`` and three of ``web/docs/pictures/*.webp``.
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from dataclasses import replace
 from itertools import product
@@ -121,10 +122,8 @@ def taught(model: Model) -> None:
     with tempfile.TemporaryDirectory() as folder, LoRA(model.transformer, rank=16) as policy:
         SFTRun(model, cases, settings, folder, policy=policy).train()
         adapted = result(model, prompt)
-    picture = Panel(render(_BEFORE), f"“{_WORDS}”")
-    save(
-        "adapter", column(("picture", picture), ("without adapter", without), ("with it", adapted))
-    )
+    asked = ("picture", Panel(render(_BEFORE), f"“{_WORDS}”"))
+    save("adapter", column(asked, ("without adapter", without), ("with it", adapted)))
     thumbnail("Teach it something new", square([without, adapted], f"“{_WORDS}”"))
 
 
@@ -179,8 +178,9 @@ def thumbnail(name: str, sheet: Image.Image) -> None:
 
 def main() -> None:
     model = load_checkpoint("demo", dtype=torch.float32)
-    for draw in (voted, taught, picked, reinforced):
-        draw(model)
+    drawn = {"votes": voted, "sft": taught, "picks": picked, "pararl": reinforced}
+    for name in sys.argv[1:] or drawn:
+        drawn[name](model)
 
 
 if __name__ == "__main__":

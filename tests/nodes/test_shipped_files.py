@@ -56,6 +56,13 @@ def test_pictures_of_help_pages_are_small_and_all_are_shown():
 
 
 @each_workflow
+def test_workflows_have_a_thumbnail_to_be_read_small(path):
+    with Image.open(path.with_suffix(".jpg")) as thumbnail:
+        assert thumbnail.size == (480, 480)
+    assert path.with_suffix(".jpg").stat().st_size < 40_000
+
+
+@each_workflow
 def test_workflows_open_where_they_can_be_read(path):
     """At 1280x800 the first note is all in view, right of the page's bar and below its buttons."""
     workflow = json.loads(path.read_text())
