@@ -398,8 +398,9 @@ def run_folder(name: str, resume: bool) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        with suppress(OSError):
-            folder.rmdir()
+        with suppress(OSError):  # not empty
+            for empty in (folder, folder.parent, folder.parent.parent):
+                empty.rmdir()
 
 
 def _new_run(name: str) -> Path:
@@ -408,11 +409,9 @@ def _new_run(name: str) -> Path:
     while True:
         number += 1
         folder = runs_folder() / f"{name}_{number:05}"
-        with writing(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileExistsError):
-                folder.mkdir()
-                return folder
+        with writing(folder), suppress(FileExistsError, FileNotFoundError):
+            folder.mkdir(parents=True)
+            return folder
 
 
 def newest_run(name: str) -> Path | None:
