@@ -45,17 +45,16 @@ def test_the_main_comparison_comes_first():
 def test_arms_have_equal_rollouts_or_equal_reward_calls():
     method = pararl_study.METHODS[pararl_study.FROZEN]
     by_arm = {arm: pararl_study.settings_of(arm, method, 1) for arm in pararl_study.ARMS[1:]}
-    calls = {
-        arm: s.groups * (s.scored_steps if s.reward_at == "trajectory" else 1)
-        for arm, s in by_arm.items()
-    }
     assert by_arm["output"].groups == by_arm["trajectory"].groups
-    assert calls["output, equal calls"] == calls["trajectory"]
+    assert by_arm["output, equal calls"].groups == method.calls * method.groups
+    assert by_arm["trajectory"].reward_at == method.along
 
 
 @pytest.mark.exhaustive
-def test_a_run_is_written_once_and_repeats(tmp_path, monkeypatch):
-    tiny = Method(FEW, groups=2, group_size=2, scored=2, steps=1, sft_steps=1)
+@pytest.mark.parametrize("along, calls", [("trajectory", 8), ("gain", 36)])
+def test_a_run_is_written_once_and_repeats(along, calls, tmp_path, monkeypatch):
+    scored = 8 if along == "gain" else 2
+    tiny = Method(FEW, along, groups=2, group_size=2, scored=scored, steps=1, sft_steps=1)
     monkeypatch.setitem(pararl_study.METHODS, pararl_study.FROZEN, tiny)
     monkeypatch.setattr(pararl_study, "TASKS", 20)
     found = []
@@ -67,4 +66,4 @@ def test_a_run_is_written_once_and_repeats(tmp_path, monkeypatch):
         assert set(pararl_study.summary(work.results)) == {"trajectory"}
     assert [one["judged"] for one in found[:2]] == [one["judged"] for one in found[2:]]
     assert found[1]["curves"]["reward_mean"] == found[3]["curves"]["reward_mean"]
-    assert found[1]["reward_calls"] == 2 * 2 * 2
+    assert found[1]["reward_calls"] == calls == 2 * 2 * tiny.calls
