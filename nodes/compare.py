@@ -13,7 +13,7 @@ from ..mmp_core.batching import denoise_in_batches
 from ..mmp_core.checkpoint.adapters import read_adapter
 from ..mmp_core.options import options_of
 from ..training.loop.keeping import BEST, kept_adapters, named_adapters
-from ..training.weights.adapter_files import adapter_tensors
+from ..training.weights.adapter_files import stored_tensors
 from ..views.examples import Answer, answers_sheet
 from . import host
 from .host import folders
@@ -121,7 +121,7 @@ class CompareAdapters(io.ComfyNode):
             torch.cat([t.text for _, t in found]), torch.cat([t.image for _, t in found])
         )
         text = "\n".join(f"{answer.instruction}: {answer.text}" for answer in answers)
-        lora = adapter_tensors(read_adapter(chosen)[0])
+        lora = stored_tensors(chosen)
         return io.NodeOutput(
             host.to_intermediate(pixels), tokens, lora, ui=shown(pixels, text, cls)
         )

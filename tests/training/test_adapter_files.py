@@ -10,7 +10,12 @@ from mmada_parallel.mmp_core.checkpoint.adapters import base_metadata, build_ada
 from mmada_parallel.mmp_core.checkpoint.convert import convert
 from mmada_parallel.tests.mmp_core.tiny import write_checkpoint
 from mmada_parallel.tests.training.adapted import KINDS, quantised, stirred, write_peft_folder
-from mmada_parallel.training.weights.adapter_files import read_adapter, save_adapter
+from mmada_parallel.training.weights.adapter_files import (
+    adapter_tensors,
+    read_adapter,
+    save_adapter,
+    stored_tensors,
+)
 from mmada_parallel.training.weights.policies import LoRA, rank_and_layers
 from mmada_parallel.training.weights.settings import AdapterSettings
 from safetensors.torch import load_file, save_file
@@ -238,6 +243,16 @@ def dora(model):
     after = model.transformer(IDS)
     lora.detach()
     return lora, after
+
+
+def test_a_stored_dora_is_handed_on_whole(model, dora, tmp_path):
+    """Read as a state and named anew, it would lack what ComfyUI's loader needs to see a DoRA."""
+    save_adapter(tmp_path / "dora.safetensors", dora[0])
+    tensors = stored_tensors(tmp_path / "dora.safetensors")
+    assert any(name.endswith(".dora_scale") for name in tensors)
+    wanted = adapter_tensors(dora[0])
+    assert tensors.keys() == wanted.keys()
+    assert all(torch.equal(tensors[name], wanted[name]) for name in wanted)
 
 
 def test_dora_begins_at_the_base_and_trains_magnitudes_and_matrices(model):

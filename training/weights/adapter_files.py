@@ -9,10 +9,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...mmp_core.checkpoint.adapters import PREFIX, adapter_state, base_metadata, read_adapter
+from ...mmp_core.checkpoint.tensors import SafetensorsFiles
 from ...mmp_core.files import replacing
 from .policies import LoRA
 
-__all__ = ["adapter_tensors", "base_metadata", "read_adapter", "save_adapter"]
+__all__ = ["adapter_tensors", "base_metadata", "read_adapter", "save_adapter", "stored_tensors"]
 
 
 def adapter_tensors(source: LoRA | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -27,6 +28,12 @@ def adapter_tensors(source: LoRA | Mapping[str, Tensor]) -> dict[str, Tensor]:
     if isinstance(source, LoRA):
         state |= source.dora_scales()
     return {PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def stored_tensors(path: Path) -> dict[str, Tensor]:
+    """What the file at ``path``, which :func:`save_adapter` wrote, holds: with DoRA's scales, too,
+    which reading it for the model leaves out."""
+    return dict(SafetensorsFiles.of(path))
 
 
 def save_adapter(
