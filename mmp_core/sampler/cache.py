@@ -93,9 +93,10 @@ class Cache(Protocol):
 
 
 def prompt_length(model_input: ModelInput) -> int:
-    """How many positions there are before the answer's first token, read back from the device."""
-    first = model_input.text_positions[:1], model_input.image_positions[:1]
-    return int(torch.cat(first).min())
+    """How many positions there are before the answer's first token, read back from the device; all
+    where the answer is empty."""
+    first = torch.cat((model_input.text_positions[:1], model_input.image_positions[:1]))
+    return int(first.min()) if len(first) else model_input.ids.shape[1]
 
 
 def as_positions(wanted: Tensor, count: int) -> Tensor:

@@ -139,6 +139,7 @@ class ViewerPage:
 
     def kept_texts(self):
         """What the page itself holds of these nodes' results."""
+        self.page.wait_for_function("['2', '5'].every((id) => app.nodeOutputs[id]?.text)")
         return self.page.evaluate("() => ['2', '5'].map((id) => app.nodeOutputs[id].text[0])")
 
     def run(self):

@@ -117,7 +117,7 @@ def test_default_names_are_plain_file_names(instruction):
 
 
 def test_words_that_the_demo_does_not_know_are_named(edit, run, checkpoint, tmp_path):
-    assert "does not know" not in edit()[2]
+    assert "does not know:" not in edit()[2]
     where = ("--model", checkpoint, "--out", tmp_path / "out.png", *FAST)
     assert "does not know: zebra" in run("generate", "draw a zebra", *where)[2]
 

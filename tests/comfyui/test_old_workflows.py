@@ -80,6 +80,12 @@ def decided_alike(now, before):
     return now.shape == before.shape and ((now == before) | np.isnan(before)).all()
 
 
+def sheet(inputs, key):
+    """Whether node ``key`` shows a sheet of the steps, which is a drawing."""
+    (source, _) = inputs[key]["inputs"]["images"]
+    return inputs[source]["class_type"] == "MMaDAParallelTrajectorySheet"
+
+
 @hosts
 @pytest.mark.parametrize("path", [case(p, EXHAUSTIVE if p in SLOW else ()) for p in OLD])
 def test_it_gives_the_same(provided, path):
@@ -97,5 +103,7 @@ def test_it_gives_the_same(provided, path):
     for key, pictures in before["pictures"].items():
         assert [p["size"] for p in after["pictures"][key]] == [p["size"] for p in pictures]
         for picture, now in zip(pictures, after["pictures"][key], strict=True):
-            # Rounding of decoded floats to 8 bits may fall otherwise on another processor.
-            assert np.allclose(now["colours"], picture["colours"], rtol=0, atol=1.01)
+            # Rounding of decoded floats to 8 bits may fall otherwise on another processor. On
+            # sheets, masked words were dots, and are blocks since.
+            off = 8 if sheet(after["inputs"], key) else 1.01
+            assert np.allclose(now["colours"], picture["colours"], rtol=0, atol=off)

@@ -10,9 +10,16 @@ from hypothesis import strategies as st
 from mmada_parallel.mmp_core import MASKED, SamplerSettings, denoise
 from mmada_parallel.mmp_core.model.config import ModelConfig
 from mmada_parallel.mmp_core.model.transformer import KeyValueCache, MaskedDiffusionTransformer
-from mmada_parallel.mmp_core.sampler.cache import CHANGED_SHARE, ONE_IN, REFRESH_EVERY, CachePolicy
+from mmada_parallel.mmp_core.sampler.cache import (
+    CHANGED_SHARE,
+    ONE_IN,
+    REFRESH_EVERY,
+    CachePolicy,
+    prompt_length,
+)
 from mmada_parallel.mmp_core.sampler.plan import Plan
 from mmada_parallel.mmp_core.sampler.policies import corrected_policies
+from mmada_parallel.mmp_core.variants.base import ModelInput
 from mmada_parallel.tests.mmp_core import tiny
 
 MODELS = {variant: tiny.TinyModel(variant) for variant in "AM"}
@@ -238,3 +245,9 @@ def test_a_plan_that_does_not_know_its_counts_can_be_cached(speed):
     if speed == "cached":
         assert torch.equal(run.final.text, expected.text)
         assert torch.equal(run.final.image, expected.image)
+
+
+def test_an_empty_answer_leaves_the_prompt_alone():
+    nothing = torch.tensor([], dtype=torch.int64)
+    assert prompt_length(ModelInput(torch.ones(1, 5, dtype=torch.int64), nothing, nothing)) == 5
+    assert prompt_length(ModelInput(torch.ones(1, 5), nothing, torch.tensor([3, 4]))) == 3

@@ -48,7 +48,7 @@ def log_of(folder):
 
 
 def left_in(folder):
-    return set(os.listdir(folder)) - {"tensorboard"}
+    return set(os.listdir(folder)) - {"tensorboard", ".lock"}
 
 
 def worker(checkpoint, folder):
