@@ -63,7 +63,9 @@ def test_paths_are_there(page):
     paths = [
         text
         for text in quoted
-        if re.fullmatch(r"[\w./-]+", text) and (ROOT / text.partition("/")[0]).is_dir()
+        if re.fullmatch(r"[\w./-]+", text)
+        and (ROOT / text.partition("/")[0]).is_dir()
+        and not text.startswith("output/")  # ComfyUI's, which scripts/start.py puts here, too
     ]
     assert [path for path in paths if "/" in path and not (ROOT / path).exists()] == []
 
