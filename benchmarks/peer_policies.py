@@ -19,7 +19,7 @@ from mmada_parallel.mmp_core import SamplerSettings
 from mmada_parallel.mmp_core.model.rotary import rotary_table, rotate
 from mmada_parallel.mmp_core.model.transformer import Block, KeyValueCache
 from mmada_parallel.mmp_core.model.transformer import MaskedDiffusionTransformer as Transformer
-from mmada_parallel.mmp_core.sampler.cache import BranchCache, as_positions
+from mmada_parallel.mmp_core.sampler.cache import BranchCache, as_positions, prompt_length
 from mmada_parallel.mmp_core.sampler.ml_cache import MLCache
 from mmada_parallel.mmp_core.sampler.plan import Plan, StepTargets, Targets
 from mmada_parallel.mmp_core.sampler.positions import Generators, MaskedPositions
@@ -32,8 +32,8 @@ from torch import Tensor
 
 def answer_positions(model_input: ModelInput) -> Tensor:
     """(n,) positions from the first text or image token of the answer to the end."""
-    start = int(torch.cat((model_input.text_positions, model_input.image_positions)).min())
-    return torch.arange(start, model_input.ids.shape[1], device=model_input.ids.device)
+    ids = model_input.ids
+    return torch.arange(prompt_length(model_input), ids.shape[1], device=ids.device)
 
 
 class PrefixCache:

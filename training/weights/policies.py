@@ -98,10 +98,8 @@ class LoRA(Adapter, Policy):
         with torch.inference_mode(False):
             super().__init__(shapes, dtype=dtype, device=device)
             self._initialise(seed)
-            self._adapted, self._like = (
-                adapted,
-                torch.empty(0, dtype=transformer.dtype, device=device),
-            )
+            self._adapted = adapted
+            self._like = torch.empty(0, dtype=transformer.dtype, device=device)
             if dora and start is None:
                 self._measure()
             if start is not None:
