@@ -2,33 +2,39 @@
 
 ``python -m mmada_parallel.benchmarks.soak FILE --runs 300`` queues edits, inpainting, best of
 four, two steps of ParaRL and of SFT, and a conversion, in turn, on the demo checkpoint, and writes
-to FILE after each round: resident memory, threads, open files, temporary files, and whether each
-result is the first one's. ``--plot PICTURE`` draws a file that is there.
+to FILE after each round: resident memory and where it lies, threads and their names, open files,
+temporary files, what the allocators hold (see ``soak_observer``), and whether each result is the
+first one's. At the end, what is free is given back to the system. ``--plot PICTURE`` draws a file
+that is there.
 """
 
 import argparse
 import hashlib
 import json
+import os
 import statistics
 import tempfile
 from pathlib import Path
 
 import torch
-from mmada_parallel.tests.hosts import ComfyServer, find_host
+from mmada_parallel.tests.hosts import PACK_FOLDER, PACK_ROOT, ComfyServer, find_host
 from mmada_parallel.tests.workflow_api import WORKFLOWS, to_api
 from safetensors.torch import load_file
 
+OBSERVER = Path(__file__).parent / "soak_observer"
+TICKS = os.sysconf("SC_CLK_TCK")
 WARM_UP = 5
 """Rounds after which memory is expected to stay."""
 RUN_AGAIN = ("--cache-classic",)
 """Results of another workflow are dropped, so that each is computed anew."""
+GROWING = ("rss", "private", "in_use", "blocks", "threads", "files", "temporary")
 TEXT = "MMaDAParallelDecodeText"
-FEW = {"text_steps": 8, "image_steps": 8, "profile": "own values"}
+FEW = {"text_steps": 4, "image_steps": 4, "profile": "own values"}
 TRAINING = {
     "steps": 2,
     "rank": 4,
-    "batch_size": 2,
-    "group_size": 4,
+    "batch_size": 1,
+    "group_size": 2,
     "held_out": 0.0,
     "rehearsal": 0.0,
 }
@@ -90,9 +96,23 @@ def run(comfy, prompt):
     return digest.hexdigest()[:16]
 
 
-def state(pid, temporary):
-    """Of the process: resident and private megabytes, threads, open files, temporary files."""
-    process = Path("/proc") / str(pid)
+def where(process):
+    """Resident megabytes: of the heap, of anonymous mappings, of files."""
+    sizes = {"heap": 0, "anonymous": 0, "mapped": 0}
+    for line in (process / "smaps").read_text().splitlines():
+        fields = line.split()
+        if "-" in fields[0] and not fields[0].endswith(":"):
+            name = fields[5] if len(fields) > 5 else ""
+            kind = "heap" if name == "[heap]" else "mapped" if name[:1] == "/" else "anonymous"
+        elif fields[0] == "Rss:":
+            sizes[kind] += int(fields[1])
+    return {kind: round(size / 1024, 1) for kind, size in sizes.items()}
+
+
+def state(comfy, temporary, ask="/soak?types"):
+    """Of the process: resident and private megabytes, threads, open files, temporary files,
+    seconds of a processor so far, and what it says itself."""
+    inside, process = comfy.get(ask), Path("/proc") / str(comfy.pid)
     lines = (process / "smaps_rollup").read_text().splitlines()
     sizes = {line.split(":")[0]: int(line.split()[1]) for line in lines[1:]}
     return {
@@ -101,6 +121,9 @@ def state(pid, temporary):
         "threads": len(list((process / "task").iterdir())),
         "files": len(list((process / "fd").iterdir())),
         "temporary": sum(1 for path in temporary.rglob("*") if path.is_file()),
+        "processor": round(sum(map(int, (process / "stat").read_text().split()[13:15])) / TICKS, 1),
+        **where(process),
+        **inside,
     }
 
 
@@ -109,6 +132,7 @@ def soak(file, runs):
         temporary = Path(folder) / "tmp"
         temporary.mkdir()
         place = {"base": Path(folder) / "comfy", "temporary": temporary, "options": RUN_AGAIN}
+        place["packs"] = {PACK_FOLDER: PACK_ROOT, "soak_observer": OBSERVER}
         with ComfyServer(find_host("current"), **place) as comfy:
             queue = prompts(comfy.object_info())
             rounds, first, different = [], {}, []
@@ -118,13 +142,15 @@ def soak(file, runs):
                     if first.setdefault(name, digest) != digest:
                         different.append([number, name])
                 comfy.forget()
-                rounds.append(state(comfy.pid, temporary))
+                rounds.append(state(comfy, temporary))
                 report = summary(rounds, len(queue)) | {
                     "different": different,
                     "host": str(comfy.host),
                 }
                 file.write_text(json.dumps(report | {"rounds": rounds}, indent=1))
                 print(number, rounds[-1], different, flush=True)
+            report["trimmed"] = state(comfy, temporary, "/soak?trim")
+            file.write_text(json.dumps(report | {"rounds": rounds}, indent=1))
 
 
 def summary(rounds, each):
@@ -132,7 +158,7 @@ def summary(rounds, each):
     after = rounds[WARM_UP:]
     few = max(1, min(5, len(after) // 2))
     growth = {}
-    for name in rounds[0] if after else ():
+    for name in GROWING if after else ():
         begin = statistics.mean(r[name] for r in after[:few])
         end = statistics.mean(r[name] for r in after[-few:])
         growth[name] = round(100 * (end - begin) / begin, 2) if begin else end

@@ -21,11 +21,16 @@ CARD = torch.device("card:0")
 
 
 class CardMemory(LiveBytes):
-    """What lies on the card. ``capacity``: bytes that it has."""
+    """What lies on the card. ``capacity``: bytes that it has. ``made``: how many allocations there
+    were. ``fails``: the numbers of those that fail, from 0."""
 
-    capacity = math.inf
+    capacity, made, fails = math.inf, 0, ()
 
     def add(self, tensor):
+        if tensor.untyped_storage()._cdata not in self._known:
+            self.made += 1
+            if self.made - 1 in self.fails:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         super().add(tensor)
         if self.now > self.capacity:
             raise torch.OutOfMemoryError(f"The card is full: {self.now} bytes.")
@@ -60,6 +65,9 @@ class OnCard(torch.Tensor):
 
     def tolist(self):
         return self.held.tolist()
+
+    def new_tensor(self, data):
+        return OnCard(self.held.new_tensor(data))
 
     def __repr__(self):
         return f"OnCard({self.held})"
