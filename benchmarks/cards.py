@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from mmada_parallel.benchmarks.flops import forward_flop
 from mmada_parallel.benchmarks.shapes import RELEASED, TINY, RandomModel
 from mmada_parallel.mmp_core.model.config import ModelConfig
 from mmada_parallel.training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
@@ -78,8 +77,8 @@ def training_flop() -> dict[str, float]:
     )
     prompt = model.prompt(32, 256)
     length = model.layout.model_input(prompt, prompt.initial).ids.shape[1]
-    forward = forward_flop(config, length)
-    linear = forward_flop(config, length, 0)
+    forward = config.forward_flop(length)
+    linear = config.forward_flop(length, 0)
     update = 3 * linear + 4 * (forward - linear)
     settings = ParaRLSettings()
     # at a scored step: the guess that is scored, the reference's log-probs, and an update

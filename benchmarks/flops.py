@@ -9,17 +9,6 @@ from mmada_parallel.mmp_core.model.transformer import MaskedDiffusionTransformer
 from torch import Tensor
 
 
-def forward_flop(config: ModelConfig, queries: int, keys: int | None = None) -> float:
-    """Multiply-adds of the blocks, times two, for one sequence; no logits.
-
-    ``queries``: positions computed. ``keys``: positions they attend to, by default as many.
-    """
-    keys = queries if keys is None else keys
-    width, kv_width = config.d_model, config.n_kv_heads * config.head_dim
-    linear = 2 * width * (width + kv_width) + 3 * width * config.mlp_hidden_size
-    return 2.0 * config.n_layers * queries * (linear + 2 * keys * width)
-
-
 class FlopCounter:
     """Counts what a transformer does from now on.
 
@@ -53,4 +42,4 @@ class FlopCounter:
     ) -> None:
         batch, keys = inputs[0].shape
         self.forwards += 1
-        self.blocks += batch * forward_flop(self.config, hidden.shape[1], keys)
+        self.blocks += batch * self.config.forward_flop(hidden.shape[1], keys)

@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from mmada_parallel.benchmarks import sampler
-from mmada_parallel.benchmarks.flops import forward_flop
 from mmada_parallel.benchmarks.measure import (
     Inside,
     Report,
@@ -83,7 +82,7 @@ def matmul_peak(device: torch.device, size: int) -> float:
 def forward(model: RandomModel, ids: Tensor, peak: float) -> dict[str, float]:
     model.transformer(ids)
     taken = seconds(lambda: model.transformer(ids), 10)
-    rate = forward_flop(model.transformer.config, ids.shape[1]) / taken / 1e12
+    rate = model.transformer.config.forward_flop(ids.shape[1]) / taken / 1e12
     return {"seconds": taken, "tflops": rate, "share_of_peak": rate / peak}
 
 
@@ -159,7 +158,7 @@ def graph_gain(device: torch.device) -> dict[str, Any]:
         model.transformer(ids)
         replay = graphs.capture(lambda m=model, i=ids: m.transformer(i))
         results[f"d_model {width}, 8 blocks, {tokens} tokens"] = {
-            "gflop_per_block": graphs.block_flop(model.transformer, tokens) / 1e9,
+            "gflop_per_block": model.transformer.config.linear_flop(tokens) / 1e9,
             "eager_ms": 1e3 * seconds(lambda m=model, i=ids: m.transformer(i), 20),
             "graph_ms": 1e3 * seconds(replay, 20),
         }

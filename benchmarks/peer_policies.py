@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmada_parallel.benchmarks.flops import forward_flop
 from mmada_parallel.mmp_core import SamplerSettings
 from mmada_parallel.mmp_core.model.rotary import rotary_table, rotate
 from mmada_parallel.mmp_core.model.transformer import Block, KeyValueCache
@@ -150,8 +149,8 @@ class LayerwiseTransformer(Transformer):
             x = _layer(block, x, rows, count, table.to(x.dtype), cache.features[index])
         others = len(rows) - count
         values = 2.0 * config.n_layers * others * config.d_model * config.n_kv_heads
-        done = forward_flop(config, count, length) + values * config.head_dim
-        self.not_done += forward_flop(config, len(rows), length) - done
+        done = config.forward_flop(count, length) + values * config.head_dim
+        self.not_done += config.forward_flop(len(rows), length) - done
         return self.layers["ln_f"](x)
 
 

@@ -212,12 +212,14 @@ class Step(_Tensors):
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The recorded steps of one denoising run, in order, and the states at its ends."""
+    """The recorded steps of one denoising run, in order, and the states at its ends.
+    ``operations``: FLOPs of its forwards and logits."""
 
     steps: tuple[Step, ...]
     initial: TokenState
     final: TokenState
     total_steps: int
+    operations: float = 0.0
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -255,4 +257,5 @@ class Trajectory:
             return moved[id(tensor)]
 
         steps = tuple(step._map(move) for step in self.steps)
-        return Trajectory(steps, self.initial._map(move), self.final._map(move), self.total_steps)
+        ends = {"initial": self.initial._map(move), "final": self.final._map(move)}
+        return replace(self, steps=steps, **ends)

@@ -55,6 +55,17 @@ class ModelConfig:
     def head_dim(self) -> int:
         return self.d_model // self.n_heads
 
+    def linear_flop(self, tokens: int) -> float:
+        """FLOPs of one block's linear layers for ``tokens``: multiply-adds, times two."""
+        width, kv_width = self.d_model, self.n_kv_heads * self.head_dim
+        return 2.0 * tokens * width * (2 * width + 2 * kv_width + 3 * self.mlp_hidden_size)
+
+    def forward_flop(self, queries: int, keys: int | None = None) -> float:
+        """FLOPs of all blocks for one sequence, attention over all keys included; no logits.
+        ``queries``: positions computed. ``keys``: positions they attend to, by default as many."""
+        keys = queries if keys is None else keys
+        return self.n_layers * (self.linear_flop(queries) + 4.0 * queries * keys * self.d_model)
+
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> ModelConfig:
         """Read a released ``config.json``. Raises ``CheckpointError`` for a missing field or an

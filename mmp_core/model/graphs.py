@@ -85,7 +85,7 @@ class GraphedForward:
 
     def __call__(self, ids: Tensor) -> Tensor:
         shape = ids.shape
-        busy = block_flop(self.transformer, ids.numel()) >= BUSY
+        busy = self.transformer.config.linear_flop(ids.numel()) >= BUSY
         if shape in self._warm and not busy and not torch.is_grad_enabled():
             if shape not in self._graphs:
                 self._graphs[shape] = self._captured(ids.clone())
@@ -102,10 +102,3 @@ class GraphedForward:
         except RuntimeError as problem:  # out of memory, too: without a graph it may fit
             _log.info("Forwards run without CUDA graphs (%s).", str(problem).partition("\n")[0])
             return None
-
-
-def block_flop(transformer: MaskedDiffusionTransformer, tokens: int) -> float:
-    """FLOP of one block's linear layers."""
-    config = transformer.config
-    width, kv_width = config.d_model, config.n_kv_heads * config.head_dim
-    return 2.0 * tokens * width * (2 * width + 2 * kv_width + 3 * config.mlp_hidden_size)

@@ -133,7 +133,7 @@ class CachePolicy:
         ids: Tensor,
         targets: StepTargets,
     ) -> Tensor | None:
-        """How many there are is known without reading anything back from the device."""
+        """How many, :meth:`count`, is known without reading anything back from the device."""
         length = ids.shape[1]
         text = targets.text.positions if targets.text and branch in self.text_branches else None
         image = targets.image.positions if targets.image and branch in self.image_branches else None
@@ -151,21 +151,34 @@ class CachePolicy:
         tokens, sizes = (len(places[0]), len(places[1])), []
         for i, (runs, masked) in enumerate(zip(cache.runs, targets.masked, strict=True)):
             predicted = text.counts[i] if text else 0, image.counts[i] if image else 0
-            if not any(predicted):
-                wanted[i], size = False, 0
-            elif self._refreshes(runs, masked, tokens, bool(predicted[1])):
-                again = (runs.refreshes - 1) % self.prompt_every == 0
-                kept = 0 if again else self.prompts[branch]
-                wanted[i, :kept], wanted[i, kept:], size = False, True, length - kept
-            else:
-                changed = sum(runs.masked or masked) - sum(masked)
-                size = changed + predicted[0] + math.ceil(predicted[1] / self.one_in)
-            if any(predicted):
-                runs.masked = masked
+            size, refreshes = self.count(branch, length, runs, masked, tokens, predicted)
+            if refreshes or not size:
+                wanted[i, : length - size], wanted[i, length - size :] = False, True
             sizes.append(size)
         if cache.ids is None or min(sizes) == length:
             return None
         return as_positions(wanted, max(sizes))
+
+    def count(
+        self,
+        branch: str,
+        length: int,
+        runs: SampleRuns,
+        masked: Masked,
+        tokens: Masked,
+        predicted: Masked,
+    ) -> tuple[int, bool]:
+        """How many of the ``length`` positions of one sample are computed, and whether they are a
+        refresh: its last ones. ``masked``: before the step, of ``tokens``; ``predicted``: those to
+        predict of the branch. The run is noted in ``runs``."""
+        if not any(predicted):
+            return 0, False
+        changed = sum(runs.masked or masked) - sum(masked)
+        refreshes, runs.masked = self._refreshes(runs, masked, tokens, bool(predicted[1])), masked
+        if not refreshes:
+            return changed + predicted[0] + math.ceil(predicted[1] / self.one_in), False
+        again = (runs.refreshes - 1) % self.prompt_every == 0
+        return length if again else length - self.prompts[branch], True
 
     def _refreshes(self, runs: SampleRuns, masked: Masked, tokens: Masked, image: bool) -> bool:
         """Whether this run of one sample, which is counted, is a refresh. ``tokens``: masked or

@@ -84,6 +84,7 @@ class CorrectedGuidance:
         names = (CONDITIONAL, *self.text_scales)
         hidden = tuple(outputs.text_hidden(name, index) for name in names)
         scales = tuple(self.text_scales.values())
+        outputs.predictor.count_logits(index, self.text_choices, len(names))
         transformer = outputs.predictor.transformer
         return TextLogits(transformer, hidden, scales, self.text_choices, self.never)
 

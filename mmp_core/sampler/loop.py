@@ -66,10 +66,11 @@ def denoise(
             predictor.check_finite(last.state)
             if recorded and index not in recorded:
                 steps.append(last)
-            return Trajectory(tuple(steps), prompt.initial, last.after, index + 1)
+            ended = last.after, index + 1, predictor.operations
+            return Trajectory(tuple(steps), prompt.initial, *ended)
     predictor.check_finite(last.state)
     final = policies.selection.finish(last.after, last.guess)
-    return Trajectory(tuple(steps), prompt.initial, final, total)
+    return Trajectory(tuple(steps), prompt.initial, final, total, predictor.operations)
 
 
 def take_step(predictor: Predictor, policies: Policies, index: int, last: Step) -> Step:

@@ -19,7 +19,8 @@ from .plan import StepTargets
 class Predictor:
     """Runs named branches of one prompt: the conditional sequence and its unconditional forms.
     ``branches``: template per branch; its text and image positions are overwritten by each state.
-    ``cache``: what is computed anew of a branch; ``None`` computes all of it."""
+    ``cache``: what is computed anew of a branch; ``None`` computes all of it. ``operations``: FLOPs
+    so far, of forwards and logits."""
 
     def __init__(
         self,
@@ -30,6 +31,7 @@ class Predictor:
     ):
         self.transformer, self.layout, self.branches = transformer, layout, branches
         self.cache, self.forward = cache, forward_of(transformer)
+        self.operations = 0.0
         self._finite: dict[str, Tensor] = {}
         self.branch_caches = {
             name: BranchCache(branch.ids.shape[0]) for name, branch in branches.items()
@@ -46,12 +48,23 @@ class Predictor:
 
     def hidden(self, branch: str, state: TokenState, targets: StepTargets | None) -> Tensor:
         """Normed hidden states (B, L, d_model)."""
-        ids = self.ids(branch, state)
-        if self.cache is None or targets is None:
-            return self.forward(ids)
-        cache = self.branch_caches[branch]
-        positions = self.cache.positions(branch, self.branches[branch], cache, ids, targets)
-        return cache.renew(self.transformer, ids, positions)
+        ids, positions = self.ids(branch, state), None
+        if self.cache and targets:
+            cache = self.branch_caches[branch]
+            positions = self.cache.positions(branch, self.branches[branch], cache, ids, targets)
+            hidden = cache.renew(self.transformer, ids, positions)
+        else:
+            hidden = self.forward(ids)
+        batch, length = ids.shape
+        queries = length if positions is None else positions.shape[1]
+        self.operations += batch * self.transformer.config.forward_flop(queries, length)
+        return hidden
+
+    def count_logits(self, index: Tensor, choices: slice, branches: int = 1) -> None:
+        """Add the FLOPs of the logits of ``choices`` at ``index``, by so many branches."""
+        config = self.transformer.config
+        rows = branches * index.numel() * len(range(*choices.indices(config.embedding_size)))
+        self.operations += 2.0 * rows * config.d_model
 
     def watch(self, branch: str, hidden: Tensor, state: TokenState) -> None:
         """Note whether ``hidden`` is finite; look at it in a branch's first step alone, since that
@@ -79,7 +92,9 @@ class BranchOutputs:
 
     def text_logits(self, branch: str, index: Tensor, choices: slice) -> Tensor:
         """(B, n, choices) at text positions ``index`` (B, n)."""
-        return self.predictor.transformer.logits(self.text_hidden(branch, index), choices)
+        hidden = self.text_hidden(branch, index)
+        self.predictor.count_logits(index, choices)
+        return self.predictor.transformer.logits(hidden, choices)
 
     def text_hidden(self, branch: str, index: Tensor) -> Tensor:
         """Normed hidden states (B, n, d_model) at text positions ``index`` (B, n)."""
@@ -91,6 +106,7 @@ class BranchOutputs:
         choices = slice(layout.image_offset, layout.image_offset + layout.codebook_size)
         positions = self.predictor.branches[branch].image_positions
         hidden = self._hidden_at(branch, positions[index])
+        self.predictor.count_logits(index, choices)
         return self.predictor.transformer.logits(hidden, choices)
 
     def _hidden_at(self, branch: str, positions: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def test_busy_shapes_and_failed_captures_run_without(monkeypatch):
         assert torch.equal(forward(ids(seed, 5)), transformer(ids(seed, 5)))
     captures = Captures()
     forward = GraphedForward(transformer, captures)
-    monkeypatch.setattr(graphs, "BUSY", graphs.block_flop(transformer, 6))
+    monkeypatch.setattr(graphs, "BUSY", transformer.config.linear_flop(6))
     for seed, length in enumerate((5, 5, 6, 6, 6)):
         assert torch.equal(forward(ids(seed, length)), transformer(ids(seed, length)))
     assert captures.made == 1
@@ -71,7 +71,7 @@ def test_busy_shapes_and_failed_captures_run_without(monkeypatch):
 def test_the_flop_of_a_block():
     transformer = tiny.transformer("A")
     weights = [w for w in transformer.layers["blocks"][0].parameters() if w.ndim == 2]
-    assert graphs.block_flop(transformer, 3) == 2 * 3 * sum(w.numel() for w in weights)
+    assert transformer.config.linear_flop(3) == 2 * 3 * sum(w.numel() for w in weights)
 
 
 @pytest.mark.parametrize("variant", "AM")
