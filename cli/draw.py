@@ -24,7 +24,7 @@ from ..mmp_core import (
     encode_instruction,
     put_back,
 )
-from ..mmp_core.batching import denoise_in_batches
+from ..mmp_core.batching import chosen_in_batches, denoise_in_batches
 from ..mmp_core.files import readable_size, replacing, writable_file, writing
 from ..mmp_core.fitting import fitted_input, strange_note, unseen_note
 from ..mmp_core.image.files import load_image, read_original, writable_picture, write_picture
@@ -34,6 +34,8 @@ from ..mmp_core.instructions import instruction_notes
 from ..mmp_core.memory import denoising_estimate, module_bytes
 from ..mmp_core.options import options_of
 from ..mmp_core.sampler.guidance import opposes
+from ..mmp_core.sampler.settings import Target
+from ..mmp_core.target import check_reducible
 from . import many
 from .model import check_settings, load_model, memory_explained, note, settings_of
 from .options import given, put_back_options
@@ -75,6 +77,7 @@ def draw(args: argparse.Namespace) -> None:
 def check_options(args: argparse.Namespace, seed: int) -> None:
     """Refuse options out of range before anything is read."""
     check_settings(args, seed)
+    check_reducible(target_of(args), args.preset or "")
     if args.image is not None:
         mask_settings(args)
         put_back_settings(args, "")
@@ -119,12 +122,18 @@ def answered(
     prompt = encoded(args, model, picture, mask)
     if prompt.negative is not None and not opposes(prompt, settings):
         note(args, "The negative instruction is not used, since guidance is off.")
+    choice, target = None, target_of(args)
+    if target:
+        choice = chosen_in_batches(model, prompt, settings, target)
+        settings = choice.settings
+        note(args, f"for the target: {choice.described()}. {choice.expected()}")
     estimate = denoising_estimate(model, prompt, settings, record=0).total(prompt.batch)
     weights = module_bytes(model.transformer)
     note(
         args,
         f"needs about {readable_size(estimate)} in addition to {readable_size(weights)} of weights",
     )
+    denoising = time.perf_counter()
     with tqdm(desc="denoising", unit="step", disable=args.quiet) as bar:
 
         def advance(index: int, total: int, step: object) -> None:
@@ -132,6 +141,8 @@ def answered(
             bar.update()
 
         trajectory = denoise_in_batches(model, prompt, settings, callback=advance, record=0)
+    if choice:
+        note(args, choice.took(trajectory.operations, time.perf_counter() - denoising))
     final, image, area = trajectory.final, None, None
     choices = put_back_settings(args, task_of(args, model)) if picture else None
     if choices and picture and min(final.grid):
@@ -145,6 +156,10 @@ def answered(
         image = decode_image(model, final)[0]
     text, seconds = decode_text(model, final)[0].strip(), time.perf_counter() - began
     return Answer(text, image, area, choices, trajectory.total_steps, seconds)
+
+
+def target_of(args: argparse.Namespace) -> Target:
+    return Target(**given(args, options_of(Target)))
 
 
 def put_back_settings(args: argparse.Namespace, task: str) -> PutBackSettings | None:

@@ -15,7 +15,7 @@ from ..mmp_core.image.mask_settings import MaskSettings
 from ..mmp_core.image.put_back_settings import PutBackSettings
 from ..mmp_core.model.formats import FORMATS
 from ..mmp_core.options import Option, options_of, plain
-from ..mmp_core.sampler.settings import SamplerSettings
+from ..mmp_core.sampler.settings import SamplerSettings, Target
 
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
@@ -135,6 +135,8 @@ def add_answer(parser: argparse.ArgumentParser) -> None:
     )
     add_model(parser)
     _add_sampler(parser)
+    group = parser.add_argument_group("target", "What is reduced to meet it is said.")
+    add_settings(group, options_of(Target).values())
 
 
 def add_tasks(parser: argparse.ArgumentParser) -> None:

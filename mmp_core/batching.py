@@ -20,10 +20,12 @@ from .memory import (
     is_out_of_memory,
     module_bytes,
 )
+from .operations import pace_of
 from .sampler.loop import PRESETS, Callback, denoise
 from .sampler.policies import DenoisingModel
-from .sampler.settings import SamplerSettings
+from .sampler.settings import SamplerSettings, Target
 from .state import Prompt, Step, Trajectory
+from .target import Choice, check_reducible, chosen
 
 _SHARE = 0.9
 """Share (0 … 1) of the free memory to plan with; the rest is for what is not counted."""
@@ -57,6 +59,24 @@ class DeviceBudget:
     def prepare(self, estimate: MemoryEstimate, samples: int) -> None:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def chosen_in_batches(
+    model: DenoisingModel,
+    prompt: Prompt,
+    settings: SamplerSettings,
+    target: Target,
+    budget: MemoryBudget | None = None,
+) -> Choice:
+    """What meets ``target`` in batches of as many samples as ``budget`` has memory for; see
+    :func:`.target.chosen`. The first time that a size is denoised its forwards are timed."""
+    check_reducible(target, settings.preset)
+    budget = budget or DeviceBudget(model.device)
+    estimate = denoising_estimate(model, prompt, replace(settings, speed="cached"), record=0)
+    at_once = max(1, budget.samples(estimate, prompt.batch))
+    budget.prepare(estimate, at_once)
+    pace = pace_of(model, prompt[:at_once])
+    return chosen(model, prompt, settings, target, pace, at_once)
 
 
 def denoise_in_batches(
@@ -196,7 +216,9 @@ def concatenated(batches: list[Trajectory]) -> Trajectory:
             return replace(first, **{n: join([getattr(v, n) for v in values]) for n in names})
         return first
 
-    return batches[0] if len(batches) == 1 else join(batches)
+    if len(batches) == 1:
+        return batches[0]
+    return replace(join(batches), operations=sum(batch.operations for batch in batches))
 
 
 def _explained(

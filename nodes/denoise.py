@@ -1,19 +1,20 @@
 """Parallel Denoise."""
 
+import time
 from dataclasses import replace
 from typing import Literal, get_args
 
 from comfy_api.v0_0_2 import io
 
 from ..mmp_core import InputError, Prompt, SamplerSettings, TokenState
-from ..mmp_core.batching import denoise_in_batches
+from ..mmp_core.batching import chosen_in_batches, denoise_in_batches
 from ..mmp_core.checkpoint.tokens import load_tokens
 from ..mmp_core.errors import sentence
 from ..mmp_core.files import readable_size
 from ..mmp_core.memory import denoising_estimate
 from ..mmp_core.options import options_of
 from ..mmp_core.sampler.guidance import opposes
-from ..mmp_core.sampler.settings import GUIDANCES, PROFILED, Profile
+from ..mmp_core.sampler.settings import GUIDANCES, PROFILED, Profile, Target
 from ..mmp_core.variants.base import Variant
 from .host import HostedModel, Interrupted, Progress, folders, keep, stoppable, stops
 from .live import LiveView
@@ -95,16 +96,26 @@ class ParallelDenoise(io.ComfyNode):
         tokens: TokenState | None = None,
         go_on_from: str = "",
         profile: Choice = OWN,
+        at_most_seconds: float = 0.0,
+        at_most_operations: float = 0.0,
         **choices,
     ) -> io.NodeOutput:
         variant = model.model.variant
         settings = settings_of(variant, preset, seed, prompt.task, profile, **choices)
+        target, choice = Target(at_most_seconds, at_most_operations), None
         progress = Progress(cls.hidden.unique_id)
         with stoppable(progress) as run:
             prompt = _prompt_of(model, prompt, batch_size, tokens, kept_file(go_on_from, run.item))
-            tip = _tip(model, prompt, settings)
-            used = used_settings(variant, settings, prompt, profile)
+            if target:
+                budget = model.memory_budget(prompt, previews=preview_every > 0)
+                choice = chosen_in_batches(model.model, prompt, settings, target, budget)
+                settings = choice.settings
+            tip = "" if choice else _tip(model, prompt, settings)
+            used = used_settings(variant, settings, prompt, "target" if choice else profile)
+            if choice:
+                used = f"{used} {choice.expected()}"
             view = LiveView(model.model, progress, preview_every, run, used)
+            began = time.perf_counter()
             try:
                 trajectory = denoise_in_batches(
                     model.model,
@@ -121,6 +132,9 @@ class ParallelDenoise(io.ComfyNode):
                 if reached := view.reached(prompt.initial):
                     view.show_kept(reached, keep(model, reached))
                 raise
+            if choice:
+                took = choice.took(trajectory.operations, time.perf_counter() - began)
+                view.used = f"{view.used} {took}"
             kept = run.keep_if_stopped(model, trajectory.final)
         view.finish(trajectory)
         return io.NodeOutput(trajectory.final, trajectory, ui=view.recorded(trajectory, kept))
@@ -232,6 +246,7 @@ def _widgets() -> list[io.Input]:
             "quarter of the steps. reference: the released code with its own values. own "
             "values: what you set in the widgets; changing one of them switches to this.",
         ),
+        *(widget(option, optional=True) for option in options_of(Target).values()),
     ]
 
 
@@ -265,6 +280,8 @@ def used_settings(variant: Variant, settings: SamplerSettings, prompt: Prompt, p
             "reasoning_guidance": sentence(f"reasoning guidance {scale:g}"),
         }
         words += [named[name]] * bool(scale)
+    if profile == "target" and not any(getattr(settings, name) for name in GUIDANCES):
+        words.append(sentence("no guidance"))
     words += [sentence(f"blocks of {settings.block_length}")] * (settings.block_length > 0)
     words += [settings.preset] * (settings.preset != "corrected")
     words += [sentence(f"speed {settings.speed}")] * (settings.speed != "exact")
@@ -273,6 +290,7 @@ def used_settings(variant: Variant, settings: SamplerSettings, prompt: Prompt, p
         "recommended": sentence(f"Recommended for {variant.name}: {listed}."),
         "quick look": sentence(f"Quick look for {variant.name}: {listed}."),
         "reference": sentence(f"Reference for {variant.name}: {listed}."),
+        "target": sentence(f"For the target: {listed}."),
         OWN: sentence(f"Used: {listed}."),
     }[profile]
     if prompt.negative is None or opposes(prompt, settings):

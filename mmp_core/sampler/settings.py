@@ -206,3 +206,33 @@ class SamplerSettings:
         if len(self.seed) != batch:
             raise InputError(f"{len(self.seed)} seeds were given for a batch of {batch}.")
         return list(self.seed)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a run may take; 0: no target. Raises ``InputError`` for a value out of range."""
+
+    at_most_seconds: float = option(
+        0.0,
+        "About how many seconds the run may take. To meet it, steps are left out and keys and "
+        "values cached, whichever changed the demo's results less, and at last guidance is left "
+        "out. 0: no target.",
+        low=0.0,
+        high=86400.0,
+        step=1.0,
+    )
+    at_most_operations: float = option(
+        0.0,
+        "How much of the arithmetic the run may take, in percent of what the same settings take "
+        "with speed exact. It is reduced as for at_most_seconds. 0: no target.",
+        low=0.0,
+        high=100.0,
+        step=1.0,
+        advanced=True,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def __bool__(self) -> bool:
+        return self.at_most_seconds > 0 or self.at_most_operations > 0

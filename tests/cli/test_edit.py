@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 import torch
@@ -120,6 +121,30 @@ def test_words_that_the_demo_does_not_know_are_named(edit, run, checkpoint, tmp_
     assert "does not know:" not in edit()[2]
     where = ("--model", checkpoint, "--out", tmp_path / "out.png", *FAST)
     assert "does not know: zebra" in run("generate", "draw a zebra", *where)[2]
+
+
+def test_a_target_is_met_and_said(edit, tmp_path):
+    steps = ("--text-steps", 12, "--image-steps", 12)
+    code, _, err = edit(*steps, "--at-most-operations", 40)
+    expected = re.search(r"for the target: (\d+) text steps.*Expected: (\d+) % of", err)
+    took = re.search(r"Took (\d+) % of exact's operations and \S+ s", err)
+    assert code == 0 and expected[2] == took[1] and 20 <= int(took[1]) <= 40
+    with Image.open(tmp_path / "out.png") as image:
+        settings = json.loads(image.text["settings"])
+    assert settings["text_steps"] == int(expected[1])
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (("--at-most-operations", 0.5), "at_most_operations is 0.5 %, but with one step"),
+        (("--at-most-operations", 101), "at_most_operations is 101.0; expected"),
+        (("--at-most-seconds", 9, "--preset", "upstream"), "use the corrected preset"),
+    ],
+)
+def test_a_target_that_cannot_be_met_is_refused(edit, tmp_path, options, said):
+    code, _, err = edit(*options, "--quiet")
+    assert code == 2 and said in the_line(err) and not (tmp_path / "out.png").exists()
 
 
 def test_upstream_has_defaults_of_its_own(edit, tmp_path):

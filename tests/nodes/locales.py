@@ -51,7 +51,7 @@ def main_words(schemas):
 
 REFUSING = (
     *(f"mmp_core/{name}.py" for name in ("compositing", "editing", "fitting", "instructions")),
-    *(f"mmp_core/{name}.py" for name in ("variants/base", "variation")),
+    *(f"mmp_core/{name}.py" for name in ("target", "variants/base", "variation")),
     *(f"nodes/{name}.py" for name in ("decode", "denoise", "put_back", "trajectory", "vary")),
 )
 """Files of which refusals are translated, too: what somebody meets who edits pictures."""

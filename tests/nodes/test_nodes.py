@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,22 @@ def test_a_profile_works_without_the_page_and_the_node_says_what_was_used(encode
     )
     (((run,),),) = denoised(prompt, text_steps=2, joint_guidance=0.0, speed="fast").ui.values()
     assert run["used"] == "Used: 2 text steps, 30 image steps, speed fast."
+
+
+def test_a_target_reduces_the_run_and_the_node_says_what_it_takes_and_took(encoded, denoised):
+    prompt = encoded(text_length=9)
+    whole, _ = denoised(prompt, text_steps=8, image_steps=8)
+    output = denoised(prompt, text_steps=8, image_steps=8, at_most_operations=30.0)
+    (((run,),),) = output.ui.values()
+    used = re.fullmatch(
+        r"For the target: (\d) text steps, (\d) image steps, guidance 3.5.*\. Expected: (\S+) % of "
+        r"exact's operations and, by .*, about \S+ s\. Took (\S+) % of exact's operations and .*",
+        run["used"],
+    )
+    assert used and used[3] == used[4] and 15 <= float(used[3]) <= 30
+    assert not torch.equal(output[0].image, whole.image)
+    with pytest.raises(ValueError, match="^at_most_operations is 1 %, but with one step"):
+        denoised(prompt, at_most_operations=1.0)
 
 
 def test_new_nodes_show_numbers_and_no_stand_ins(classes):
