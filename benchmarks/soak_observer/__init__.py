@@ -21,7 +21,7 @@ from server import PromptServer
 
 NODE_CLASS_MAPPINGS = {}
 MEGABYTE = 2**20
-COUNTED: list[Counter[str]] = []
+CALLS, SECOND = Counter(), Counter()
 
 
 def allocator():
@@ -50,8 +50,11 @@ def allocator():
 
 
 def grown(most=12):
-    COUNTED.append(Counter(type(thing).__qualname__ for thing in gc.get_objects()))
-    return dict((COUNTED[-1] - COUNTED[:2][-1]).most_common(most))
+    now = Counter(type(thing).__qualname__ for thing in gc.get_objects())
+    CALLS["grown"] += 1
+    if CALLS["grown"] == 2:
+        SECOND.update(now)
+    return dict((now - SECOND).most_common(most)) if SECOND else {}
 
 
 @PromptServer.instance.routes.get("/soak")

@@ -6,6 +6,7 @@ and no allocator of its own: of those it proves nothing. One per process, and no
 """
 
 import math
+from threading import current_thread, main_thread
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,14 +23,17 @@ CARD = torch.device("card:0")
 
 class CardMemory(LiveBytes):
     """What lies on the card. ``capacity``: bytes that it has. ``made``: how many allocations there
-    were. ``fails``: the numbers of those that fail, from 0."""
+    were. ``fails``: the numbers of those that fail, from 0; in autograd's own thread, where an
+    error of Python ends the process (in torch's PythonDeviceGuard), the next one elsewhere."""
 
-    capacity, made, fails = math.inf, 0, ()
+    capacity, made, fails, late = math.inf, 0, (), False
 
     def add(self, tensor):
         if tensor.untyped_storage()._cdata not in self._known:
             self.made += 1
-            if self.made - 1 in self.fails:
+            self.late |= self.made - 1 in self.fails
+            if self.late and current_thread() is main_thread():
+                self.late = False
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         super().add(tensor)
         if self.now > self.capacity:

@@ -85,12 +85,13 @@ def test_every_folder_and_file_that_may_not_be_read(place, name, work):
 
 
 def refused_to_read(place, name, work, number=None):
-    """The folder of the reader ``name``, and ``number`` of its files, or all."""
+    """The folder of the reader ``name``, and ``number`` of its files, or all; their number."""
     folder = work / "in"
     shutil.copytree(place.folder / READERS[name].copy, folder)
     problems = []
     inside = sorted(folder.rglob("*"))
-    for path in [folder, *random.Random(0).sample(inside, number or len(inside))]:
+    paths = [folder, *random.Random(0).sample(inside, number or len(inside))]
+    for path in paths:
         mode = path.stat().st_mode
         path.chmod(0)
         case = as_nobody(
@@ -102,6 +103,7 @@ def refused_to_read(place, name, work, number=None):
         if verdict not in ("ok", "input"):
             problems.append((str(path.relative_to(folder)), verdict, said))
     assert not problems, "\n".join(map(str, problems))
+    return len(paths)
 
 
 class Watched:
@@ -152,8 +154,9 @@ def become_another(path):
 CHANGES = [vanish, cut, become_a_folder, become_another]
 
 
-def changed_at(place, name, work, number=None):
-    """What was wrong where a file of the reader ``name`` changed before one of its requests."""
+def changed_at(place, name, work, number=None, first=0):
+    """Raises for what was wrong where a file of the reader ``name`` changed before one of its
+    requests: ``number`` cases from ``first`` on of all in an order of seed 0, or all."""
     source, problems = place.folder / READERS[name].copy, []
     files = [Path("."), *(path.relative_to(source) for path in sorted(source.rglob("*")))]
     watched = Watched(work)
@@ -173,13 +176,14 @@ def changed_at(place, name, work, number=None):
     cases = [
         (at, change, file) for at in range(watched.last) for change in CHANGES for file in files
     ]
-    few = random.Random(0).sample(cases, min(number or len(cases), len(cases)))
+    few = random.Random(0).sample(cases, len(cases))[first:][: number or len(cases)]
     for count, (at, change, file) in enumerate(few):
         try:
             attempt(work / str(count), at, change, file)
         except Exception as error:
             said = f"{type(error).__name__}: {error} {where(error)}"
             problems.append(f"{at} {change.__name__} {file}: {said}")
+    (work / "cases").write_text(str(len(cases)))
     if problems:
         raise RuntimeError("\n".join(problems[:40]) + f"\n{len(problems)} of {len(few)}")
 

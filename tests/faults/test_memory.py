@@ -66,43 +66,45 @@ def operations(run):
     return counter.count
 
 
-def places(run, number):
-    count = operations(run)
+def places(count, number):
     return sorted(random.Random(0).sample(range(count), number)) if number else range(count)
 
 
-def runs_out(folder, number=None):
+class Edits:
+    """Edits that fail at an operation. ``count``: how many there are."""
+
+    def __init__(self, folder):
+        self.model = load_checkpoint(folder, dtype=torch.float32)
+        self.usual = edit(folder, self.model)
+        self.count = operations(lambda: edit(folder, self.model))
+
+    def fails(self, at, error):
+        with suppress(error), Failing(at, error):
+            # Out of memory: a batch of two, one by one, or an error that nodes and command say in
+            # one sentence.
+            assert edit(None, self.model) == self.usual and error is not KeyboardInterrupt, at
+        assert edit(None, self.model) == self.usual, at
+
+
+def fail(folder, error, number=None):
     """At ``number`` operations of an edit, or all."""
-    model = load_checkpoint(folder, dtype=torch.float32)
-    usual = edit(folder, model)
-    for at in places(lambda: edit(folder, model), number):
-        # Else a batch of two, one by one. Nodes and command say this error in one sentence.
-        with suppress(torch.OutOfMemoryError), Failing(at):
-            assert edit(folder, model) == usual, at
-        assert edit(folder, model) == usual, at
+    edits = Edits(folder)
+    for at in places(edits.count, number):
+        edits.fails(at, error)
 
 
-def stopped(folder, number=None):
-    model = load_checkpoint(folder, dtype=torch.float32)
-    usual = edit(folder, model)
-    for at in places(lambda: edit(folder, model), number):
-        with pytest.raises(KeyboardInterrupt), Failing(at, KeyboardInterrupt):
-            edit(folder, model)
-        assert edit(folder, model) == usual, at
+ERRORS = (torch.OutOfMemoryError, KeyboardInterrupt)
 
 
-def test_an_edit_that_runs_out_of_memory(folder):
-    runs_out(folder, FEW)
-
-
-def test_an_edit_that_is_stopped(folder):
-    stopped(folder, FEW)
+@pytest.mark.parametrize("error", ERRORS)
+def test_an_edit_that_fails_or_is_stopped(folder, error):
+    fail(folder, error, FEW)
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("fails", [runs_out, stopped])
-def test_at_every_operation(folder, fails):
-    fails(folder)
+@pytest.mark.parametrize("error", ERRORS)
+def test_at_every_operation(folder, error):
+    fail(folder, error)
 
 
 def test_denoising_halves_the_batch_or_says_so_in_one_sentence(folder):
@@ -127,29 +129,37 @@ def test_training_stopped_at_every_operation(folder, tmp_path):
 
 
 def training_stopped(folder, tmp_path, number=None):
-    def start(name):
-        model = load_checkpoint(folder, dtype=torch.float32)
+    trainings = Trainings(folder, tmp_path)
+    for at in places(trainings.count, number):
+        for error in ERRORS:
+            trainings.fails(at, error)
+
+
+class Trainings:
+    """Runs that fail at an operation and are resumed. ``count``: how many there are."""
+
+    def __init__(self, folder, work):
+        self.folder, self.work = folder, work
+        self.usual = self._ended(self._start("whole"))
+        self.count = operations(self._start("counted").train)
+
+    def _start(self, name):
+        model = load_checkpoint(self.folder, dtype=torch.float32)
         torch.manual_seed(0)
         policy = LoRA(model.transformer, rank=2)
         targets = [replace(case, target=TARGET) for case in cases(model)]
-        return SFTRun(model, targets, SFT, tmp_path / name, policy=policy)
+        return SFTRun(model, targets, SFT, self.work / name, policy=policy)
 
-    def weights(run):
+    def _ended(self, run):
+        run.train()
         return {name: tensor.clone() for name, tensor in run.policy.state_dict().items()}
 
-    whole = start("whole")
-    whole.train()
-    usual = weights(whole)
-    counted = start("counted")
-    for at in places(counted.train, number):
-        for error in (KeyboardInterrupt, torch.OutOfMemoryError):
-            name = f"{at}-{error.__name__}"
-            run = start(name)
-            with Failing(at, error), suppress(error, InputError):
-                run.train()
-            after = start(name)
-            after.resume()
-            after.train()
-            assert all(torch.equal(usual[key], value) for key, value in weights(after).items()), (
-                name
-            )
+    def fails(self, at, error):
+        name = f"{at}-{error.__name__}"
+        run = self._start(name)
+        with Failing(at, error), suppress(error, InputError):
+            run.train()
+        after = self._start(name)
+        after.resume()
+        weights = self._ended(after)
+        assert all(torch.equal(self.usual[key], value) for key, value in weights.items()), name
