@@ -111,9 +111,7 @@ def sweep(work, after, file, kind, number):
     usual = work()
     count = LIVE.made
     freed()
-    places = range(count)
-    if number:
-        places = sorted(random.Random(kind).sample(places, min(number, count)))
+    places = random.Random(kind).sample(range(count), min(number or count, count))
     done = {(line["kind"], line["ever"], line["at"]) for line in lines_of(file)}
     for at in places:
         ever = at % 5 == 0
