@@ -37,8 +37,9 @@ from ..mmp_core.sampler.guidance import opposes
 from ..mmp_core.sampler.settings import Target
 from ..mmp_core.target import check_reducible
 from . import many
+from .drawing_options import put_back_options
 from .model import check_settings, load_model, memory_explained, note, settings_of
-from .options import given, put_back_options
+from .options import given
 
 _LONGEST_NAME = 48
 _KEEPING = ("", "edit", "paint")

@@ -13,7 +13,7 @@ from typing import NoReturn
 from ..demo.register import register as register_toy_world
 from ..mmp_core.errors import InputError
 from ..mmp_core.files import accessing
-from . import options, training_options
+from . import drawing_options, options, training_options
 
 PROGRAM = "mmada-parallel"
 INTERRUPTED = 130
@@ -157,17 +157,17 @@ def build_parser() -> argparse.ArgumentParser:
     generate = _command(
         commands, "generate", "make a picture from words alone", _GENERATE, _GENERATE_EXAMPLE
     )
-    options.add_mask(edit)
-    options.add_put_back(edit)
-    options.add_tasks(edit)
+    drawing_options.add_mask(edit)
+    drawing_options.add_put_back(edit)
+    drawing_options.add_tasks(edit)
     unused = ("image", "mask", "reference", "put_back", "mask_out")
     generate.set_defaults(task="generate", **dict.fromkeys(unused))
     for drawing in (edit, generate):
-        options.add_drawing(drawing)
+        drawing_options.add_drawing(drawing)
     describe = _command(
         commands, "describe", "answer a question about a picture", _DESCRIBE, _DESCRIBE_EXAMPLE
     )
-    options.add_description(describe)
+    drawing_options.add_description(describe)
     for answering in (edit, generate, describe):
         answering.set_defaults(run="draw:draw")
     train = _command(commands, "train", "finetune on pictures, rewards or picks", _TRAIN)

@@ -37,7 +37,7 @@ from ..training.loop.settings import RunSettings
 from ..training.pararl.run import ParaRLRun
 from ..training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
 from ..training.rewards.clip import ClipScorer, clip_folder
-from ..training.rewards.registry import placed_spec, weighted_reward
+from ..training.rewards.registry import weighted_reward
 from ..training.sft.run import SFTRun
 from ..training.sft.settings import SFTSettings
 from ..training.weights.adapter_files import base_metadata, read_adapter, save_adapter
@@ -53,14 +53,13 @@ from .training_data import (
     data_settings,
     dataset_of,
     place_and_repeats,
-    placed_source,
+    placed,
     run_folder,
     watched_cases,
 )
 from .training_options import ROLLOUTS
 from .votes import say_where_to_vote
 
-_PLACES = ("model", "held_out_data", "guard", "samples")
 Save = Callable[[Mapping[str, Tensor]], Path]
 """Writes trained weights; where they are."""
 
@@ -234,27 +233,12 @@ def _write_run_file(args: argparse.Namespace, run: TrainingRun, **rollouts: Any)
     if not run.ranks.first:
         return
     own = {*vars(args)} - {"run", "resume", "quiet"}
-    values = {name: _placed(name, getattr(args, name)) for name in sorted(own)}
+    values = {name: placed(name, getattr(args, name)) for name in sorted(own)}
     if args.data is not None:
         values |= {} if args.full else vars(_adapter(args))
         values |= {} if run.kind == DPORun.kind else vars(data_settings(args))
     settings = {name: getattr(run.settings, name) for name in options_of(run.settings)}
     write_run_file(run.folder.path / NAME, run.kind, {**values, **settings, **rollouts})
-
-
-def _placed(name: str, value: Any) -> Any:
-    """``value`` of an option such that it means the same from every folder."""
-    if isinstance(value, Path):
-        return value.absolute()
-    if name == "lora":
-        return [f"{file.absolute()}:{strength:g}" for file, strength in value]
-    if name == "reward":
-        return value and [placed_spec(spec) for spec in value]
-    if name == "data":
-        return value and [placed_source(source) for source in value]
-    if name in _PLACES and value not in (None, "none", "demo", *GENERATED):
-        return Path(value).absolute()
-    return value
 
 
 def _ranks(args: argparse.Namespace) -> Ranks:

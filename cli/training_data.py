@@ -27,11 +27,12 @@ from ..training.data.registry import GENERATED
 from ..training.data.settings import DataSettings
 from ..training.data.variations import varied
 from ..training.loop.watch import MOST_SAMPLES, Watched
-from ..training.rewards.registry import by_votes
+from ..training.rewards.registry import by_votes, placed_spec
 from ..views.strip import samples_strip
 from .model import note
 from .options import given
 
+_PLACES = ("model", "held_out_data", "guard", "samples")
 _GENERATED_CASES = 1000
 _MOST_REPEATS = 1000
 
@@ -122,3 +123,18 @@ def cases_from(
         note(args, f"skipped {line}")
     note(args, " ".join(filter(None, (f"{len(cases)} cases of {dataset.place}.", cases.note))))
     return cases
+
+
+def placed(name: str, value: Any) -> Any:
+    """``value`` of an option such that it means the same from every folder."""
+    if isinstance(value, Path):
+        return value.absolute()
+    if name == "lora":
+        return [f"{file.absolute()}:{strength:g}" for file, strength in value]
+    if name == "reward":
+        return value and [placed_spec(spec) for spec in value]
+    if name == "data":
+        return value and [placed_source(source) for source in value]
+    if name in _PLACES and value not in (None, "none", "demo", *GENERATED):
+        return Path(value).absolute()
+    return value

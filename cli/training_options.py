@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from dataclasses import replace
 
 from ..mmp_core.options import Option, options_of
@@ -35,7 +36,7 @@ def add_pararl(parser: argparse.ArgumentParser) -> None:
         help=f"what to train for: {kinds}; repeat it for a weighted sum (default for --data demo: "
         "checker)",
     )
-    _add_dataset(parser, "demo")
+    _add_dataset(parser, "demo", unused=("outside_weight",))
     add_settings(parser.add_argument_group("ParaRL"), _own(ParaRLSettings))
     options = options_of(ROLLOUT_SAMPLER)
     add_settings(parser.add_argument_group("rollouts"), [options[name] for name in ROLLOUTS])
@@ -110,7 +111,10 @@ def add_dpo(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
 
 
-def _add_dataset(parser: argparse.ArgumentParser, default: str | None) -> None:
+def _add_dataset(
+    parser: argparse.ArgumentParser, default: str | None, unused: Collection[str] = ()
+) -> None:
+    """``unused``: options that the method takes, as run files hold them, and does nothing with."""
     otherwise = f" (default {default})" if default else ""
     generated = ", ".join(f"or {each.name}: {each.help}" for each in GENERATED.values())
     group = parser.add_argument_group("data")
@@ -124,7 +128,11 @@ def _add_dataset(parser: argparse.ArgumentParser, default: str | None) -> None:
         f"datasets saved, files of parquet, {generated}{otherwise}; repeat it for several, each "
         "used REPEATS times",
     )
-    add_settings(group, options_of(DataSettings).values())
+    options = options_of(DataSettings)
+    add_settings(group, (option for name, option in options.items() if name not in unused))
+    for name in unused:
+        kind = options[name].kind
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=argparse.SUPPRESS)
     group.add_argument(
         "--cases",
         type=positive,

@@ -68,6 +68,14 @@ def test_names_keep_their_spelling_and_no_default_is_empty():
     assert not any("(default )" in parser.format_help() for parser in EVERY.values())
 
 
+def test_pararl_takes_the_weight_of_older_run_files_and_does_not_offer_it():
+    pararl = EVERY["mmada-parallel train pararl"]
+    assert "--outside-weight" not in pararl.format_help()
+    assert "--outside-weight" in EVERY["mmada-parallel train sft"].format_help()
+    given = pararl.parse_args(["--output", "a.safetensors", "--outside-weight=0.5"])
+    assert given.outside_weight == 0.5
+
+
 def test_a_rollouts_defaults_are_its_own():
     actions = {action.dest: action for action in EVERY["mmada-parallel train pararl"]._actions}
     assert "(default 32)" in actions["text_steps"].help
@@ -101,8 +109,9 @@ def test_the_tasks_of_edit_are_those_that_families_have():
             assert sorted(listed.split(", ")) == sorted(of_pictures)
 
 
-def test_the_module_is_the_command():
-    command = [sys.executable, "-m", "mmada_parallel.cli", "edit", "nowhere.png"]
+@pytest.mark.parametrize("module", ["mmada_parallel", "mmada_parallel.cli"])
+def test_the_module_is_the_command(module):
+    command = [sys.executable, "-m", module, "edit", "nowhere.png"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [

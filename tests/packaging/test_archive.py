@@ -28,7 +28,7 @@ flagged version cannot be installed by default."""
 CODE = {".py", ".js", ".toml", ".json"}
 LARGEST = 32 * 2**20
 """Bytes, not packed: 29 MB of them are the toy checkpoints."""
-ENTRIES = {"__init__", "cli.__init__", "cli.__main__", "nodes.__init__"}
+ENTRIES = {"__init__", "__main__", "cli.__init__", "cli.__main__", "nodes.__init__"}
 """Modules that Python or ComfyUI starts with."""
 
 
