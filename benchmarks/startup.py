@@ -1,8 +1,10 @@
 """What the pack adds to ComfyUI's start, and what the first edit takes more than the second.
 
 ``python -m mmada_parallel.benchmarks.startup FILE [--pairs 3]`` starts ComfyUI (see tests/hosts.py)
-until its custom nodes are loaded, with an empty pack and with this one in turn, and makes two edits
-of the demo in a fresh process. It writes to FILE after each measurement and continues from it.
+until its custom nodes are loaded, with an empty pack and with this one in turn. It imports a fresh
+copy of the pack into processes that have ComfyUI's modules already: the first compiles it, the
+second reads what Python cached. It makes two edits of the demo in a fresh process. It writes to
+FILE after each measurement and continues from it.
 All times are CPU seconds of the process, which other work on the machine hardly changes.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -37,6 +40,28 @@ for task in held_out(2):
     decode_image(model, denoise(model, prompt_of(model, task), SamplerSettings()).final)
     times.append(time.process_time())
 print(json.dumps([b - a for a, b in zip(times, times[1:])]))
+"""
+
+
+IMPORT = """\
+import asyncio, importlib.util, os, sys, time
+sys.argv = ["main.py", "--cpu"]
+sys.path.insert(0, os.getcwd())
+import comfy.options
+comfy.options.enable_args_parsing()
+import execution, folder_paths, nodes, server
+from comfy_api.v0_0_2 import io
+began = time.process_time()
+file = os.environ["PACK"] + "/__init__.py"
+spec = importlib.util.spec_from_file_location("pack", file)
+pack = sys.modules["pack"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pack)
+pack.__path__ = [os.environ["PACK"]]
+async def listed():
+    for node in await (await pack.comfy_entrypoint()).get_node_list():
+        node.GET_SCHEMA()
+asyncio.run(listed())
+print("seconds", time.process_time() - began)
 """
 
 
@@ -81,11 +106,34 @@ def edits() -> dict[str, float]:
     return {"load": load, "first": first, "second": second}
 
 
-def summary(pairs: list[list[float]], runs: list[dict[str, float]]) -> dict[str, float]:
+def imports() -> dict[str, float]:
+    """CPU seconds that the import of a fresh copy and its list of nodes take, and a second one."""
+    host = find_host("current")
+    unset = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+    kept = {name: value for name, value in os.environ.items() if name not in unset}
+    with tempfile.TemporaryDirectory() as folder:
+        code = shutil.ignore_patterns(".*", "*.safetensors", "tests", "__pycache__", "build")
+        shutil.copytree(PACK_ROOT, f"{folder}/pack", ignore=code)
+        command = [sys.executable, "-c", IMPORT]
+        taken = {}
+        for name in ("first", "again"):
+            env = kept | {"PACK": f"{folder}/pack"}
+            printed = cpu_seconds(command, host.path, env=env)[1].splitlines()
+            (line,) = (line for line in printed if line.startswith("seconds"))
+            taken[name] = float(line.split()[1])
+        return taken
+
+
+def summary(
+    pairs: list[list[float]], runs: list[dict[str, float]], imported: list[dict[str, float]]
+) -> dict[str, float]:
     added = [pack - empty for empty, pack in pairs]
     results = {"empty_pack": statistics.median(empty for empty, _ in pairs)} if pairs else {}
     if pairs:
         results["added_by_this_pack"] = statistics.median(added)
+    for name in ("first", "again"):
+        if imported:
+            results[f"import_{name}"] = statistics.median(one[name] for one in imported)
     if runs:
         results["first_over_second_edit"] = statistics.median(
             r["first"] / r["second"] for r in runs
@@ -98,18 +146,20 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--pairs", type=int, default=3)
     args = parser.parse_args()
-    results: dict[str, Any] = {"starts": [], "edits": []}
+    results: dict[str, Any] = {"starts": [], "imports": [], "edits": []}
     if args.file.exists():
         results = json.loads(args.file.read_text(encoding="utf-8"))
     host, began = find_host("current"), time.perf_counter()
-    for name, measure in (("edits", edits), ("starts", lambda: [start(False), start(True)])):
+    measures = {"imports": imports, "edits": edits, "starts": lambda: [start(False), start(True)]}
+    for name, measure in measures.items():
+        results.setdefault(name, [])
         while len(results[name]) < args.pairs:
             results[name].append(measure())
             results |= {
                 "command": f"python -m mmada_parallel.benchmarks.startup FILE --pairs {args.pairs}",
                 "machine": f"{os.uname().machine}, CPU, {host}, busy with other work",
                 "date": date.today().isoformat(),
-                "summary": summary(results["starts"], results["edits"]),
+                "summary": summary(results["starts"], results["edits"], results["imports"]),
             }
             with replacing(args.file) as whole:
                 whole.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
