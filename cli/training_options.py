@@ -18,6 +18,7 @@ from ..training.weights.settings import AdapterSettings
 from .options import add_model, add_quiet, add_settings, path, place, positive
 
 ROLLOUTS = ("text_steps", "image_steps", "text_temperature", "image_temperature", "joint_guidance")
+ROLLOUTS += ("speed",)
 
 
 def add_pararl(parser: argparse.ArgumentParser) -> None:

@@ -46,12 +46,13 @@ def test_drawn_steps_are_spread_evenly(model):
     assert counts.tolist() == pytest.approx([0.1] * 10, abs=0.015)
 
 
-def test_scored_steps_are_those_of_the_recorded_trajectory(model):
-    found = rolled(model)
+@pytest.mark.parametrize("speed", ["exact", "cached"])
+def test_scored_steps_are_those_of_the_recorded_trajectory(model, speed):
+    found = rolled(model, speed=speed)
     assert found.shape == (3, 2, 4)
     for place, group in enumerate(found.groups):
         prompt = Prompt.stack([group.case.prompt]).repeat(4)
-        whole = denoise(model, prompt, replace(SAMPLER, seed=group.seeds))
+        whole = denoise(model, prompt, replace(SAMPLER, speed=speed, seed=group.seeds))
         steps = group.drawn_steps(2, whole.total_steps)
         final = found.final[4 * place : 4 * place + 4]
         assert torch.equal(final.text, whole.final.text)

@@ -23,7 +23,8 @@ class ParaRLSettings(RunSettings):
     """Settings of ParaRL (arXiv 2511.09611, §3.3); symbols are those of its Eq. 3.
 
     ``group_size``: G. ``scored_steps``: s. ``clip``: ε. ``kl``: β. ``std_floor``: in units of the
-    normalised reward. ``sampler``: of the rollouts; its seed is not used.
+    normalised reward. ``sampler``: of the rollouts; its seed is not used. With speed "cached" they
+    are drawn from a policy that differs a little; log-probs are computed anew, without caches.
 
     Raises ``InputError`` for a value out of range.
     """
@@ -88,8 +89,9 @@ class ParaRLSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.sampler.preset, self.sampler.speed) != ("corrected", "exact"):
+        if self.sampler.preset != "corrected" or self.sampler.reveals_early:
             raise InputError(
-                "Rollouts need the sampler's preset 'corrected' and speed 'exact', whose steps "
-                f"unmask what was planned; got {self.sampler.preset!r} and {self.sampler.speed!r}."
+                "Rollouts need the sampler's preset 'corrected' and speed 'exact' or 'cached', "
+                "whose steps unmask what was planned; got "
+                f"{self.sampler.preset!r} and {self.sampler.speed!r}."
             )
