@@ -27,9 +27,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 _ROWS = 134656
+_NOISE = 2**22
 _CHILD = """
 import json, re, sys
-from mmada_parallel.mmp_core.convert import convert
+from mmada_parallel.mmp_core.checkpoint.convert import convert
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 before = peak()
@@ -50,15 +51,18 @@ def write_source(folder: Path, layers: int) -> None:
     for name in outline.state_dict():
         block = name.split(".")[3] if ".blocks." in name else name.split(".")[2]
         shards.setdefault(f"model-{block}.safetensors", []).append(name)
+    noise = torch.randn(_NOISE).bfloat16() * 0.02
     for shard, names in shards.items():
         shapes = {name: outline.get_parameter(name).shape for name in names}
-        save_file(
-            {n: torch.randn(s, dtype=torch.bfloat16) * 0.02 for n, s in shapes.items()},
-            folder / shard,
-        )
+        save_file({name: _filled(noise, shape) for name, shape in shapes.items()}, folder / shard)
     places = {name: shard for shard, names in shards.items() for name in names}
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": places}))
+
+
+def _filled(noise: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """``noise`` again and again, in this shape."""
+    return noise.repeat(-(-shape.numel() // _NOISE))[: shape.numel()].reshape(shape).clone()
 
 
 def measured(source: Path, out: Path, kind: str) -> dict[str, float]:
