@@ -110,6 +110,7 @@ def _fewer(share: int) -> Method:
     return Method("fewer steps", settings=tuple(steps.items()))
 
 
+_ONE = (("text_steps", 1), ("image_steps", 1))
 OURS, REDUCED = "this pack", (8, 16, 32)
 METHODS = {
     "exact": Method(OURS),
@@ -117,6 +118,8 @@ METHODS = {
     "fast": Method(OURS, 0, (("speed", "fast"),)),
     "fastest": Method(OURS, 2, (("speed", "fastest"),)),
     **{f"steps / {share}": _fewer(share) for share in REDUCED},
+    "one step": Method("a target", settings=_ONE),
+    "one step, no guidance": Method("a target", settings=(*_ONE, ("joint_guidance", 0.0))),
     "ML-Cache 0.9": Method("ML-Cache", 2, change=_ml_cache(0.9)),
     "dLLM-Cache 4": Method("dLLM-Cache", 4, change=_cache(lambda: peers.DLLMCache(4))),
     "cached, prompt kept": Method(OURS, 2, (("speed", "cached"),), _prompt_kept),
