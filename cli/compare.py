@@ -15,6 +15,7 @@ from ..mmp_core.batching import denoise_in_batches
 from ..mmp_core.checkpoint.adapters import build_adapter, read_adapter
 from ..mmp_core.files import replacing, writable_file, writing
 from ..mmp_core.image.files import read_original
+from ..mmp_core.memory import decoding_bytes
 from ..training.loop.keeping import named_adapters
 from ..views.examples import Answer, answers_sheet
 from .draw import encoded, task_of
@@ -59,7 +60,8 @@ def _answers(
         if file is not None:
             state, about = read_adapter(file)
             attached = build_adapter(model, state, about, str(file)).attach(model.transformer)
-        final = denoise_in_batches(model, prompt, settings, record=0).final
+        size = decoding_bytes(model.image_tokenizer, prompt.initial.grid)
+        final = denoise_in_batches(model, prompt, settings, record=0, picture=size).final
         if attached is not None:
             attached.remove()
         picture: Image.Image = decode_image(model, final)[0]

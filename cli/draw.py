@@ -31,7 +31,7 @@ from ..mmp_core.image.files import load_image, read_original, writable_picture, 
 from ..mmp_core.image.mask_settings import MaskSettings
 from ..mmp_core.image.put_back_settings import PutBackSettings
 from ..mmp_core.instructions import instruction_notes
-from ..mmp_core.memory import denoising_estimate, module_bytes
+from ..mmp_core.memory import decoding_bytes, denoising_estimate, module_bytes
 from ..mmp_core.options import options_of
 from ..mmp_core.sampler.guidance import opposes
 from ..mmp_core.sampler.settings import Target
@@ -128,7 +128,11 @@ def answered(
         choice = chosen_in_batches(model, prompt, settings, target)
         settings = choice.settings
         note(args, f"for the target: {choice.described()}. {choice.expected()}")
-    estimate = denoising_estimate(model, prompt, settings, record=0).total(prompt.batch)
+    kept: dict[str, int] = {
+        "record": 0,
+        "picture": decoding_bytes(model.image_tokenizer, prompt.initial.grid),
+    }
+    estimate = denoising_estimate(model, prompt, settings, **kept).total(prompt.batch)
     weights = module_bytes(model.transformer)
     note(
         args,
@@ -141,7 +145,7 @@ def answered(
             bar.total = total
             bar.update()
 
-        trajectory = denoise_in_batches(model, prompt, settings, callback=advance, record=0)
+        trajectory = denoise_in_batches(model, prompt, settings, callback=advance, **kept)
     if choice:
         note(args, choice.took(trajectory.operations, time.perf_counter() - denoising))
     final, image, area = trajectory.final, None, None

@@ -88,6 +88,7 @@ def denoise_in_batches(
     callback: Callback | None = None,
     on_batch: Callable[[range], Any] | None = None,
     record: int | None = None,
+    picture: int = 0,
 ) -> Trajectory:
     """Denoise as :func:`denoise` does, but no more samples at once than ``budget`` has memory for.
 
@@ -95,13 +96,14 @@ def denoise_in_batches(
     the "upstream" preset of variant M, which draws from the global generator). ``callback`` gets
     the steps of one batch after the other, counted through; where it stops the run, samples of
     later batches stay as they were. ``on_batch`` gets the samples of each batch before it begins.
-    When memory runs out all the same, batches are halved, once.
+    ``picture``: bytes to decode a picture of it during the run or at its end, as
+    ``decoding_bytes`` gives them. When memory runs out all the same, batches are halved, once.
 
     Raises ``OutOfMemory``, with the numbers, where that does not help, and on a CPU, which would
     swap, before the first step.
     """
     settings, budget = settings or SamplerSettings(), budget or DeviceBudget(model.device)
-    estimate = denoising_estimate(model, prompt, settings, record=record)
+    estimate = denoising_estimate(model, prompt, settings, record=record, picture=picture)
     size, halved = budget.samples(estimate, prompt.batch), False
     if size == 0:
         raise OutOfMemory(_explained(model, prompt, settings, estimate, 1, "Too little memory"))
@@ -232,15 +234,21 @@ def _explained(
     free, (height, width) = free_bytes(model.device), prompt.initial.grid
     needed = readable_size(estimate.total(samples))
     left = "" if math.isinf(free) else f", and {readable_size(free)} are free"
+    weights = readable_size(module_bytes(model.transformer))
+    if estimate.picture > samples * estimate.working:
+        return (
+            f"{reason}: a picture of {width}x{height} image tokens needs about {needed} to be "
+            f"decoded, in addition to the weights ({weights}){left}. Use a smaller picture."
+        )
     advice = ["a smaller picture", "a shorter text"]
     if samples > 1:
         advice.insert(0, "a smaller batch")
     if settings.reuses:
         advice.append("speed exact or fast, which keep no caches")
-    advice.append("a checkpoint converted with --quantize fp8")
+    advice.append("a checkpoint that is converted to fp8 (Convert Checkpoint)")
+    results = "1 result" if samples == 1 else f"{samples} results"
     return (
-        f"{reason}: {samples} sample(s) of {width}x{height} image tokens and "
-        f"{prompt.initial.text.shape[1]} text tokens need about {needed} "
-        f"beside the weights ({readable_size(module_bytes(model.transformer))}){left}. "
-        f"Use {', '.join(advice[:-1])}, or {advice[-1]}."
+        f"{reason}: {results} of {width}x{height} image tokens and "
+        f"{prompt.initial.text.shape[1]} text tokens need about {needed} in addition to the "
+        f"weights ({weights}){left}. Use {', '.join(advice[:-1])}, or {advice[-1]}."
     )

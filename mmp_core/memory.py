@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from .errors import InputError
+from .image.tokenizer import ImageTokenizer
 from .model.config import ModelConfig
 from .model.formats import FORMATS
 from .model.kernels import available
@@ -26,9 +27,6 @@ from .sampler.policies import DenoisingModel
 from .sampler.settings import SamplerSettings
 from .state import Prompt
 
-PICTURE_BYTES_PER_PIXEL = 3072
-"""What either image tokenizer holds at full width (aMUSEd's, and 128 for MAGVIT-v2): 3 x 256
-channels of float32 where it is widest."""
 _STEP_BYTES_PER_TOKEN = 8 + 8 + 1 + 4
 """A recorded step: the state after it, its guess, what it unmasked, confidences."""
 _SMALL = 10**9
@@ -70,21 +68,26 @@ def _available_memory() -> float:
 @dataclass(frozen=True)
 class MemoryEstimate:
     """Bytes that denoising needs beside the weights. ``fixed``: for any batch. Per sample:
-    ``working``, at the worst moment of a step, and ``retained`` from step to step."""
+    ``working``, at the worst moment of a step, and ``retained`` from step to step. ``picture``: to
+    decode one, between two steps or at the end; 0 where none is decoded."""
 
     fixed: int
     working: int
     retained: int
+    picture: int = 0
 
     def total(self, samples: int) -> int:
         """Bytes for ``samples`` at once."""
-        return self.fixed + samples * (self.working + self.retained)
+        return self.fixed + samples * self.retained + max(samples * self.working, self.picture)
 
     def samples_in(self, free: float, most: int) -> int:
         """How many of ``most`` samples at once fit in ``free`` bytes; at least 1."""
         if self.total(most) <= free:
             return most
-        return max(1, int((free - self.fixed) // (self.working + self.retained)))
+        fit = (free - self.fixed) // (self.working + self.retained)
+        if self.picture and self.retained:
+            fit = min(fit, (free - self.fixed - self.picture) // self.retained)
+        return max(1, int(fit))
 
 
 def module_bytes(module: nn.Module) -> int:
@@ -138,9 +141,14 @@ def selection_bytes(positions: int, choices: int, branches: int, noise: int, ite
 
 
 def denoising_estimate(
-    model: DenoisingModel, prompt: Prompt, settings: SamplerSettings, *, record: int | None = None
+    model: DenoisingModel,
+    prompt: Prompt,
+    settings: SamplerSettings,
+    *,
+    record: int | None = None,
+    picture: int = 0,
 ) -> MemoryEstimate:
-    """Estimate ``denoise`` with the same arguments.
+    """Estimate ``denoise`` with the same arguments. ``picture``: see ``MemoryEstimate``.
 
     At its worst moment a step holds a forward, with what adapters add, and the other branches'
     results, or the logits it selects from. From step to step stay the branches' caches and the
@@ -178,7 +186,13 @@ def denoising_estimate(
     if settings.reuses:
         retained += branches * (KeyValueCache.bytes_of(config, 1, length, dtype) + hidden)
     table = 2 * length * config.head_dim * 4
-    return MemoryEstimate(table + dequantised_bytes(model.transformer, itemsize), working, retained)
+    fixed = table + dequantised_bytes(model.transformer, itemsize)
+    return MemoryEstimate(fixed, working, retained, picture)
+
+
+def decoding_bytes(tokenizer: ImageTokenizer, grid: tuple[int, int]) -> int:
+    """What decoding one picture of ``grid`` image tokens holds."""
+    return grid[0] * grid[1] * tokenizer.downsample**2 * tokenizer.bytes_per_pixel
 
 
 def _words_at_once(words: int, settings: SamplerSettings) -> int:

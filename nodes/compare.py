@@ -108,6 +108,7 @@ class CompareAdapters(io.ComfyNode):
                 budget=adapted.memory_budget(prompt, previews=False),
                 callback=lambda *_: host.stop_if_interrupted(),
                 record=0,
+                picture=adapted.picture_bytes(prompt.initial.grid, previews=False),
             )
             found.append((name, trajectory.final))
             progress.show(number + 1, len(files) + 1)

@@ -127,6 +127,7 @@ class ParallelDenoise(io.ComfyNode):
                     callback=view,
                     on_batch=lambda samples: view.part(samples, prompt.batch),
                     record=record_steps,
+                    picture=model.picture_bytes(prompt.initial.grid, previews=preview_every > 0),
                 )
             except Interrupted:
                 if reached := view.reached(prompt.initial):
@@ -261,7 +262,7 @@ def settings_of(
     chosen = {n: value for n, value in choices.items() if value != _RECOMMENDED.get(n)}
     for name, value in chosen.items():
         if name in _RECOMMENDED and value < 0:
-            raise InputError(f"{name} is {value:g}: give 0 or more, or -1 for what is recommended.")
+            raise InputError(f"{name} is {value:g}: give 0 or more, or set profile to recommended.")
     base = "reference" if preset == "upstream" else "recommended"
     return SamplerSettings.of_profile(base, variant, task, **chosen, seed=seed)
 

@@ -6,6 +6,7 @@ through the API is any object, and its range is not looked at.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import wraps
 from numbers import Integral, Real
@@ -47,12 +48,15 @@ def guarded(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
 
     @wraps(run)
     def execute(cls: type[io.ComfyNode], *args: Any, **given: Any) -> Any:
-        values = checked(node, given)
         try:
+            values = checked(node, given)
             with accessing():
                 return run(cls, *args, **values)
+        except InputError as error:
+            text = shown_names(node, str(error))
+            raise error if text == str(error) else type(error)(text) from None
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, InputError) or not is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         raise OutOfMemory(
             f"{node.define_schema().display_name} ran out of memory. Use a smaller picture or a "
@@ -62,6 +66,14 @@ def guarded(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
 
     setattr(node, "execute", classmethod(execute))  # noqa: B010 - a type checker sees no override
     return node
+
+
+def shown_names(node: type[io.ComfyNode], text: str) -> str:
+    """``text`` with the inputs of ``node`` called as the node shows them."""
+    for each in node.define_schema().inputs:
+        if each.display_name:
+            text = re.sub(rf"\b{each.id}\b", each.display_name, text)
+    return text
 
 
 def checked(node: type[io.ComfyNode], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def assumption(source: Source) -> str | None:
         return None
     return (
         f"It is taken for {source.variant.name}, since nothing says more than its shapes; if it is "
-        f"{' or '.join(variant.name for variant in others)}, say so: {HOW_TO_SAY}."
+        f"{' or '.join(variant.name for variant in others)}, {HOW_TO_SAY}."
     )
 
 
@@ -200,7 +200,7 @@ def check_formats(source: Source, device: torch.device) -> None:
     if device.type == "mps" and any(form.name != FORMATS["int8"].name for form in forms):
         raise CheckpointError(
             f"{source.path} is quantised with float8, which this device cannot hold: convert the "
-            "checkpoint with --quantize int8."
+            "original checkpoint to int8 (Convert Checkpoint)."
         )
 
 

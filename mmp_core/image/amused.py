@@ -25,6 +25,7 @@ from .blocks import (
     LevelNames,
     ResidualBlock,
     Upsample,
+    bytes_per_pixel,
     check_codes,
     check_floats,
     check_pixels,
@@ -207,6 +208,7 @@ class AmusedVQ(ImageTokenizer):
         sizes = AmusedConfig.read(config)
         layers = Layers(operations, sizes.norm_num_groups, factory)
         self.downsample = 2 ** (len(sizes.block_out_channels) - 1)
+        self.bytes_per_pixel = bytes_per_pixel(sizes.block_out_channels)
         self.codebook_size = sizes.num_vq_embeddings
         self.vector_width = sizes.vq_embed_dim or sizes.latent_channels
         self.encoder = Encoder(layers, sizes)

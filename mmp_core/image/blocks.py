@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -114,6 +114,15 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def bytes_per_pixel(widths: Sequence[int]) -> int:
+    """What decoding holds per pixel at its worst moment, in float32, by the channels of the finest
+    level and of the next. That is where the wider one is convolved at full resolution, or in the
+    finest level's last block: what came in, and of its own width the block's input, the first
+    convolution, its norm and activation. A CPU holds a convolution's input and output twice."""
+    fine, coarse = widths[0], max(widths[:2])
+    return 4 * max(4 * coarse, coarse + 6 * fine)
 
 
 def check_floats(name: str, tensor: Tensor, channels: int) -> None:

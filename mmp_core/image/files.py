@@ -246,7 +246,7 @@ def writable_picture(path: Any, what: str, quality: int | None = None) -> Path:
     with an ending of :data:`FORMATS`. Raises ``InputError``."""
     file = writable_file(path, what, tuple(FORMATS))
     if quality is not None and FORMATS[file.suffix.lower()] == "PNG":
-        raise InputError(f"{what} {file} is PNG, which loses nothing: --quality is for JPEG, WebP.")
+        raise InputError(f"{what} {file} is PNG, which loses nothing: a quality is for JPEG, WebP.")
     return file
 
 

@@ -19,6 +19,7 @@ from .blocks import (
     LevelNames,
     ResidualBlock,
     Upsample,
+    bytes_per_pixel,
     check_codes,
     check_floats,
     check_pixels,
@@ -154,6 +155,7 @@ class MagvitV2(ImageTokenizer):
         super().__init__(config or {})
         base = _read_width(config or {})
         layers = Layers(operations, NORM_GROUPS, factory)
+        self.bytes_per_pixel = bytes_per_pixel([base * factor for factor in DECODER_WIDTHS])
         self.encoder = Encoder(layers, base)
         self.decoder = Decoder(layers, base)
         self.quantize = SignQuantizer()

@@ -15,7 +15,7 @@ class ImageTokenizer(nn.Module, ABC):
 
     ``downsample``: pixels per code along each side. ``codebook_size``: codes are 0 …
     codebook_size - 1. ``vector_width``: channels of a code's vector. ``pixel_range``: the values of
-    black and white.
+    black and white. ``bytes_per_pixel``: what decoding a picture holds at its worst moment.
 
     Pixels, vectors and codes of a wrong shape or range raise ``InputError``. Inputs are cast to the
     dtype of the parameters.
@@ -25,6 +25,7 @@ class ImageTokenizer(nn.Module, ABC):
     codebook_size: int
     vector_width: int
     pixel_range: tuple[float, float]
+    bytes_per_pixel: int = 32
 
     @abstractmethod
     def __init__(

@@ -47,8 +47,7 @@ def upstream_policies(model: DenoisingModel, prompt: Prompt, settings: SamplerSe
         if getattr(settings, name) and name not in variant.upstream_knows:
             raise InputError(
                 f"{name} must be 0 with the upstream preset on variant {variant}, whose reference "
-                f"does not know it; SamplerSettings.upstream(variant={variant.id!r}) has its "
-                "values."
+                "does not know it."
             )
     return policies
 

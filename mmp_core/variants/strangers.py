@@ -24,7 +24,7 @@ REMEMBERED = "as you once chose"
 """How the family of a checkpoint is known."""
 FAMILY_KEY = "mmada_parallel_family"
 """Its id in config.json, where this pack's training wrote it."""
-HOW_TO_SAY = "family in Load MMaDA-Parallel, --family on the command line, family= in Python"
+HOW_TO_SAY = "choose it as family, in Load MMaDA-Parallel, on the command line or in Python"
 NOTE = "mmada_parallel.json"
 """The file beside config.json that remembers what the user said: ``{"family": "D"}``."""
 
@@ -56,8 +56,8 @@ def family_known(path: Path, config: Mapping[str, Any]) -> tuple[Variant | None,
             if pattern.search(name):
                 raise CheckpointError(
                     f"{path} is {stranger} by {origin} ({name}), which this pack cannot run; if it "
-                    "is MMaDA-Parallel after all, name its folder MMaDA-Parallel-A or -M, or say "
-                    "--family A or M (in Python family=)."
+                    "is MMaDA-Parallel after all, name its folder MMaDA-Parallel-A or -M, or "
+                    "choose A or M as family."
                 )
     return None, ASSUMED
 
@@ -83,7 +83,7 @@ def doubt_about(
             return None
         if origin == _IN_CONFIG and (trained := _trained_from(name, config)):
             others = [other.name for other in trained if other is not variant]
-            other = f"it is {' or '.join(others)}, say so: {HOW_TO_SAY}"
+            other = f"it is {' or '.join(others)}, {HOW_TO_SAY}"
             return (
                 f"It is taken for {variant.name}; {origin} ({name}) may be what it was trained "
                 f"from: if {other if others else 'it is that model, this pack cannot run it'}."

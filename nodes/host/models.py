@@ -31,10 +31,10 @@ from ...mmp_core.errors import sentence
 from ...mmp_core.files import readable_size
 from ...mmp_core.image.pictures import Size
 from ...mmp_core.memory import (
-    PICTURE_BYTES_PER_PIXEL,
     MemoryEstimate,
     OutOfMemory,
     computes_in_float32,
+    decoding_bytes,
 )
 from ...mmp_core.model.lora import Adapter, AttachedAdapter
 from ...mmp_core.pipeline import seen_size
@@ -129,7 +129,7 @@ class HostedModel:
     def _prepare_images(self, pixels: int, clip: HostedClip | None = None) -> None:
         """Raises ``OutOfMemory`` where a CPU has not enough."""
         patchers, device = [self.image_patcher], self.image_patcher.load_device
-        memory, free = pixels * PICTURE_BYTES_PER_PIXEL, free_bytes(device)
+        memory, free = pixels * self.model.image_tokenizer.bytes_per_pixel, free_bytes(device)
         if comfy.model_management.is_device_cpu(device) and memory > free:
             raise OutOfMemory(
                 f"Too little memory: a picture of {pixels / 1e6:.1f} megapixels needs about "
@@ -145,8 +145,13 @@ class HostedModel:
         self, prompt: Prompt, *, previews: bool, tell: Callable[[str], Any] = lambda cost: None
     ) -> HostBudget:
         """For ``denoise_in_batches``. ``tell``: called with what a batch needs, before it."""
-        (height, width), side = prompt.initial.grid, self.model.downsample
-        return HostBudget(self, height * width * side**2 if previews else 0, tell)
+        return HostBudget(self, previews and min(prompt.initial.grid) > 0, tell)
+
+    def picture_bytes(self, grid: tuple[int, int], *, previews: bool) -> int:
+        """What a run counts for decoding a picture of it: with previews, and on a CPU, where it is
+        decoded afterwards in the same memory."""
+        counts = previews or comfy.model_management.is_device_cpu(self.patcher.load_device)
+        return decoding_bytes(self.model.image_tokenizer, grid) if counts else 0
 
     @property
     def weights(self) -> int:
@@ -158,16 +163,16 @@ class HostedModel:
 class HostBudget:
     """The ``MemoryBudget`` of a device whose memory ComfyUI manages.
 
-    ``pixels``: of a preview, 0 for none. ``tell``: called with what is needed.
+    ``previews``: whether pictures are decoded between steps. ``tell``: called with what is needed.
     """
 
     hosted: HostedModel
-    pixels: int
+    previews: bool
     tell: Callable[[str], Any]
 
     @property
     def _patchers(self) -> list[comfy.model_patcher.ModelPatcher]:
-        pictures = [self.hosted.image_patcher] if self.pixels else []
+        pictures = [self.hosted.image_patcher] if self.previews else []
         return [*self.hosted.transformer_patchers, *pictures]
 
     def samples(self, estimate: MemoryEstimate, batch: int) -> int:
@@ -176,19 +181,12 @@ class HostBudget:
         device = self.hosted.patcher.load_device
         free = free_bytes(device)
         if comfy.model_management.is_device_cpu(device):
-            return estimate.samples_in(free, batch) if self._memory(estimate, 1) <= free else 0
+            return estimate.samples_in(free, batch) if estimate.total(1) <= free else 0
         beside = free - sum(core.loaded_size(patcher) for patcher in self._patchers)
-        return estimate.samples_in(
-            beside if beside >= self._memory(estimate, 1) else free / 2, batch
-        )
-
-    def _memory(self, estimate: MemoryEstimate, samples: int) -> int:
-        """Bytes for ``samples`` at once: of a step, or of a preview beside what is retained."""
-        retained = estimate.fixed + samples * estimate.retained
-        return max(estimate.total(samples), retained + self.pixels * PICTURE_BYTES_PER_PIXEL)
+        return estimate.samples_in(beside if beside >= estimate.total(1) else free / 2, batch)
 
     def prepare(self, estimate: MemoryEstimate, samples: int) -> None:
-        memory = self._memory(estimate, samples)
+        memory = estimate.total(samples)
         size = sum(core.loaded_size(patcher) for patcher in self._patchers)
         cost = memory_cost(self.hosted.patcher.load_device, size, memory)
         _log.info("MMaDA-Parallel: %d sample(s) at once. %s", samples, cost)

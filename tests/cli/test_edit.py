@@ -261,7 +261,8 @@ def test_a_gpu_that_is_too_small_is_told_with_the_numbers(edit, monkeypatch):
     monkeypatch.setattr(batching, "denoise", full)
     code, out, err = edit("--quiet")
     assert (code, out) == (2, "")
-    assert "1 sample(s) of " in the_line(err) and "beside the weights (" in err and "fp8" in err
+    assert "1 result of " in the_line(err) and "fp8" in err
+    assert "in addition to the weights (" in err
 
 
 def test_ctrl_c_stops_with_130_and_leaves_nothing(edit, tmp_path, monkeypatch):

@@ -173,9 +173,10 @@ def test_what_does_not_fit_at_all_is_one_sentence_with_the_numbers(model, small,
         denoise_in_batches(model, prompt, settings, budget=Budget(8))
     told = str(caught.value)
     assert memory.batches == tried and "\n" not in told
-    assert f"{tried[-1]} sample(s) of 3x4 image tokens and 6 text tokens need about" in told
+    results = "1 result" if batch == 1 else "3 results"
+    assert f"{results} of 3x4 image tokens and 6 text tokens need about" in told
     assert ("a smaller batch" in told) == (batch > 1)
-    assert "MB beside the weights (" in told and "fp8" in told and "keep no caches" in told
+    assert "MB in addition to the weights (" in told and "fp8" in told and "keep no caches" in told
 
 
 def test_other_errors_are_not_taken_for_it(model):
@@ -264,7 +265,7 @@ def test_a_cpu_that_cannot_hold_one_sample_refuses_before_the_first_step(model, 
         monkeypatch.setattr("mmada_parallel.mmp_core.batching.free_bytes", lambda _, n=free: n)
         model.forwards = 0
         if refused:
-            with pytest.raises(OutOfMemory, match="Too little memory: 1 sample.s. of 4x4"):
+            with pytest.raises(OutOfMemory, match="Too little memory: 1 result of 4x4"):
                 denoise_in_batches(model, prompt, SETTINGS["exact"])
             assert model.forwards == 0
         else:

@@ -66,7 +66,7 @@ def test_a_name_says_which_it_is(tmp_path, name):
 def test_what_nothing_tells_is_assumed_and_said(folder):
     report = inspect_checkpoint(nameless(folder))
     assert (report.family_id, report.family_known) == ("A", "assumed")
-    assert "if it is Lumina-DiMOO, say so: family in Load" in report.odd[0]
+    assert "if it is Lumina-DiMOO, choose it as family" in report.odd[0]
 
 
 @pytest.mark.parametrize("said", ["D", "lumina_dimoo", "Lumina-DiMOO"])

@@ -10,9 +10,9 @@ from mmada_parallel.mmp_core.checkpoint.convert import convert
 from mmada_parallel.mmp_core.errors import InputError
 from mmada_parallel.mmp_core.files import readable_size
 from mmada_parallel.mmp_core.memory import (
-    PICTURE_BYTES_PER_PIXEL,
     MemoryEstimate,
     OutOfMemory,
+    decoding_bytes,
     denoising_estimate,
     dequantised_bytes,
     forward_bytes,
@@ -291,14 +291,31 @@ def test_the_help_page_tells_what_is_computed(kind, row):
     assert [*cells[1:2], *cells[3:]] == [weights, need(1), need(4), need(1, "cached")]
 
 
-@torch.no_grad()
-def test_pictures_of_the_released_tokenizers_are_counted_where_they_are_widest():
-    from mmada_parallel.mmp_core.image.amused import AmusedVQ
+WIDTHS = {"released": [128, 256, 256], "demo": [16, 16, 32, 64], "one level": [32]}
 
-    config = tiny.VQ | {"block_out_channels": [128, 256], "norm_num_groups": 32}
-    tokenizer = AmusedVQ(config).requires_grad_(False)
-    codes = torch.zeros(1, 16, 16, dtype=torch.int64)
-    check(PICTURE_BYTES_PER_PIXEL * 32**2, most_bytes(lambda: tokenizer.decode(codes)))
+
+@pytest.mark.parametrize("widths", [*WIDTHS.values(), None], ids=[*WIDTHS, "magvit"])
+@torch.no_grad()
+def test_a_picture_is_counted_where_it_is_widest(widths):
+    from mmada_parallel.mmp_core.image.amused import AmusedVQ
+    from mmada_parallel.mmp_core.image.magvit import MagvitV2
+
+    if widths is None:
+        tokenizer = MagvitV2({})
+    else:
+        tokenizer = AmusedVQ(tiny.VQ | {"block_out_channels": widths, "norm_num_groups": 8})
+    tokenizer.requires_grad_(False)
+    side = 64 // tokenizer.downsample
+    codes, pixels = torch.zeros(1, side, side, dtype=torch.int64), torch.zeros(1, 3, 64, 64)
+    estimate = decoding_bytes(tokenizer, (side, side))
+    check(estimate, most_bytes(lambda: tokenizer.decode(codes)))
+    check(estimate, most_bytes(lambda: tokenizer.encode(pixels)))
+
+
+def test_a_picture_needs_its_memory_once_and_between_steps():
+    estimate = MemoryEstimate(fixed=100, working=50, retained=10, picture=400)
+    assert [estimate.total(n) for n in (1, 8, 10)] == [510, 580, 700]
+    assert [estimate.samples_in(free, 20) for free in (505, 510, 579, 580, 700)] == [1, 1, 7, 8, 10]
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_a_name_says_which_it_is(folder, tmp_path, name):
 def test_what_nothing_tells_is_said_and_remembered(folder, tmp_path):
     report = inspect_checkpoint(folder)
     assert (report.family_id, report.family_known) == ("M", "assumed")
-    assert "if it is MMaDA-8B, say so: family in Load" in report.odd[0]
+    assert "if it is MMaDA-8B, choose it as family" in report.odd[0]
     convert(folder, tmp_path / "one.safetensors", family="mmada-8b")
     assert load_checkpoint(tmp_path / "one.safetensors").variant.id == "8B"
     strangers.remember(folder, variant_named("8B"))

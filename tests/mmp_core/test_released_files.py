@@ -286,7 +286,9 @@ def test_strangers_are_refused_by_name(tmp_path, name, said):
     plain(folder, "A")
     if said:
         edit(folder / "config.json", _name_or_path=said)
-    expect(folder, "is LLaDA by .*name its folder MMaDA-Parallel-A or -M, or say --family")
+    expect(
+        folder, "is LLaDA by .*name its folder MMaDA-Parallel-A or -M, or choose A or M as family"
+    )
     assert load_checkpoint(folder, family="A").variant.id == "A"
     renamed = folder.rename(tmp_path / "MMaDA-Parallel-A")
     assert inspect_checkpoint(renamed).family_known == "by its name"
@@ -304,7 +306,10 @@ def test_what_a_checkpoint_was_trained_from_is_not_what_it_is(tmp_path):
             doubts = [odd for odd in report.odd if "may be what it was trained from" in odd]
             assert len(doubts) == (name == "mine")
             assert report.family_id == (variant if not doubts else {"A": "D", "M": "8B"}[variant])
-    assert "if it is MMaDA-Parallel-A, say so" in inspect_checkpoint(tmp_path / "A" / "mine").odd[0]
+    assert (
+        "if it is MMaDA-Parallel-A, choose it as family"
+        in inspect_checkpoint(tmp_path / "A" / "mine").odd[0]
+    )
     (tmp_path / "A" / "mine" / "README.md").write_text("---\nlicense: mit\n---\n# MMaDA-Parallel\n")
     report = inspect_checkpoint(tmp_path / "A" / "mine")
     assert (report.family_id, report.family_known, report.odd) == ("A", "by its name", [])
@@ -325,7 +330,7 @@ def test_a_name_of_another_family_than_the_files(tmp_path):
 def test_the_loader_logs_what_it_assumes(folder, caplog):
     caplog.set_level(logging.INFO)
     load_checkpoint(folder)
-    assert "family assumed: A (MMaDA-Parallel-A)" in caplog.text and "--family" in caplog.text
+    assert "family assumed: A (MMaDA-Parallel-A)" in caplog.text and "as family" in caplog.text
     caplog.clear()
     load_checkpoint(folder, family="A")
     assert "assumed" not in caplog.text and "chosen by you" in caplog.text
@@ -418,7 +423,7 @@ def test_check(tmp_path, variant, capsys):
     assert (code, err) == (0, "")
     name = f"MMaDA-Parallel-{variant}"
     assert out.startswith(f"family assumed: {variant} ({name})\n")
-    assert "--family" in out  # each has a twin
+    assert "as family" in out  # each has a twin
     code, out, err = run(capsys, folder, "--json", "--family", variant)
     report = json.loads(out)
     tokens = tiny.tokenizer(variant)

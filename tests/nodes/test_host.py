@@ -11,8 +11,8 @@ import torch
 from mmada_parallel.mmp_core import CheckpointError, SamplerSettings, encode_instruction, memory
 from mmada_parallel.mmp_core.checkpoint.load import EMBEDDED
 from mmada_parallel.mmp_core.memory import (
-    PICTURE_BYTES_PER_PIXEL,
     MemoryEstimate,
+    decoding_bytes,
     denoising_estimate,
 )
 from mmada_parallel.tests.nodes.hosted import prepare
@@ -202,13 +202,7 @@ def test_room_is_made_for_what_was_estimated(host, model, monkeypatch):
     model.memory_budget(prompt, previews=True).prepare(estimate, 2)
     prepare(model, prompt)
     assert loading.patchers[:2] == [[model.patcher], [model.patcher, model.image_patcher]]
-    picture = 128 * 128 * PICTURE_BYTES_PER_PIXEL
-    kept = estimate.fixed + 2 * estimate.retained
-    assert loading.asked == [
-        estimate.total(2),
-        max(estimate.total(2), kept + picture),
-        estimate.total(3),
-    ]
+    assert loading.asked == [estimate.total(2), estimate.total(2), estimate.total(3)]
 
 
 @pytest.mark.parametrize("spare, expected", [(0.0, 8), (1.0, 1), (3.5, 3), (99.0, 8)])
@@ -306,9 +300,8 @@ def test_encoding_asks_for_the_memory_of_the_picture_as_the_model_sees_it(
     (prompt,) = run_node(
         "EncodeInstruction", model=model, image=picture, instruction="make it red", **given
     )
-    height, width = prompt.image.shape[1:]
-    seen = height * width * model.model.downsample**2
-    assert loading.asked[0] == seen * PICTURE_BYTES_PER_PIXEL
+    tokenizer = model.model.image_tokenizer
+    assert loading.asked[0] == decoding_bytes(tokenizer, tuple(prompt.image.shape[1:]))
 
 
 def test_on_a_cpu_the_weights_are_there_already(host, model, monkeypatch):

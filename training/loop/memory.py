@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.memory import (
-    PICTURE_BYTES_PER_PIXEL,
+    decoding_bytes,
     denoising_estimate,
     dequantised_bytes,
     forward_bytes,
@@ -56,7 +56,8 @@ def pararl_bytes(
             update, _update_bytes(model, prompt, settings, trained, rows, rows * logits, dora)
         )
         rollout = max(rollout, denoising_estimate(model, prompt, sampler, record=0).total(at_once))
-        decoding = max(decoding, at_once * codes * model.downsample**2 * PICTURE_BYTES_PER_PIXEL)
+        picture = decoding_bytes(model.image_tokenizer, prompt.initial.grid)
+        decoding = max(decoding, at_once * picture)
     fixed = dequantised_bytes(model.transformer, model.transformer.dtype.itemsize)
     return fixed + max(update, 16 * trained + max(rollout, decoding))
 
