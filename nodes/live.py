@@ -83,9 +83,11 @@ class LiveView:
         if samples.start == 0:
             self._parts = math.ceil(batch / len(samples))
         if len(samples) < batch:
-            which = f"{samples.start + 1} to {samples.stop}" if len(samples) > 1 else samples.stop
+            first, last = samples.start, samples.stop - 1
+            which = f"samples {first} to {last}" if len(samples) > 1 else f"sample {first}"
             self._note = (
-                f"[{which} of {batch}, since there is not enough memory for all at once]\n\n"
+                f"[{which} of 0 to {batch - 1}, since there is not enough memory for all at once]"
+                "\n\n"
             )
 
     def __call__(self, index: int, total: int, step: Step) -> bool:

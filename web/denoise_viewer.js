@@ -3,7 +3,7 @@
 // is saved with the workflow.
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
-import { addElement, eachResult, onLive, onRefused, onResult, passToCanvas, pathOf } from './page.js'
+import { addElement, eachResult, onLive, onRefused, onResult, passToCanvas, pathOf, runsElsewhere } from './page.js'
 import { localised, translated } from './words.js'
 
 const NODE = 'MMaDAParallelDenoise'
@@ -173,9 +173,9 @@ class Viewer {
     this.range.disabled = true
     this.setSteps(step, total, total, step)
     this.setWords(words)
-    const place = { sample: sample + 1, count: batch }
-    const samples = batch > 1 ? [localised('sample {sample} of {count}', place)] : []
-    const items = item ? [localised('item {item}', { item: item + 1 })] : []
+    const place = { sample, last: batch - 1 }
+    const samples = batch > 1 ? [localised('sample {sample} of 0 to {last}', place)] : []
+    const items = item ? [localised('item {item}', { item })] : []
     const which = [...items, ...samples].join(', ')
     const note = this.stopButton.disabled ? localised('Stopping after this step.') : translated(said ?? '')
     if (!kept) return this.showActions({ which, stop: true, note })
@@ -213,19 +213,17 @@ class Viewer {
     if (!this.stopButton.hidden) this.showActions({ which: this.which.textContent })
   }
 
-  /** What ran is over: its recorded steps can be chosen. `runs`: one for each item of a list. */
+  /** What ran is over: its recorded steps can be chosen. `runs`: one for each item of a list. Samples
+   * are counted from 0, as in Score Alignment, Pick Sample and ComfyUI's own nodes for batches. */
   record(runs) {
     this.live = false
     this.stopButton.disabled = false
     this.kept = runs.map(({ kept }) => kept)
     this.choices = runs.flatMap((run, item) =>
       run.samples.map((sample, place) => {
-        const of = (number, count) => localised('{number} of {count}', { number, count })
-        const names = [of(place + 1, run.samples.length)]
-        const several = runs.length > 1 && run.samples.length > 1
-        if (several) names.unshift(localised('item {item}', { item: item + 1 }))
-        else if (runs.length > 1) names[0] = of(item + 1, runs.length)
-        return { ...run, ...sample, name: names.join(': ') }
+        const names = runs.length > 1 ? [localised('item {item}', { item })] : []
+        if (run.samples.length > 1) names.push(localised('sample {sample}', { sample: place }))
+        return { ...run, ...sample, name: names.join(', ') }
       })
     )
     this.picker.replaceChildren()
@@ -245,7 +243,6 @@ class Viewer {
     const pick = this.choices.length > 1
     this.showActions({
       pick,
-      which: pick ? localised('sample') : '',
       goOn: this.kept.some(Boolean),
       note: chosen.kept ? endedNote(chosen.total, chosen.planned) : translated(chosen.used ?? '')
     })
@@ -364,11 +361,12 @@ app.registerExtension({
     onLive(STEP_EVENT, (nodes, detail) =>
       viewersOf(nodes).forEach((viewer) => viewer.showStep(detail))
     )
-    api.addEventListener('b_preview_with_metadata', ({ detail }) =>
+    api.addEventListener('b_preview_with_metadata', ({ detail }) => {
+      if (runsElsewhere()) return
       viewersOf(pathOf(detail.displayNodeId)).forEach((viewer) => viewer.showPreview(detail.blob))
-    )
+    })
     api.addEventListener('executed', ({ detail }) => {
-      if (!runsOf(detail.output).length) return
+      if (!runsOf(detail.output).length || runsElsewhere()) return
       const outer = viewersOf(pathOf(detail.display_node ?? detail.node)).slice(0, -1)
       outer.forEach((viewer) => show(viewer, detail.output))
     })

@@ -19,6 +19,26 @@ export function pathOf(executionId) {
   return nodes
 }
 
+const MOST_PROMPTS = 64
+const queuedFrom = new Map() // the workflow that was open when a prompt was queued, by its id
+let runningPrompt = null
+
+const openWorkflow = () => app.extensionManager?.workflow?.activeWorkflow
+
+/** Whether the prompt that runs, or another, was queued from another workflow of this page than the
+ * one that is open, in which its node ids are those of other nodes. */
+export function runsElsewhere(prompt = runningPrompt) {
+  const from = queuedFrom.get(prompt)
+  return Boolean(from) && from !== openWorkflow()
+}
+
+function remember(prompt, workflow) {
+  queuedFrom.set(prompt, workflow)
+  if (queuedFrom.size > MOST_PROMPTS) queuedFrom.delete(queuedFrom.keys().next().value)
+}
+
+api.addEventListener('execution_start', ({ detail }) => (runningPrompt = detail.prompt_id))
+
 let created = 0 // the page takes widgets of one name at one node id for the same element
 
 /** Shows `element` on `node`, at least `height` high, as a widget that is neither saved nor queued. */
@@ -39,7 +59,7 @@ export function onResult(node, show) {
   const before = node.onExecuted
   node.onExecuted = function (output) {
     before?.apply(this, arguments)
-    show(output)
+    if (!runsElsewhere()) show(output)
   }
 }
 
@@ -71,7 +91,7 @@ export function onLive(event, show) {
     tell()
   })
   api.addEventListener(event, ({ detail }) => {
-    const nodes = pathOf(detail.node)
+    const nodes = runsElsewhere() ? [] : pathOf(detail.node)
     if (nodes.length) show(nodes, detail)
   })
   tell()
@@ -92,7 +112,7 @@ export function onRefused(show, clear) {
     refused = []
   }
   api.addEventListener('execution_error', ({ detail }) => {
-    const nodes = pathOf(detail.node_id)
+    const nodes = runsElsewhere(detail.prompt_id) ? [] : pathOf(detail.node_id)
     if (!nodes.length || !REFUSALS.includes(detail.exception_type)) return
     refuse(nodes, detail.exception_message.split('\nThis error means you ran out')[0].trim())
   })
@@ -107,8 +127,10 @@ export function onRefused(show, clear) {
   const queue = api.queuePrompt
   api.queuePrompt = async function () {
     forget()
+    const workflow = openWorkflow()
     try {
       const answer = await queue.apply(this, arguments)
+      if (answer?.prompt_id) remember(answer.prompt_id, workflow)
       refuseAll(answer?.node_errors) // what does not depend on these nodes runs
       return answer
     } catch (error) {

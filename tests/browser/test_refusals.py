@@ -48,7 +48,7 @@ def test_toast_and_node_show_the_sentence_until_the_next_run(comfy_page, vue):
     comfy_page.wait_until_ready()
     comfy_page.load(WORKFLOW, "refused again")
     comfy_page.page.evaluate(NEGATIVE)
-    sentence = "joint_guidance is -0.5: give 0 or more, or -1 for what is recommended."
+    sentence = "guidance is -0.5: give 0 or more, or set profile to recommended."
     assert sentence in refused(comfy_page)
     assert comfy_page.page.evaluate(VIEWER).strip() == sentence
     comfy_page.screenshot(f"refused-denoise-{'vue' if vue else 'canvas'}")

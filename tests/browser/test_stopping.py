@@ -172,10 +172,10 @@ def test_each_sample_of_a_batch_can_be_shown(viewer, renderer):
     viewer.page.evaluate(SET_BATCHES, 3)
     viewer.comfy.queue()
     viewer.page.wait_for_function(HAS_STEPPED, arg=[NODE, 3], timeout=60000)
-    assert viewer.state()["which"] == "sample 1 of 3"
+    assert viewer.state()["which"] == "sample 0 of 0 to 2"
     assert viewer.comfy.wait_for_end() == "execution_success"
     first = viewer.check_result()
-    assert first["samples"] == ["1 of 3", "2 of 3", "3 of 3"]
+    assert first["samples"] == ["sample 0", "sample 1", "sample 2"]
     pictures = {first["picture"]}
     for place in (1, 2):
         viewer.page.evaluate(CHOOSE, [NODE, place])

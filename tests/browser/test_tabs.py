@@ -2,11 +2,17 @@
 
 import pytest
 from mmada_parallel.tests.browser.conftest import ComfyPage, serve_page
+from mmada_parallel.tests.browser.test_refusals import NEGATIVE
 from mmada_parallel.tests.browser.test_stopping import open_slow
 from mmada_parallel.tests.browser.test_viewer import HAS_STEPPED, NODE, WORKFLOW, ViewerPage
 from mmada_parallel.tests.front_ends import NEWEST
 
 pytestmark = pytest.mark.exhaustive
+QUEUE_AND_LEAVE = """async (workflow) => {
+    heard.length = 0
+    await app.queuePrompt(0, 1)
+    await app.loadGraphData(workflow, true, true, 'another workflow')
+}"""
 MINUTE = 60_000
 
 
@@ -61,6 +67,25 @@ def test_a_second_tab_leaves_the_run_of_the_first_alone(viewer):
     assert viewer.check_result() == before
     for tab in (viewer, other):
         tab.check_no_complaints()
+
+
+def test_a_run_of_another_workflow_shows_nothing_on_nodes_of_the_same_number(viewer):
+    """Neither its steps nor what it refuses: the page has both workflows open."""
+    viewer.open("vue")
+    viewer.page.evaluate(NEGATIVE)
+    viewer.comfy.queue()
+    viewer.comfy.wait_for_message("execution_error")
+    viewer.page.wait_for_timeout(1000)
+    assert "give 0 or more" in viewer.state()["text"]
+    for wrong in (True, False):
+        open_slow(viewer, "vue")
+        if wrong:
+            viewer.page.evaluate(NEGATIVE)
+        viewer.page.evaluate(QUEUE_AND_LEAVE, WORKFLOW)
+        ended = "execution_error" if wrong else "execution_success"
+        viewer.comfy.wait_for_message(ended)
+        viewer.page.wait_for_timeout(1000)
+        assert "appear here" in viewer.state()["text"]
 
 
 def test_a_run_ends_whose_tab_was_closed(viewer):

@@ -235,8 +235,8 @@ def test_a_batch_in_parts_is_announced_and_fills_the_bar_once(
     steps = output[1].total_steps
     expected = [(done, 2 * steps) for done in range(1, 2 * steps + 1)]
     assert recorder.steps == [*expected, (2 * steps, 2 * steps)]
-    assert recorder.texts[0].startswith("[1 to 2 of 3, since there is not enough memory")
-    assert recorder.texts[-2].startswith("[3 of 3, since there is not enough memory")
+    assert recorder.texts[0].startswith("[samples 0 to 1 of 0 to 2, since there is not")
+    assert recorder.texts[-2].startswith("[sample 2 of 0 to 2, since there is not enough memory")
     assert recorder.texts[-1].startswith("[in parts, since there was not enough memory")
     assert {state for _, state in recorder.words[steps][1]} == {"masked", "new"}
     (((data,),),) = output.ui.values()
