@@ -38,6 +38,7 @@ from mmada_parallel.mmp_core.editing import extended, pattern_selected, reopened
 from mmada_parallel.mmp_core.fitting import fitted_input
 from mmada_parallel.mmp_core.image.mask_settings import MaskSettings
 from mmada_parallel.mmp_core.image.put_back_settings import PutBackSettings
+from mmada_parallel.mmp_core.variation import confidence_in, varied
 from mmada_parallel.training.rewards.clip import DEMO_CLIP, ClipScorer
 from mmada_parallel.views.mask_overlay import prompt_overlays
 from mmada_parallel.views.sheet import MASK_SIGN, Word, lines_in
@@ -203,6 +204,37 @@ def best_of_n(model: Model) -> Image.Image:
     return square([Panel(picture) for picture in pictures], f"best of 4: {texts[best]}")
 
 
+def vary_a_result(model: Model) -> Image.Image:
+    prompt = encode_instruction(model, "draw a star on white")
+    steps: dict[str, Any] = {"text_steps": 8, "image_steps": 8, "order": "text_first"}
+    chosen = SamplerSettings(text_temperature=1.0, joint_guidance=0.0, **steps)
+    run = denoise(model, prompt, replace(chosen, seed=1))
+    opened = varied(
+        run.final,
+        confidence_in(run),
+        text=0.2,
+        image=1.0,
+        end_of_text=model.layout.end_of_text,
+    )
+    again = prompt.starting_from(opened).repeat(4)
+    final = denoise(model, again, replace(chosen, seed=7), record=0).final
+    pictures = decode_image(model, run.final) + decode_image(model, final)
+    pictures[0] = ImageOps.expand(pictures[0], 5, "#2a9d3a")
+    return square([Panel(picture) for picture in pictures[:4]], "one result, varied three times")
+
+
+def several_instructions(model: Model) -> Image.Image:
+    picture = render(task_numbered(HELD_OUT + 3, kinds=EDITS).source)
+    lines = (
+        "make the circle the colour of grapes",
+        "make the background blue",
+        "remove the circle",
+    )
+    panels = [Panel(picture)]
+    panels += [result_panel(model, encode_instruction(model, line, picture)) for line in lines]
+    return square(panels, "one picture, three instructions")
+
+
 def of_one_kind(instruction: str, *scenes: int, **options: Any) -> Image.Image:
     """An answer with a picture or with a text, as the workflow of this ``instruction`` gives it.
     ``scenes``: seeds of *Demo Scene*."""
@@ -250,6 +282,8 @@ THUMBNAILS: dict[str, Callable[[Model], Image.Image]] = {
     "Stop, keep and redraw": stop_keep_and_redraw,
     "Parallel against sequential": orders,
     "Best of N": best_of_n,
+    "Vary a result": vary_a_result,
+    "Several instructions": several_instructions,
     "Describe a picture": lambda _: describe(),
     "Text to image at any size": lambda _: at_any_size(),
     "Style from a second picture": lambda _: of_one_kind("", 3, 4),

@@ -82,6 +82,8 @@ def test_the_promised_workflows_are_shipped():
         "Explain this edit",
         "Parallel against sequential",
         "Best of N",
+        "Vary a result",
+        "Several instructions",
         "Stop, keep and redraw",
         *TRAINING,
         *MINUTES,
