@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .errors import sentence
 from .files import readable_size
 from .image.placement import Placement
 from .memory import (
@@ -106,7 +107,9 @@ def denoise_in_batches(
     estimate = denoising_estimate(model, prompt, settings, record=record, picture=picture)
     size, halved = budget.samples(estimate, prompt.batch), False
     if size == 0:
-        raise OutOfMemory(_explained(model, prompt, settings, estimate, 1, "Too little memory"))
+        raise OutOfMemory(
+            _explained(model, prompt, settings, estimate, 1, sentence("Too little memory"))
+        )
     batches: list[Trajectory] = []
     start, counted = 0, _Counted(callback)
     while start < prompt.batch and not counted.stopped:
@@ -229,26 +232,27 @@ def _explained(
     settings: SamplerSettings,
     estimate: MemoryEstimate,
     samples: int,
-    reason: str = "Memory ran out",
+    reason: str = sentence("Memory ran out"),
 ) -> str:
     free, (height, width) = free_bytes(model.device), prompt.initial.grid
     needed = readable_size(estimate.total(samples))
-    left = "" if math.isinf(free) else f", and {readable_size(free)} are free"
-    weights = readable_size(module_bytes(model.transformer))
+    weights, left = readable_size(module_bytes(model.transformer)), ""
+    if not math.isinf(free):
+        left = ", " + sentence(f"and {readable_size(free)} are free")
     if estimate.picture > samples * estimate.working:
-        return (
+        return sentence(
             f"{reason}: a picture of {width}x{height} image tokens needs about {needed} to be "
             f"decoded, in addition to the weights ({weights}){left}. Use a smaller picture."
         )
-    advice = ["a smaller picture", "a shorter text"]
+    advice = [sentence("a smaller picture"), sentence("a shorter text")]
     if samples > 1:
-        advice.insert(0, "a smaller batch")
+        advice.insert(0, sentence("a smaller batch"))
     if settings.reuses:
-        advice.append("speed exact or fast, which keep no caches")
-    advice.append("a checkpoint that is converted to fp8 (Convert Checkpoint)")
-    results = "1 result" if samples == 1 else f"{samples} results"
-    return (
+        advice.append(sentence("speed exact or fast"))
+    advice.append(sentence("or a checkpoint converted to fp8 (Convert Checkpoint)"))
+    results = sentence("1 result") if samples == 1 else sentence(f"{samples} results")
+    return sentence(
         f"{reason}: {results} of {width}x{height} image tokens and "
         f"{prompt.initial.text.shape[1]} text tokens need about {needed} in addition to the "
-        f"weights ({weights}){left}. Use {', '.join(advice[:-1])}, or {advice[-1]}."
+        f"weights ({weights}){left}. Use {', '.join(advice)}."
     )

@@ -52,6 +52,7 @@ class ParallelDenoise(io.ComfyNode):
             search_aliases=[
                 "mmada",
                 "sampler",
+                "seed",
                 "think",
                 "thinking",
                 "reasoning",

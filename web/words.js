@@ -61,8 +61,9 @@ app.registerExtension({
       const words = (await api.getCustomNodesI18n())[language] ?? {}
       translations = words.mmada_parallel ?? {}
       const said = Object.entries(words.mmada_parallel_says ?? {})
+      const part = (english) => !/[.:]$/.test(english) // of a list
       const loose = (english) => english.startsWith('{')
-      said.sort(([a], [b]) => loose(a) - loose(b) || b.length - a.length)
+      said.sort(([a], [b]) => part(a) - part(b) || loose(a) - loose(b) || b.length - a.length)
       patterns = said.map(patternOf)
     } catch (error) {
       console.warn('MMaDA-Parallel: its words stay English.', error)

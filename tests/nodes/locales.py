@@ -49,20 +49,38 @@ def main_words(schemas):
     }
 
 
-REFUSING = (
-    *(f"mmp_core/{name}.py" for name in ("compositing", "editing", "fitting", "instructions")),
-    *(f"mmp_core/{name}.py" for name in ("target", "variants/base", "variation")),
-    *(f"nodes/{name}.py" for name in ("decode", "denoise", "put_back", "trajectory", "vary")),
-)
-"""Files of which refusals are translated, too: what somebody meets who edits pictures."""
+REFUSING = {
+    "mmp_core": "batching compositing editing fitting instructions options pipeline target "
+    "variation",
+    "mmp_core/checkpoint": "adapters load places source tensors tokens",
+    "mmp_core/sampler": "settings upstream",
+    "mmp_core/variants": "base",
+    "nodes": "decode denoise gate put_back score training_run trajectory vary",
+    "nodes/host": "models training votes",
+    "training/data": "apart settings",
+    "training/dpo": "preferences run",
+    "training/loop": "folder run settings watch",
+    "training/pararl": "run",
+    "training/rewards": "registry",
+    "training/sft": "settings",
+    "training/weights": "policies",
+}
+"""Files of which refusals are translated, too: what somebody meets who edits, loads or trains."""
+ERRORS = {"InputError", "CheckpointError", "OutOfMemory"}
+
+
+def room_files(room):
+    return sorted((PACK_ROOT / room).rglob("*.py"))
 
 
 def said_words():
     """What the server says by ``sentence()``, or refuses in ``REFUSING``: {0}, … are values."""
     found = {}
-    for file in sorted((*PACK_ROOT.glob("mmp_core/**/*.py"), *PACK_ROOT.glob("nodes/**/*.py"))):
-        refuses = file.relative_to(PACK_ROOT).as_posix() in REFUSING
-        names = {"sentence", "InputError"} if refuses else {"sentence"}
+    files = (file for room in ("mmp_core", "nodes", "training") for file in room_files(room))
+    for file in files:
+        folder = file.parent.relative_to(PACK_ROOT).as_posix()
+        refuses = file.stem in REFUSING.get(folder, "").split()
+        names = {"sentence", *ERRORS} if refuses else {"sentence"}
         for call in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(call, ast.Call) and getattr(call.func, "id", "") in names:
                 found[_template(call.args[0])] = None
