@@ -124,7 +124,8 @@ def denoise_in_batches(
             batches.append(batch.to("cpu"))
             start = samples.stop
         elif halved or len(samples) == 1:
-            raise OutOfMemory(_explained(model, prompt, settings, estimate, len(samples)))
+            step = replace(estimate, picture=0)  # it ran out before a picture was decoded
+            raise OutOfMemory(_explained(model, prompt, settings, step, len(samples)))
         else:
             size, halved = (len(samples) + 1) // 2, True
     if start < prompt.batch:
