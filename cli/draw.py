@@ -128,15 +128,13 @@ def answered(
         choice = chosen_in_batches(model, prompt, settings, target)
         settings = choice.settings
         note(args, f"for the target: {choice.described()}. {choice.expected()}")
-    kept: dict[str, int] = {
-        "record": 0,
-        "picture": decoding_bytes(model.image_tokenizer, prompt.initial.grid),
-    }
-    estimate = denoising_estimate(model, prompt, settings, **kept).total(prompt.batch)
+    size = decoding_bytes(model.image_tokenizer, prompt.initial.grid)
+    needed = denoising_estimate(model, prompt, settings, record=0, picture=size)
     weights = module_bytes(model.transformer)
     note(
         args,
-        f"needs about {readable_size(estimate)} in addition to {readable_size(weights)} of weights",
+        f"needs about {readable_size(needed.total(prompt.batch))} in addition to "
+        f"{readable_size(weights)} of weights",
     )
     denoising = time.perf_counter()
     with tqdm(desc="denoising", unit="step", disable=args.quiet) as bar:
@@ -145,7 +143,9 @@ def answered(
             bar.total = total
             bar.update()
 
-        trajectory = denoise_in_batches(model, prompt, settings, callback=advance, **kept)
+        trajectory = denoise_in_batches(
+            model, prompt, settings, callback=advance, record=0, picture=size
+        )
     if choice:
         note(args, choice.took(trajectory.operations, time.perf_counter() - denoising))
     final, image, area = trajectory.final, None, None
