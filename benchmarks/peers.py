@@ -215,9 +215,9 @@ def plot(results: dict[str, Any], file: Path) -> None:
     for (ours, *_), (point, names) in labels.items():
         side = {"xytext": (6, 4 if ours else -4), "va": "bottom" if ours else "top"}
         axes.annotate("\n".join(names), point, textcoords="offset points", fontsize=8, **side)
-    ticks = (3, 5, 10, 20, 50, 100)
+    ticks = (2, 3, 5, 10, 20, 50, 100)
     axes.set(xscale="log", xlabel="FLOPs, % of exact", ylabel="results identical to exact, %")
-    axes.set(xlim=(2.8, 140), xticks=ticks, xticklabels=map(str, ticks))
+    axes.set(xlim=(1.8, 140), xticks=ticks, xticklabels=map(str, ticks))
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="lower right")
