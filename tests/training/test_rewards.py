@@ -88,6 +88,9 @@ def test_a_sum_weighs_its_parts_and_tells_their_means():
     nothing = ({"lengths": 0.0, "progress": 0.0}, 0)
     assert total.take_sums() == nothing
     assert total([]).shape == (0,) and total.take_sums() == nothing
+    total(PAIRS)
+    assert total.take_sums(1) == ({"lengths": lengths(PAIRS[:1])[0], "progress": 1.0}, 1)
+    assert total.take_sums() == nothing
 
 
 def test_equal_names_are_numbered_and_sums_nest():

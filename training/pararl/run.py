@@ -345,20 +345,21 @@ class ParaRLRun(TrainingRun):
         ]
         reward, strength, scored, skipped, words, rollouts = self.ranks.sum(sums)
         return {
-            **self._reward_parts(),
+            **self._reward_parts(sum(r.numel() for r in normalised)),
             "normalised_reward": reward / scored,
             "advantage": strength / scored,
             "groups_skipped": skipped,
             "text_length": words / rollouts,
         }
 
-    def _reward_parts(self) -> dict[str, float]:
-        """The mean of each part of a weighted reward, over the pairs of all processes."""
+    def _reward_parts(self, pairs: int) -> dict[str, float]:
+        """The mean of each part of a weighted reward, over the first ``pairs`` of every process:
+        where steps are judged by gains, those before the steps come after them."""
         if not isinstance(self.reward, Weighted):
             return {}
-        sums, count = self.reward.take_sums()
-        *totals, pairs = self.ranks.sum([*sums.values(), count])
-        return {f"reward_{name}": total / pairs for name, total in zip(sums, totals, strict=True)}
+        sums, count = self.reward.take_sums(pairs)
+        *totals, count = self.ranks.sum([*sums.values(), count])
+        return {f"reward_{name}": total / count for name, total in zip(sums, totals, strict=True)}
 
     def samples(self, count: int = 8) -> list[Pair]:
         """Final pairs of the last step, one per group as far as there are, for previews."""

@@ -40,9 +40,8 @@ class Weighted:
         total = torch.zeros(len(pairs))
         for name, (reward, weight) in self._parts.items():
             values = checked(reward, pairs, name)
-            self._sums[name] += float(values.sum())
+            self._values[name].append(values)
             total += weight * values
-        self._count += len(pairs)
         return total
 
     @property
@@ -53,15 +52,16 @@ class Weighted:
     def described(self) -> str:
         return " + ".join(f"{name}={weight:g}" for name, (_, weight) in self._parts.items())
 
-    def take_sums(self) -> tuple[dict[str, float], int]:
-        """The sum of each reward, without its weight, over the pairs since the last call, and how
-        many these are."""
-        sums, count = self._sums, self._count
+    def take_sums(self, first: int | None = None) -> tuple[dict[str, float], int]:
+        """The sum of each reward, without its weight, over the pairs since the last call, or the
+        ``first`` of these, and how many they are."""
+        values = {name: torch.cat(own)[:first] for name, own in self._values.items()}
         self._forget()
-        return sums, count
+        count = len(next(iter(values.values())))
+        return {name: float(own.sum()) for name, own in values.items()}, count
 
     def _forget(self) -> None:
-        self._sums, self._count = dict.fromkeys(self._parts, 0.0), 0
+        self._values: dict[str, list[Tensor]] = {name: [torch.zeros(0)] for name in self._parts}
 
 
 def name_of(reward: Reward) -> str:
