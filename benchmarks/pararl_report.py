@@ -1,193 +1,208 @@
-"""Sums up what ``benchmarks/pararl.py`` trained and judged: figures and plots.
+"""What the runs of ``pararl_study`` say: sums over starts, and plots. Needs matplotlib.
 
-``python -m mmada_parallel.benchmarks.pararl_report`` writes ``pararl.json``, ``pararl_reward.png``,
-``pararl_agreement.png`` and ``pararl_samples.png`` to ``--out``. Needs matplotlib.
+``python -m mmada_parallel.benchmarks.pararl_report`` reads one JSON file for each run and writes
+beside them ``summary.json``: by arm and condition the gain over the start, per start averaged over
+its runs, over starts its mean with the t interval and that of a bootstrap; ``comparisons.json``:
+the same of what ``COMPARED`` sets against each other; ``gains.png`` and ``rewards.png``.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
-import platform
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from itertools import starmap
+import random
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from mmada_parallel.benchmarks import pararl
-from mmada_parallel.benchmarks.measure import parser_of
-from mmada_parallel.benchmarks.pararl import ARMS, CONDITIONS, SEEDS, judged_file, run_folder
-from mmada_parallel.demo import open_tasks
-from mmada_parallel.demo.dataset import HELD_OUT, cases_of
-from mmada_parallel.training.samples import answers
-from mmada_parallel.views.examples import Answer, answers_sheet
-from PIL import Image
+from mmada_parallel.benchmarks.pararl_study import ARMS, CONDITIONS, MEASURES, RESULTS, Arm
 
-MEASURES = ("picture", "sentence", "agree", "kept", "clip", "words", "distinct", "variety")
-_SMOOTHED = 0.1
-"""Share of a run's steps that a point of the reward curve averages."""
+RESAMPLES = 10_000
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""97.5 % points of Student's distribution with 1, 2, … degrees of freedom."""
+SMOOTHED = 8
+"""Steps of training that a point of the reward curve averages."""
+
+COMPARED: dict[str, tuple[tuple[Arm, str], tuple[Arm, str]]] = {
+    "trajectory over output, default": (("trajectory", "default"), ("output", "default")),
+    "trajectory over output, trained": (("trajectory", "trained"), ("output", "trained")),
+    "trajectory over output, equal calls, default": (
+        ("trajectory", "default"),
+        ("output, equal calls", "default"),
+    ),
+    "trajectory over output, equal calls, trained": (
+        ("trajectory", "trained"),
+        ("output, equal calls", "trained"),
+    ),
+    "trained and unguided over start and guided": (("trajectory", "unguided"), ("none", "default")),
+    "start, unguided over guided": (("none", "unguided"), ("none", "default")),
+    "start, text first over parallel": (("none", "text first"), ("none", "default")),
+    "trained and parallel over start and text first": (
+        ("trajectory", "default"),
+        ("none", "text first"),
+    ),
+}
+"""What is set against what: an arm under a condition, and another."""
 
 
-def main() -> None:
-    parser = parser_of(__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("build/pararl"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"))
-    args = parser.parse_args()
-    results = summary(args.folder)
-    (args.out / "pararl.json").write_text(json.dumps(results, indent=1) + "\n")
-    draw_rewards(args.folder, args.out / "pararl_reward.png")
-    draw_agreement(results, args.out / "pararl_agreement.png")
-    samples(args.folder).save(args.out / "pararl_samples.png")
+def summary(results: Path) -> dict[str, Any]:
+    """Gains in points over the starts, by arm, condition and measure (agreement at the top)."""
+    runs = read(results)
+    starts = [one for one in runs if one["arm"] == "none"]
+    arms: dict[str, Any] = {}
+    for arm in ARMS[1:]:
+        own = [one for one in runs if one["arm"] == arm]
+        found = {c: gains(own, starts, (c, c)) for c in CONDITIONS if by_start(own, c, "agree")}
+        if found:
+            arms[arm] = found
+    return arms
 
 
-def summary(folder: Path) -> dict[str, Any]:
+def comparisons(results: Path) -> dict[str, Any]:
+    """Differences in points between the pairs of ``COMPARED`` that were run, over starts."""
+    runs, found = read(results), {}
+    for name, ((arm, condition), (other, under)) in COMPARED.items():
+        own = [one for one in runs if one["arm"] == arm]
+        others = [one for one in runs if one["arm"] == other]
+        if by_start(own, condition, "agree") and by_start(others, under, "agree"):
+            found[name] = gains(own, others, (condition, under))
+    return found
+
+
+def read(results: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob("start*"))]
+
+
+def by_start(
+    runs: Sequence[dict[str, Any]], condition: str, measure: str
+) -> dict[int, list[float]]:
+    """Values in percent, of the runs that were judged under ``condition``."""
+    values: dict[int, list[float]] = {}
+    for one in runs:
+        if condition in one["judged"]:
+            values.setdefault(one["start"], []).append(100 * one["judged"][condition][measure])
+    return values
+
+
+def gains(
+    runs: Sequence[dict[str, Any]],
+    before: Sequence[dict[str, Any]],
+    conditions: tuple[str, str],
+) -> dict[str, Any]:
+    """Of ``runs`` under the first condition over ``before`` under the second, paired by start."""
+    found: dict[str, Any] = {}
+    for measure in MEASURES:
+        values = by_start(runs, conditions[0], measure)
+        bases = by_start(before, conditions[1], measure)
+        each = {
+            start: [value - statistics.mean(bases[start]) for value in own]
+            for start, own in values.items()
+            if start in bases
+        }
+        means = [statistics.mean(own) for own in each.values()]
+        level = statistics.mean(map(statistics.mean, values.values()))
+        found[measure] = {**interval(means), "level": level, "by start": each}
+    agree = found.pop("agree")
+    count = sum(map(len, agree["by start"].values()))
+    return {**agree, "starts": len(agree["by start"]), "runs": count, "others": found}
+
+
+def interval(means: Sequence[float]) -> dict[str, float]:
+    """Mean, and 95 % intervals by Student's t and by a bootstrap over starts."""
+    mean, count = statistics.mean(means), len(means)
+    if count < 2:
+        return {"gain": mean}
+    half = _T[count - 2] * statistics.stdev(means) / math.sqrt(count)
+    rng = random.Random(0)
+    drawn = sorted(statistics.mean(rng.choices(means, k=count)) for _ in range(RESAMPLES))
+    low, high = drawn[round(0.025 * RESAMPLES)], drawn[round(0.975 * RESAMPLES)]
     return {
-        "command": "python -m mmada_parallel.benchmarks.pararl",
-        "machine": f"{platform.machine()} CPU, torch {torch.__version__}, one thread per run",
-        "tuning": _lines(folder / "start" / "log.jsonl")[-1],
-        "training": {arm: _training(folder, arm) for arm in ARMS if _logs(folder, arm)},
-        "judged": {
-            condition: {
-                arm: judged
-                for arm in ("start", *ARMS)
-                if (judged := _judged(folder, arm, condition))
-            }
-            for condition in CONDITIONS
-        },
+        "gain": mean,
+        "low": mean - half,
+        "high": mean + half,
+        "bootstrap low": low,
+        "bootstrap high": high,
     }
 
 
-def _training(folder: Path, arm: str) -> dict[str, Any]:
-    logs = _logs(folder, arm)
-    settings = asdict(pararl.settings_of(ARMS[arm], len(logs[0]), SEEDS[0]))
-    return {
-        "steps": [len(log) for log in logs],
-        "reward_calls": [log[-1]["reward_calls"] for log in logs],
-        "seconds_per_step": _mean([_mean([line["seconds"] for line in log]) for log in logs]),
-        "kl_at_end": [log[-1]["kl"] for log in logs],
-        "settings": {k: v for k, v in settings.items() if k not in ("seed", "steps")},
-    }
+def draw_gains(arms: Mapping[str, Any], file: Path) -> None:
+    """Gain in agreement, picture and sentence: mean with its t interval, and each start."""
+    from matplotlib import pyplot
+
+    conditions = [name for name in CONDITIONS if any(name in arm for arm in arms.values())]
+    size = (1 + 3.2 * len(conditions), 4.5)
+    figure, rows = pyplot.subplots(1, len(conditions), figsize=size, sharey=True, squeeze=False)
+    for axes, condition in zip(rows[0], conditions, strict=True):
+        shown = [name for name in arms if condition in arms[name]]
+        axes.axhline(0, color="gray", linewidth=1)
+        for offset, measure in enumerate(("agree", "picture", "sentence")):
+            for place, arm in enumerate(shown):
+                found = arms[arm][condition]
+                found = found if measure == "agree" else found["others"][measure]
+                x, color = place + (offset - 1) * 0.25, f"C{offset}"
+                half = [[found["gain"] - found["low"]], [found["high"] - found["gain"]]]
+                label = measure if place == 0 else None
+                axes.errorbar([x], [found["gain"]], half, fmt="o", color=color, label=label)
+                each = [statistics.mean(own) for own in found["by start"].values()]
+                axes.plot([x + 0.08] * len(each), each, ".", color=color, alpha=0.5)
+        axes.set_xticks(range(len(shown)), shown, rotation=20, ha="right")
+        axes.set_title(condition)
+    rows[0][0].set_ylabel("points gained over the start\n(95 % interval over starts; dots: starts)")
+    rows[0][0].legend()
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
 
 
-def _logs(folder: Path, arm: str) -> list[list[dict[str, float]]]:
-    files = [run_folder(folder, arm, seed) / "log.jsonl" for seed in SEEDS]
-    return [_lines(file) for file in files if file.exists()]
-
-
-def _lines(file: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
-def _judged(folder: Path, arm: str, condition: str) -> dict[str, Any]:
-    """Each measure: mean over seeds, each seed's, and the gain over the start, seed by seed.
-
-    ``interval``: half width at 95 % over cases, of the mean over seeds taken as independent.
-    """
-    results = {seed: _read(judged_file(folder, arm, seed, condition)) for seed in SEEDS}
-    start = {seed: _read(judged_file(folder, "start", seed, condition)) for seed in SEEDS}
-    seeds = [seed for seed in SEEDS if results[seed] and start[seed]]
-    measures = {}
-    for name in MEASURES if seeds else ():
-        if name not in results[seeds[0]]:
-            continue
-        values = [results[seed][name] for seed in seeds]
-        measures[name] = {"mean": _mean(values), "seeds": values}
-        if name in results[seeds[0]]["interval"]:
-            widths = [results[seed]["interval"][name] for seed in seeds]
-            measures[name]["interval"] = math.hypot(*widths) / len(seeds)
-        if arm != "start":
-            gains = [results[seed][name] - start[seed][name] for seed in seeds]
-            measures[name]["gain"] = {"mean": _mean(gains), "seeds": gains}
-    return measures
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    return json.loads(file.read_text()) if file.exists() else None
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def draw_rewards(folder: Path, file: Path) -> None:
-    """Mean reward against reward calls, one line per arm: the mean of its seeds, smoothed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
+def draw_rewards(runs: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Mean reward of the rollouts by step: mean over starts with its t interval, smoothed."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for arm in ARMS:
-        logs = _logs(folder, arm)
-        if not logs:
+    for arm in ARMS[1:]:
+        curves: dict[int, list[list[float]]] = {}
+        for one in runs:
+            if one["arm"] == arm:
+                curve = smooth(one["curves"]["reward_mean"], SMOOTHED)
+                curves.setdefault(one["start"], []).append(curve)
+        if len(curves) < 2:
             continue
-        steps = min(map(len, logs))
-        means = [_mean([log[i]["reward_mean"] for log in logs]) for i in range(steps)]
-        calls = [logs[0][i]["reward_calls"] for i in range(steps)]
-        axes.plot(calls, list(_smooth(means, max(1, round(_SMOOTHED * steps)))), label=arm)
-    axes.set(
-        xlabel="reward calls",
-        ylabel="mean reward of the rollouts",
-        title="Rollouts on open training tasks: mean of the seeds, running mean\n"
-        "(the arms' rewards differ: of the final pair, or of steps along the way)",
+        means = [[statistics.mean(at) for at in zip(*own, strict=True)] for own in curves.values()]
+        bands = [interval(at) for at in zip(*means, strict=True)]
+        steps = range(1, len(bands) + 1)
+        axes.plot(steps, [band["gain"] for band in bands], label=arm)
+        lows, highs = ([band[end] for band in bands] for end in ("low", "high"))
+        axes.fill_between(steps, lows, highs, alpha=0.2)
+    axes.set(xlabel="training step", ylabel="mean reward of the rollouts")
+    axes.set_title(
+        f"Mean over starts with its 95 % interval, running mean over {SMOOTHED} steps\n"
+        "(the arms' rewards differ: of the final pair, or of steps along the way)"
     )
     axes.legend()
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
 
 
-def _smooth(values: Sequence[float], window: int) -> Iterable[float]:
-    for i in range(len(values)):
-        part = values[max(0, i + 1 - window) : i + 1]
-        yield _mean(part)
+def smooth(values: Sequence[float], window: int) -> list[float]:
+    return [statistics.mean(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))]
 
 
-def draw_agreement(results: Mapping[str, Any], file: Path) -> None:
-    """Agreement, picture and sentence right, per arm and condition, with 95 % intervals."""
+def main() -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, rows = pyplot.subplots(
-        1, len(CONDITIONS), figsize=(14, 4.5), sharey=True, layout="constrained"
-    )
-    for axes, (condition, arms) in zip(rows, results["judged"].items(), strict=True):
-        for offset, name in enumerate(("agree", "picture", "sentence")):
-            places = [i + (offset - 1) * 0.25 for i in range(len(arms))]
-            means = [100 * arm[name]["mean"] for arm in arms.values()]
-            widths = [100 * arm[name]["interval"] for arm in arms.values()]
-            axes.bar(places, means, 0.25, yerr=widths, label=name, capsize=2)
-        axes.set_xticks(
-            range(len(arms)), list(arms), rotation=40, ha="right", rotation_mode="anchor"
-        )
-        axes.set(title=condition, ylim=(0, 100))
-    rows[0].set_ylabel("% of held-out cases, mean of the seeds")
-    figure.legend(*rows[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    figure.savefig(file, dpi=110)
-    pyplot.close(figure)
-
-
-def samples(folder: Path, arm: str = "3 steps", count: int = 12) -> Image.Image:
-    """Held-out cases as the start (left) and the trained model (right) answer them, sampled as in
-    training."""
-    sheets = []
-    for trained in (False, True):
-        model = pararl.load(folder)
-        if trained:
-            pararl.put_on(model, folder, arm, SEEDS[0])
-        tasks = [open_tasks.task(HELD_OUT + number) for number in range(count)]
-        cases = cases_of(model, tasks)
-        pairs = answers(model, cases, sampler=pararl.ROLLOUTS, micro_batch=count)
-        shown = [(pair.case.instruction, pair.text, pair.picture) for pair in pairs]
-        sheets.append(answers_sheet(starmap(Answer, shown), columns=1, side=96))
-    width = sum(sheet.width for sheet in sheets)
-    both = Image.new("RGB", (width, max(sheet.height for sheet in sheets)), "white")
-    both.paste(sheets[0], (0, 0))
-    both.paste(sheets[1], (sheets[0].width, 0))
-    return both
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    arms = summary(args.results)
+    for name, found in (("summary", arms), ("comparisons", comparisons(args.results))):
+        text = json.dumps(found, indent=1) + "\n"
+        (args.results / f"{name}.json").write_text(text, encoding="utf-8")
+        print(text)
+    draw_gains(arms, args.results / "gains.png")
+    draw_rewards(read(args.results), args.results / "rewards.png")
 
 
 if __name__ == "__main__":

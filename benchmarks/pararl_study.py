@@ -3,22 +3,19 @@
 ``python -m mmada_parallel.benchmarks.pararl_study run ARM START SEED`` makes one run (again): the
 shipped checkpoint is finetuned on the toy world's open tasks with SFT seed START, unless that start
 is there already; an adapter is trained from it by ARM with seed SEED; and both are judged on the
-same held-out tasks with the same seeds of the answers, as rolled out and with the sampler's
-defaults. SFT is in float32; afterwards the base is in bfloat16 and the adapter in float32, as
-people train, which takes half the time here.
+same held-out tasks with the same seeds of the answers, under each of ``CONDITIONS``; a run that
+lacks some of these is judged under them when it is asked for again. SFT is in float32; afterwards
+the base is in bfloat16 and the adapter in float32, as people train, which takes half the time here.
 ``all`` makes every run that is missing, the most wanted first, ``--processes`` at a time.
-``summary`` sums the files up: per start the gain over it, averaged over its runs; over starts its
-mean, its t interval and that of a bootstrap. ``--method`` takes other settings than the frozen
-ones, for starts 0, 3 and 7 alone, which are never reported.
+``--method`` takes other settings than the frozen ones, for starts 0, 3 and 7 alone, which are never
+reported. ``pararl_report`` sums the files up.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
-import random
 import statistics
 import subprocess
 import time
@@ -27,7 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from mmada_parallel.demo import evaluate, open_tasks, world
@@ -49,16 +46,20 @@ RESULTS = Path(__file__).with_name("results") / "pararl"
 TASKS = 2000
 """Open tasks to train by rewards on. SFT has twice as many, and as many ordinary ones."""
 MEASURES = ("agree", "picture", "sentence", "kept")
-DEFAULT = "default"
-"""The condition with the sampler's defaults; "trained" is the other."""
-RESAMPLES = 10_000
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""97.5 % points of Student's distribution with 1, 2, … degrees of freedom."""
-
-Arm = Literal["none", "trajectory", "output", "output, equal calls"]
-ARMS: tuple[Arm, ...] = ("none", "trajectory", "output", "output, equal calls")
+DEFAULT = SamplerSettings()
+CONDITIONS: dict[str, SamplerSettings | None] = {
+    "default": DEFAULT,
+    "trained": None,
+    "unguided": replace(DEFAULT, joint_guidance=0.0),
+    "text first": replace(DEFAULT, order="text_first"),
+}
+"""How the judged answers are sampled; None: as the rollouts of the method."""
+Arm = Literal[
+    "none", "trajectory", "output", "output, equal calls", "s = 1", "s = 2", "s = 3", "s = 4"
+]
+ARMS: tuple[Arm, ...] = get_args(Arm)
 """The start itself; rewards along the trajectory; of the final pair alone, with as many rollouts,
-and with as many calls of the reward."""
+and with as many calls of the reward; and the paper's own rule (its Eq. 3) at s steps."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ FROZEN = "gain"
 @dataclass(frozen=True)
 class Work:
     """``folder``: of what is trained. ``results``: of the files. ``cases``: held-out tasks judged
-    with default sampling, and as rolled out."""
+    with all steps, and as rolled out."""
 
     folder: Path
     results: Path
@@ -118,12 +119,17 @@ class Work:
 
 def settings_of(arm: Arm, method: Method, seed: int) -> ParaRLSettings:
     groups = method.groups * (method.calls if arm == "output, equal calls" else 1)
+    scored, reward_at = method.scored, "output"
+    if arm == "trajectory":
+        reward_at = method.along
+    elif arm.startswith("s = "):
+        scored, reward_at = int(arm.removeprefix("s = ")), "trajectory"
     return ParaRLSettings(
         steps=method.steps,
         groups=groups,
         group_size=method.group_size,
-        scored_steps=method.scored,
-        reward_at=method.along if arm == "trajectory" else "output",
+        scored_steps=scored,
+        reward_at=reward_at,
         learning_rate=method.rate,
         kl=method.kl,
         schedule="linear",
@@ -137,10 +143,13 @@ def settings_of(arm: Arm, method: Method, seed: int) -> ParaRLSettings:
 
 
 def run(work: Work, arm: Arm, start: int, seed: int) -> dict[str, Any]:
-    """What is written to the run's file, which is returned if it is there already."""
-    file = work.file(arm, start, seed)
+    """What is written to the run's file, and is returned if the file has all of it."""
+    file, result = work.file(arm, start, seed), {}
     if file.is_file():
-        return json.loads(file.read_text(encoding="utf-8"))
+        result = json.loads(file.read_text(encoding="utf-8"))
+    missing = [name for name in CONDITIONS if name not in result.get("judged", ())]
+    if not missing:
+        return result
     torch.set_num_threads(1)
     method, began = METHODS[work.method], time.perf_counter()
     model = started(work, method, start)
@@ -163,8 +172,9 @@ def run(work: Work, arm: Arm, start: int, seed: int) -> dict[str, Any]:
         "machine": f"{platform.machine()}, torch {torch.__version__}, one thread, bfloat16",
         "commit": commit(),
         **training,
-        "judged": judged(model, work, method, start),
-        "seconds": round(time.perf_counter() - began),
+        **result,
+        "judged": result.get("judged", {}) | judged(model, work, start, missing),
+        "seconds": round(result.get("seconds", 0) + time.perf_counter() - began),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as path:
@@ -208,14 +218,17 @@ def trained(rl: ParaRLRun) -> dict[str, Any]:
     }
 
 
-def judged(model: Model, work: Work, method: Method, start: int) -> dict[str, dict[str, Any]]:
+def judged(
+    model: Model, work: Work, start: int, conditions: Sequence[str]
+) -> dict[str, dict[str, Any]]:
     """Measures by condition, 0 … 1. A start's runs answer the same tasks with the same seeds."""
     results = {}
-    conditions = {DEFAULT: SamplerSettings(), "trained": method.sampler}
-    for (name, sampler), count in zip(conditions.items(), work.cases, strict=True):
+    for name in conditions:
+        sampler = CONDITIONS[name]
+        count = work.cases[sampler is None]
         tasks = [open_tasks.task(HELD_OUT + number) for number in range(count)]
-        first = 10**6 * (start + 1)
-        measures = evaluate.judge(model, tasks, seed=first, settings=sampler, batch=50)
+        first, settings = 10**6 * (start + 1), sampler or METHODS[work.method].sampler
+        measures = evaluate.judge(model, tasks, seed=first, settings=settings, batch=50)
         results[name] = {"cases": count, **{m: measures[m] for m in (*MEASURES, "distinct")}}
     return results
 
@@ -234,55 +247,6 @@ def wanted(arms: Sequence[Arm], starts: Sequence[int]) -> Iterator[tuple[Arm, in
             yield from ((arm, start, seed) for start in starts)
 
 
-def summary(results: Path) -> dict[str, Any]:
-    """Gains in points over the starts, by arm, condition and measure (agreement at the top)."""
-    runs = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob("start*"))]
-    starts = {one["start"]: one["judged"] for one in runs if one["arm"] == "none"}
-    arms: dict[str, Any] = {}
-    for arm in ARMS[1:]:
-        own = [one for one in runs if one["arm"] == arm and one["start"] in starts]
-        if own:
-            arms[arm] = {
-                condition: gains(own, starts, condition) for condition in ("trained", DEFAULT)
-            }
-    return arms
-
-
-def gains(
-    runs: Sequence[dict[str, Any]], starts: dict[int, dict[str, Any]], condition: str
-) -> dict[str, Any]:
-    """Of one arm in one condition."""
-    found: dict[str, Any] = {}
-    for measure in MEASURES:
-        by_start: dict[int, list[float]] = {}
-        for one in runs:
-            before = starts[one["start"]][condition][measure]
-            gain = 100 * (one["judged"][condition][measure] - before)
-            by_start.setdefault(one["start"], []).append(gain)
-        means = [statistics.mean(values) for values in by_start.values()]
-        found[measure] = {**interval(means), "by start": by_start}
-    agree = found.pop("agree")
-    return {**agree, "starts": len(agree["by start"]), "runs": len(runs), "others": found}
-
-
-def interval(means: Sequence[float]) -> dict[str, float]:
-    """Mean, and 95 % intervals by Student's t and by a bootstrap over starts."""
-    mean, count = statistics.mean(means), len(means)
-    if count < 2:
-        return {"gain": mean}
-    half = _T[count - 2] * statistics.stdev(means) / math.sqrt(count)
-    rng = random.Random(0)
-    drawn = sorted(statistics.mean(rng.choices(means, k=count)) for _ in range(RESAMPLES))
-    low, high = drawn[round(0.025 * RESAMPLES)], drawn[round(0.975 * RESAMPLES)]
-    return {
-        "gain": mean,
-        "low": mean - half,
-        "high": mean + half,
-        "bootstrap low": low,
-        "bootstrap high": high,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("build/pararl-study"))
@@ -297,15 +261,8 @@ def main() -> None:
     every.add_argument("--arms", nargs="+", choices=ARMS[1:], default=list(ARMS[1:]))
     every.add_argument("--starts", nargs="+", type=int, default=list(STARTS))
     every.add_argument("--processes", type=int, default=2)
-    does.add_parser("summary")
     args = parser.parse_args()
     work = Work(args.folder, args.results, args.method)
-    if args.do == "summary":
-        found = summary(args.results)
-        text = json.dumps(found, indent=1) + "\n"
-        (args.results / "summary.json").write_text(text, encoding="utf-8")
-        print(text)
-        return
     starts = [args.start] if args.do == "run" else args.starts
     if args.method != FROZEN:
         if not set(starts) <= set(TUNING_STARTS):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from mmada_parallel.benchmarks import pararl_study
+from mmada_parallel.benchmarks import pararl_report, pararl_study
 from mmada_parallel.benchmarks.pararl_study import FEW, Method, Work
 
 
@@ -20,7 +20,7 @@ def test_gains_are_paired_and_the_interval_is_over_starts(tmp_path):
         for seed, off in ((1, -0.005), (2, 0.005)):
             gain = (start - 10) / 100 + off
             write(tmp_path, "trajectory", start, seed, 0.2 + start / 100 + gain)
-    found = pararl_study.summary(tmp_path)["trajectory"]["default"]
+    found = pararl_report.summary(tmp_path)["trajectory"]["default"]
     assert (found["starts"], found["runs"]) == (5, 10)
     assert found["gain"] == pytest.approx(3)
     half = 2.776 * 2.5**0.5 / 5**0.5
@@ -28,6 +28,19 @@ def test_gains_are_paired_and_the_interval_is_over_starts(tmp_path):
     assert 1 < found["bootstrap low"] < 3 < found["bootstrap high"] < 5
     assert found["others"]["picture"]["gain"] == 0
     assert found["by start"][11] == pytest.approx([0.5, 1.5])
+
+
+def test_arms_and_conditions_are_compared_within_each_start(tmp_path):
+    for start, agree in ((11, 0.5), (12, 0.7)):
+        for arm, more in (("none", 0), ("output", 0.02), ("trajectory", 0.05 + start / 1000)):
+            write(tmp_path, arm, start, 1, agree + more)
+    found = pararl_report.comparisons(tmp_path)
+    assert set(found) == {"trajectory over output, default", "trajectory over output, trained"}
+    over = found["trajectory over output, default"]
+    assert over["gain"] == pytest.approx(3 + 1.15)
+    assert over["by start"] == {11: [pytest.approx(4.1)], 12: [pytest.approx(4.2)]}
+    pararl_report.draw_gains(pararl_report.summary(tmp_path), tmp_path / "gains.png")
+    assert (tmp_path / "gains.png").stat().st_size > 10_000
 
 
 def test_the_main_comparison_comes_first():
@@ -48,6 +61,8 @@ def test_arms_have_equal_rollouts_or_equal_reward_calls():
     assert by_arm["output"].groups == by_arm["trajectory"].groups
     assert by_arm["output, equal calls"].groups == method.calls * method.groups
     assert by_arm["trajectory"].reward_at == method.along
+    assert [by_arm[f"s = {s}"].scored_steps for s in (1, 2, 3, 4)] == [1, 2, 3, 4]
+    assert by_arm["s = 3"].reward_at == "trajectory"
 
 
 @pytest.mark.exhaustive
@@ -63,7 +78,13 @@ def test_a_run_is_written_once_and_repeats(along, calls, tmp_path, monkeypatch):
         for arm in ("none", "trajectory"):
             found.append(pararl_study.run(work, arm, 11, 1))
         assert pararl_study.run(work, "trajectory", 11, 1)["seconds"] == found[-1]["seconds"]
-        assert set(pararl_study.summary(work.results)) == {"trajectory"}
+        assert set(pararl_report.summary(work.results)) == {"trajectory"}
+    file = work.file("trajectory", 11, 1)
+    whole = json.loads(file.read_text())
+    part = whole | {"judged": {"default": whole["judged"]["default"]}}
+    file.write_text(json.dumps(part))
+    again = pararl_study.run(work, "trajectory", 11, 1)
+    assert again["judged"] == whole["judged"] and again["curves"] == whole["curves"]
     assert [one["judged"] for one in found[:2]] == [one["judged"] for one in found[2:]]
     assert found[1]["curves"]["reward_mean"] == found[3]["curves"]["reward_mean"]
     assert found[1]["reward_calls"] == calls == 2 * 2 * tiny.calls
