@@ -20,6 +20,9 @@ const PROFILED = [
   'preset'
 ] // mmp_core/sampler/settings.py
 
+/** Widgets that came later and, in a workflow saved before, are what it was trained with. */
+const BEFORE = { MMaDAParallelParaRLFinetune: { joint_guidance: 0 } }
+
 const linked = (node, name) => node.inputs?.find((input) => input.name === name)?.link != null
 
 /** The task of the prompt that comes to `node`, as Encode Instruction finds it. */
@@ -70,6 +73,15 @@ function addProfile(node) {
     const name = node.inputs?.[slot]?.widget?.name
     if (type === LiteGraph.INPUT && connected && PROFILED.includes(name)) profile.value = OWN
     soon()
+  })
+}
+
+function keepBefore(node, values) {
+  after(node, 'onConfigure', (saved) => {
+    for (const [name, value] of Object.entries(values)) {
+      const place = node.widgets?.findIndex((widget) => widget.name === name) ?? -1
+      if (place >= 0 && saved?.widgets_values?.length <= place) node.widgets[place].value = value
+    }
   })
 }
 
@@ -159,6 +171,7 @@ app.registerExtension({
     after(node, 'onConnectionsChange', () => setTimeout(() => showLinked(node)))
     after(node, 'onDrawForeground', (context) => writeLinked(node, context))
     if (node.comfyClass === DENOISE) addProfile(node)
+    if (BEFORE[node.comfyClass]) keepBefore(node, BEFORE[node.comfyClass])
     if (node.comfyClass === ENCODE) {
       after(node, 'onConnectionsChange', soon)
       const task = widgetOf(node, 'task')

@@ -14,6 +14,7 @@ QUICK = ParaRLSettings(
     groups=2,
     group_size=4,
     scored_steps=2,
+    reward_at="trajectory",
     learning_rate=1e-2,
     warmup_steps=0,
     micro_batch=5,

@@ -13,9 +13,9 @@ from ..loop.settings import RunSettings
 RewardAt = Literal["trajectory", "gain", "output"]
 KLReference = Literal["base", "old"]
 
-ROLLOUT_SAMPLER = SamplerSettings(
-    text_steps=32, image_steps=16, text_temperature=1.0, joint_guidance=0.0
-)
+ROLLOUT_SAMPLER = SamplerSettings(text_steps=32, image_steps=16, text_temperature=1.0)
+"""Guided as answers are by default, so that the policy that is trained is the one that people use
+(``benchmarks/pararl_study.py``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +50,10 @@ class ParaRLSettings(RunSettings):
         high=256,
     )
     reward_at: RewardAt = option(
-        "trajectory",
-        "trajectory: text and picture are scored while they are half formed, at the scored "
-        "steps. gain: the same, but a step is judged by how much it raised the score. output: "
-        "only the finished pair is scored, for comparison.",
+        "gain",
+        "gain: text and picture are scored while they are half formed, and each of the scored "
+        "steps is judged by how much it raised the score. trajectory: it is judged by the score "
+        "itself, as in the paper. output: only the finished pair is scored, for comparison.",
         choices=get_args(RewardAt),
     )
     inner_epochs: int = option(
