@@ -80,9 +80,12 @@ def training_flop() -> dict[str, float]:
     forward = config.forward_flop(length)
     linear = config.forward_flop(length, 0)
     update = 3 * linear + 4 * (forward - linear)
-    settings = ParaRLSettings()
-    # at a scored step: the guess that is scored, the reference's log-probs, and an update
-    answer = ROLLOUT_SAMPLER.text_steps * forward + settings.scored_steps * (2 * forward + update)
+    settings, sampler = ParaRLSettings(), ROLLOUT_SAMPLER
+    guided = sampler.joint_guidance != 0
+    # at a scored step, at most: the guesses that are scored, the reference's log-probs, an update
+    scored = (1 + (settings.reward_at == "gain")) * forward + (1 + guided) * (forward + update)
+    answer = (sampler.text_steps + guided * sampler.image_steps) * forward
+    answer += settings.scored_steps * scored
     return {
         "SFT": SFTSettings().batch_size * update,
         "ParaRL": settings.groups * settings.group_size * answer,

@@ -95,11 +95,14 @@ def test_the_loss_of_the_released_vocabulary_is_estimated_by_its_parts(model, ca
     assert update_bytes(CONFIG, 2, 0, logits_at_once(134_656), 0, True) < 0.5e9
 
 
-def test_pararl_holds_no_more_than_is_estimated(model, cases, tmp_path):
+@pytest.mark.parametrize("guidance, at", [(0.0, "trajectory"), (3.5, "gain")])
+def test_pararl_holds_no_more_than_is_estimated(model, cases, tmp_path, guidance, at):
+    sampler = replace(SAMPLER, joint_guidance=guidance)
+    settings = replace(PARARL, sampler=sampler, reward_at=at)
     with LoRA(model.transformer, rank=4) as lora:
-        run = ParaRLRun(model, cases, brightness, PARARL, tmp_path, policy=lora)
+        run = ParaRLRun(model, cases, brightness, settings, tmp_path, policy=lora)
         counted = 4 * parts(lora) + most_bytes(run.train)
-        estimate = pararl_bytes(model, cases, PARARL, parts(lora), 4)
+        estimate = pararl_bytes(model, cases, settings, parts(lora), 4)
     assert counted <= 1.1 * estimate
 
 
