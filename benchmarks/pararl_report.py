@@ -43,6 +43,10 @@ COMPARED: dict[str, tuple[tuple[Arm, str], tuple[Arm, str]]] = {
         ("trajectory", "default"),
         ("none", "text first"),
     ),
+    "trajectory over the paper's rule, default": (("trajectory", "default"), ("s = 3", "default")),
+    "trajectory over the paper's rule, trained": (("trajectory", "trained"), ("s = 3", "trained")),
+    "the paper's rule over output, default": (("s = 3", "default"), ("output", "default")),
+    "the paper's rule over output, trained": (("s = 3", "trained"), ("output", "trained")),
 }
 """What is set against what: an arm under a condition, and another."""
 

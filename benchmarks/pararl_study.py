@@ -3,8 +3,8 @@
 ``python -m mmada_parallel.benchmarks.pararl_study run ARM START SEED`` makes one run (again): the
 shipped checkpoint is finetuned on the toy world's open tasks with SFT seed START, unless that start
 is there already; an adapter is trained from it by ARM with seed SEED; and both are judged on the
-same held-out tasks with the same seeds of the answers, under each of ``CONDITIONS``; a run that
-lacks some of these is judged under them when it is asked for again. SFT is in float32; afterwards
+same held-out tasks with the same seeds of the answers, under its ``CONDITIONS``; a run that lacks
+some of these is judged under them when it is asked for again. SFT is in float32; afterwards
 the base is in bfloat16 and the adapter in float32, as people train, which takes half the time here.
 ``all`` makes every run that is missing, the most wanted first, ``--processes`` at a time.
 ``--method`` takes other settings than the frozen ones, for starts 0, 3 and 7 alone, which are never
@@ -60,6 +60,11 @@ Arm = Literal[
 ARMS: tuple[Arm, ...] = get_args(Arm)
 """The start itself; rewards along the trajectory; of the final pair alone, with as many rollouts,
 and with as many calls of the reward; and the paper's own rule (its Eq. 3) at s steps."""
+JUDGED: dict[str, tuple[Arm, ...]] = {
+    "unguided": ("none", "trajectory"),
+    "text first": ("none",),
+}
+"""Conditions of some arms only."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,8 @@ def run(work: Work, arm: Arm, start: int, seed: int) -> dict[str, Any]:
     file, result = work.file(arm, start, seed), {}
     if file.is_file():
         result = json.loads(file.read_text(encoding="utf-8"))
-    missing = [name for name in CONDITIONS if name not in result.get("judged", ())]
+    conditions = [name for name in CONDITIONS if arm in JUDGED.get(name, ARMS)]
+    missing = [name for name in conditions if name not in result.get("judged", ())]
     if not missing:
         return result
     torch.set_num_threads(1)
