@@ -5,9 +5,10 @@ import json
 import pytest
 from mmada_parallel.tests.hosts import PACK_ROOT
 
-OLD = PACK_ROOT / "tests" / "comfyui" / "old_workflows" / "0.1.0" / "Edit an image.json"
+OLD = PACK_ROOT / "tests" / "comfyui" / "old_workflows" / "0.1.0"
 WATCH = PACK_ROOT / "workflows" / "Watch it think.json"
 DENOISE, ENCODE = "MMaDAParallelDenoise", "MMaDAParallelEncodeInstruction"
+PARARL = "MMaDAParallelParaRLFinetune"
 VALUES = """type => Object.fromEntries(app.graph.nodes.findLast((node) => node.type === type)
     .widgets.map(({ name, value }) => [name, value]))"""
 HIDDEN = """() => app.graph.nodes.findLast((node) => node.type === 'MMaDAParallelEncodeInstruction')
@@ -47,8 +48,11 @@ def test_a_profile_fills_the_numbers_and_a_link_shows_what_comes_in(comfy_page, 
         page.wait_for_timeout(settle)
 
     comfy_page.open(vue=vue)
-    old = json.loads(OLD.read_text())
-    comfy_page.load(old, "old")
+    comfy_page.load(json.loads((OLD / "Train by rewards.json").read_text()), "old training")
+    assert (values(PARARL)["joint_guidance"], values(PARARL)["reward_at"]) == (0, "trajectory")
+    page.evaluate(ADD, PARARL)
+    assert (values(PARARL)["joint_guidance"], values(PARARL)["reward_at"]) == (3.5, "gain")
+    comfy_page.load(json.loads((OLD / "Edit an image.json").read_text()), "old")
     kept = values(DENOISE)
     assert (kept["profile"], kept["text_steps"], kept["joint_guidance"]) == ("own values", 0, -1)
     assert values(ENCODE)["size"] == "automatic"
