@@ -409,7 +409,7 @@ def test_too_little_memory_is_told_with_numbers_before_the_model_is_loaded(
     monkeypatch.setattr(room, "free", 3e6)
     monkeypatch.setattr(room, "prepare", lambda *args: loads.append(1))
     with pytest.raises(
-        InputError, match=r"needs about 3.* GB in addition to.*3.0 MB are free on cpu"
+        InputError, match=r"needs about 0\.\d GB in addition to.*3.0 MB are free on cpu"
     ):
         pararl(micro_batch=64)
     assert not loads and not (output / "run_00001").exists()

@@ -266,7 +266,7 @@ def test_parts_of_a_weighted_reward_are_means_over_all_processes(model, tmp_path
     reward = Weighted([(lambda pairs: [0.0] * len(pairs), 1.0)])
     run = new_run(model, tmp_path, replace(QUICK, groups=2), reward=reward, ranks=Two())
     reward([None])
-    assert list(run._reward_parts().values()) == [pytest.approx(1 / 3)]
+    assert list(run._reward_parts(1).values()) == [pytest.approx(1 / 3)]
 
 
 @pytest.mark.parametrize("changed", [{"micro_batch": 1}, {"gradient_checkpointing": True}])
