@@ -11,10 +11,15 @@ from pathlib import Path
 
 import pytest
 from mmada_parallel.mmp_core import InputError
+from mmada_parallel.mmp_core.checkpoint import tensors, tokens
 from mmada_parallel.tests.faults.test_disk import WRITERS, save
 from mmada_parallel.tests.hostile.limits import judged, one_sentence, warm
 from mmada_parallel.tests.hostile.readers import READERS, Place
+from mmada_parallel.training.data import codes
+from mmada_parallel.training.dpo import preferences
+from mmada_parallel.training.pararl import votes
 from mmada_parallel.training.weights.policies import LoRA
+from safetensors import safe_open
 
 READ = list({READERS[name].copy: name for name in reversed(READERS) if READERS[name].copy}.values())
 """One reader of each folder that is read."""
@@ -113,6 +118,13 @@ class Watched:
     def __init__(self, folder):
         self.folder, self.at, self.change, self.count = str(folder), -1, None, 0
         sys.addaudithook(self._hear)
+        for module in (tensors, tokens, codes, preferences, votes):
+            module.safe_open = self._safe_open
+
+    def _safe_open(self, path, **options):
+        """safetensors asks the file system itself, unheard."""
+        self._hear("open", (path,))
+        return safe_open(path, **options)
 
     def _hear(self, event, args):
         if event in ("open", "os.listdir", "os.scandir") and str(args[0]).startswith(self.folder):
