@@ -83,7 +83,8 @@ def observe(nodes, name, residency):
     return found
 
 
-def main(names, residencies):
+def prepared():
+    """Our nodes, with all checkpoints written, under DynamicVRAM on the card."""
     # wide enough for weights above the 16 KB below which ComfyUI loads them at once
     untrained.SIZES.update(d_model=256, n_heads=4, mlp_hidden_size=512)
     folder_paths.add_model_folder_path("mmada_parallel", str(FOLDER))
@@ -96,7 +97,11 @@ def main(names, residencies):
     Situation().pretend()
     fake_aimdo.install()
     management.args.disable_pinned_memory = True
-    found = {}
+    return nodes
+
+
+def main(names, residencies):
+    nodes, found = prepared(), {}
     with torch.inference_mode(), Card():  # as ComfyUI runs nodes
         for name in names:
             found[name] = {}
