@@ -170,14 +170,15 @@ def plot(file, picture):
 
     rounds = json.loads(file.read_text())["rounds"]
     figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-    for name, label in (("rss", "resident"), ("private", "private")):
+    for name, label in (("rss", "resident"), ("private", "private"), ("in_use", "malloc, in use"),
+                        ("free", "malloc, free")):  # fmt: skip
         axes[0].plot([r[name] for r in rounds], label=label)
     axes[0].set(xlabel="round of six runs", ylabel="MB", ylim=0)
     for name in ("threads", "files", "temporary"):
         axes[1].plot([r[name] for r in rounds], label=name)
     axes[1].set(xlabel="round of six runs", ylim=0)
     for each in axes:
-        each.legend()
+        each.legend(loc="center", ncols=2, frameon=False)
     figure.savefig(picture, dpi=90)
 
 

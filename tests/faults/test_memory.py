@@ -18,7 +18,7 @@ from mmada_parallel.mmp_core import (
 from mmada_parallel.mmp_core.batching import denoise_in_batches
 from mmada_parallel.tests.hostile.readers import RED
 from mmada_parallel.tests.mmp_core import tiny
-from mmada_parallel.tests.training.tiny_cases import cases
+from mmada_parallel.tests.training.tiny_cases import QUICK, cases, new_run
 from mmada_parallel.training.sft.run import SFTRun
 from mmada_parallel.training.sft.settings import SFTSettings
 from mmada_parallel.training.weights.policies import LoRA
@@ -29,6 +29,7 @@ FEW = 5
 SFT = SFTSettings(
     steps=3, batch_size=2, micro_batch=1, gradient_checkpointing=False, warmup_steps=0
 )
+PARARL = replace(QUICK, steps=2)
 TARGET = TokenState(torch.tensor([[1, 2, 3, 4]]), torch.tensor([[[1, 2, 3], [3, 2, 1]]]))
 
 
@@ -86,6 +87,20 @@ class Edits:
         assert edit(None, self.model) == self.usual, at
 
 
+class Loads:
+    """Checkpoints whose loading fails at an operation. ``count``: how many there are."""
+
+    def __init__(self, folder):
+        self.folder, self.usual = folder, edit(folder)
+        self.count = operations(lambda: load_checkpoint(folder, dtype=torch.float32))
+
+    def fails(self, at, error):
+        # safetensors calls torch.asarray, which turns an error within into a ValueError
+        with suppress(error, InputError, ValueError), Failing(at, error):
+            load_checkpoint(self.folder, dtype=torch.float32)
+        assert edit(self.folder) == self.usual, at
+
+
 def fail(folder, error, number=None):
     """At ``number`` operations of an edit, or all."""
     edits = Edits(folder)
@@ -99,6 +114,13 @@ ERRORS = (torch.OutOfMemoryError, KeyboardInterrupt)
 @pytest.mark.parametrize("error", ERRORS)
 def test_an_edit_that_fails_or_is_stopped(folder, error):
     fail(folder, error, FEW)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_checkpoint_whose_loading_fails_or_is_stopped(folder, error):
+    loads = Loads(folder)
+    for at in places(loads.count, FEW):
+        loads.fails(at, error)
 
 
 @pytest.mark.exhaustive
@@ -119,17 +141,19 @@ def test_denoising_halves_the_batch_or_says_so_in_one_sentence(folder):
         denoise_in_batches(model, prompt, SETTINGS)
 
 
-def test_training_stopped_anywhere_ends_as_undisturbed(folder, tmp_path):
-    training_stopped(folder, tmp_path, FEW)
+@pytest.mark.parametrize("method, few", [("sft", FEW), ("pararl", 2)])
+def test_training_stopped_anywhere_ends_as_undisturbed(folder, tmp_path, method, few):
+    training_stopped(folder, tmp_path, method, few)
 
 
 @pytest.mark.exhaustive
-def test_training_stopped_at_every_operation(folder, tmp_path):
-    training_stopped(folder, tmp_path)
+@pytest.mark.parametrize("method", ["sft", "pararl"])
+def test_training_stopped_at_every_operation(folder, tmp_path, method):
+    training_stopped(folder, tmp_path, method)
 
 
-def training_stopped(folder, tmp_path, number=None):
-    trainings = Trainings(folder, tmp_path)
+def training_stopped(folder, tmp_path, method, number=None):
+    trainings = Trainings(folder, tmp_path, method)
     for at in places(trainings.count, number):
         for error in ERRORS:
             trainings.fails(at, error)
@@ -138,14 +162,16 @@ def training_stopped(folder, tmp_path, number=None):
 class Trainings:
     """Runs that fail at an operation and are resumed. ``count``: how many there are."""
 
-    def __init__(self, folder, work):
-        self.folder, self.work = folder, work
+    def __init__(self, folder, work, method="sft"):
+        self.folder, self.work, self.method = folder, work, method
         self.usual = self._ended(self._start("whole"))
         self.count = operations(self._start("counted").train)
 
     def _start(self, name):
         model = load_checkpoint(self.folder, dtype=torch.float32)
         torch.manual_seed(0)
+        if self.method == "pararl":
+            return new_run(model, self.work / name, PARARL)
         policy = LoRA(model.transformer, rank=2)
         targets = [replace(case, target=TARGET) for case in cases(model)]
         return SFTRun(model, targets, SFT, self.work / name, policy=policy)
