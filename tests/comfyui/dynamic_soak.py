@@ -19,6 +19,7 @@ import torch
 from ..hosts import PACK_ROOT
 from .card import LIVE, Card
 from .dynamic_vram import observe, prepared
+from .streaming import management
 
 NAMES = ("plain", "int8.safetensors")
 ALLOCATOR = PACK_ROOT / "benchmarks" / "soak_observer" / "allocator.py"  # in a pack of ComfyUI's
@@ -45,6 +46,7 @@ def main(file, runs):
         for number in range(runs // len(NAMES)):
             for name in NAMES:
                 found = observe(nodes, name, "flapping")
+                management.reset_cast_buffers()  # as ComfyUI's executor does after each node
                 results = json.dumps([found[each] for each in RESULTS])
                 if first.setdefault(name, results) != results:
                     different.append([number, name])
