@@ -18,14 +18,19 @@ def world_dataset(
     first: int = 0,
     task: Callable[[int], AnyTask[Any]] = world.task,
     place: str = "toy world",
+    callback: Callable[[int, int], None] | None = None,
 ) -> EditDataset:
     """``count`` tasks from the one numbered ``first`` on, with reasoning and target.
 
     ``task``: makes one of its number, of the toy world one on a 4×4 scene. ``facts`` of an item is
-    its task, which its judge needs.
+    its task, which its judge needs. ``callback(done, total)`` counts items made.
     """
-    tasks = ((number, task(number)) for number in range(first, first + count))
-    return EditDataset(place, tuple(_item(number, each) for number, each in tasks))
+    items = []
+    for number in range(first, first + count):
+        if callback:
+            callback(number - first, count)
+        items.append(_item(number, task(number)))
+    return EditDataset(place, tuple(items))
 
 
 def _item(number: int, task: AnyTask[Any]) -> Item:

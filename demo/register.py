@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..mmp_core.checkpoint.load import Model
     from ..training.cases import Reward
     from ..training.data.dataset import EditDataset
+    from ..training.data.registry import Counted
     from ..training.loop.ranks import Ranks
     from ..training.sft.run import SFTRun
     from ..training.sft.settings import SFTSettings
@@ -25,10 +26,10 @@ class ToyWorld(datasets.GeneratedDataset):
     name, label, help = "demo", "demo (toy world)", "the toy world"
     reward = "checker"
 
-    def make(self, count: int) -> EditDataset:
+    def make(self, count: int, callback: Counted | None = None) -> EditDataset:
         from .items import world_dataset
 
-        return world_dataset(count)
+        return world_dataset(count, callback=callback)
 
     def evaluate(self, model: Model, **options: Any) -> dict[str, Any]:
         from .evaluate import evaluate
@@ -65,22 +66,22 @@ class OpenTasks(ToyWorld):
     name, label = "demo-open", "demo: open instructions"
     help = "the same with instructions that leave something to choose, for votes"
 
-    def make(self, count: int) -> EditDataset:
+    def make(self, count: int, callback: Counted | None = None) -> EditDataset:
         from .items import world_dataset
         from .open_tasks import task
 
-        return world_dataset(count, task=task, place=self.label)
+        return world_dataset(count, task=task, place=self.label, callback=callback)
 
 
 class NewWord(ToyWorld):
     name, label = "demo-word", "demo: a new word"
     help = "the same with stars called snow, which the demo knows as a colour alone, for sft"
 
-    def make(self, count: int) -> EditDataset:
+    def make(self, count: int, callback: Counted | None = None) -> EditDataset:
         from .items import world_dataset
         from .new_word import task
 
-        return world_dataset(count, task=task, place=self.label)
+        return world_dataset(count, task=task, place=self.label, callback=callback)
 
 
 class PictureBook(datasets.GeneratedDataset):
@@ -88,11 +89,11 @@ class PictureBook(datasets.GeneratedDataset):
     help = "pages of the picture book, for a checkpoint of its recipe"
     in_graph = False
 
-    def make(self, count: int) -> EditDataset:
+    def make(self, count: int, callback: Counted | None = None) -> EditDataset:
         from .items import world_dataset
         from .picture_book.tasks import task
 
-        return world_dataset(count, task=task, place=self.label)
+        return world_dataset(count, task=task, place=self.label, callback=callback)
 
     def evaluate(self, model: Model, *, cases: int = 500, **options: Any) -> dict[str, Any]:
         from .evaluate import judge

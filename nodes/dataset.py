@@ -118,11 +118,11 @@ class LoadEditDataset(io.ComfyNode):
             progress.show(done, total)
 
         if dataset in (generated := folders.generated_datasets()):
-            opened = generated[dataset].make(limit or _GENERATED_ITEMS)
+            opened = generated[dataset].make(limit or _GENERATED_ITEMS, callback)
             said = {"data": (f"{generated[dataset].name}={repeats}",), **asdict(settings)}
             opened = replace(
                 opened,
-                items=tuple(varied(opened.items, settings, repeats)),
+                items=tuple(varied(opened.items, settings, repeats, callback)),
                 options={"cases": limit or _GENERATED_ITEMS, "bad_items": "skip", **said},
             )
         else:

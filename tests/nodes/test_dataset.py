@@ -26,8 +26,9 @@ def input_folder(nodes, tmp_path):
 def load(run_node, nodes, monkeypatch):
     monkeypatch.setattr(nodes.pictures.ui.ImageSaveHelper, "save_images", lambda *a, **k: [])
 
-    def load_dataset(dataset, bad_items="skip", limit=0):
-        return run_node("LoadEditDataset", dataset=dataset, bad_items=bad_items, limit=limit)
+    def load_dataset(dataset, bad_items="skip", limit=0, **more):
+        given = {"dataset": dataset, "bad_items": bad_items, "limit": limit}
+        return run_node("LoadEditDataset", **given, **more)
 
     return load_dataset
 
@@ -134,13 +135,19 @@ def test_the_node_runs_again_when_a_file_changed(nodes, input_folder):
     assert fingerprint("absent") == fingerprint("demo (toy world)") == []
 
 
-def test_interruption_stops_between_items(load, input_folder):
+@pytest.mark.parametrize("dataset", ["pets", "demo (toy world)", "demo: open instructions"])
+def test_interruption_stops_between_items(load, input_folder, dataset):
     import comfy.model_management as management
 
     write_items(input_folder / "pets", "cat", "dog")
     management.interrupt_current_processing()
     with pytest.raises(management.InterruptProcessingException):
-        load("pets")
+        load(dataset)
+
+
+def test_more_items_than_memory_holds_are_refused(load):
+    with pytest.raises(InputError, match="2,000 items, used 1000 times .* lower repeats"):
+        load("demo (toy world)", limit=2000, repeats=1000)
 
 
 def collected(run_node, **changes):

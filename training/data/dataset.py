@@ -123,7 +123,7 @@ def open_dataset(
     if callback:
         callback(len(unread), len(unread))
     _refuse(path.name, len(items), skipped, bad_items)
-    forms = varied(items, settings, repeats)
+    forms = varied(items, settings, repeats, callback)
     options = {
         "data": (f"{path.absolute()}={repeats}",),
         "cases": limit,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from ..sft.run import SFTRun
     from ..sft.settings import SFTSettings
     from .dataset import EditDataset
+
+
+Counted = Callable[[int, int], None]
 
 
 class GeneratedDataset(ABC):
@@ -32,8 +35,8 @@ class GeneratedDataset(ABC):
     """Whether the graph offers it, where its own checkpoint can be loaded without a path."""
 
     @abstractmethod
-    def make(self, count: int) -> EditDataset:
-        """Its first ``count`` items."""
+    def make(self, count: int, callback: Counted | None = None) -> EditDataset:
+        """Its first ``count`` items. ``callback(done, total)`` is called before each."""
 
     @abstractmethod
     def evaluate(self, model: Model, **options: Any) -> dict[str, Any]:

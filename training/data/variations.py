@@ -36,15 +36,34 @@ _LEAST_CROP = 0.6
 """Sides of a crop, as a share of those of the picture, at least."""
 _SPECKS = 0.02
 """Share of an image token that changed pixels must cover: lossy files differ here and there."""
+MOST_FORMS = 1_000_000
+"""Items that a dataset may have, of which each takes about half a kilobyte."""
 CHANGED = 0.06
 """How far a channel of a pixel must differ, as a share of its range, to count as changed."""
 
 
-def varied(items: Sequence[Item], settings: DataSettings, repeats: int = 1) -> list[Item]:
-    """``items`` as ``settings`` say, ``repeats`` times, each time in the next template's words."""
+def varied(
+    items: Sequence[Item],
+    settings: DataSettings,
+    repeats: int = 1,
+    callback: Callable[[int, int], None] | None = None,
+) -> list[Item]:
+    """``items`` as ``settings`` say, ``repeats`` times, each time in the next template's words.
+
+    ``callback(done, total)`` is called now and then. Raises ``InputError`` for more than
+    :data:`MOST_FORMS`.
+    """
     whole: list[Item] = []
+    forms, total = 1 + settings.mirrored + settings.crops, len(items) * repeats
+    if total * forms > MOST_FORMS:
+        raise InputError(
+            f"{len(items):,} items, used {repeats} times in {forms} form(s), are more than "
+            f"{MOST_FORMS:,}, which would not fit into memory: lower repeats, crops or limit."
+        )
     for turn in range(repeats):
         for number, item in enumerate(items):
+            if callback and len(whole) % 1000 == 999:
+                callback(turn * len(items) + number, total)
             for form in _forms(item, settings):
                 words = settings.instruction(form.instruction, number + turn)
                 whole.append(
