@@ -98,6 +98,6 @@ def test_parts_give_the_tokens_of_the_whole(batches):
 def test_too_little_for_one_sample_is_told_with_numbers_and_frees_the_models(batches):
     failed = batches["too small"]
     assert failed["parts"] == [[0, 1]] and failed["is_oom"]
-    assert "1 sample(s) of 4x4 image tokens and 21 text tokens need about 0.2 MB" in failed["error"]
+    assert "1 result of 4x4 image tokens and 21 text tokens need about 0.2 MB" in failed["error"]
     assert "\n" not in failed["error"]
     assert all(run["after"] == 0 for run in batches.values())

@@ -310,7 +310,7 @@ def test_what_is_no_file_to_write_is_refused(tmp_path):
     ]:
         with pytest.raises(InputError, match=reason):
             files.writable_picture(path, "--out")
-    with pytest.raises(InputError, match="--quality"):
+    with pytest.raises(InputError, match="a quality is for JPEG, WebP"):
         files.writable_picture(tmp_path / "a.png", "--out", quality=80)
     for path, reason in [(tmp_path, "a folder"), (tmp_path / "pipe.png", "a pipe")]:
         with pytest.raises(InputError, match=reason):

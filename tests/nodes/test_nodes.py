@@ -255,9 +255,7 @@ def test_too_little_memory_is_one_sentence_that_comfyui_takes_for_what_it_is(
         raise management.OOM_EXCEPTION("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(model.model.transformer, "forward", full)
-    with pytest.raises(
-        management.OOM_EXCEPTION, match="Memory ran out: 2 sample.s. of 4x4"
-    ) as told:
+    with pytest.raises(management.OOM_EXCEPTION, match="Memory ran out: 2 results of 4x4") as told:
         denoised(encoded(), batch_size=4)
     assert "\n" not in str(told.value)
 
