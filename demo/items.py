@@ -6,11 +6,15 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
+from ..mmp_core.errors import InputError
 from ..training.data.dataset import EditDataset
 from ..training.data.items import Item, Picture
 from . import world
 from .render import PATCH
 from .worlds import AnyScene, AnyTask
+
+MOST_TASKS = 100_000
+"""Made in some five seconds."""
 
 
 def world_dataset(
@@ -23,8 +27,13 @@ def world_dataset(
     """``count`` tasks from the one numbered ``first`` on, with reasoning and target.
 
     ``task``: makes one of its number, of the toy world one on a 4×4 scene. ``facts`` of an item is
-    its task, which its judge needs. ``callback(done, total)`` counts items made.
+    its task, which its judge needs. ``callback(done, total)`` counts items made. Raises
+    ``InputError`` for more than :data:`MOST_TASKS`.
     """
+    if count > MOST_TASKS:
+        raise InputError(
+            f"{count:,} items of {place} were asked for: ask for at most {MOST_TASKS:,}."
+        )
     items = []
     for number in range(first, first + count):
         if callback:

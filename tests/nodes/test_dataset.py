@@ -148,6 +148,8 @@ def test_interruption_stops_between_items(load, input_folder, dataset):
 def test_more_items_than_memory_holds_are_refused(load):
     with pytest.raises(InputError, match="2,000 items, used 1000 times .* lower repeats"):
         load("demo (toy world)", limit=2000, repeats=1000)
+    with pytest.raises(InputError, match="100,001 items of toy world were asked for"):
+        load("demo (toy world)", limit=100_001)
 
 
 def collected(run_node, **changes):
