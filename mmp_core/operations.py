@@ -35,9 +35,10 @@ def planned_operations(
     model: DenoisingModel, prompt: Prompt, settings: SamplerSettings, at_once: int | None = None
 ) -> Operations:
     """What a run of the corrected preset takes. ``at_once``: samples of a forward, by default all.
-    Where it depends on what the
-    model is sure of (speed fast and fastest, and a text that ends before its last block), what a
-    run takes in which no step is spared."""
+
+    Where it depends on what the model is sure of (speed fast and fastest, and a text that ends
+    before its last block), what a run takes in which no step is spared.
+    """
     policies = corrected_policies(model, prompt, replace(settings, seed=0))
     guidance, cache, config = policies.guidance, policies.cache, model.transformer.config
     assert isinstance(guidance, CorrectedGuidance)

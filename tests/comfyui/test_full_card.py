@@ -3,12 +3,9 @@ result of other runs, or one sentence and ComfyUI's own error; nothing stays on 
 next run, which goes on with the training, gives what undisturbed ones give."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-from mmada_parallel.tests.hosts import find_host
+from mmada_parallel.tests.comfyui.on_card import run_on_card
 
 FEW, ALL = 1, 0
 
@@ -16,20 +13,9 @@ FEW, ALL = 1, 0
 @pytest.fixture(params=[FEW, pytest.param(ALL, marks=pytest.mark.exhaustive)], ids=["few", "all"])
 def lines(request, tmp_path):
     """One for each allocation that failed."""
-    host = find_host("current")
-    if problem := host.problem():
-        pytest.skip(problem)
-    backends = pytest.importorskip("torch.utils.backend_registration")
-    if not hasattr(backends, "_setup_privateuseone_for_python_backend"):
-        pytest.skip("this torch cannot have a device in Python")
-    python = os.environ.get("COMFYUI_PYTHON") or sys.executable
-    command = [python, "-m", "mmada_parallel.tests.comfyui.full_card", str(host.path)]
-    command += [str(tmp_path / "folder"), "edit,training", str(tmp_path / "lines")]
-    done = subprocess.run(
-        [*command, str(request.param)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return list(map(json.loads, (tmp_path / "lines").read_text().splitlines()))
+    folder, file = tmp_path / "folder", tmp_path / "lines"
+    run_on_card("full_card", "current", folder, "edit,training", file, request.param, timeout=None)
+    return list(map(json.loads, file.read_text().splitlines()))
 
 
 def test_every_allocation_may_fail(lines):

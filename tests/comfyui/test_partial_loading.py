@@ -3,12 +3,9 @@ streamed, layer by layer, batches that do not fit are split, and the tokens stay
 proves nothing about DynamicVRAM."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-from mmada_parallel.tests.hosts import find_host
+from mmada_parallel.tests.comfyui.on_card import run_on_card
 
 LAYERS = {"Conv2d", "Embedding", "GroupNorm", "Linear", "StreamedRMSNorm"}
 QUANTISED = ("fp8.safetensors", "int8.safetensors", "nvfp4.safetensors")
@@ -16,19 +13,9 @@ QUANTISED = ("fp8.safetensors", "int8.safetensors", "nvfp4.safetensors")
 
 @pytest.fixture(scope="module", params=["current", "oldest"])
 def observed(request, tmp_path_factory):
-    host = find_host(request.param)
-    if problem := host.problem():
-        pytest.skip(problem)
-    backends = pytest.importorskip("torch.utils.backend_registration")
-    if not hasattr(backends, "_setup_privateuseone_for_python_backend"):
-        pytest.skip("this torch cannot have a device in Python")
-    python = os.environ.get("COMFYUI_PYTHON") or sys.executable
-    module = "mmada_parallel.tests.comfyui.streaming"
     folder = tmp_path_factory.mktemp(f"streaming-{request.param}")
-    command = [python, "-m", module, str(host.path), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.strip().rpartition("\n")[2])
+    printed = run_on_card("streaming", request.param, folder)
+    return json.loads(printed.strip().rpartition("\n")[2])
 
 
 @pytest.fixture(scope="module")

@@ -2,30 +2,17 @@
 holds all, some or none of them, plain and quantised. That proves nothing about DynamicVRAM."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-from mmada_parallel.tests.hosts import find_host
+from mmada_parallel.tests.comfyui.on_card import run_on_card
 
 
 @pytest.fixture(scope="module", params=["current", "oldest"])
 def observed(request, tmp_path_factory):
     """What each checkpoint did with room for "all", "some" and "none" of its weights."""
-    host = find_host(request.param)
-    if problem := host.problem():
-        pytest.skip(problem)
-    backends = pytest.importorskip("torch.utils.backend_registration")
-    if not hasattr(backends, "_setup_privateuseone_for_python_backend"):
-        pytest.skip("this torch cannot have a device in Python")
-    python = os.environ.get("COMFYUI_PYTHON") or sys.executable
-    module = "mmada_parallel.tests.comfyui.streamed_training"
     folder = tmp_path_factory.mktemp(f"training-{request.param}")
-    command = [python, "-m", module, str(host.path), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.strip().rpartition("\n")[2])
+    printed = run_on_card("streamed_training", request.param, folder)
+    return json.loads(printed.strip().rpartition("\n")[2])
 
 
 def test_gradients_are_the_same_wherever_the_weights_are(observed):
