@@ -15,7 +15,7 @@ from ..mmp_core.files import replacing, writing
 from ..mmp_core.image.files import write_picture
 from ..mmp_core.outside import checked_text
 from ..training.data.items import SAME_RATIO
-from .host import folders
+from .host import training_folders
 from .pictures import said, to_picture
 from .types import Schema
 
@@ -95,7 +95,7 @@ class CollectDataset(io.ComfyNode):
         target: torch.Tensor | None = None,
         think: str = "",
     ) -> io.NodeOutput:
-        folder = folders.new_dataset(dataset)
+        folder = training_folders.new_dataset(dataset)
         texts = {".txt": checked_text(instruction, "The instruction").strip()}
         texts[".think.txt"] = checked_text(think, "think").strip()
         if not texts[".txt"]:

@@ -16,7 +16,7 @@ from ..training.loop.keeping import BEST, kept_adapters, named_adapters
 from ..training.weights.adapter_files import stored_tensors
 from ..views.examples import Answer, answers_sheet
 from . import host
-from .host import folders
+from .host import folders, training_folders
 from .pictures import shown, to_pixels
 from .types import LoraModel, Model, Schema, Tokens
 from .types import Prompt as PromptType
@@ -41,7 +41,7 @@ class CompareAdapters(io.ComfyNode):
                 PromptType.Input("prompt", tooltip="From Encode Instruction."),
                 io.Combo.Input(
                     "run",
-                    options=list(folders.runs_with_adapters()) or [folders.NO_ADAPTER],
+                    options=list(training_folders.runs_with_adapters()) or [folders.NO_ADAPTER],
                     tooltip="A run of the training nodes that kept adapters (keep_every), the "
                     "newest first. Press R after a run.",
                 ),
@@ -72,7 +72,7 @@ class CompareAdapters(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, run: str, **_):
-        return folders.fingerprint(lambda: [folders.runs_folder() / run])
+        return folders.fingerprint(lambda: [training_folders.runs_folder() / run])
 
     @classmethod
     def execute(
@@ -84,7 +84,7 @@ class CompareAdapters(io.ComfyNode):
         step: int,
         **choices: Any,
     ) -> io.NodeOutput:
-        folder = folders.run_with_adapters(run)
+        folder = training_folders.run_with_adapters(run)
         files = kept_adapters(folder)
         best = folder / BEST
         chosen = files.get(step) if step else best if best.is_file() else list(files.values())[-1]

@@ -12,7 +12,7 @@ from ..training.data.settings import DataSettings
 from ..training.data.variations import varied
 from ..views.examples import Example, dataset_sheet
 from . import host
-from .host import folders
+from .host import folders, training_folders
 from .pictures import shown, to_pixels
 from .types import Dataset, Schema
 from .widgets import between, widget
@@ -36,9 +36,9 @@ class LoadEditDataset(io.ComfyNode):
                 io.Combo.Input(
                     "dataset",
                     options=[
-                        *folders.generated_datasets(),
-                        *folders.stored_datasets(),
-                        *folders.unusable_datasets(),
+                        *training_folders.generated_datasets(),
+                        *training_folders.stored_datasets(),
+                        *training_folders.unusable_datasets(),
                     ],
                     default="demo (toy world)",
                     tooltip="Put a folder of cat.png and cat.txt (the instruction) into ComfyUI's "
@@ -98,7 +98,7 @@ class LoadEditDataset(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, dataset: str, **_):
-        return folders.fingerprint(lambda: folders.dataset_files(dataset))
+        return folders.fingerprint(lambda: training_folders.dataset_files(dataset))
 
     @classmethod
     def execute(
@@ -117,7 +117,7 @@ class LoadEditDataset(io.ComfyNode):
             host.stop_if_interrupted()
             progress.show(done, total)
 
-        if dataset in (generated := folders.generated_datasets()):
+        if dataset in (generated := training_folders.generated_datasets()):
             opened = generated[dataset].make(limit or _GENERATED_ITEMS, callback)
             said = {"data": (f"{generated[dataset].name}={repeats}",), **asdict(settings)}
             opened = replace(
@@ -127,7 +127,7 @@ class LoadEditDataset(io.ComfyNode):
             )
         else:
             opened = open_dataset(
-                folders.dataset_path(dataset),
+                training_folders.dataset_path(dataset),
                 bad_items=_BAD_ITEMS[bad_items],
                 limit=limit or None,
                 settings=settings,

@@ -17,7 +17,7 @@ from ..training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
 from ..training.rewards.registry import widget_values
 from ..training.sft.settings import SFTSettings
 from ..training.weights.settings import AdapterSettings
-from .host import HostedModel, folders
+from .host import HostedModel, folders, training_folders
 from .training_recipes import DPO, SFT, ParaRL
 from .training_run import TrainingInputs, train, unfinished
 from .types import Dataset, LoraModel, LossMap, Model, Schema
@@ -194,7 +194,7 @@ class PreferenceFinetune(io.ComfyNode):
                 _model(),
                 io.Combo.Input(
                     "preferences",
-                    options=list(folders.preference_sets()) or [folders.NO_ADAPTER],
+                    options=list(training_folders.preference_sets()) or [folders.NO_ADAPTER],
                     tooltip="The name under which Pick Sample keeps your picks. Press R after "
                     "picking. A few dozen picks are a beginning.",
                 ),
@@ -211,7 +211,7 @@ class PreferenceFinetune(io.ComfyNode):
     def validate_inputs(cls, preferences: str):
         """A folder may be newer than the list."""
         try:
-            folders.preference_set(preferences)
+            training_folders.preference_set(preferences)
         except InputError as problem:
             return str(problem)
         return True
@@ -219,12 +219,13 @@ class PreferenceFinetune(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, preferences: str, run_name: str = "", **_: Any) -> Any:
         return unfinished(run_name), folders.fingerprint(
-            lambda: [folders.preference_set(preferences)]
+            lambda: [training_folders.preference_set(preferences)]
         )
 
     @classmethod
     def execute(cls, model: HostedModel, preferences: str, **widgets: Any) -> io.NodeOutput:
-        inputs, picks = TrainingInputs.taken_from(widgets), folders.preference_set(preferences)
+        inputs = TrainingInputs.taken_from(widgets)
+        picks = training_folders.preference_set(preferences)
         recipe = DPO(DPOSettings(**widgets))
         return train(model, open_preferences(picks), recipe, inputs, cls.hidden.unique_id)
 

@@ -11,7 +11,7 @@ from ..training.dpo.preferences import digest_of, picks_in, save_preference
 from ..training.rewards.clip import score_trajectory
 from ..views.plot import line_plot
 from . import host
-from .host import folders
+from .host import folders, training_folders
 from .pictures import shown, to_picture, to_pixels
 from .types import Model, Schema, Tokens
 from .types import Prompt as PromptType
@@ -186,7 +186,7 @@ def _kept(
     index: int,
 ) -> str:
     """Keep the pick if the batch was seen before or the index is another node's; what was done."""
-    folder, digest = folders.new_preference_set(name), digest_of(prompt, tokens)
+    folder, digest = training_folders.new_preference_set(name), digest_of(prompt, tokens)
     node = (cls.hidden.prompt or {}).get(cls.hidden.unique_id) or {}
     chosen = isinstance(node.get("inputs", {}).get("index"), list)
     if not chosen and digest not in _seen:

@@ -34,7 +34,7 @@ from ..views.plot import line_plot
 from ..views.sheet import stacked
 from ..views.strip import samples_strip
 from . import host
-from .host import folders
+from .host import folders, training_folders
 from .pictures import to_pixels
 from .training_recipes import Metrics, Recipe, part_name
 
@@ -100,7 +100,7 @@ def train(
     if existing:
         rank, layers = rank_and_layers(existing)
         dora = is_dora(existing)
-    with folders.run_folder(inputs.run_name, resume) as folder, host.trainable(hosted):
+    with training_folders.run_folder(inputs.run_name, resume) as folder, host.trainable(hosted):
         clips = recipe.load(dataset)
         if isinstance(dataset, Preferences):
             hosted.prepare_decoding((1, 1))
@@ -242,7 +242,7 @@ def _cases(
     cases = tokenised(
         dataset,
         hosted.model,
-        cache=folders.runs_folder() / "codes.safetensors",
+        cache=training_folders.runs_folder() / "codes.safetensors",
         batch=1,
         need_target=need_target,
         text_length=inputs.text_length or None,

@@ -1,11 +1,11 @@
-"""The pack's folders inside ComfyUI: what they hold, by the names that widgets offer."""
+"""Models, adapters and token files in ComfyUI's folders, by the names that widgets offer."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from stat import S_ISREG
 from typing import TypeVar
@@ -17,15 +17,9 @@ from ...mmp_core.checkpoint.adapters import PEFT_CONFIG
 from ...mmp_core.checkpoint.load import EMBEDDED
 from ...mmp_core.checkpoint.places import holds_model, is_checkpoint
 from ...mmp_core.errors import shortened, shown
-from ...mmp_core.files import AlreadyExists, checked_path, is_plain_name, writing
+from ...mmp_core.files import AlreadyExists, checked_path, is_plain_name
 from ...mmp_core.outside import checked_text
 from ...mmp_core.variants.registry import image_tokenizer_folders
-from ...training.data.fields import PICTURES
-from ...training.data.fields import listed as listed_files
-from ...training.data.registry import GENERATED, GeneratedDataset
-from ...training.data.sources import KINDS, files_of
-from ...training.dpo.preferences import picks_in
-from ...training.loop.keeping import kept_adapters
 from ...training.rewards.clip import DEMO_CLIP
 from ...training.rewards.clip_files import is_clip
 
@@ -36,16 +30,12 @@ CLIP_FOLDER = "open_clip"
 NO_ADAPTER = "none"
 """What a widget offers before the adapters of ``models/loras``."""
 TOKENS_ENDING = ".tokens.safetensors"
-_OF_THE_PAGE = ("3d", "clipspace", "pasted")
-"""Folders in the input folder that ComfyUI's page makes itself."""
 
 FileState = tuple[str, int, int]
 """Name, size in bytes and time of change in ns of a file: another one means other content."""
 
 _ADAPTER_FOLDER = "loras"
 _LONGEST_PREFIX = 500
-_DATASET_DEPTH = 3
-"""Levels of folders below the input folder that are searched."""
 P = TypeVar("P")
 
 
@@ -65,7 +55,7 @@ def checkpoints(*, folders_only: bool = False) -> dict[str, Path]:
     return {name: path for name, path in EMBEDDED.items() if path.is_dir()} | {
         name: path
         for name, path in _entries().items()
-        if (path.suffix == ".safetensors" and not folders_only) or _is(is_checkpoint, path)
+        if (path.suffix == ".safetensors" and not folders_only) or is_a(is_checkpoint, path)
     }
 
 
@@ -83,8 +73,8 @@ def clips() -> dict[str, Path]:
     """``demo``, then folders of ``models/open_clip`` that hold a CLIP."""
     folders = {"demo": DEMO_CLIP}
     for root in map(Path, folder_paths.get_folder_paths(CLIP_FOLDER)):
-        for folder in _inside(root):
-            if _is(is_clip, folder):
+        for folder in paths_in(root):
+            if is_a(is_clip, folder):
                 folders.setdefault(folder.name, folder)
     return folders
 
@@ -94,11 +84,11 @@ def _entries() -> dict[str, Path]:
     entries: dict[str, Path] = {}
 
     def visit(folder: Path, root: Path, depth: int) -> None:
-        for path in _inside(folder):
+        for path in paths_in(folder):
             if path.name.startswith("."):  # a download that is not complete
                 continue
             entries.setdefault(path.relative_to(root).as_posix(), path)
-            if depth and _is(Path.is_dir, path) and not _is(holds_model, path):
+            if depth and is_a(Path.is_dir, path) and not is_a(holds_model, path):
                 visit(path, root, depth - 1)
 
     for root in map(Path, folder_paths.get_folder_paths(FOLDER)):
@@ -106,14 +96,14 @@ def _entries() -> dict[str, Path]:
     return entries
 
 
-def _inside(folder: Path, pattern: str = "*") -> list[Path]:
+def paths_in(folder: Path, pattern: str = "*") -> list[Path]:
     """Sorted; nothing where it may not be read, or is gone by now."""
     with suppress(OSError):
         return sorted(folder.glob(pattern))
     return []
 
 
-def _is(kind: Callable[[Path], object], path: Path) -> bool:
+def is_a(kind: Callable[[Path], object], path: Path) -> bool:
     """Whether ``path`` is of a kind; not where it may not be read, or is gone by now."""
     with suppress(OSError, InputError):
         return bool(kind(path))
@@ -123,11 +113,11 @@ def _is(kind: Callable[[Path], object], path: Path) -> bool:
 def listed(name: str, paths: Mapping[str, P], folder: str = FOLDER) -> P:
     """The path that a widget's value names. Raises ``CheckpointError`` for one that is gone."""
     if name not in paths:
-        raise CheckpointError(_missing(name, folder_paths.get_folder_paths(folder)[0]))
+        raise CheckpointError(not_listed(name, folder_paths.get_folder_paths(folder)[0]))
     return paths[name]
 
 
-def _missing(name: str, folder: str) -> str:
+def not_listed(name: str, folder: str) -> str:
     return f"{shown(name)} is not in {folder}: put it there, then refresh ComfyUI's page."
 
 
@@ -148,7 +138,7 @@ def fingerprint(paths: Callable[[], Iterable[Path | None]]) -> list[FileState]:
 def file_states(paths: Iterable[Path]) -> list[FileState]:
     """Of the files ``paths`` and those in the folders ``paths``; nothing for what is not there."""
     states = []
-    for file in (file for path in paths for file in (path, *_inside(path, "**/*"))):
+    for file in (file for path in paths for file in (path, *paths_in(path, "**/*"))):
         try:
             stat = file.stat()
         except OSError:  # a link to nothing, or gone by now
@@ -168,7 +158,7 @@ def adapter_file(name: str) -> Path:
     """Raises ``InputError`` for a name that :func:`adapter_names` does not list."""
     path = folder_paths.get_full_path(_ADAPTER_FOLDER, name)
     if path is None or name not in adapter_names():
-        raise InputError(_missing(name, folder_paths.get_folder_paths(_ADAPTER_FOLDER)[0]))
+        raise InputError(not_listed(name, folder_paths.get_folder_paths(_ADAPTER_FOLDER)[0]))
     return Path(path)
 
 
@@ -220,7 +210,7 @@ def token_files() -> list[str]:
     }
     for mark, root in roots.items():
         patterns = (f"*{TOKENS_ENDING}", f"*/*{TOKENS_ENDING}")
-        files = [file for pattern in patterns for file in _inside(Path(root), pattern)]
+        files = [file for pattern in patterns for file in paths_in(Path(root), pattern)]
         times = {name: time for name, _, time in file_states(files)}
         files.sort(key=lambda file: times.get(str(file), 0), reverse=True)
         names += [f"{file.relative_to(root).as_posix()}{mark}" for file in files]
@@ -241,182 +231,18 @@ def token_file(name: str) -> Path:
     return file
 
 
-def generated_datasets() -> dict[str, GeneratedDataset]:
-    """Datasets that are not in any folder."""
-    return {dataset.label: dataset for dataset in GENERATED.values() if dataset.in_graph}
-
-
-def _input_entries() -> Iterator[tuple[str, Path]]:
-    """What lies in the input folder, as deep as datasets are looked for, by its name from there."""
-    root = Path(folder_paths.get_input_directory())
-
-    def visit(folder: Path, depth: int) -> Iterator[Path]:
-        for path in _inside(folder):
-            inside = _is(Path.is_dir, path)
-            if path.name.startswith(".") or (inside and not depth):
-                continue
-            yield path
-            if inside:
-                yield from visit(path, depth - 1)
-
-    for path in visit(root, _DATASET_DEPTH):
-        yield path.relative_to(root).as_posix(), path
-
-
-def _is_dataset(path: Path) -> bool:
-    return any(_is(kind.offered, path) for kind in KINDS)
-
-
-def stored_datasets() -> dict[str, Path]:
-    """Folders with instructions, manifests and saved datasets."""
-    return {name: path for name, path in sorted(_input_entries()) if _is_dataset(path)}
-
-
-def unusable_datasets() -> dict[str, str]:
-    """Folders of pictures that are no dataset: how they are listed, and why."""
-    reasons = {}
-    for name, path in sorted(_input_entries()):
-        if (
-            name.partition("/")[0] in _OF_THE_PAGE
-            or not _is(Path.is_dir, path)
-            or _is_dataset(path)
-        ):
-            continue
-        with suppress(InputError):
-            pictures = [file for file in listed_files(path) if file.suffix.lower() in PICTURES]
-            if pictures:
-                first = pictures[0]
-                reasons[f"{name} (unusable: pictures without a .txt)"] = (
-                    f"The folder {name} has {len(pictures)} pictures and no instructions: write "
-                    f"what to change in {first.name} into {first.stem}.txt beside it, and so on "
-                    "for the others."
-                )
-    return reasons
-
-
-def dataset_path(name: str) -> Path:
-    """Raises ``InputError`` for a name that :func:`stored_datasets` does not list."""
-    paths = stored_datasets()
-    if name not in paths:
-        missing = _missing(name, folder_paths.get_input_directory())
-        raise InputError(unusable_datasets().get(name) or missing)
-    return paths[name]
-
-
-def new_dataset(name: str) -> Path:
-    """The folder of a dataset to add to, in the input folder. Raises ``InputError`` for a name that
-    cannot be that of a folder."""
-    _check_name("dataset", name)
-    return Path(folder_paths.get_input_directory()) / name
-
-
-def dataset_files(name: str) -> Iterable[Path]:
-    """Every file of the dataset; none for a generated one."""
-    return [] if name in generated_datasets() else files_of(dataset_path(name))
-
-
-def runs_folder() -> Path:
-    return Path(folder_paths.get_output_directory()) / FOLDER / "training"
-
-
-def preference_sets() -> dict[str, Path]:
-    """Folders of picks in the output folder."""
-    return {path.name: path for path in _inside(_preferences()) if _is(picks_in, path)}
-
-
-def preference_set(name: str) -> Path:
-    """Raises ``InputError`` for a folder that :func:`preference_sets` does not list."""
-    sets = preference_sets()
-    if checked_text(name, "preferences") not in sets:
-        raise InputError(
-            f"{name!r} is no folder of picks in {_preferences()}: give Pick Sample a name to keep "
-            "its picks under, pick, then press R."
-        )
-    return sets[name]
-
-
-def new_preference_set(name: str) -> Path:
-    """The folder of picks to add to. Raises ``InputError`` for a name that cannot be one."""
-    _check_name("preferences", name)
-    return _preferences() / name
-
-
-def _preferences() -> Path:
-    return Path(folder_paths.get_output_directory()) / FOLDER / "preferences"
-
-
 def new_checkpoint(name: str) -> Path:
     """A file of the model folder that is not there yet. Raises ``InputError``."""
-    _check_name("name", name)
+    check_name("name", name)
     path = Path(folder_paths.get_folder_paths(FOLDER)[0]) / f"{name}.safetensors"
     if path.exists():
         raise InputError(f"{path} already exists: give another name, or delete it first.")
     return path
 
 
-def _check_name(what: str, name: str) -> None:
+def check_name(what: str, name: str) -> None:
     if not re.fullmatch(r"[\w][\w .-]{0,99}", name) or not is_plain_name(name):
         raise InputError(
             f"{what} is {shown(name)}: give a name of at most 100 letters, digits, spaces, - and "
             "_, without folders, that no operating system reserves."
         )
-
-
-def runs_with_adapters() -> dict[str, Path]:
-    """Folders of runs that kept adapters, newest first."""
-    runs = [path for path in _inside(runs_folder()) if _is(kept_adapters, path)]
-
-    def changed(run: Path) -> int:
-        files = [path for path in _inside(run) if _is(Path.is_file, path)]
-        return max((time for *_, time in file_states(files)), default=0)
-
-    runs.sort(key=changed, reverse=True)
-    return {path.name: path for path in runs}
-
-
-def run_with_adapters(name: str) -> Path:
-    """Raises ``InputError`` for a run that :func:`runs_with_adapters` does not list."""
-    runs = runs_with_adapters()
-    if name not in runs:
-        raise InputError(
-            f"{name!r} is not a run with adapters in {runs_folder()}: train with keep_every above "
-            "0 or with held-out items, then press R."
-        )
-    return runs[name]
-
-
-@contextmanager
-def run_folder(name: str, resume: bool) -> Iterator[Path]:
-    """The newest folder of the runs called ``name`` to resume, else a new one, which no other
-    process is given, and which is removed at the end where it is still empty.
-
-    Raises ``InputError`` for a name that cannot be that of a folder.
-    """
-    _check_name("run_name", name)
-    newest = newest_run(name)
-    folder = newest if newest and resume else _new_run(name)
-    try:
-        yield folder
-    finally:
-        with suppress(OSError):  # not empty
-            for empty in (folder, folder.parent, folder.parent.parent):
-                empty.rmdir()
-
-
-def _new_run(name: str) -> Path:
-    newest = newest_run(name)
-    number = int(newest.name.rpartition("_")[2]) if newest else 0
-    while True:
-        number += 1
-        folder = runs_folder() / f"{name}_{number:05}"
-        with writing(folder), suppress(FileExistsError, FileNotFoundError):
-            folder.mkdir(parents=True)
-            return folder
-
-
-def newest_run(name: str) -> Path | None:
-    """The newest folder of the runs called ``name``, if there is one."""
-    pattern = re.compile(re.escape(name) + r"_(\d{5,})")
-    matches = (pattern.fullmatch(path.name) for path in _inside(runs_folder()))
-    runs = {int(match[1]): match[0] for match in matches if match}
-    return runs_folder() / runs[max(runs)] if runs else None

@@ -15,7 +15,8 @@ from server import PromptServer
 
 from ...mmp_core import InputError
 from ...training.pararl.votes import VotingRound, rounds, waiting_round
-from .folders import FileState, file_states, newest_run, runs_folder
+from .folders import FileState, file_states
+from .training_folders import newest_run, runs_folder
 
 _one_at_a_time = Lock()
 """A vote reads the file, and writes it anew with one group changed."""

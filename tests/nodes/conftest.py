@@ -43,6 +43,11 @@ def folders(nodes):
     return nodes.load.folders
 
 
+@pytest.fixture
+def training_folders(nodes):
+    return nodes.dataset.training_folders
+
+
 @pytest.fixture(scope="session")
 def model(host):
     return host.load("untrained", "auto", "auto")

@@ -41,9 +41,8 @@ def write_items(folder, *names, instruction="make it red"):
 
 
 @pytest.fixture
-def names(nodes):
-    folders = nodes.dataset.folders
-    return lambda: [*folders.generated_datasets(), *folders.stored_datasets()]
+def names(training_folders):
+    return lambda: [*training_folders.generated_datasets(), *training_folders.stored_datasets()]
 
 
 def test_datasets_of_the_input_folder_are_offered(names, input_folder):
@@ -192,7 +191,7 @@ def test_a_folder_that_cannot_be_used_is_listed_with_the_reason(nodes, load, inp
     for folder in ("photos", "clipspace"):
         (input_folder / folder).mkdir()
         Image.new("RGB", (64, 48)).save(input_folder / folder / "dog.jpg")
-    (label,) = nodes.dataset.folders.unusable_datasets()
+    (label,) = nodes.dataset.training_folders.unusable_datasets()
     assert label == "photos (unusable: pictures without a .txt)"
     offered = nodes.dataset.LoadEditDataset.define_schema().inputs[0].options
     assert offered[-1] == label and "good" in offered

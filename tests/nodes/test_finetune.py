@@ -270,7 +270,7 @@ def test_held_out_guard_and_samples_are_watched_on_the_node(sft, shown, output):
 
 def test_adapters_that_a_run_kept_are_compared(sft, run_node, nodes, encoded, model, output):
     sft(steps=3, keep_every=1, keep_last=2, guard_rise=9.0, learning_rate=0.5)
-    assert list(nodes.host.folders.runs_with_adapters()) == ["run_00001"]
+    assert list(nodes.host.training_folders.runs_with_adapters()) == ["run_00001"]
     prompt = encoded()
     options = {"seed": 3, "text_steps": 2, "image_steps": 2, "joint_guidance": 0.0, "step": 2}
     with torch.inference_mode():

@@ -113,9 +113,9 @@ def test_names_of_files_to_write(guarded, model, name):
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "C:", "CON", "nul.txt", "a" * 101])
-def test_names_of_runs_and_checkpoints(folders, name):
+def test_names_of_runs_and_checkpoints(folders, training_folders, name):
     for use in (
-        lambda: folders.run_folder(name, False).__enter__(),
+        lambda: training_folders.run_folder(name, False).__enter__(),
         lambda: folders.new_checkpoint(name),
     ):
         with pytest.raises(InputError, match="100 letters"):

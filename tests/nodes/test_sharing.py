@@ -81,9 +81,9 @@ def test_the_name_that_another_process_took_meanwhile_is_left_to_it(
     assert sorted(output.iterdir()) == sorted(asked)
 
 
-def test_runs_begun_at_the_same_time_have_folders_of_their_own(folders, output):
+def test_runs_begun_at_the_same_time_have_folders_of_their_own(training_folders, output):
     def begin(number):
-        with folders.run_folder("run", False) as folder:
+        with training_folders.run_folder("run", False) as folder:
             (folder / "log.jsonl").write_text(str(number))
             return folder
 
@@ -91,11 +91,11 @@ def test_runs_begun_at_the_same_time_have_folders_of_their_own(folders, output):
         places = list(pool.map(begin, range(16)))
     assert len(set(places)) == 16
     assert sorted(int(path.joinpath("log.jsonl").read_text()) for path in places) == [*range(16)]
-    with folders.run_folder("run", True) as folder:
+    with training_folders.run_folder("run", True) as folder:
         assert folder == max(places)
 
 
-def test_a_run_that_never_began_leaves_no_folder(folders, output):
-    with pytest.raises(InputError), folders.run_folder("run", False) as folder:
+def test_a_run_that_never_began_leaves_no_folder(training_folders, output):
+    with pytest.raises(InputError), training_folders.run_folder("run", False) as folder:
         raise InputError("the dataset is empty")
     assert not folder.exists()
