@@ -25,17 +25,19 @@ _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 SMOOTHED = 8
 """Steps of training that a point of the reward curve averages."""
 
+_ARMS_COMPARED: tuple[tuple[Arm, Arm], ...] = (
+    ("trajectory", "trajectory, 48 steps"),
+    ("trajectory, 48 steps", "output"),
+    ("trajectory, 48 steps", "output, equal calls"),
+    ("trajectory, 48 steps", "s = 3"),
+    ("s = 3", "output"),
+    *((f"s = {s}", "s = 3") for s in (1, 2, 4)),
+)
 COMPARED: dict[str, tuple[tuple[Arm, str], tuple[Arm, str]]] = {
-    "trajectory over output, default": (("trajectory", "default"), ("output", "default")),
-    "trajectory over output, trained": (("trajectory", "trained"), ("output", "trained")),
-    "trajectory over output, equal calls, default": (
-        ("trajectory", "default"),
-        ("output, equal calls", "default"),
-    ),
-    "trajectory over output, equal calls, trained": (
-        ("trajectory", "trained"),
-        ("output, equal calls", "trained"),
-    ),
+    f"{arm} over {other}, {condition}": ((arm, condition), (other, condition))
+    for arm, other in _ARMS_COMPARED
+    for condition in ("default", "trained")
+} | {
     "trained and unguided over start and guided": (("trajectory", "unguided"), ("none", "default")),
     "start, unguided over guided": (("none", "unguided"), ("none", "default")),
     "start, text first over parallel": (("none", "text first"), ("none", "default")),
@@ -43,10 +45,6 @@ COMPARED: dict[str, tuple[tuple[Arm, str], tuple[Arm, str]]] = {
         ("trajectory", "default"),
         ("none", "text first"),
     ),
-    "trajectory over the paper's rule, default": (("trajectory", "default"), ("s = 3", "default")),
-    "trajectory over the paper's rule, trained": (("trajectory", "trained"), ("s = 3", "trained")),
-    "the paper's rule over output, default": (("s = 3", "default"), ("output", "default")),
-    "the paper's rule over output, trained": (("s = 3", "trained"), ("output", "trained")),
 }
 """What is set against what: an arm under a condition, and another."""
 

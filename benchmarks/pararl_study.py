@@ -7,7 +7,7 @@ same held-out tasks with the same seeds of the answers, under its ``CONDITIONS``
 some of these is judged under them when it is asked for again. SFT is in float32; afterwards
 the base is in bfloat16 and the adapter in float32, as people train, which takes half the time here.
 ``all`` makes every run that is missing, the most wanted first, ``--processes`` at a time.
-``--method`` takes other settings than the frozen ones, for starts 0, 3 and 7 alone, which are never
+``--method`` takes one set of settings for every arm, for starts 0, 3 and 7 alone, which are never
 reported. ``pararl_report`` sums the files up.
 """
 
@@ -55,11 +55,20 @@ CONDITIONS: dict[str, SamplerSettings | None] = {
 }
 """How the judged answers are sampled; None: as the rollouts of the method."""
 Arm = Literal[
-    "none", "trajectory", "output", "output, equal calls", "s = 1", "s = 2", "s = 3", "s = 4"
+    "none",
+    "trajectory",
+    "trajectory, 48 steps",
+    "output",
+    "output, equal calls",
+    "s = 1",
+    "s = 2",
+    "s = 3",
+    "s = 4",
 ]
 ARMS: tuple[Arm, ...] = get_args(Arm)
-"""The start itself; rewards along the trajectory; of the final pair alone, with as many rollouts,
-and with as many calls of the reward; and the paper's own rule (its Eq. 3) at s steps."""
+"""The start itself; rewards along the trajectory, of the longer and of the shorter training; all
+others in the shorter one: rewards of the final pair alone, with as many rollouts, and with as many
+calls of the reward; and the paper's own rule (its Eq. 3) at s steps."""
 JUDGED: dict[str, tuple[Arm, ...]] = {
     "unguided": ("none", "trajectory"),
     "text first": ("none",),
@@ -98,20 +107,21 @@ METHODS = {
     "guided": Method(GUIDED),
     "guided, 8 groups": Method(GUIDED, groups=8),
     "gain": Method(GUIDED, "gain", scored=8),
+    "gain, longer": Method(GUIDED, "gain", scored=8, steps=120, rate=6e-4, kl=0.05),
     "gain, three times the rate": Method(GUIDED, "gain", scored=8, rate=2.4e-3),
 }
-FROZEN = "gain"
-"""The method of the reported runs."""
+FROZEN: dict[Arm, str] = dict.fromkeys(ARMS, "gain") | {"trajectory": "gain, longer"}
+"""The methods of the reported runs: "gain" was the first; "gain, longer" followed its result."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """``folder``: of what is trained. ``results``: of the files. ``cases``: held-out tasks judged
-    with all steps, and as rolled out."""
+    """``folder``: of what is trained. ``results``: of the files. ``method``: of every arm; None:
+    the frozen ones. ``cases``: held-out tasks judged with all steps, and as rolled out."""
 
     folder: Path
     results: Path
-    method: str = FROZEN
+    method: str | None = None
     cases: tuple[int, int] = (500, 300)
 
     def file(self, arm: Arm, start: int, seed: int) -> Path:
@@ -119,13 +129,16 @@ class Work:
         return self.results / f"{name}.json"
 
     def run_folder(self, arm: Arm, start: int, seed: int) -> Path:
-        return self.folder / self.method / f"start {start}, {arm}, seed {seed}"
+        return self.folder / self.method_of(arm) / f"start {start}, {arm}, seed {seed}"
+
+    def method_of(self, arm: Arm) -> str:
+        return self.method or FROZEN[arm]
 
 
 def settings_of(arm: Arm, method: Method, seed: int) -> ParaRLSettings:
     groups = method.groups * (method.calls if arm == "output, equal calls" else 1)
     scored, reward_at = method.scored, "output"
-    if arm == "trajectory":
+    if arm.startswith("trajectory"):
         reward_at = method.along
     elif arm.startswith("s = "):
         scored, reward_at = int(arm.removeprefix("s = ")), "trajectory"
@@ -152,12 +165,13 @@ def run(work: Work, arm: Arm, start: int, seed: int) -> dict[str, Any]:
     file, result = work.file(arm, start, seed), {}
     if file.is_file():
         result = json.loads(file.read_text(encoding="utf-8"))
-    conditions = [name for name in CONDITIONS if arm in JUDGED.get(name, ARMS)]
-    missing = [name for name in conditions if name not in result.get("judged", ())]
+    conditions = [each for each in CONDITIONS if arm in JUDGED.get(each, ARMS)]
+    missing = [each for each in conditions if each not in result.get("judged", ())]
     if not missing:
         return result
     torch.set_num_threads(1)
-    method, began = METHODS[work.method], time.perf_counter()
+    name = work.method_of(arm)
+    method, began = METHODS[name], time.perf_counter()
     model = started(work, method, start)
     model.transformer.to(torch.bfloat16)
     training: dict[str, Any] = {}
@@ -173,13 +187,13 @@ def run(work: Work, arm: Arm, start: int, seed: int) -> dict[str, Any]:
         "arm": arm,
         "start": start,
         "seed": None if arm == "none" else seed,
-        "method": work.method,
+        "method": name,
         "settings": asdict(method),
         "machine": f"{platform.machine()}, torch {torch.__version__}, one thread, bfloat16",
         "commit": commit(),
         **training,
         **result,
-        "judged": result.get("judged", {}) | judged(model, work, start, missing),
+        "judged": result.get("judged", {}) | judged(model, work, method, start, missing),
         "seconds": round(result.get("seconds", 0) + time.perf_counter() - began),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -225,7 +239,7 @@ def trained(rl: ParaRLRun) -> dict[str, Any]:
 
 
 def judged(
-    model: Model, work: Work, start: int, conditions: Sequence[str]
+    model: Model, work: Work, method: Method, start: int, conditions: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """Measures by condition, 0 … 1. A start's runs answer the same tasks with the same seeds."""
     results = {}
@@ -233,7 +247,7 @@ def judged(
         sampler = CONDITIONS[name]
         count = work.cases[sampler is None]
         tasks = [open_tasks.task(HELD_OUT + number) for number in range(count)]
-        first, settings = 10**6 * (start + 1), sampler or METHODS[work.method].sampler
+        first, settings = 10**6 * (start + 1), sampler or method.sampler
         measures = evaluate.judge(model, tasks, seed=first, settings=settings, batch=50)
         results[name] = {"cases": count, **{m: measures[m] for m in (*MEASURES, "distinct")}}
     return results
@@ -257,7 +271,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("build/pararl-study"))
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--method", choices=METHODS, default=FROZEN)
+    parser.add_argument("--method", choices=METHODS)
     does = parser.add_subparsers(dest="do", required=True)
     one = does.add_parser("run")
     one.add_argument("arm", choices=ARMS)
@@ -270,7 +284,7 @@ def main() -> None:
     args = parser.parse_args()
     work = Work(args.folder, args.results, args.method)
     starts = [args.start] if args.do == "run" else args.starts
-    if args.method != FROZEN:
+    if args.method:
         if not set(starts) <= set(TUNING_STARTS):
             raise InputError(f"Settings are tuned on starts {TUNING_STARTS} alone.")
         work = replace(work, results=args.results / "tuning" / args.method)

@@ -32,11 +32,13 @@ def test_gains_are_paired_and_the_interval_is_over_starts(tmp_path):
 
 def test_arms_and_conditions_are_compared_within_each_start(tmp_path):
     for start, agree in ((11, 0.5), (12, 0.7)):
-        for arm, more in (("none", 0), ("output", 0.02), ("trajectory", 0.05 + start / 1000)):
+        gained = {"none": 0, "output": 0.02, "trajectory, 48 steps": 0.05 + start / 1000}
+        for arm, more in gained.items():
             write(tmp_path, arm, start, 1, agree + more)
     found = pararl_report.comparisons(tmp_path)
-    assert set(found) == {"trajectory over output, default", "trajectory over output, trained"}
-    over = found["trajectory over output, default"]
+    names = [f"trajectory, 48 steps over output, {each}" for each in ("default", "trained")]
+    assert list(found) == names
+    over = found[names[0]]
     assert over["gain"] == pytest.approx(3 + 1.15)
     assert over["by start"] == {11: [pytest.approx(4.1)], 12: [pytest.approx(4.2)]}
     pararl_report.draw_gains(pararl_report.summary(tmp_path), tmp_path / "gains.png")
@@ -56,11 +58,14 @@ def test_the_main_comparison_comes_first():
 
 
 def test_arms_have_equal_rollouts_or_equal_reward_calls():
-    method = pararl_study.METHODS[pararl_study.FROZEN]
-    by_arm = {arm: pararl_study.settings_of(arm, method, 1) for arm in pararl_study.ARMS[1:]}
-    assert by_arm["output"].groups == by_arm["trajectory"].groups
-    assert by_arm["output, equal calls"].groups == method.calls * method.groups
-    assert by_arm["trajectory"].reward_at == method.along
+    methods = {arm: pararl_study.METHODS[pararl_study.FROZEN[arm]] for arm in pararl_study.ARMS}
+    by_arm = {arm: pararl_study.settings_of(arm, methods[arm], 1) for arm in pararl_study.ARMS[1:]}
+    shorter = methods["trajectory, 48 steps"]
+    assert all(method == shorter for arm, method in methods.items() if arm != "trajectory")
+    assert by_arm["output"].groups == by_arm["trajectory, 48 steps"].groups
+    assert by_arm["output, equal calls"].groups == shorter.calls * shorter.groups
+    assert by_arm["trajectory, 48 steps"].reward_at == by_arm["trajectory"].reward_at == "gain"
+    assert (by_arm["trajectory"].steps, by_arm["output"].steps) == (120, 48)
     assert [by_arm[f"s = {s}"].scored_steps for s in (1, 2, 3, 4)] == [1, 2, 3, 4]
     assert by_arm["s = 3"].reward_at == "trajectory"
 
@@ -70,7 +75,8 @@ def test_arms_have_equal_rollouts_or_equal_reward_calls():
 def test_a_run_is_written_once_and_repeats(along, calls, tmp_path, monkeypatch):
     scored = 8 if along == "gain" else 2
     tiny = Method(FEW, along, groups=2, group_size=2, scored=scored, steps=1, sft_steps=1)
-    monkeypatch.setitem(pararl_study.METHODS, pararl_study.FROZEN, tiny)
+    monkeypatch.setitem(pararl_study.METHODS, pararl_study.FROZEN["trajectory"], tiny)
+    monkeypatch.setitem(pararl_study.METHODS, pararl_study.FROZEN["none"], tiny)
     monkeypatch.setattr(pararl_study, "TASKS", 20)
     found = []
     for place in ("one", "other"):
