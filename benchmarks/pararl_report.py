@@ -38,7 +38,10 @@ COMPARED: dict[str, tuple[tuple[Arm, str], tuple[Arm, str]]] = {
     for arm, other in _ARMS_COMPARED
     for condition in ("default", "trained")
 } | {
-    "trained and unguided over start and guided": (("trajectory", "unguided"), ("none", "default")),
+    "trained and unguided over start and guided": (
+        ("trajectory, 48 steps", "unguided"),
+        ("none", "default"),
+    ),
     "start, unguided over guided": (("none", "unguided"), ("none", "default")),
     "start, text first over parallel": (("none", "text first"), ("none", "default")),
     "trained and parallel over start and text first": (

@@ -70,7 +70,7 @@ ARMS: tuple[Arm, ...] = get_args(Arm)
 others in the shorter one: rewards of the final pair alone, with as many rollouts, and with as many
 calls of the reward; and the paper's own rule (its Eq. 3) at s steps."""
 JUDGED: dict[str, tuple[Arm, ...]] = {
-    "unguided": ("none", "trajectory"),
+    "unguided": ("none", "trajectory, 48 steps"),
     "text first": ("none",),
 }
 """Conditions of some arms only."""
