@@ -100,8 +100,9 @@ def _check_belonging(values: Mapping[str, Any]) -> None:
             if model is None:
                 continue
             if isinstance(value, Prompt):
+                model.model.variant.check_prompt(value.task)
                 check_known(model.model, value.instruction, value.image)
-                check_known(model.model, value.without_text, None)
+                check_known(model.model, value.without_text, value.reference)
                 check_known(model.model, value.initial.text, value.initial.image)
             elif isinstance(value, TokenState):
                 check_known(model.model, value.text, value.image)

@@ -101,8 +101,11 @@ def take_step(predictor: Predictor, policies: Policies, index: int, last: Step) 
 
 
 def _check_tokens(model: DenoisingModel, prompt: Prompt, settings: SamplerSettings) -> None:
-    """Raise ``InputError`` for tokens that the model does not know, or that are no text."""
+    """Raise ``InputError`` for a prompt of another family, and for tokens that the model does not
+    know, or that are no text."""
     layout, ids = model.layout, model.transformer.config.embedding_size
+    if prompt.task:  # a layout's own prompts name none
+        model.variant.check_prompt(prompt.task)
     if prompt.negative is not None and settings.preset == "upstream":
         raise InputError(
             "The upstream preset has no negative instruction, as the released code has none: leave "
@@ -115,6 +118,7 @@ def _check_tokens(model: DenoisingModel, prompt: Prompt, settings: SamplerSettin
         ("instruction", prompt.instruction, 0, ids),
         ("negative instruction", prompt.negative, 0, ids),
         ("input image", prompt.image, 0, codes),
+        ("second input image", prompt.reference, 0, codes),
     ):
         if tokens is None or not tokens.numel():
             continue

@@ -265,6 +265,14 @@ class Variant(ABC):
             )
         return name if self.tasks else ""
 
+    def check_prompt(self, task: str) -> None:
+        """Raise ``InputError`` for the task of a prompt that was encoded for another family."""
+        if task not in (self.tasks or ("",)):
+            raise InputError(
+                f"The prompt was made with a checkpoint of another family than {self.name}: encode "
+                "the instruction with the checkpoint that denoises it."
+            )
+
     def settings_for(self, task: str) -> dict[str, Any]:
         """Values recommended for ``task``, by the names of ``SamplerSettings``; none where the
         paper's hold."""

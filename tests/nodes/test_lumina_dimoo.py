@@ -54,6 +54,19 @@ def test_the_embedded_checkpoints_keep_their_folders(run_node, nodes):
     assert not (embedded["demo"] / NOTE).exists()
 
 
+def test_prompts_of_another_family_are_refused(encode, lumina, model, classes):
+    """Of the same ranges of ids, too, where the result would mean nothing."""
+    from mmada_parallel.mmp_core import denoise
+
+    prompt = encode(image=torch.rand(1, 128, 128, 3))
+    with pytest.raises(InputError, match="another family than MMaDA-Parallel"):
+        model.model.variant.check_prompt(prompt.task)
+    with pytest.raises(InputError, match="another family than MMaDA-Parallel"):
+        denoise(model.model, prompt)
+    with pytest.raises(InputError, match="another family than Lumina-DiMOO"):
+        lumina.model.variant.check_prompt("")
+
+
 def test_a_picture_alone(encode, denoised, run_node, lumina):
     prompt = encode(image=torch.rand(2, 128, 128, 3), second_image=torch.rand(1, 128, 128, 3))
     assert prompt.task == "style" and len(prompt.reference) == 2
