@@ -22,7 +22,8 @@ def samples_strip(
     and the newest among them; each picture over the beginning of its text.
 
     ``run``: has ``samples/step-NUMBER/1.png`` and ``1.txt``, and so on. ``side``: of each picture
-    in pixels. ``rows``, ``columns``: the most of these. Raises ``ValueError`` where there are none.
+    in pixels. ``rows``, ``columns``: the most of these. A step that lacks a sample has a gap.
+    Raises ``ValueError`` where there are no steps.
     """
     steps = sorted(
         (int(match[1]), folder)
@@ -47,9 +48,13 @@ def samples_strip(
         draw.text((left, margin), title, fill=_FAINT, font=font)
         for row, name in enumerate(names):
             top = head + margin + row * (side + words)
-            picture = load_image(folder / f"{name}.png")
-            strip.paste(ImageOps.pad(picture, (side, side), color=_PAPER), (left, top))
-            text = read_text(folder / f"{name}.txt", error=InputError).split()
+            file, words_file = folder / f"{name}.png", folder / f"{name}.txt"
+            if file.is_file():
+                picture = ImageOps.pad(load_image(file), (side, side), color=_PAPER)
+                strip.paste(picture, (left, top))
+            text = []
+            if words_file.is_file():
+                text = read_text(words_file, error=InputError).split()
             box = (left, top + side, left + side, top + side + words - margin)
             lines_in(draw, [Word(word) for word in text], box, side // 11)
     return strip

@@ -162,6 +162,16 @@ def test_samples_are_kept_with_their_text_and_drawn_over_time(model, tmp_path):
     assert (tmp_path / "samples" / "strip.png").is_file()
 
 
+def test_a_strip_has_gaps_where_samples_are_gone_or_were_not_drawn_yet(model, tmp_path):
+    run_of(model, tmp_path, replace(EVERYTHING, samples_every=3), samples=2).train()
+    whole = samples_strip(tmp_path)
+    before, *_ = kept_samples(tmp_path).values()
+    (before / "2.png").unlink()
+    (before / "2.txt").unlink()
+    gaps = samples_strip(tmp_path)
+    assert gaps.size == whole.size and gaps.tobytes() != whole.tobytes()
+
+
 def test_patience_ends_a_run_and_more_patience_goes_on(model, tmp_path):
     settings = replace(EVERYTHING, patience=1, ema=0.0, guard_rise=0.0)
     run = run_of(model, tmp_path, settings)
