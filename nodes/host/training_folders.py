@@ -177,8 +177,11 @@ def _new_run(name: str) -> Path:
     while True:
         number += 1
         folder = runs_folder() / f"{name}_{number:05}"
+        with writing(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        # another process took the name, or removed the empty folder that it would lie in
         with writing(folder), suppress(FileExistsError, FileNotFoundError):
-            folder.mkdir(parents=True)
+            folder.mkdir()
             return folder
 
 

@@ -95,6 +95,14 @@ def test_runs_begun_at_the_same_time_have_folders_of_their_own(training_folders,
         assert folder == max(places)
 
 
+def test_runs_where_no_folder_can_be_are_refused(training_folders, output):
+    place = training_folders.runs_folder()
+    place.parent.mkdir(parents=True)
+    place.symlink_to(output / "a disk that is not there")
+    with pytest.raises(InputError, match="cannot be written"):
+        training_folders.run_folder("run", False).__enter__()
+
+
 def test_a_run_that_never_began_leaves_no_folder(training_folders, output):
     with pytest.raises(InputError), training_folders.run_folder("run", False) as folder:
         raise InputError("the dataset is empty")
