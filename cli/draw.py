@@ -27,7 +27,13 @@ from ..mmp_core import (
 from ..mmp_core.batching import chosen_in_batches, denoise_in_batches
 from ..mmp_core.files import readable_size, replacing, writable_file, writing
 from ..mmp_core.fitting import fitted_input, strange_note, unseen_note
-from ..mmp_core.image.files import load_image, read_original, writable_picture, write_picture
+from ..mmp_core.image.files import (
+    load_image,
+    load_mask,
+    read_original,
+    writable_picture,
+    write_picture,
+)
 from ..mmp_core.image.mask_settings import MaskSettings
 from ..mmp_core.image.put_back_settings import PutBackSettings
 from ..mmp_core.instructions import instruction_notes
@@ -69,7 +75,7 @@ def draw(args: argparse.Namespace) -> None:
     if not args.instruction.strip() and args.reference is None:
         raise InputError("The instruction is empty; say what to change or to show.")
     picture = None if args.image is None else read_original(_checked_image(args))
-    mask = None if args.mask is None else load_image(args.mask)
+    mask = None if args.mask is None else load_mask(args.mask)
     _check_files(args)
     with memory_explained():
         make(args, load_model(args), picture, mask, seed)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..mmp_core import InputError
 from ..mmp_core.files import existing_file, writing
-from ..mmp_core.image.files import load_image, read_original, writable_picture
+from ..mmp_core.image.files import load_mask, read_original, writable_picture
 from ..mmp_core.memory import OutOfMemory
 from ..mmp_core.outside import read_text
 from ..training.data.fields import PICTURES, any_of, listed
@@ -72,7 +72,7 @@ def _draw_all(args: argparse.Namespace, jobs: Sequence[Job], seed: int) -> int:
     failed = 0
     with memory_explained():
         model = load_model(args)
-        mask = None if args.mask is None else load_image(args.mask)
+        mask = None if args.mask is None else load_mask(args.mask)
         for number, job in enumerate(jobs, 1):
             what = f"{job.image.name}: {job.instruction}" if job.image else job.instruction
             note(args, f"{number} of {len(jobs)}: {what}")

@@ -38,7 +38,7 @@ def put_back(
     result: Picture | TokenState,
     *,
     mask: Picture | None = None,
-    mode: Mode = "changed",
+    mode: Mode | None = None,
     settings: PutBackSettings | None = None,
 ) -> tuple[Any, Any]:
     """Lay a result on the picture that it was made from, at that picture's full resolution.
@@ -46,8 +46,8 @@ def put_back(
     ``prompt``: the one that the result was made with, which knows where the model's picture lies
     and what it showed. ``original``: the picture that was encoded, in any number of pixels.
     ``result``: tokens, or the picture in any size. ``mask``: white where the result counts, over
-    the whole original whatever its size; one that is not painted is no mask. ``mode`` overrides
-    that of ``settings``, see :class:`.PutBackSettings`.
+    the whole original whatever its size; one that is not painted is no mask. ``mode``: instead
+    of that of ``settings``, see :class:`.PutBackSettings`.
 
     Returns the picture, of mode RGB, RGBA or, for deep greyscale, I;16, and the mask that was used,
     of mode L; where that is 0, each pixel is the original's, bit for bit. They are larger than the
@@ -98,12 +98,14 @@ def put_back_pixels(
     result: Picture | TokenState,
     *,
     mask: Picture | None = None,
-    mode: Mode = "changed",
+    mode: Mode | None = None,
     settings: PutBackSettings | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same for ``pixels`` (H, W, C) of the upright original, uint8, uint16 or float in 0 … 1;
     the result has their dtype and channels, the mask is (H, W) uint8."""
-    settings = replace(settings or PutBackSettings(), mode=mode)
+    settings = settings or PutBackSettings()
+    if mode is not None:
+        settings = replace(settings, mode=mode)
     prompt, start = _of_one_picture(prompt, result)
     assert prompt.placement and prompt.image is not None
     placement = _in_original(prompt.placement[0], (pixels.shape[1], pixels.shape[0]))
@@ -111,7 +113,7 @@ def put_back_pixels(
     seen, before = _view(model, prompt, pixels, placement)
     known = _without_margins(placement)
     before = torch.where(known, before, after)
-    painted = None if mask is None else mask_values(load_image(mask))[0]
+    painted = None if mask is None else mask_values(mask)[0]
     painted = painted if painted is not None and is_painted(painted) else None
     unit, whole = model.downsample, None
     if settings.mode == "all":

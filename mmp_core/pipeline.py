@@ -36,7 +36,7 @@ def encode_instruction(
     size: Size | None = None,
     text_length: int | None = None,
     batch: int = 1,
-    mask: Image.Image | None = None,
+    mask: Picture | None = None,
     coverage: float = 0.0,
     grow: int = 0,
     region: Region | None = None,
@@ -175,7 +175,7 @@ def _encoded(
 
 def _around(
     model: Model,
-    mask: Image.Image,
+    mask: Picture,
     codes: Tensor,
     placement: Placement,
     coverage: float,
@@ -192,7 +192,8 @@ def _around(
     if not is_painted(values):
         _log.info("The mask is not painted: the whole picture is drawn anew.")
         return torch.full_like(codes, MASKED)
-    cells = cells_of(values, grid, coverage, grow, box=placement.in_size(mask.size).box)
+    box = placement.in_size((values.shape[2], values.shape[1])).box
+    cells = cells_of(values, grid, coverage, grow, box=box)
     if not cells.any():
         raise InputError(
             "The mask covers no part of the picture as the model sees it: paint a larger one, "

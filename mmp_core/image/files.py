@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Picture: TypeAlias = "Image.Image | str | os.PathLike | np.ndarray | Tensor"
 """A path, a PIL image, or pixels, see :func:`image_of`."""
-WHITE = (255, 255, 255, 255)
+WHITE, BLACK = (255, 255, 255, 255), (0, 0, 0, 255)
 MOST_PIXELS = 178_000_000
 """Larger pictures are refused before they are decoded: they are bombs, or need memory that a
 picture of a model's size is not worth."""
@@ -60,6 +60,15 @@ def load_image(source: Picture | BinaryIO) -> Image.Image:
     """
     with _decoded(source) as (image, name):
         return _stripped(_rgb(image, name))
+
+
+def load_mask(source: Picture | BinaryIO) -> Image.Image:
+    """What is white where painted, upright, of mode L. As :func:`load_image`, but with
+    transparency laid on black: what is not there is not painted."""
+    with _decoded(source) as (image, name):
+        if image.mode == "L" and not image.has_transparency_data:
+            return _stripped(_upright(image).copy())
+        return _stripped(_rgb(image, name, BLACK).convert("L"))
 
 
 def read_original(source: Picture | BinaryIO) -> Image.Image:
@@ -190,7 +199,8 @@ def _stripped(image: Image.Image) -> Image.Image:
     return image
 
 
-def _rgb(image: Image.Image, name: str) -> Image.Image:
+def _rgb(image: Image.Image, name: str, ground: tuple[int, int, int, int] = WHITE) -> Image.Image:
+    """``ground``: what transparency is laid on."""
     try:
         upright = _upright(image)
         if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
@@ -203,7 +213,7 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
             upright = upright.convert("LA")
         if upright.has_transparency_data:
             colours = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", colours.size, WHITE), colours)
+            upright = Image.alpha_composite(Image.new("RGBA", colours.size, ground), colours)
         return upright.convert("RGB")
     except Exception as error:
         raise InputError(

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from ..options import Option
+from .files import Picture, load_mask
 from .placement import Box, Size
 
 UNPAINTED = 0.05
@@ -24,9 +24,10 @@ Region = tuple[int, int, int, int]
 """Left, top, right and bottom edge of a part of a picture, in whole pixels."""
 
 
-def mask_values(mask: Image.Image) -> Tensor:
-    """(1, h, w) float32 in 0 … 1 of a picture that is white where painted."""
-    return torch.from_numpy(np.array(mask.convert("L"))).float()[None] / 255
+def mask_values(mask: Picture) -> Tensor:
+    """(1, h, w) float32 in 0 … 1 of a picture that is white where painted. Raises ``InputError``
+    where it cannot be read."""
+    return torch.from_numpy(np.array(load_mask(mask))).float()[None] / 255
 
 
 def is_painted(mask: Tensor) -> bool:

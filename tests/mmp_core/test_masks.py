@@ -23,6 +23,13 @@ from mmada_parallel.tests.mmp_core import tiny
 from PIL import Image, ImageDraw
 
 SIDE, UNIT = 512, 16
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load_checkpoint("demo")
+
+
 PHOTO = (4000, 3000)
 
 
@@ -85,6 +92,55 @@ def test_what_is_hardly_there_is_not_painted():
     faint = torch.full((1, 8, 8), 12 / 255)
     assert not is_painted(faint) and not cells_of(faint, (2, 2)).any()
     assert is_painted(faint + 0.1) and cells_of(faint + 0.1, (2, 2)).all()
+
+
+def left_half(white, dtype=np.uint8, channels=()):
+    """A mask of 6x4 pixels, painted at the left."""
+    levels = np.zeros((4, 6, *channels), dtype)
+    levels[:, :3] = white
+    return levels
+
+
+def picture(*levels):
+    return Image.fromarray(left_half(*levels))
+
+
+MASKS = {
+    "grey": picture(255),
+    "one bit": picture(255).convert("1"),
+    "colours": picture(255, np.uint8, (3,)),
+    "white on nothing": picture(255, np.uint8, (4,)),
+    "grey on nothing": picture(255, np.uint8, (2,)),
+    "palette": picture(255).convert("P"),
+    "16 bit": picture(65535, np.uint16),
+    "32 bit": picture(65535, np.int32),
+    "floats": picture(1, np.float32),
+    "floats up to 255": picture(255, np.float32),
+    "array": left_half(255),
+    "array of bits": left_half(True, bool),
+    "array of floats": left_half(1, np.float32),
+    "tensor": torch.from_numpy(left_half(1, np.float32))[None],
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_mask_of_any_kind_is_white_where_painted(name, demo):
+    expected = torch.zeros(1, 4, 6)
+    expected[:, :, :3] = 1
+    assert torch.equal(mask_values(MASKS[name]), expected)
+    prompt = encode_instruction(demo, "x", Image.new("RGB", (128, 128)), mask=MASKS[name])
+    masked = prompt.initial.image[0] == MASKED
+    assert masked[:, :2].all() and not masked[:, 2:].any()
+
+
+def test_a_mask_is_read_from_a_file_and_deep_greys_keep_their_shares(tmp_path, demo):
+    for name in ("grey", "white on nothing", "16 bit"):
+        MASKS[name].save(file := tmp_path / f"{name}.png")
+        assert torch.equal(mask_values(file), mask_values(MASKS[name]))
+    faint = picture(300, np.uint16)
+    assert not is_painted(mask_values(faint))
+    with pytest.raises(InputError, match="no such file"):
+        encode_instruction(demo, "x", Image.new("RGB", (128, 128)), mask=tmp_path / "gone.png")
 
 
 def test_grow_adds_codes_on_every_side():

@@ -212,6 +212,18 @@ def test_a_mask_says_where(any_model):
     assert 0 < (np.asarray(within) > 0).mean() <= (levels > 0).mean() * 1.3
 
 
+def test_the_mode_is_that_of_the_settings_unless_one_is_given(model):
+    _, picture = scene()
+    prompt = encode_instruction(model, "make the circle red", picture)
+    result, everything = edited(prompt, [(1, 1)]), PutBackSettings(mode="all")
+
+    def used(**choices):
+        return put_back(model, prompt, picture, result, **choices)[1].tobytes()
+
+    assert used(settings=everything) == used(mode="all") != used() == used(mode="changed")
+    assert used(settings=everything, mode="changed") == used()
+
+
 def test_an_unpainted_mask_is_none(model):
     _, picture = scene()
     prompt = encode_instruction(model, "make the circle red", picture)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from PIL import Image
 
 from ...mmp_core.errors import InputError
+from ...mmp_core.image.files import load_image, load_mask
 from .items import Item, Picture, wanted_text
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -20,6 +23,12 @@ def listed(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise InputError(f"{folder} cannot be listed ({error.strerror or error}).") from None
+
+
+def read_field(source: Path | BinaryIO, name: str) -> Image.Image:
+    """The upright RGB picture of a field: what is transparent is white, but of a mask, where it is
+    not painted, black. Raises ``InputError``."""
+    return load_mask(source).convert("RGB") if name == "mask" else load_image(source)
 
 
 def item_of(name: str, fields: Mapping[str, Any], pictures: Mapping[str, Picture | None]) -> Item:

@@ -11,9 +11,8 @@ from unicodedata import normalize
 
 from ...mmp_core.errors import InputError
 from ...mmp_core.files import leads_out
-from ...mmp_core.image.files import load_image
 from ...mmp_core.outside import check_bytes, parsed_json, read_text
-from .fields import FIELDS, PICTURE_FIELDS, PICTURES, any_of, item_of, listed
+from .fields import FIELDS, PICTURE_FIELDS, PICTURES, any_of, item_of, listed, read_field
 from .items import Item, Picture, UnreadItem, checked_picture, natural_order, wanted_text
 from .tables import is_parquet, is_saved_dataset, parquet_items, saved_items
 
@@ -107,9 +106,9 @@ def _folder_item(name: str, groups: Files) -> Item:
             _text(roles["instruction"]), f"{name}.txt is empty: write the instruction into it."
         ),
         think=_text(roles["think"]) or None if "think" in roles else None,
-        image=_file_picture(roles.get("image")),
-        target=_file_picture(roles.get("target")),
-        mask=_file_picture(roles.get("mask")),
+        image=_file_picture(roles.get("image"), "image"),
+        target=_file_picture(roles.get("target"), "target"),
+        mask=_file_picture(roles.get("mask"), "mask"),
     )
 
 
@@ -120,7 +119,7 @@ def _text(file: Path) -> str:
         raise InputError(f"{file.name} no longer exists.") from None
 
 
-def _file_picture(file: Path | None) -> Picture | None:
+def _file_picture(file: Path | None, name: str) -> Picture | None:
     if file is None:
         return None
     try:
@@ -128,7 +127,7 @@ def _file_picture(file: Path | None) -> Picture | None:
         content = file.read_bytes()
     except OSError as error:
         raise InputError(f"{file.name} cannot be read ({error.strerror or error}).") from None
-    return checked_picture(file.name, content, partial(load_image, file))
+    return checked_picture(file.name, content, partial(read_field, file, name))
 
 
 def manifest_items(manifest: Path) -> list[UnreadItem]:
@@ -160,7 +159,7 @@ def _manifest_item(folder: Path, number: int, line: str) -> Item:
         if file.suffix.lower() not in PICTURES:
             raise InputError(f"{key} is {fields[key]!r}: expected {any_of(PICTURES)}.")
     return item_of(
-        f"line {number}", fields, {key: _file_picture(file) for key, file in files.items()}
+        f"line {number}", fields, {key: _file_picture(file, key) for key, file in files.items()}
     )
 
 

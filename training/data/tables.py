@@ -13,9 +13,8 @@ from PIL import Image
 
 from ...mmp_core.errors import InputError, shown
 from ...mmp_core.files import is_plain_name
-from ...mmp_core.image.files import load_image
 from ...mmp_core.outside import parsed_json, read_text
-from .fields import FIELDS, PICTURE_FIELDS, PICTURES, any_of, item_of, listed
+from .fields import FIELDS, PICTURE_FIELDS, PICTURES, any_of, item_of, listed, read_field
 from .items import Item, UnreadItem, checked_picture
 
 _SAVED, _SAVED_SPLITS = ("dataset_info.json", "state.json"), "dataset_dict.json"
@@ -108,7 +107,7 @@ def _content(column: str, cell: Any) -> bytes:
 
 
 def _read_cell(rows: Any, index: int, column: str) -> Image.Image:
-    return load_image(BytesIO(_content(column, rows[index][column])))
+    return read_field(BytesIO(_content(column, rows[index][column])), column)
 
 
 def _import_datasets() -> Any:
