@@ -7,16 +7,18 @@ import logging
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Integral
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from .checkpoint.load import Model
-from .errors import InputError
+from .errors import InputError, shown
 from .image.files import Picture, load_image
 from .image.masks import Region, cells_of, is_painted, mask_values
-from .image.pictures import Offset, to_pil, to_pixels
+from .image.pictures import Offset, check_offset, to_pil, to_pixels
 from .image.placement import Placement, Size
 from .outside import MOST_SAMPLES, MOST_SIDE, MOST_TEXT, checked_count, checked_text
 from .state import MASKED, Prompt, TokenState
@@ -69,6 +71,9 @@ def encode_instruction(
     if image is None and reference is not None:
         raise InputError("A second picture needs a first one: give it as image.")
     pictures = (image is not None) + (reference is not None)
+    size = None if size is None else _pixels("size", size, "(width, height)")
+    if region is not None:
+        region = _pixels("region", region, "(left, top, right, bottom)")
     task = model.variant.task_for(task, pictures, text_alone=size == NO_PICTURE)
     size, text_length = _answered(model, task, size, text_length)
     if image is None and (mask is not None or region is not None):
@@ -101,6 +106,18 @@ def encode_instruction(
         return prompt(instruction)
     _check_reads(model, task)
     return replace(prompt(instruction), negative=prompt(negative).instruction)
+
+
+def _pixels(what: str, given: Any, expected: str) -> Any:
+    """``given`` as a tuple of whole numbers, as many as ``expected`` names."""
+    try:
+        values = tuple(given)
+    except TypeError:
+        values = ()
+    whole = all(isinstance(v, Integral) and not isinstance(v, bool) for v in values)
+    if len(values) != expected.count(",") + 1 or not whole:
+        raise InputError(f"{what} is {shown(given)}; expected {expected} in whole pixels.")
+    return tuple(map(int, values))
 
 
 def _check_reads(model: Model, task: str) -> None:
@@ -165,6 +182,7 @@ def _encoded(
             f"The region {left}, {top} to {right}, {bottom} lies outside the picture of "
             f"{upright.width}x{upright.height} pixels: choose another."
         )
+    check_offset(offset)
     part = upright.crop((left, top, right, bottom))
     seen = seen_size(model, part.size, task)
     same_offset = copy.copy(offset) if isinstance(offset, random.Random) else offset

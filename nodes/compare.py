@@ -84,6 +84,8 @@ class CompareAdapters(io.ComfyNode):
         step: int,
         **choices: Any,
     ) -> io.NodeOutput:
+        if not min(prompt.initial.grid):
+            raise InputError("The task is answered with text alone: choose one with a picture.")
         folder = training_folders.run_with_adapters(run)
         files = kept_adapters(folder)
         best = folder / BEST

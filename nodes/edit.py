@@ -119,6 +119,8 @@ class Remask(io.ComfyNode):
     ) -> io.NodeOutput:
         masked, masks, notes = torch.zeros(tokens.image.shape, dtype=torch.bool), None, []
         if mask is not None:
+            if not min(tokens.grid):
+                raise InputError("The answer is text alone: disconnect the mask.")
             flat = mask.reshape(-1, *mask.shape[-2:]).cpu()
             masks, notes = in_turn(flat, tokens.batch, "mask", "result")
             unit = model.model.downsample

@@ -288,6 +288,7 @@ def _over_steps(
         progress.show(done, total)
 
     if pictures is None:
+        _check_picture(run.final)
         model.prepare_decoding(run.final.grid, scorer)
     curves = score_trajectory(
         scorer,
@@ -301,11 +302,15 @@ def _over_steps(
     return curves[-1], line_plot(curves, steps, x_label="step", y_label=_AGREEMENT)
 
 
+def _check_picture(tokens: TokenState) -> None:
+    if not min(tokens.grid):
+        raise InputError("The answer is text alone: connect the picture to score it against.")
+
+
 def _decoded(
     model: host.HostedModel, tokens: TokenState, progress: host.Progress
 ) -> list[Image.Image]:
-    if not min(tokens.grid):
-        raise InputError("The answer is text alone: connect the picture to score it against.")
+    _check_picture(tokens)
     model.prepare_decoding(tokens.grid)
     pictures = []
     for index in range(tokens.batch):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, shortened
+from ..errors import CheckpointError, InputError, shortened, shown
 from ..files import accessing, checked_path
 from ..image.tokenizer import ImageTokenizer
 from ..model.config import ModelConfig
@@ -87,14 +87,34 @@ def load_checkpoint(
     ``image_tokenizer_path``: file or folder of the image tokenizer where it is not inside or beside
     the checkpoint. ``family``: its id or name, where the files cannot tell (see
     ``variants.registry``). Raises ``CheckpointError``: one sentence naming what is missing or
-    wrong, and where it goes; ``InputError`` for an unknown family.
+    wrong, and where it goes; ``InputError`` for an unknown family, and for a device or dtype that
+    cannot be used.
     """
+    device = _usable(device)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InputError(
+            f"dtype is {shown(dtype)}; expected None or a torch.dtype of floats, such as "
+            "torch.bfloat16."
+        )
     source = open_checkpoint(path, image_tokenizer_path=image_tokenizer_path, family=family)
-    check_formats(source, torch.device(device))
+    check_formats(source, device)
     model = build_model(source, operations=operations, attention=attention, dtype=dtype)
     load_weights(model, source, device)
-    model.device = torch.device(device)
+    model.device = device
     return model
+
+
+def _usable(device: torch.device | str) -> torch.device:
+    """Raises ``InputError`` for a device that does not exist, or that this machine lacks."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"device is {shown(device)}, which cannot be used here ({shortened(str(error))}): give "
+            "cpu, or that of a GPU which this PyTorch finds."
+        ) from None
+    return found
 
 
 @accessing(CheckpointError)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from .blocks import check_floats
 from .files import Picture as Picture
 from .files import load_image as load_image
@@ -75,11 +75,16 @@ def fit_image(
         raise InputError(
             "sizes is empty; expected at least one (width, height), as crop_sizes gives them."
         )
-    if offset != "center" and not isinstance(offset, random.Random):
-        raise InputError(f"offset is {offset!r}; expected 'center' or a random.Random.")
+    check_offset(offset)
     for method, numbers in _cover_steps(image.size, nearest_size(image.size, sizes), offset):
         image = image.crop(numbers) if method is None else image.resize(numbers, method)
     return image
+
+
+def check_offset(offset: Offset) -> None:
+    """Raise ``InputError`` for one that says nothing."""
+    if offset != "center" and not isinstance(offset, random.Random):
+        raise InputError(f"offset is {shown(offset)}; expected 'center' or a random.Random.")
 
 
 def covering_placement(original: Size, size: Size, *, offset: Offset = "center") -> Placement:

@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..image.pictures import Offset
 from ..image.placement import Placement, Size
 from ..image.tokenizer import ImageTokenizer
+from ..outside import checked_text
 from ..state import MASKED, Prompt, TokenState
 
 if TYPE_CHECKING:
@@ -252,7 +253,7 @@ class Variant(ABC):
                     f"{', '.join(self.task_names)}."
                 )
             return chosen
-        name = task.strip().lower().replace(" ", "_").replace("-", "_")
+        name = checked_text(task, "task").strip().lower().replace(" ", "_").replace("-", "_")
         if name not in self.task_names:
             raise InputError(
                 f"{self.name} was not trained on the task {task!r}; it knows "

@@ -3,7 +3,7 @@ import re
 
 import pytest
 import torch
-from mmada_parallel.mmp_core import CheckpointError, load_checkpoint
+from mmada_parallel.mmp_core import CheckpointError, InputError, load_checkpoint
 from mmada_parallel.mmp_core.checkpoint.load import build_model, load_weights, open_checkpoint
 from mmada_parallel.mmp_core.model.transformer import TorchOperations
 from mmada_parallel.tests.mmp_core import tiny
@@ -185,3 +185,14 @@ def test_other_models(folder):
     del config["rope_theta"]
     (folder / "config.json").write_text(json.dumps(config))
     expect(folder, "config.json lacks rope_theta")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"device": "gpu"}, {"device": "cuda:77"}, {"device": 2.5}, {"dtype": "bf16"}]
+)
+def test_devices_and_dtypes_that_cannot_be_used(wrong):
+    (name,) = wrong
+    with pytest.raises(InputError, match=f"{name} is "):
+        load_checkpoint("demo", **wrong)
+    with pytest.raises(InputError, match="dtype is torch.int8; expected"):
+        load_checkpoint("demo", dtype=torch.int8)

@@ -52,6 +52,25 @@ def test_output_size_is_free_of_the_input(model):
         encode_instruction(model, "x", size=(0, unit))
 
 
+@pytest.mark.parametrize(
+    "size", ["16x16", (16.0, 16.0), (16,), (float("nan"), 16), 16, (16, 16, 3)]
+)
+def test_sizes_that_are_none(model, size):
+    with pytest.raises(InputError, match=r"size is .* expected \(width, height\) in whole pixels"):
+        encode_instruction(model, "x", size=size)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"region": "whole"}, {"region": (0, 0, 9)}, {"task": 5}, {"offset": "left"}],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_other_values_of_a_wrong_kind(model, wrong):
+    (name,) = wrong
+    with pytest.raises(InputError, match=f"{name} is "):
+        encode_instruction(model, "x", picture(90, 70), **wrong)
+
+
 def test_input_errors(model):
     with pytest.raises(InputError, match="text_length"):
         encode_instruction(model, "x", text_length=0)

@@ -76,7 +76,7 @@ def test_a_picture_alone(encode, denoised, run_node, lumina):
     assert_sheet(run_node, lumina, trajectory)
 
 
-def test_a_text_alone(encode, denoised, run_node, lumina):
+def test_a_text_alone(encode, denoised, run_node, lumina, training_folders, monkeypatch):
     prompt = encode(image=torch.rand(1, 128, 128, 3), task="describe", text_length=6)
     output = denoised(prompt, model=lumina, text_steps=3)
     tokens, trajectory = output.result
@@ -87,6 +87,15 @@ def test_a_text_alone(encode, denoised, run_node, lumina):
     with pytest.raises(InputError, match="text alone, without a picture: use Decode Text"):
         run_node("DecodeImage", model=lumina, tokens=tokens, fill="grey")
     assert_sheet(run_node, lumina, trajectory)
+    reopened = {"picture": "reopen masked", "text": "keep all", "words": "", "pattern": ""}
+    mask = torch.ones(1, 8, 8)
+    with pytest.raises(InputError, match="text alone: disconnect the mask"):
+        run_node("Remask", model=lumina, tokens=tokens, mask=mask, coverage=0.0, **reopened)
+    with pytest.raises(InputError, match="text alone: connect the picture"):
+        run_node("ScoreAlignment", clip="demo", model=lumina, trajectory=trajectory)
+    monkeypatch.setattr(training_folders, "runs_with_adapters", lambda: {"any": None})
+    with pytest.raises(InputError, match="text alone: choose one with a picture"):
+        run_node("CompareAdapters", model=lumina, prompt=prompt, run="any", seed=0, step=0)
 
 
 def assert_sheet(run_node, model, trajectory):

@@ -9,6 +9,8 @@ from mmada_parallel.tests.mmp_core import tiny
 from mmada_parallel.tests.training.edit_folders import picture, write_item, write_pets
 from mmada_parallel.training.data import codes as codes_module
 from mmada_parallel.training.data.dataset import EditDataset, open_dataset, tokenised
+from mmada_parallel.training.loop.folder import RunFolder
+from mmada_parallel.training.rewards.registry import weighted_reward
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -53,6 +55,17 @@ def test_cases_are_what_encode_instruction_makes(model, folder):
     assert cases[2].source() is not cases[2].source()  # read each time, not held
     changed = replace(cases[2], facts="more")
     assert changed.facts == "more" and changed.source().tobytes() == cases[2].source().tobytes()
+
+
+def test_values_out_of_range(model_a, folder, tmp_path):
+    for wrong in ({"text_length": -3}, {"text_length": 10**18}, {"batch": 0}, {"cache": "a\0b"}):
+        (name,) = wrong
+        with pytest.raises(InputError, match=name):
+            tokenised(open_dataset(folder), model_a, **wrong)
+    with pytest.raises(InputError, match="folder of the run"):
+        RunFolder(tmp_path / "a\0b")
+    with pytest.raises(InputError, match="No reward"):
+        weighted_reward([], None, open_dataset(folder))
 
 
 def test_a_text_length_may_be_asked_for(model_a, folder):

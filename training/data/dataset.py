@@ -19,6 +19,7 @@ from ...mmp_core.editing import fixed_text
 from ...mmp_core.errors import InputError
 from ...mmp_core.files import accessing, checked_path
 from ...mmp_core.image.pictures import Size
+from ...mmp_core.outside import MOST_SAMPLES, MOST_TEXT, checked_count
 from ...mmp_core.pipeline import grid_of, seen_size
 from ...mmp_core.state import TokenState
 from ...mmp_core.variants.base import MASKED_TEXT, Variant
@@ -248,6 +249,8 @@ def tokenised(
     Raises ``InputError`` as :func:`open_dataset` does.
     """
     length = model.default_text_length if text_length is None else text_length
+    checked_count(length, "text_length", 0, MOST_TEXT)
+    checked_count(batch, "batch", 1, MOST_SAMPLES)
     skipped, usable = list(dataset.skipped), []
     for item in dataset:
         try:
@@ -262,7 +265,7 @@ def tokenised(
     }
     store = CodeCache(None, "")
     if cache is not None:
-        store = CodeCache(Path(cache), codes_fingerprint(model))
+        store = CodeCache(checked_path(cache, "cache"), codes_fingerprint(model))
     failed = encode_pictures(model, wanted, store, batch=batch, callback=callback)
     cases = []
     for (item, text), size in zip(usable, sizes, strict=True):

@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from ...mmp_core.errors import InputError, shortened, shown
-from ...mmp_core.files import accessing, remove_half_written, replacing, writing
+from ...mmp_core.files import accessing, checked_path, remove_half_written, replacing, writing
 from ...mmp_core.outside import check_bytes
 
 _LOG_BYTES = 2**28
@@ -23,7 +23,7 @@ class RunFolder:
     """``run.pt``, ``log.jsonl`` and, where TensorBoard is installed, its events."""
 
     def __init__(self, path: Path):
-        self.path = Path(path)
+        self.path = checked_path(path, "The folder of the run")
         self.saved_step: int | None = None
         self._board: Any = None
 

@@ -188,6 +188,8 @@ def weighted_reward(specs: Sequence[str], load_clip: ClipLoader, dataset: EditDa
         if len(specs) > 1:
             raise InputError("Votes stand alone: leave the other rewards out.")
         return VOTES.make("", load_clip)
+    if not specs:
+        raise InputError("No reward is given: name what to train for, such as checker.")
     for spec in specs:
         name, place, weight = place_of(spec)
         if name not in REWARDS:
