@@ -90,12 +90,15 @@ def pararl(args: argparse.Namespace) -> None:
     )
     _check_places(args)
     args.data = args.data or ["demo"]
-    if not args.reward and args.data[0] not in GENERATED:
-        raise InputError("--reward: say what to train for, such as clip:FOLDER.")
+    if not args.reward:
+        place, _ = place_and_repeats(args.data[0])
+        if place not in GENERATED:
+            raise InputError("--reward: say what to train for, such as clip:FOLDER.")
+        args.reward = [GENERATED[place].reward]
     dataset = dataset_of(args)
     device = pick_device(args.device)
     reward = weighted_reward(
-        args.reward or [GENERATED[args.data[0]].reward],
+        args.reward,
         lambda place: ClipScorer(clip_folder(place), device=device),
         dataset,
     )

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from mmada_parallel.demo.register import ToyWorld
 from mmada_parallel.mmp_core.checkpoint.adapters import read_adapter
 from mmada_parallel.tests.cli.test_finetune import CLIP, FEW, QUICK
 from safetensors.torch import load_file
@@ -62,6 +63,25 @@ def test_lists_and_switches_survive(run, checkpoint, tmp_path):
     assert same(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     code, _, _err = run("train", "file", file, *again, *CLIP, "--run-folder", tmp_path / "c")
     assert code == 0 and 'reward = ["clip:demo=1.0"]' in (tmp_path / "c" / "run.toml").read_text()
+
+
+def test_the_default_reward_is_written_and_starts_again(run, checkpoint, tmp_path, monkeypatch):
+    """With one that tells apart what a model that has learnt nothing answers."""
+    monkeypatch.setattr(ToyWorld, "reward", "clip:demo")
+    out = ("--output", tmp_path / "a.safetensors", "--model", checkpoint)
+    code, _, err = run("train", "pararl", *out, "--data", "demo=2", *FEW, *QUICK)
+    assert code == 0, err
+    file = tmp_path / "a-run" / "run.toml"
+    text = file.read_text()
+    assert 'reward = ["clip:demo=1.0"]' in text and 'data = ["demo=2"]' in text
+    without = tmp_path / "without.toml"  # as earlier versions wrote it
+    without.write_text("".join(line for line in text.splitlines(True) if "reward =" not in line))
+    for each, name in ((file, "b"), (without, "c")):
+        places = ("--output", tmp_path / f"{name}.safetensors", "--run-folder", tmp_path / name)
+        code, _, err = run("train", "file", each, *places)
+        assert code == 0, err
+    code, _, err = run("train", "file", file, "--resume", "--steps", 3)
+    assert code == 0, err
 
 
 def test_an_adapter_is_trained_further(run, checkpoint, tmp_path):
