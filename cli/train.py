@@ -35,7 +35,7 @@ from ..training.loop.run import TrainingRun, Waiting
 from ..training.loop.run_file import NAME, write_run_file
 from ..training.loop.settings import RunSettings
 from ..training.pararl.run import ParaRLRun
-from ..training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
+from ..training.pararl.settings import ROLLOUT_SAMPLER, ROLLOUTS, ParaRLSettings
 from ..training.rewards.clip import ClipScorer, clip_folder
 from ..training.rewards.registry import weighted_reward
 from ..training.sft.run import SFTRun
@@ -57,7 +57,6 @@ from .training_data import (
     run_folder,
     watched_cases,
 )
-from .training_options import ROLLOUTS
 from .votes import say_where_to_vote
 
 Save = Callable[[Mapping[str, Tensor]], Path]

@@ -26,6 +26,7 @@ from ..training.data.guard import guard_of
 from ..training.data.registry import GENERATED
 from ..training.data.settings import DataSettings
 from ..training.data.variations import varied
+from ..training.loop.run_file import lora_option
 from ..training.loop.watch import MOST_SAMPLES, Watched
 from ..training.rewards.registry import by_votes, placed_spec
 from ..views.strip import samples_strip
@@ -130,7 +131,7 @@ def placed(name: str, value: Any) -> Any:
     if isinstance(value, Path):
         return value.absolute()
     if name == "lora":
-        return [f"{file.absolute()}:{strength:g}" for file, strength in value]
+        return [lora_option(file, strength) for file, strength in value]
     if name == "reward":
         return value and [placed_spec(spec) for spec in value]
     if name == "data":

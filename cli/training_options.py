@@ -11,14 +11,11 @@ from ..training.data.registry import GENERATED
 from ..training.data.settings import DataSettings
 from ..training.dpo.settings import DPOSettings
 from ..training.loop.settings import RunSettings
-from ..training.pararl.settings import ROLLOUT_SAMPLER, ParaRLSettings
+from ..training.pararl.settings import ROLLOUT_SAMPLER, ROLLOUTS, ParaRLSettings
 from ..training.rewards.registry import REWARDS
 from ..training.sft.settings import SFTSettings
 from ..training.weights.settings import AdapterSettings
 from .options import add_model, add_quiet, add_settings, path, place, positive
-
-ROLLOUTS = ("text_steps", "image_steps", "text_temperature", "image_temperature", "joint_guidance")
-ROLLOUTS += ("speed",)
 
 
 def add_pararl(parser: argparse.ArgumentParser) -> None:

@@ -160,11 +160,12 @@ class ApplyLoRA(io.ComfyNode):
     ) -> io.NodeOutput:
         if strength == 0 or (lora_model is None and lora == folders.NO_ADAPTER):
             return io.NodeOutput(model)
+        file = None
         if lora_model is None:
-            name = lora
-            state, metadata = read_adapter(folders.adapter_file(lora))
+            name, file = lora, folders.adapter_file(lora)
+            state, metadata = read_adapter(file)
         else:
             name, state, metadata = "lora_model", adapter_state(lora_model, "lora_model"), {}
         if doubt := doubt_about(model.model, metadata, name):
             logging.warning(doubt)
-        return io.NodeOutput(host.with_adapter(model, state, metadata, name, strength))
+        return io.NodeOutput(host.with_adapter(model, state, metadata, name, strength, file))

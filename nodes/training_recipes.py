@@ -15,7 +15,7 @@ from ..training.loop.memory import dpo_bytes, pararl_bytes, sft_bytes
 from ..training.loop.run import TrainingRun
 from ..training.loop.settings import RunSettings
 from ..training.pararl.run import ParaRLRun
-from ..training.pararl.settings import ParaRLSettings
+from ..training.pararl.settings import ROLLOUTS, ParaRLSettings
 from ..training.rewards.registry import (
     REWARDS,
     VOTES,
@@ -121,12 +121,11 @@ class ParaRL(Recipe):
 
     def options(self) -> dict[str, Any]:
         sampler = self.settings.sampler
-        names = ("text_steps", "image_steps", "text_temperature", "image_temperature")
         specs = []
         for name, place, weight in map(place_of, self.specs):
             place = str(folders.clips()[place]) if REWARDS[name].place else place
             specs.append(f"{name}:{place}={weight}" if place else f"{name}={weight}")
-        return {"reward": specs, **{name: getattr(sampler, name) for name in names}}
+        return {"reward": specs, **{name: getattr(sampler, name) for name in ROLLOUTS}}
 
     def parts(self, metrics: Metrics) -> list[str]:
         named = [n for n in metrics if n.startswith("reward_") and n not in _SUMS]

@@ -16,7 +16,6 @@ from ..mmp_core import InputError, Model
 from ..mmp_core.checkpoint.adapters import doubt_about, read_adapter
 from ..mmp_core.files import readable_duration
 from ..mmp_core.model.config import LAYER_SETS
-from ..mmp_core.options import options_of
 from ..training.cases import Case
 from ..training.data.dataset import EditDataset, summed_up, tokenised
 from ..training.data.guard import guard_of
@@ -24,7 +23,6 @@ from ..training.dpo.preferences import Preferences
 from ..training.loop.keeping import kept_samples
 from ..training.loop.memory import trained_parameters
 from ..training.loop.run import TrainingRun, Waiting
-from ..training.loop.run_file import NAME, write_run_file
 from ..training.loop.watch import MOST_SAMPLES, Watched
 from ..training.weights.adapter_files import adapter_tensors, base_metadata, save_adapter
 from ..training.weights.policies import LoRA, is_dora, rank_and_layers
@@ -36,6 +34,7 @@ from ..views.strip import samples_strip
 from . import host
 from .host import folders, training_folders
 from .pictures import to_pixels
+from .run_files import write_run_file_of
 from .training_recipes import Metrics, Recipe, part_name
 
 _ADAPTER = "adapter.safetensors"
@@ -81,6 +80,12 @@ class TrainingInputs:
         """Leaves in ``widgets`` what goes into the settings of a run."""
         names = [field.name for field in fields(cls) if field.name in widgets]
         return cls(**{name: widgets.pop(name) for name in names})
+
+    @property
+    def watched(self) -> dict[str, EditDataset | None]:
+        """Datasets that are not trained on, by their names."""
+        names = ("held_out_data", "guard", "samples")
+        return {name: getattr(self, name) for name in names}
 
 
 def train(
@@ -141,37 +146,22 @@ def train(
             )
             if resume:
                 run.resume()
-            _write_run_file(run, recipe, inputs, dataset)
+            own = _own_options(run, recipe, inputs)
+            write_run_file_of(run, hosted, dataset, inputs.watched, own)
             view = TrainingView(progress, run, recipe, inputs.preview_every, memory.in_use, cost)
             return _outputs(run, policy, view, inputs.run_name)
 
 
-def _write_run_file(
-    run: TrainingRun, recipe: Recipe, inputs: TrainingInputs, dataset: EditDataset | Preferences
-) -> None:
-    """So that the command can start the run again; not where its options cannot say all of it."""
-    watched = {"held_out_data": inputs.held_out_data, "guard": inputs.guard}
-    watched["samples"] = inputs.samples
-    parts = [dataset, *(each for each in watched.values() if each)]
-    if not all(len(part.options.get("data", ())) == 1 for part in parts[1:]) or not dataset.options:
-        return
-    existing = inputs.existing_lora
+def _own_options(run: TrainingRun, recipe: Recipe, inputs: TrainingInputs) -> dict[str, Any]:
+    """Of the command that trains alike."""
     values = {
-        "model": run.model.place,
         "output": run.folder.path / _ADAPTER,
-        "run_folder": run.folder.path,
         "text_length": inputs.text_length or None,
-        **dataset.options,
-        **{n: d.options["data"][0].rpartition("=")[0] for n, d in watched.items() if d},
-        **{n: getattr(run.settings, n) for n in options_of(run.settings)},
         **recipe.options(),
     }
-    if existing == folders.NO_ADAPTER:
-        values |= {"rank": inputs.rank, "layers": inputs.layers}
-        values |= {"rslora": inputs.rslora, "dora": inputs.dora}
-    else:
-        values["existing_lora"] = folders.adapter_file(existing)
-    write_run_file(run.folder.path / NAME, run.kind, values)
+    if inputs.existing_lora != folders.NO_ADAPTER:
+        return values | {"existing_lora": folders.adapter_file(inputs.existing_lora)}
+    return values | {name: getattr(inputs, name) for name in ("rank", "layers", "rslora", "dora")}
 
 
 def _outputs(run: TrainingRun, policy: LoRA, view: TrainingView, name: str) -> io.NodeOutput:

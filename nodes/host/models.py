@@ -47,6 +47,8 @@ from .layers import attention, operations
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
+_OF_COMMAND = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES.values()}
+"""As the command calls them."""
 _INJECTIONS = "mmada_parallel.adapters"
 _log = logging.getLogger(__name__)
 
@@ -87,21 +89,24 @@ def memory_cost(device: torch.device, weights: int, working: int, *, loading: bo
 
 @dataclass(frozen=True)
 class HostedAdapter:
-    """``patcher``: of a ``model.lora.Adapter``."""
+    """``patcher``: of a ``model.lora.Adapter``. ``file``: where it comes from, if from one."""
 
     patcher: comfy.model_patcher.ModelPatcher
     strength: float
+    file: Path | None = None
 
 
 @dataclass(frozen=True)
 class HostedModel:
     """A model whose memory is ComfyUI's to manage. Before each use, make room by
-    :meth:`prepare_encoding`, :meth:`prepare_decoding` or :meth:`memory_budget`."""
+    :meth:`prepare_encoding`, :meth:`prepare_decoding` or :meth:`memory_budget`. ``command``: the
+    options of the command that loads alike, without the adapters; ``None`` where none do."""
 
     model: Model
     patcher: comfy.model_patcher.ModelPatcher
     image_patcher: comfy.model_patcher.ModelPatcher
     adapters: tuple[HostedAdapter, ...] = ()
+    command: Mapping[str, Any] | None = None
 
     @property
     def transformer_patchers(self) -> list[comfy.model_patcher.ModelPatcher]:
@@ -200,8 +205,10 @@ def with_adapter(
     metadata: Mapping[str, str],
     name: str,
     strength: float,
+    file: Path | None = None,
 ) -> HostedModel:
-    """``model`` with one adapter more, as ``checkpoint.adapters.read_adapter`` gave it.
+    """``model`` with one adapter more, as ``checkpoint.adapters.read_adapter`` gave it from
+    ``file``, if it comes from one.
 
     The weights are shared with ``model``, which stays as it is: the two take turns in being
     loaded. Raises ``InputError`` where the adapter does not fit.
@@ -219,7 +226,7 @@ def with_adapter(
             operations=comfy.ops.manual_cast,
             device=model.patcher.offload_device,
         )
-    hosted = HostedAdapter(core.patcher(adapter, **devices), strength)
+    hosted = HostedAdapter(core.patcher(adapter, **devices), strength, file)
     adapters = (*model.adapters, hosted)
     patcher = model.patcher.clone()
     patcher.set_injections(
@@ -268,7 +275,13 @@ def load(
         core.patcher(module, load_device=device, offload_device=offload_device)
         for module in (model.transformer, model.image_tokenizer)
     )
-    hosted = HostedModel(model, *patchers)
+    command = {
+        "model": path,
+        "image_tokenizer": image_path,
+        "family": family and family.id,
+        "dtype": _OF_COMMAND.get(chosen),
+    }
+    hosted = HostedModel(model, *patchers, command=command)
     if not (hosted.is_dynamic() or comfy.model_management.is_device_cpu(device)):
         _copy_from_files(hosted)
     return hosted

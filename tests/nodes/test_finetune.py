@@ -299,10 +299,11 @@ def test_the_command_starts_the_run_of_a_node_again(sft, pararl, run_node, outpu
     dataset = run_node(
         "LoadEditDataset", dataset="demo (toy world)", bad_items="skip", limit=3, trigger_word="sks"
     )[0]
-    pararl(dataset, run_name="rl", kl=0.5)
+    pararl(dataset, run_name="rl", kl=0.5, joint_guidance=1.5)
     text = (output / "rl_00001" / "run.toml").read_text()
     for line in ('method = "pararl"', 'reward = ["checker=1.0"]', "kl = 0.5", "text_steps = 2"):
         assert line in text
+    assert "joint_guidance = 1.5" in text and 'speed = "' in text
     more = {"rslora": True, "dora": True, "layers": "mlp", "held_out": 0.4}
     lora = sft(dataset, **more).result[0]
     assert any(name.endswith("lora_magnitude_vector") for name in lora)

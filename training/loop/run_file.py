@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ def write_run_file(path: Path, method: str, values: Mapping[str, Any]) -> None:
             temporary.write_text(text, encoding="utf-8", newline="\n")
     except (OSError, UnicodeEncodeError) as error:
         raise InputError(f"{path} cannot be written ({error}).") from None
+
+
+def lora_option(file: Path, strength: float) -> str:
+    """``FILE:STRENGTH`` of an option, without an exponent, which it does not take."""
+    return f"{file.absolute()}:{Decimal(repr(strength)):f}"
 
 
 def _toml(value: Any) -> str:

@@ -16,6 +16,9 @@ KLReference = Literal["base", "old"]
 ROLLOUT_SAMPLER = SamplerSettings(text_steps=32, image_steps=16, text_temperature=1.0)
 """Guided as answers are by default, so that the policy that is trained is the one that people use
 (``benchmarks/pararl_study.py``)."""
+ROLLOUTS = ("text_steps", "image_steps", "text_temperature", "image_temperature", "joint_guidance")
+ROLLOUTS += ("speed",)
+"""The settings of the sampler that a run of ParaRL lets choose."""
 
 
 @dataclass(frozen=True, kw_only=True)
