@@ -47,7 +47,7 @@ from mmada_parallel.training.rewards.clip_files import check_clip
 from PIL import Image
 from safetensors.torch import save_file
 
-from . import mutations
+from . import mutations, training_readers
 
 FAST = SamplerSettings(text_steps=1, image_steps=1, joint_guidance=0.0)
 RED = Image.new("RGB", (64, 48), "red")
@@ -67,6 +67,7 @@ class Place:
         self._adapters()
         self._data()
         self.pictures = list(_pictures())
+        training_readers.write_run(self.model, self.folder / "state")
         run_checkpoint(self.folder / "A")  # all that is imported late, before there are forks
 
     def _tokens(self):
@@ -432,6 +433,7 @@ READERS = {
     "picture": Reader(None, nothing, read_picture),
     "dataset": Reader("data", spoil_data, read_data),
     "run folder": Reader("run", of_bytes("run.pt", "log.jsonl", "codes.safetensors"), read_run),
+    "state of a run": Reader("state", training_readers.spoil_state, training_readers.read_state),
     "name": Reader(None, nothing, read_name),
     "command line": Reader(None, nothing, read_command),
     "clip": Reader(None, nothing, read_clip),

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -123,6 +123,48 @@ def test_a_run_of_an_earlier_version_is_refused(from_nothing, tmp_path):
     state["optimizer"] = state.pop("optimizers")[0]
     torch.save(state, tmp_path / "run.pt")
     with pytest.raises(InputError, match=r"run.pt was begun by an earlier version: .*elsewhere\.$"):
+        run.resume()
+
+
+DAMAGE = {
+    "step below 0": {"step": -1},
+    "step beyond all": {"step": 10**30},
+    "no settings": {"settings": None},
+    "no data": {"data": ...},
+    "a setting that is a tensor": {"settings": asdict(SETTINGS) | {"ema": torch.zeros(2)}},
+    "no policy": {"policy": ...},
+    "a policy of texts": {"policy": {"a": "b"}},
+    "no optimizers": {"optimizers": []},
+    "an optimizer without groups": {"optimizers": [{"state": {}}] * 2},
+    "an optimizer of lists": {"optimizers": [[], []]},
+    "no average": {"average": {}},
+    "a measurement of texts": {"measured": [["a", "b", "c"]], "watched": [[], []]},
+    "half a measurement": {"measured": [[0, 1.5]], "watched": [[], []]},
+    "measured, but on what is missing": {"measured": [[0, 1.5, None]], "watched": ...},
+}
+
+
+@pytest.mark.parametrize("changed", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_state_is_refused(changed, from_nothing, tmp_path):
+    run = from_nothing(tmp_path, SETTINGS)
+    run.save()
+    state = torch.load(tmp_path / "run.pt", weights_only=True) | changed
+    torch.save({k: v for k, v in state.items() if v is not ...}, tmp_path / "run.pt")
+    with pytest.raises(InputError, match=r"run\.pt cannot be read .*elsewhere\.$"):
+        run.resume()
+
+
+@pytest.mark.parametrize("name", ["exp_avg", "momentum_buffer"])
+@pytest.mark.parametrize("value", ["a", torch.ones(3), torch.ones(1, dtype=torch.int64), None])
+def test_moments_that_do_not_fit_are_refused(value, name, from_nothing, tmp_path):
+    run = from_nothing(tmp_path, replace(SETTINGS, steps=1))
+    run.train()
+    state = torch.load(tmp_path / "run.pt", weights_only=True)
+    for optimizer in state["optimizers"]:
+        for moments in optimizer["state"].values():
+            moments |= {name: value} if name in moments else {}
+    torch.save(state, tmp_path / "run.pt")
+    with pytest.raises(InputError, match=r"run\.pt cannot be read"):
         run.resume()
 
 

@@ -13,10 +13,13 @@ from filelock import FileLock, Timeout
 
 from ...mmp_core.errors import InputError, shortened, shown
 from ...mmp_core.files import accessing, checked_path, remove_half_written, replacing, writing
-from ...mmp_core.outside import check_bytes
+from ...mmp_core.memory import is_out_of_memory
+from ...mmp_core.outside import check_bytes, field
 
 _LOG_BYTES = 2**28
 """Of a log that is read: a million steps."""
+MOST_STEPS = 10**9
+"""That any run could have taken."""
 
 
 class RunFolder:
@@ -84,15 +87,33 @@ class RunFolder:
             return None
         try:
             state = torch.load(self.state_file, map_location=device, weights_only=True)
-            self.saved_step = state["step"]
-            if type(self.saved_step) is not int:
-                raise TypeError(f"its step is {shown(self.saved_step)}")
+            if not field(int, 0, MOST_STEPS).fits(step := state["step"]):
+                raise TypeError(f"its step is {shown(step)}")
         except Exception as error:
-            raise InputError(
-                f"{self.state_file} cannot be read ({shortened(str(error) or repr(error))}): it "
-                "is not the state of a run, or it is damaged. Begin another run elsewhere."
-            ) from error
+            raise self._damaged(error) from error
+        self.saved_step = step
         return state
+
+    @contextmanager
+    def taking_over(self) -> Iterator[None]:
+        """Inside, what the state raises that :meth:`read` gave becomes an ``InputError``, but for
+        memory that runs out."""
+        try:
+            yield
+        except InputError:
+            raise
+        except (
+            RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
+        ) as error:  # fmt: skip
+            if is_out_of_memory(error):
+                raise
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> InputError:
+        return InputError(
+            f"{self.state_file} cannot be read ({shortened(str(error) or repr(error))}): it "
+            "is not the state of a run, or it is damaged. Begin another run elsewhere."
+        )
 
     def refuse_changes(
         self, begun: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]

@@ -28,7 +28,7 @@ from ...mmp_core.model.transformer import MaskedDiffusionTransformer
 from ..cases import Case, Cases, EndlessCases
 from ..data.apart import set_apart
 from ..sft.held_out import fixed_loss
-from ..weights.policies import Policy
+from ..weights.policies import Policy, shapes_of
 from ..weights.sharded import load_optimizer, whole, whole_optimizer
 from .folder import RunFolder
 from .optimizers import OPTIMIZERS, Average
@@ -265,12 +265,17 @@ class TrainingRun:
     def resume(self) -> bool:
         """Continue from the folder's state; ``False`` without one.
 
-        Raises ``InputError`` where settings, data or policy are not those it was begun with.
+        Raises ``InputError`` where settings, data or policy are not those it was begun with, or
+        the state is damaged.
         """
         if not self.folder.state_file.is_file():
             return False
         with self._held():
-            self._take_over(self.folder.read("cpu") or {})
+            state = self.folder.read("cpu") or {}
+            with self.folder.taking_over():
+                self._take_over(state)
+            if self.ranks.first:
+                self.folder.forget_after(self.step)
         return True
 
     def _take_over(self, state: dict[str, Any]) -> None:
@@ -280,11 +285,11 @@ class TrainingRun:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             load_optimizer(optimizer, saved)
         if self.average:
+            if shapes_of(self.average.state_dict()) != shapes_of(state["average"]):
+                raise ValueError("its average is of other weights")
             self.average.load_state_dict(state["average"])
         self.step = state["step"]
         self.watch.load_state(state)
-        if self.ranks.first:
-            self.folder.forget_after(self.step)
 
     def _check_begun_alike(self, state: dict[str, Any]) -> None:
         if state.get("kind") != self.kind:
@@ -300,11 +305,7 @@ class TrainingRun:
             raise self._refusal("was begun with another adapter to train further")
         if state.get("scale_of_adapter", 1.0) != self.policy.scale:
             raise self._refusal("was begun with an adapter of another scale (rslora)")
-        shapes, saved = (
-            {name: value.shape for name, value in weights.items()}
-            for weights in (self.policy.state_dict(), state["policy"])
-        )
-        if shapes != saved:
+        if shapes_of(self.policy.state_dict()) != shapes_of(state["policy"]):
             raise self._refusal("was begun with other layers or another rank")
 
     def _refusal(self, reason: str) -> InputError:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from ...mmp_core.errors import InputError
+from ...mmp_core.errors import InputError, shown
 from ...mmp_core.files import replacing
 from ..cases import Case
 from ..data.apart import origin_of
@@ -217,7 +217,7 @@ class Watch:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state`, of which an earlier version's run has nothing."""
-        measured = [Measured(*each) for each in state.get("measured", ())]
+        measured = [_measured(*each) for each in state.get("measured", ())]
         if measured and state["watched"] != self.state()["watched"]:
             raise InputError(
                 f"{self.run.folder.state_file} was begun with other held-out or guard items: "
@@ -229,6 +229,14 @@ class Watch:
 
     def _cases(self) -> tuple[Sequence[Case], Sequence[Case]]:
         return self.watched.held_out, self.watched.guard
+
+
+def _measured(step: Any, held_out: Any, guard: Any) -> Measured:
+    """Raises ``ValueError`` for values of other types."""
+    losses = [loss for loss in (held_out, guard) if loss is not None]
+    if type(step) is not int or not all(isinstance(loss, float) for loss in losses):
+        raise ValueError(f"it has measured {shown([step, held_out, guard])}")
+    return Measured(step, held_out, guard)
 
 
 def _due(step: int, every: int, steps: int) -> bool:

@@ -14,13 +14,19 @@ What the paper leaves open, and what is done here:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...mmp_core.errors import shown
+from ...mmp_core.outside import field
+
 NO_SPREAD = 1e-6
 """Standard deviation of normalised rewards up to which a group counts as having no spread."""
+_FIELDS = {"count": field(int, 0, 10**12), "mean": field(float), "squares": field(float, 0)}
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,14 @@ class RewardScale:
     count: int = 0
     mean: float = 0.0
     squares: float = 0.0
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> RewardScale:
+        """The scale whose fields a run saved. Raises ``TypeError`` or ``ValueError`` for others."""
+        scale = cls(**values)
+        if not all(kind.fits(getattr(scale, name)) for name, kind in _FIELDS.items()):
+            raise ValueError(f"its scale of rewards is {shown(values)}")
+        return scale
 
     def including(self, rewards: Tensor) -> RewardScale:
         """The scale after seeing ``rewards`` (any shape), too."""

@@ -378,9 +378,9 @@ class ParaRLRun(TrainingRun):
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self.folder.refuse_changes(state, self.extra_state(), ["reward"])
-        self.scale = RewardScale(**state["scale"])
-        self.reward_calls = state["reward_calls"]
-        self._has_learnt = state["has_learnt"]
+        self.scale = RewardScale.of(state["scale"])
+        self.reward_calls = int(state["reward_calls"])
+        self._has_learnt = bool(state["has_learnt"])
 
     def metadata(self) -> dict[str, str]:
         return {**super().metadata(), "reward": described(self.reward)}

@@ -144,8 +144,7 @@ class LoRA(Adapter, Policy):
         return scales
 
     def _begin_with(self, start: Mapping[str, Tensor]) -> None:
-        shapes = {name: value.shape for name, value in self.state_dict().items()}
-        if shapes != {name: value.shape for name, value in start.items()}:
+        if shapes_of(self.state_dict()) != shapes_of(start):
             raise InputError(
                 "The adapter to train further does not fit: expected one of this model with one "
                 "rank and the same layers in every block."
@@ -175,6 +174,11 @@ class LoRA(Adapter, Policy):
 
     def __exit__(self, *exc: object) -> None:
         self.detach()
+
+
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """Of a policy's weights, to compare them with another's."""
+    return {name: value.shape for name, value in state.items()}
 
 
 def rank_and_layers(state: Mapping[str, Tensor]) -> tuple[int, tuple[str, ...]]:

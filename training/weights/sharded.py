@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from ...mmp_core.errors import InputError
+from ...mmp_core.errors import InputError, shown
 from ...mmp_core.model.transformer import MaskedDiffusionTransformer
+from ..loop.folder import MOST_STEPS
 from ..loop.ranks import is_sharded
 from .policies import FullWeights, refuse_quantised
+
+_MOMENTS = {"AdamW": ("exp_avg", "exp_avg_sq"), "Muon": ("momentum_buffer",)}
+"""Of torch's optimizers, of the shape of their parameter; bitsandbytes packs its own."""
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -129,8 +133,17 @@ def whole_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over what :func:`whole_optimizer` gave, each process its share."""
+    """Take over the moments that :func:`whole_optimizer` gave, each process its share; rates and
+    the like stay the optimizer's own. Raises ``ValueError``, ``TypeError``, ``LookupError`` or
+    ``AttributeError`` where they are not of its parameters."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    groups = optimizer.state_dict()["param_groups"]
+    if [g["params"] for g in state["param_groups"]] != [g["params"] for g in groups]:
+        raise ValueError("its optimizer is of other parameters")
+    if not state["state"].keys() <= {*range(len(parameters))}:
+        raise ValueError("its optimizer has moments of other parameters")
+    for index, values in state["state"].items():
+        _check_moments(type(optimizer).__name__, values, parameters[index].shape)
     shared = {
         index: {
             name: share_of(value, parameters[index])
@@ -140,4 +153,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         }
         for index, values in state["state"].items()
     }
-    optimizer.load_state_dict({**state, "state": shared})
+    optimizer.load_state_dict({"param_groups": groups, "state": shared})
+
+
+def _check_moments(optimizer: str, values: Mapping[str, Any], shape: torch.Size) -> None:
+    for name in _MOMENTS.get(optimizer, ()):
+        if values[name].shape != shape or not values[name].is_floating_point():
+            raise ValueError(f"its optimizer has {name} {shown(values[name])}")
+    if optimizer in _MOMENTS and not 0 <= float(values.get("step", 0)) <= MOST_STEPS:
+        raise ValueError(f"its optimizer has step {shown(values['step'])}")
