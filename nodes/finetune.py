@@ -35,7 +35,6 @@ _STEERING = (
     "optimizer",
     "decay_steps",
 )
-_DROPPED = ("drop_text", "drop_image", "drop_both")
 _ROLLOUTS = ("text_steps", "image_steps", "text_temperature", "image_temperature")
 
 

@@ -23,7 +23,7 @@ def pack(weight: Tensor) -> dict[str, Tensor]:
     ``weight_scale_2`` of all, a power of two, so that bfloat16 holds every dequantised number."""
     blocks = weight.float().unflatten(1, (-1, BLOCK))
     largest = blocks.abs().amax(dim=-1)
-    whole = _power_of_two_above(largest.max().item() / (_LARGEST * _LARGEST_SCALE))
+    whole = power_of_two_above(largest.max().item() / (_LARGEST * _LARGEST_SCALE))
     scale = (largest / (_LARGEST * whole)).clamp_max_(_LARGEST_SCALE).to(torch.float8_e4m3fn)
     step = scale.float().mul_(whole)[..., None]
     codes = _codes(torch.where(step == 0, 0.0, blocks / step.clamp_min(torch.finfo().tiny)))
@@ -69,6 +69,6 @@ def _untiled(tiles: Tensor, rows: int, columns: int) -> Tensor:
     return scale[:rows, :columns].contiguous().view(tiles.dtype)
 
 
-def _power_of_two_above(value: float) -> float:
+def power_of_two_above(value: float) -> float:
     mantissa, exponent = math.frexp(value)
     return math.ldexp(1.0, exponent - 1 if mantissa == 0.5 else exponent)

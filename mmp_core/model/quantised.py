@@ -8,7 +8,6 @@ and float32 hold what they make exactly, so that every implementation dequantise
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,7 +33,7 @@ def quantise(weight: Tensor, form: Format) -> tuple[Tensor, Tensor]:
     if form.per_row:
         scale = _as_bfloat16_above(largest / form.largest)
     else:
-        scale = torch.tensor(_power_of_two_above(largest.max().item() / form.largest))
+        scale = torch.tensor(fp4.power_of_two_above(largest.max().item() / form.largest))
     scaled = weight.float() / scale.clamp_min(torch.finfo(torch.float32).tiny)
     if not form.storage.is_floating_point:  # a cast to whole numbers cuts off what it cannot hold
         scaled = scaled.round_().clamp_(-form.largest, form.largest)
@@ -58,11 +57,6 @@ def marker(form: Format) -> Tensor:
     """The ``comfy_quant`` tensor of a layer. It asks that inputs are not quantised."""
     about = {"format": form.name, "full_precision_matrix_mult": True}
     return torch.tensor(list(json.dumps(about).encode()), dtype=torch.uint8)
-
-
-def _power_of_two_above(value: float) -> float:
-    mantissa, exponent = math.frexp(value)
-    return math.ldexp(1.0, exponent - 1 if mantissa == 0.5 else exponent)
 
 
 def _as_bfloat16_above(values: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from array import array
+from functools import lru_cache
 
 from ..cases import Case, Cases, EndlessCases
 
@@ -18,11 +20,16 @@ def draw_cases(
     numbers = range(rank, count, ranks)
     if isinstance(cases, EndlessCases):
         return [(number, cases[step * count + number]) for number in numbers]
-    drawn, orders = [], {}
+    drawn = []
     for number in numbers:
         epoch, place = divmod(step * count + number, len(cases))
-        if epoch not in orders:
-            shuffler = random.Random(f"{seed} order {epoch}")
-            orders[epoch] = shuffler.sample(range(len(cases)), len(cases))
-        drawn.append((number, cases[orders[epoch][place]]))
+        drawn.append((number, cases[_order(seed, epoch, len(cases))[place]]))
     return drawn
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> array[int]:
+    """Kept from step to step, since shuffling a million cases takes seconds: of two sets of cases,
+    as with rehearsal, and of two times round where a step reaches over an end."""
+    shuffler = random.Random(f"{seed} order {epoch}")
+    return array("q", shuffler.sample(range(count), count))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...mmp_core.checkpoint.packed import IMAGE_PREFIX, packed_metadata
 from ...mmp_core.checkpoint.source import Source
+from ...mmp_core.checkpoint.tensors import outline_of
 from ...mmp_core.errors import InputError
 from ...mmp_core.files import replacing
 
@@ -29,7 +30,7 @@ def save_whole(
 
     ``metadata``: of the run, kept as provenance. Weights take the dtypes they were stored in.
     """
-    tensors = {name: source.weights[name].dtype for name in source.weights}
+    tensors = {name: outline_of(source.weights, name).dtype for name in source.weights}
     stored = {name: weights[name].detach().to("cpu", kind) for name, kind in tensors.items()}
     stored |= {IMAGE_PREFIX + name: tensor for name, tensor in source.image_weights.items()}
     about = packed_metadata(source, "none", {"source": source.path.name, **metadata})
