@@ -72,7 +72,7 @@ def _ml_cache(reused: float) -> Change:
     def change(model: Model, prompt: Prompt, settings: SamplerSettings, policies: Policies):
         layout, guidance = model.layout, policies.guidance
         assert isinstance(guidance, CorrectedGuidance)
-        codes = slice(layout.image_offset, layout.image_offset + layout.codebook_size)
+        codes = layout.image_choices
         rule = MLCache(model.transformer, codes, len(policies.plan), reused)
         return replace(policies, cache=peers.JointMLCache(rule, guidance.text_choices))
 

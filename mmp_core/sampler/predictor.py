@@ -102,8 +102,7 @@ class BranchOutputs:
 
     def image_logits(self, branch: str, index: Tensor) -> Tensor:
         """(B, n, codebook_size) at image positions ``index`` (B, n), raster order."""
-        layout = self.predictor.layout
-        choices = slice(layout.image_offset, layout.image_offset + layout.codebook_size)
+        choices = self.predictor.layout.image_choices
         positions = self.predictor.branches[branch].image_positions
         hidden = self._hidden_at(branch, positions[index])
         self.predictor.count_logits(index, choices)

@@ -89,6 +89,11 @@ class Layout(ABC):
         self.codebook_size: int = config.get("codebook_size", 8192)
         self.text_choices = range(self.mask_id)
 
+    @property
+    def image_choices(self) -> slice:
+        """Ids of the image codes."""
+        return slice(self.image_offset, self.image_offset + self.codebook_size)
+
     @abstractmethod
     def encode(self, instruction: str, image: Tensor | None, initial: TokenState) -> Prompt:
         """Tokenise ``instruction`` around ``image`` codes (B, h, w), or for generation without. The

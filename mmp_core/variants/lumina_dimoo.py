@@ -175,7 +175,7 @@ class LuminaDiMOO(MMaDAParallelA):
         guidance = GuidanceD(layout, prompt, settings)
         cache = None
         if settings.reuses:
-            codes = slice(layout.image_offset, layout.image_offset + layout.codebook_size)
+            codes = layout.image_choices
             cache = MLCache(model.transformer, codes if draws else slice(None), len(steps))
             if draws and prompt.image is None and settings.text_guidance <= 0:
                 _check_cache_needs_guidance(cache)

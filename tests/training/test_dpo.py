@@ -13,7 +13,6 @@ from mmada_parallel.training.dpo import loss
 from mmada_parallel.training.dpo.preferences import ENDING, open_preferences, save_preference
 from mmada_parallel.training.dpo.run import DPORun
 from mmada_parallel.training.dpo.settings import DPOSettings
-from mmada_parallel.training.pararl.log_probs import image_choices
 from mmada_parallel.training.weights.policies import FullWeights, LoRA
 from safetensors.torch import load_file, save_file
 
@@ -78,7 +77,7 @@ def plain_log_prob(model, case, answer, masked):
             token = int(answer.text[0, place])
         else:
             row = logits[sequence.image_positions[place - words]]
-            codes = image_choices(model)
+            codes = model.layout.image_choices
             allowed = list(range(codes.start, codes.stop))
             token = int(flat[0, place - words]) + codes.start
         total = total + row[token] - row[allowed].logsumexp(0)

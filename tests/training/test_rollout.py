@@ -5,7 +5,7 @@ import torch
 from mmada_parallel.mmp_core import MASKED, TokenState, decode_image, denoise
 from mmada_parallel.mmp_core.state import Prompt
 from mmada_parallel.tests.training.tiny_cases import SAMPLER, cases, tiny_model
-from mmada_parallel.training.pararl.log_probs import image_choices, log_probs
+from mmada_parallel.training.pararl.log_probs import log_probs
 from mmada_parallel.training.pararl.pairs import final_pairs, sample_pairs, trajectory_pairs
 from mmada_parallel.training.pararl.rollout import Group, group_by_shape, roll_out
 
@@ -212,7 +212,7 @@ def test_undecided_codes_are_shown_as_the_model_sees_them_given_the_step(model):
     assert open_.any() and not open_.all()
     sequence = model.layout.model_input(steps.prompt, steps.after)
     hidden = model.transformer(sequence.ids)[:, sequence.image_positions]
-    likeliest = model.transformer.logits(hidden, image_choices(model)).argmax(-1)
+    likeliest = model.transformer.logits(hidden, model.layout.image_choices).argmax(-1)
     wanted = torch.where(open_, likeliest.view_as(steps.after.image), steps.after.image)
     pictures = decode_image(model, TokenState(steps.after.text, wanted))
     pairs = trajectory_pairs(model, found, micro_batch=50)

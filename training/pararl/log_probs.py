@@ -20,12 +20,6 @@ from ...mmp_core.sampler.settings import SamplerSettings
 from .rollout import ScoredSteps
 
 
-def image_choices(model: Model) -> slice:
-    """Where the image codes stand in the vocabulary."""
-    first = model.layout.image_offset
-    return slice(first, first + model.layout.codebook_size)
-
-
 def log_probs(model: Model, steps: ScoredSteps, settings: SamplerSettings) -> tuple[Tensor, Tensor]:
     """Log-probs of the tokens unmasked at each step, given the state before it.
 
@@ -52,7 +46,7 @@ def log_probs(model: Model, steps: ScoredSteps, settings: SamplerSettings) -> tu
     values = [_log_prob(scores / (settings.text_temperature or 1.0), chosen)]
 
     parts = states("image_positions", guidance.image_scales, image_owner, image)
-    logits = tuple(model.transformer.logits(part, image_choices(model)) for part in parts)
+    logits = tuple(model.transformer.logits(part, model.layout.image_choices) for part in parts)
     scores = ImageLogits(logits, tuple(guidance.image_scales.values())).guided()
     values.append(_log_prob(scores, steps.after.image.flatten(1)[image_owner, image]))
     return torch.cat(values), torch.cat((text_owner, image_owner))

@@ -13,7 +13,6 @@ from ...mmp_core.pipeline import decode_image, decode_text
 from ...mmp_core.state import MASKED, TokenState
 from ...mmp_core.variants.base import MASKED_TEXT
 from ..cases import Case, Pair
-from .log_probs import image_choices
 from .rollout import Rollouts, ScoredSteps
 
 
@@ -91,7 +90,7 @@ def _likeliest_picture(model: Model, steps: ScoredSteps) -> Tensor:
         asked = steps[unfinished.nonzero()[:, 0]]
         sequence = model.layout.model_input(asked.prompt, asked.after)
         hidden = model.transformer(sequence.ids)[:, sequence.image_positions]
-        logits = model.transformer.logits(hidden, image_choices(model))
+        logits = model.transformer.logits(hidden, model.layout.image_choices)
         codes = logits.argmax(dim=-1).view_as(asked.after.image)
         picture[unfinished] = torch.where(asked.after.image == MASKED, codes, asked.after.image)
     return picture
