@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from comfy_api.v0_0_2 import io
 
-from ..mmp_core import InputError, Prompt, TokenState, Trajectory
+from ..mmp_core import MASKED, InputError, Prompt, TokenState, Trajectory
 from ..mmp_core.checkpoint.tokens import check_known
 from ..mmp_core.errors import shown
 from ..mmp_core.files import accessing
@@ -103,9 +103,9 @@ def _check_belonging(values: Mapping[str, Any]) -> None:
                 model.model.variant.check_prompt(value.task)
                 check_known(model.model, value.instruction, value.image)
                 check_known(model.model, value.without_text, value.reference)
-                check_known(model.model, value.initial.text, value.initial.image)
+                check_known(model.model, value.initial.text, value.initial.image, low=MASKED)
             elif isinstance(value, TokenState):
-                check_known(model.model, value.text, value.image)
+                check_known(model.model, value.text, value.image, low=MASKED)
         except InputError as error:
             raise InputError(f"{name} is of another checkpoint: {error}") from None
 

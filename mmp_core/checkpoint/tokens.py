@@ -75,6 +75,7 @@ def load_tokens(path: str | Path, model: Model) -> TokenState:
             check_size(shapes, model, str(path))
             placement = _placement(metadata.get("placement"))
             state = TokenState(file.get_tensor("text"), file.get_tensor("image"), placement)
+            _check_placed(state, model)
     except InputError:
         raise
     except (
@@ -83,7 +84,7 @@ def load_tokens(path: str | Path, model: Model) -> TokenState:
         raise InputError(f"{path} cannot be read ({error}); save the tokens again.") from None
     check_identity(metadata, model, str(path))
     try:
-        check_known(model, state.text, state.image)
+        check_known(model, state.text, state.image, low=MASKED)
     except InputError as error:
         raise InputError(f"{path} is damaged: {error}") from None
     return state
@@ -99,13 +100,14 @@ def check_identity(metadata: Mapping[str, str], model: Model, name: str) -> None
             )
 
 
-def check_known(model: Model, text: Tensor, codes: Tensor | None) -> None:
-    """Raise ``InputError`` for text tokens or image codes that ``model`` does not have."""
+def check_known(model: Model, text: Tensor | None, codes: Tensor | None, *, low: int = 0) -> None:
+    """Raise ``InputError`` for text tokens or image codes that ``model`` does not have. ``low``:
+    the lowest, ``MASKED`` for tokens of a state."""
     known = model.transformer.config.embedding_size, model.layout.codebook_size
     for name, tokens, end in zip(("text", "image"), (text, codes), known, strict=True):
         if tokens is None or not tokens.numel():
             continue
-        if not MASKED <= int(tokens.min()) <= int(tokens.max()) < end:
+        if not low <= int(tokens.min()) <= int(tokens.max()) < end:
             raise InputError(
                 f"its {name} has tokens outside 0 to {end - 1}, the checkpoint's: load the one "
                 "that it was made with."
@@ -115,7 +117,7 @@ def check_known(model: Model, text: Tensor, codes: Tensor | None) -> None:
 def check_size(shapes: Mapping[str, Sequence[int]], model: Model, name: str) -> None:
     """Raise ``InputError`` for tokens that nothing of this pack makes, before they are read."""
     text, image = shapes["text"], shapes["image"]
-    if len(text) != 2 or len(image) != 3:
+    if len(text) != 2 or len(image) != 3 or not text[0] or text[0] != image[0]:
         raise InputError(
             f"{name} is damaged: text {text} and image {image} are not a batch of tokens."
         )
@@ -128,6 +130,19 @@ def check_size(shapes: Mapping[str, Sequence[int]], model: Model, name: str) -> 
             f"pictures with sides of {MOST_SIDE} pixels, and {MOST_PIXELS // 10**6} million pixels "
             "in all."
         )
+
+
+def _check_placed(state: TokenState, model: Model) -> None:
+    """Raise ``ValueError`` where a picture of ``state`` has another size than its placement, or
+    shows nothing of its original."""
+    size = state.grid[1] * model.downsample, state.grid[0] * model.downsample
+    for placement in state.placement or ():
+        left, top, right, bottom = placement.box
+        width, height = placement.original
+        if placement.size != size:
+            raise ValueError(f"its placement has size {placement.size}, its picture {size}")
+        if not (left < width and top < height and right > 0 and bottom > 0):
+            raise ValueError(f"its placement has box {placement.box}, outside of the original")
 
 
 def _placement(written: str | None) -> tuple[Placement, ...] | None:

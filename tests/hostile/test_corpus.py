@@ -196,15 +196,26 @@ def test_saved_tokens_beyond_reason(place, tmp_path, shape):
     refused(lambda: load_tokens(file, place.model), "expected at most")
 
 
+def test_a_batch_of_none(place, tmp_path):
+    file, about = tmp_path / "a.safetensors", {"format": FORMAT, **token_identity(place.model)}
+    tokens = {"text": torch.zeros(0, 4).long(), "image": torch.zeros(0, 2, 2).long()}
+    save_file(tokens, file, metadata=about)
+    refused(lambda: load_tokens(file, place.model), "not a batch of tokens")
+
+
 @pytest.mark.parametrize(
     "placement",
     ["[", "[" * 50_000, "7", "{}", '[{"size": [0, 0]}]', '[{"a": [1]}]', '["x"]', "[[]]", "[1e999]",
      '[{"original": [1e999, 1], "box": [0, 0, 1, 1], "size": [1, 1]}]',
-     '[{"original": ["4", 4], "box": [0, 0, 4, 4], "size": [4, 4]}]'],
+     '[{"original": ["4", 4], "box": [0, 0, 4, 4], "size": [4, 4]}]',
+     '[{"original": [64, 48], "box": [0, 0, 64, 48], "size": [64, 48]}]',
+     '[{"original": [64, 48], "box": [64, 0, 80, 16], "size": [SIDES]}]'],
 )  # fmt: skip
 def test_placements_that_are_none(place, tmp_path, placement):
     file = tmp_path / "a.safetensors"
     tokens = load_file(place.folder / "tokens" / "a.safetensors")
+    sides = [side * place.model.downsample for side in tokens["image"].shape[:0:-1]]
+    placement = placement.replace("SIDES", json.dumps(sides)[1:-1])
     about = {"format": FORMAT, "placement": placement, **token_identity(place.model)}
     save_file(tokens, file, metadata=about)
     refused(lambda: load_tokens(file, place.model), "cannot be read")

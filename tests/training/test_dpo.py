@@ -225,6 +225,9 @@ def test_what_cannot_be_compared_is_refused(model, tmp_path):
     ):
         with pytest.raises(InputError, match=reason):
             save_preference(tmp_path / "picks", model, asked, given, 0)
+    for picked in (-1, 2, 1.0, None):
+        with pytest.raises(InputError, match="picked is .* expected 0 to 1"):
+            save_preference(tmp_path / "picks", model, prompt, batch, picked)
     assert not (tmp_path / "picks").exists()
     with pytest.raises(InputError, match="holds no picks"):
         open_preferences(tmp_path)
@@ -257,6 +260,12 @@ def test_spoilt_files_are_refused(model, tmp_path):
         ("instruction", tensors["instruction"].float()),
         ("instruction", tensors["instruction"][0]),
         ("initial.image", tensors["initial.image"][:, :1]),
+        ("instruction", tensors["instruction"] * 0 + MASKED),
+        ("unconditional", tensors["unconditional"] * 0 + MASKED),
+        ("unconditional", tensors["unconditional"][None]),
+        ("input", tensors["input"] * 0 + MASKED),
+        ("input", tensors["input"][:, 0]),
+        ("input", tensors["input"][:, :0]),
     ):
         save_file({**tensors, name: spoilt.contiguous()}, file, header)
         refused(file.name.removesuffix(ENDING))

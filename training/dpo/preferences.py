@@ -20,13 +20,15 @@ from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.checkpoint.tokens import check_identity, check_known, check_size, token_identity
 from ...mmp_core.errors import InputError, shown
 from ...mmp_core.files import accessing, checked_path, replacing, writing
-from ...mmp_core.outside import MOST_TEXT
+from ...mmp_core.outside import MOST_TEXT, checked_count
 from ...mmp_core.pipeline import decode_image, decode_text
 from ...mmp_core.state import MASKED, Prompt, TokenState
 from ..cases import Case
 
 FORMAT = "mmada-parallel preference 1"
 ENDING = ".preference.safetensors"
+_CONDITIONS = {"instruction": 2, "unconditional": 2, "input": 3, "reference": 3}
+"""The dimensions of what a prompt has beside its initial state."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,12 @@ def save_preference(
 
     ``prompt``: what all of them answer. Another pick of the same answers replaces the first.
     Answers that equal the picked one are left out. Raises ``InputError`` where none is left, where
-    the samples of ``prompt`` differ, or where the answers do not fit it.
+    the samples of ``prompt`` differ, where the answers do not fit it, or where ``picked`` is not
+    one of them.
     """
     folder = checked_path(folder, "The preferences")
     _check_alike(prompt, answers)
+    checked_count(picked, "picked", 0, answers.batch - 1)
     best = answers[picked : picked + 1]
     others = [
         row
@@ -181,6 +185,9 @@ def _cases_of(path: Path, model: Model) -> list[Case]:
             for name in {*names} - {"rejected.text", "rejected.image"}:
                 if shapes[name][0] != 1 or max(shapes[name][1:], default=0) > MOST_TEXT:
                     raise ValueError(f"{name} has the shape {shown(shapes[name])}")
+            for name, dimensions in _CONDITIONS.items():
+                if name in shapes and (len(shapes[name]) != dimensions or not min(shapes[name])):
+                    raise ValueError(f"{name} has the shape {shown(shapes[name])}")
             check_identity(metadata, model, str(path))
             tensors = {name: file.get_tensor(name) for name in names}
             if {tensor.dtype for tensor in tensors.values()} != {torch.int64}:
@@ -219,10 +226,11 @@ def _parsed(
         _check_alike(prompt, answers)
         if (answers.text == MASKED).any() or (answers.image == MASKED).any():
             raise ValueError("an answer has masked tokens")
+    check_known(model, initial.text, initial.image, low=MASKED)
     for text, codes in (
         (prompt.instruction, image),
         (prompt.unconditional, prompt.reference),
-        *((s.text, s.image) for s in (initial, picked, rejected)),
+        *((s.text, s.image) for s in (picked, rejected)),
     ):
         check_known(model, text, codes)
     origin = hashlib.sha256(
