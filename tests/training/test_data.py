@@ -1,6 +1,7 @@
 """Datasets on disk: what is read of them, what is refused, and where the advice leads."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -343,6 +344,23 @@ def test_of_several_splits_one_must_be_chosen(tmp_path):
     with pytest.raises(InputError, match="give the folder of one, test or train"):
         open_dataset(tmp_path / "saved")
     assert len(open_dataset(tmp_path / "saved" / "train")) == 1
+    for split in ("test", "train"):
+        shutil.rmtree(tmp_path / "saved" / split)
+    with pytest.raises(InputError, match="saved has no folder of a split"):
+        open_dataset(tmp_path / "saved")
+
+
+def test_a_row_of_parquet_that_cannot_be_decoded_costs_itself_alone(tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet
+
+    texts = pa.StringArray.from_buffers(3, *pa.array([b"a", b"a", b"a\xff"]).buffers()[1:])
+    cells = pa.array([None, {"bytes": "abc"}, None])
+    parquet.write_table(pa.table({"instruction": texts, "image": cells}), tmp_path / "a.parquet")
+    dataset = open_dataset(tmp_path / "a.parquet")
+    assert [item.name for item in dataset] == ["row 0"]
+    assert "its image holds no picture" in reasons(dataset)["row 1"]
+    assert "it cannot be read (" in reasons(dataset)["row 2"]
 
 
 def test_a_damaged_saved_dataset_and_a_missing_library_are_said(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from ...mmp_core.errors import InputError, shown
+from ...mmp_core.errors import InputError, shortened, shown
 from ...mmp_core.files import is_plain_name
 from ...mmp_core.outside import parsed_json, read_text
 from .fields import FIELDS, PICTURE_FIELDS, PICTURES, any_of, item_of, listed, read_field
@@ -31,6 +31,8 @@ def saved_items(folder: Path) -> list[UnreadItem]:
     left out. Nothing is downloaded and no code of the dataset is run."""
     if (folder / _SAVED_SPLITS).is_file():
         splits = [path.name for path in listed(folder) if path.is_dir()]
+        if not splits:
+            raise InputError(f"{folder} has no folder of a split: save the dataset again.")
         raise InputError(
             f"{folder} holds several splits: give the folder of one, {any_of(splits)}."
         )
@@ -82,8 +84,16 @@ def _check_columns(folder: Path, features: Mapping[str, Any], datasets: Any) -> 
             raise InputError(f"The column {name} of {folder} holds no text: cast it to a string.")
 
 
+def _row(rows: Any, index: int) -> dict[str, Any]:
+    try:
+        return rows[index]
+    except Exception as error:  # of the format's own, and of text that is not UTF-8
+        reason = shortened(str(error) or type(error).__name__)
+        raise InputError(f"it cannot be read ({reason}).") from error
+
+
 def _row_item(rows: Any, index: int) -> Item:
-    row = rows[index]
+    row = _row(rows, index)
     pictures = {
         name: checked_picture(
             f"its {name}", _content(name, row[name]), partial(_read_cell, rows, index, name)
@@ -98,16 +108,17 @@ def _content(column: str, cell: Any) -> bytes:
     """The bytes of a picture, which ``save_to_disk`` puts into the dataset itself."""
     if isinstance(cell, bytes):
         cell = {"bytes": cell}
-    if not isinstance(cell, Mapping) or not cell.get("bytes"):
+    content = cell.get("bytes") if isinstance(cell, Mapping) else None
+    if not isinstance(content, bytes) or not content:
         raise InputError(
             f"its {column} holds no picture, or only the name of a file: save the dataset again "
             "where its pictures are."
         )
-    return cell["bytes"]
+    return content
 
 
 def _read_cell(rows: Any, index: int, column: str) -> Image.Image:
-    return read_field(BytesIO(_content(column, rows[index][column])), column)
+    return read_field(BytesIO(_content(column, _row(rows, index)[column])), column)
 
 
 def _import_datasets() -> Any:
@@ -174,7 +185,7 @@ def parquet_items(path: Path) -> list[UnreadItem]:
 
 
 def _parquet_item(rows: _ParquetRows, index: int) -> Item:
-    row = rows[index]
+    row = _row(rows, index)
     for name in ("instruction", "think"):
         if row.get(name) is not None and not isinstance(row[name], str):
             raise InputError(f"its {name} is not text.")
