@@ -262,6 +262,22 @@ def test_a_damaged_cache_is_made_anew_and_another_file_kept(folder, model_a, tmp
     assert cache.read_bytes() == before
 
 
+@pytest.mark.parametrize("spoilt", ["above", "below", "shape"])
+def test_a_cache_of_codes_that_cannot_be_is_made_anew(spoilt, folder, model_a, tmp_path):
+    cache, dataset = tmp_path / "codes.safetensors", open_dataset(folder)
+    wanted = tokenised(dataset, model_a, cache=cache)
+    with safe_open(cache, framework="pt") as file:
+        metadata, codes = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
+    for value in codes.values():
+        value[0, 0, 0] = {"above": model_a.layout.codebook_size, "below": -1}.get(spoilt, 0)
+    if spoilt == "shape":
+        codes = {key: value.repeat(1, 2, 1) for key, value in codes.items()}
+    save_file(codes, cache, metadata=metadata)
+    found = tokenised(dataset, model_a, cache=cache)
+    assert "could not be read" in found.note and same_codes(found, wanted)
+    assert tokenised(dataset, model_a, cache=cache).note == ""
+
+
 def test_an_interruption_keeps_what_was_encoded(tmp_path, model_a, encoded):
     for i in range(4):
         write_item(tmp_path / "data", str(i))

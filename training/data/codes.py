@@ -21,7 +21,7 @@ from ...mmp_core.errors import InputError
 from ...mmp_core.files import accessing, replacing
 from ...mmp_core.image.pictures import Size
 from ...mmp_core.outside import check_bytes
-from ...mmp_core.pipeline import encode_seen
+from ...mmp_core.pipeline import encode_seen, grid_of
 from .items import Picture
 
 FORMAT = "mmada-parallel codes 1"
@@ -67,7 +67,7 @@ class CodeCache:
                 if metadata.get("format") == FORMAT and fits:
                     self.codes = {key: _checked(file, key) for key in file.keys()}
         except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
-            self.note = f"{path.name} could not be read ({error}): all pictures are encoded again."
+            self._forget(str(error))
             return
         if metadata.get("format") != FORMAT:
             raise InputError(f"{path} is not a cache of codes: give another file, or a new one.")
@@ -76,6 +76,23 @@ class CodeCache:
                 f"{path.name} was made with another image tokenizer: all pictures are encoded "
                 "again."
             )
+
+    def _forget(self, why: str) -> None:
+        assert self.path is not None
+        self.note = f"{self.path.name} could not be read ({why}): all pictures are encoded again."
+        self.codes = {}
+
+    def check(self, model: Model, wanted: Mapping[str, tuple[Picture, Size]]) -> None:
+        """Forget all codes where those of ``wanted``, {key: (picture, size)}, are of another size
+        or codebook, since the file is damaged then."""
+        for key in wanted.keys() & self.codes.keys() if self.path else ():
+            codes = self.codes[key]
+            if codes.shape[1:] != grid_of(model, wanted[key][1]):
+                self._forget(f"{key} has shape {list(codes.shape)}")
+                return
+            if not 0 <= int(codes.min()) <= int(codes.max()) < model.layout.codebook_size:
+                self._forget(f"{key} has codes that the image tokenizer does not have")
+                return
 
     def write(self) -> None:
         """Write the file, whole or not at all; ``note`` says why, if that is not possible."""
@@ -117,6 +134,7 @@ def encode_pictures(
     that the cache lacks. An exception in between, an interruption too, keeps what was encoded.
     Returns {key: why} of pictures that could not be read.
     """
+    cache.check(model, wanted)
     sizes = defaultdict(list)
     for key, (_, size) in wanted.items():
         if key not in cache.codes:
