@@ -1,7 +1,8 @@
 """What a workflow gives in a running ComfyUI, in a form to keep: see old_workflows/README.md.
 
 `python -m mmada_parallel.tests.comfyui.frozen FOLDER` writes FOLDER/frozen/NAME.json for each
-FOLDER/NAME.json that has none yet.
+FOLDER/NAME.json that has none yet. In place of a folder, VERSION.json with {NAME: {"inputs": prompt
+in API form}} gets what is missing beside the inputs.
 """
 
 import json
@@ -53,7 +54,11 @@ def trains(prompt):
 
 def outcome(comfy, object_info, workflow, name):
     """Run ``workflow``: what its nodes took in as ``inputs``, and what came out of them."""
-    prompt = to_api(workflow, object_info)
+    return outcome_of(comfy, object_info, to_api(workflow, object_info), name)
+
+
+def outcome_of(comfy, object_info, prompt, name):
+    """:func:`outcome` of a prompt in API form."""
     kept = {"inputs": prompt}
     watched, tokens = _watched(prompt, object_info, name)
     done = comfy.run(watched)
@@ -68,7 +73,9 @@ def outcome(comfy, object_info, workflow, name):
             for key in watched
             if key.startswith("steps of ")
         }}  # fmt: skip
-    kept["tokens"] = {key: _tokens(comfy, prefix) for key, prefix in tokens.items()}
+    kept["tokens"] = {}
+    for key, prefix in tokens.items():
+        kept["tokens"] |= _tokens(comfy, key, prefix)
     kept["texts"] = {
         key: outputs[key]["text"] for key in prompt if prompt[key]["class_type"] in TEXTS
     }
@@ -97,10 +104,15 @@ def _watched(prompt, object_info, name):
     return watched, prefixes
 
 
-def _tokens(comfy, prefix):
+def _tokens(comfy, key, prefix):
+    """By ``key``, or by "key #0", "key #1", … where the node ran for each item of a list."""
     path = comfy.base / "output" / prefix
-    (file,) = path.parent.glob(f"{path.name}_*.tokens.safetensors")
-    return {name: tensor.tolist() for name, tensor in load_file(file).items()}
+    files = sorted(path.parent.glob(f"{path.name}_*.tokens.safetensors"))
+    names = [key] if len(files) == 1 else [f"{key} #{number}" for number in range(len(files))]
+    return {
+        name: {each: tensor.tolist() for each, tensor in load_file(file).items()}
+        for name, file in zip(names, files, strict=True)
+    }
 
 
 def _losses(text):
@@ -115,20 +127,38 @@ def _thumbnail(image):
     return {"size": list(image.size), "colours": np.asarray(small).reshape(-1).tolist()}
 
 
-def main(folder):
+def dumped(kept):
+    return json.dumps(kept, separators=(",", ":"), ensure_ascii=False)
+
+
+def freeze_folder(comfy, folder):
     (folder / "frozen").mkdir(exist_ok=True)
+    object_info = comfy.object_info()
+    for path in sorted(folder.glob("*.json")):
+        if (file := folder / "frozen" / path.name).exists():
+            continue
+        kept = outcome(comfy, object_info, json.loads(path.read_text()), path.stem)
+        file.write_text(dumped(kept) + "\n")
+        print(path.stem, file.stat().st_size, flush=True)
+
+
+def freeze_prompts(comfy, file):
+    object_info, all_kept = comfy.object_info(), json.loads(file.read_text())
+    for name, kept in all_kept.items():
+        if kept.keys() == {"inputs"}:
+            all_kept[name] = outcome_of(comfy, object_info, kept["inputs"], name)
+    lines = [f"{dumped(name)}:{dumped(kept)}" for name, kept in all_kept.items()]
+    file.write_text("{" + ",\n".join(lines) + "}\n")
+
+
+def main(path):
+    freeze = freeze_folder if path.is_dir() else freeze_prompts
     with (
         tempfile.TemporaryDirectory() as base,
         ComfyServer(find_host("current"), Path(base) / "comfyui") as comfy,
     ):
         provide(comfy)
-        object_info = comfy.object_info()
-        for path in sorted(folder.glob("*.json")):
-            if (file := folder / "frozen" / path.name).exists():
-                continue
-            kept = outcome(comfy, object_info, json.loads(path.read_text()), path.stem)
-            file.write_text(json.dumps(kept, separators=(",", ":"), ensure_ascii=False) + "\n")
-            print(path.stem, file.stat().st_size, flush=True)
+        freeze(comfy, path)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Workflow files that landed versions saved still load, widget by widget, and give the same."""
+"""Workflow files and prompts that landed versions saved still load, widget by widget, and give
+what they gave then."""
 
 import json
 
@@ -10,22 +11,43 @@ from mmada_parallel.tests.workflow_api import NOTES, to_api
 
 FOLDER = PACK_ROOT / "tests" / "comfyui" / "old_workflows"
 OLD = sorted(FOLDER.glob("*/*.json"))
-NEWER = {
+PROMPTS = {
+    (file.stem, name): before
+    for file in sorted(FOLDER.glob("*.json"))
+    if file.name != "widgets.json"
+    for name, before in json.loads(file.read_text()).items()
+}
+UNFROZEN = {
     "MMaDAParallelCollectDataset",
     "MMaDAParallelCompareAdapters",
     "MMaDAParallelConvertCheckpoint",
-    "MMaDAParallelInstructions",
     "MMaDAParallelPreferenceFinetune",
-    "MMaDAParallelPutBack",
-    "MMaDAParallelVary",
 }
-"""Nodes that are younger than the newest frozen version."""
+"""Nodes that write files or need those of a run: tests/mmp_core/old_files and
+tests/training/test_old_runs.py have theirs."""
 SLOW = {
     path
     for path in OLD
     if any(kind in path.read_text() for kind in frozen.TRAINING)
     or path.stem in ("Denoise in every way", "Parallel against sequential")
 }
+QUICK = {
+    ("190929a", "Describe a picture"),
+    ("190929a", "Inpaint"),
+    ("190929a", "Watch it think"),
+    ("af58ac0", "Edit an image"),
+    ("af58ac0", "Style from a second picture"),
+    ("af58ac0", "Put back what a mask selects"),
+    ("31f73b3", "Outpaint"),
+    ("31f73b3", "Text to image at any size"),
+    ("522b787", "Best of N"),
+    ("522b787", "Put back what a mask selects"),
+    ("522b787", "Several instructions"),
+    ("522b787", "Stop, keep and redraw"),
+    ("522b787", "Vary a result"),
+    ("522b787", "Vary several instructions"),
+}
+"""Prompts that together have every node and take seconds."""
 EXHAUSTIVE = (pytest.mark.slow, pytest.mark.exhaustive)
 hosts = pytest.mark.parametrize(
     "comfy", ["current", pytest.param("oldest", marks=EXHAUSTIVE)], indirect=True
@@ -50,7 +72,8 @@ def case(path, marks=()):
 def test_every_node_of_the_pack_is_in_an_old_workflow(comfy, object_info):
     pack = {name for name in object_info if name.startswith("MMaDAParallel")}
     used = {node["type"] for path in OLD for node in json.loads(path.read_text())["nodes"]}
-    assert pack - used == NEWER
+    used |= {node["class_type"] for key in QUICK for node in PROMPTS[key]["inputs"].values()}
+    assert pack - used == UNFROZEN
 
 
 @hosts
@@ -89,8 +112,27 @@ def sheet(inputs, key):
 @hosts
 @pytest.mark.parametrize("path", [case(p, EXHAUSTIVE if p in SLOW else ()) for p in OLD])
 def test_it_gives_the_same(provided, path):
-    workflow, before = json.loads(path.read_text()), kept(path)
+    workflow = json.loads(path.read_text())
     after = frozen.outcome(provided, provided.object_info(), workflow, path.stem)
+    assert_same(after, kept(path))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        pytest.param(key, id="-".join(key), marks=() if key in QUICK else EXHAUSTIVE)
+        for key in PROMPTS
+    ],
+)
+@hosts
+def test_a_prompt_as_it_was_queued_gives_the_same(provided, object_info, key):
+    """In API form, without the inputs that came since."""
+    before = PROMPTS[key]
+    after = frozen.outcome_of(provided, object_info, before["inputs"], " ".join(key))
+    assert_same(after, before)
+
+
+def assert_same(after, before):
     if "training" in before:
         assert after["training"] == before["training"]
         return
@@ -104,6 +146,6 @@ def test_it_gives_the_same(provided, path):
         assert [p["size"] for p in after["pictures"][key]] == [p["size"] for p in pictures]
         for picture, now in zip(pictures, after["pictures"][key], strict=True):
             # Rounding of decoded floats to 8 bits may fall otherwise on another processor. On
-            # sheets, masked words were dots, and are blocks since.
+            # sheets, masked words were dots, and are blocks since 91b994f, seen at any size.
             off = 8 if sheet(after["inputs"], key) else 1.01
             assert np.allclose(now["colours"], picture["colours"], rtol=0, atol=off)
