@@ -10,10 +10,9 @@ from threading import current_thread, main_thread
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from ..live_bytes import LiveBytes, tensors_of
+from ..live_bytes import LiveBytes
 
 _setup_privateuseone_for_python_backend("card")
 torch.__future__.set_overwrite_module_params_on_conversion(True)
@@ -87,7 +86,8 @@ class Card(TorchDispatchMode):
 def _run(func, types, args, kwargs):
     if not all(kind in (torch.Tensor, torch.nn.Parameter, OnCard) for kind in types):
         return NotImplemented  # a quantised tensor, which handles itself and then its parts
-    tensors = tensors_of((args, kwargs))
+    leaves = list(_leaves((args, kwargs)))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     here = any(isinstance(tensor, OnCard) for tensor in tensors)
     if func is _aten._has_compatible_shallow_copy_type.default:
         return False
@@ -95,14 +95,37 @@ def _run(func, types, args, kwargs):
         elsewhere = [t for t in tensors if not isinstance(t, OnCard) and t.ndim]
         if here and elsewhere:
             raise RuntimeError(f"{func}: {tuple(elsewhere[0].shape)} is not on the card")
-    devices = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.device)]
+    devices = [leaf for leaf in leaves if isinstance(leaf, torch.device)]
     if devices:
         here = devices[0].type == CARD.type
-        args, kwargs = tree_map_only(torch.device, lambda _: torch.device("cpu"), (args, kwargs))
-    plain_args, plain_kwargs = tree_map_only(OnCard, lambda t: t.held, (args, kwargs))
-    out = func(*plain_args, **plain_kwargs)
+        args, kwargs = _mapped(torch.device, lambda _: torch.device("cpu"), (args, kwargs))
+    out = func(*_mapped(OnCard, _held, args), **_mapped(OnCard, _held, kwargs))
     if func._schema.is_mutable:
         return args[0] if isinstance(out, torch.Tensor) else out
     if devices and tensors and isinstance(tensors[0], OnCard) != here:
         out = out.clone()
-    return tree_map_only(torch.Tensor, OnCard, out) if here else out
+    return _mapped(torch.Tensor, OnCard, out) if here else out
+
+
+def _held(tensor):
+    return tensor.held
+
+
+def _leaves(values):
+    """As torch's tree_leaves for what operations take, several times as fast."""
+    for value in values.values() if isinstance(values, dict) else values:
+        if isinstance(value, (tuple, list, dict)):
+            yield from _leaves(value)
+        else:
+            yield value
+
+
+def _mapped(kind, change, value):
+    """As torch's tree_map_only."""
+    if isinstance(value, kind):
+        return change(value)
+    if isinstance(value, dict):
+        return {name: _mapped(kind, change, each) for name, each in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)([_mapped(kind, change, each) for each in value])
+    return value

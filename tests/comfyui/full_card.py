@@ -163,9 +163,11 @@ def main():
     classes = {node.define_schema().node_id: node for node in listed}
     with torch.inference_mode(), Card():  # as ComfyUI runs nodes
         all_nodes = Nodes(nodes.load.host, classes)
+        gc.collect(), gc.freeze()  # so that what was imported is not looked through each time
         for work in works:
             run, again = getattr(all_nodes, work), getattr(all_nodes, f"{work}_again")
             sweep(run, again, file, work, number)
+    gc.unfreeze()
     ends = Counter((line["kind"], line["verdict"], line["after"]) for line in lines_of(file))
     print(json.dumps(ends.most_common()))
 
