@@ -5,7 +5,7 @@ four, two steps of ParaRL and of SFT, and a conversion, in turn, on the demo che
 to FILE after each round: resident memory and where it lies, threads and their names, open files,
 temporary files, what the allocators hold (see ``soak_observer``), and whether each result is the
 first one's. At the end, what is free is given back to the system. ``--plot PICTURE`` draws a file
-that is there.
+that is there, or one of tests/comfyui/dynamic_soak.py.
 """
 
 import argparse
@@ -168,17 +168,18 @@ def summary(rounds, each):
 def plot(file, picture):
     import matplotlib.pyplot as plt
 
-    rounds = json.loads(file.read_text())["rounds"]
+    report = json.loads(file.read_text())
+    rounds, label = report["rounds"], f"round of {report['runs'] // len(report['rounds'])} runs"
+    megabytes = {"rss": "resident", "private": "private", "in_use": "malloc, in use",
+                 "free": "malloc, free"}  # fmt: skip
+    counts = {"threads": "threads", "files": "files", "temporary": "temporary",
+              "card": "bytes on the card"}  # fmt: skip
     figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-    for name, label in (("rss", "resident"), ("private", "private"), ("in_use", "malloc, in use"),
-                        ("free", "malloc, free")):  # fmt: skip
-        axes[0].plot([r[name] for r in rounds], label=label)
-    axes[0].set(xlabel="round of six runs", ylabel="MB", ylim=0)
-    for name in ("threads", "files", "temporary"):
-        axes[1].plot([r[name] for r in rounds], label=name)
-    axes[1].set(xlabel="round of six runs", ylim=0)
-    for each in axes:
-        each.legend(loc="center", ncols=2, frameon=False)
+    for axis, names, what in zip(axes, (megabytes, counts), ("MB", None), strict=True):
+        for name in (name for name in names if name in rounds[0]):
+            axis.plot([r[name] for r in rounds], label=names[name])
+        axis.set(xlabel=label, ylabel=what, ylim=0)
+        axis.legend(loc="center", ncols=2, frameon=False)
     figure.savefig(picture, dpi=90)
 
 
