@@ -250,6 +250,13 @@ def _check_files(args: argparse.Namespace) -> None:
         writable_file(args.text_out, "--text-out")
     if args.mask_out:
         writable_file(args.mask_out, "--mask-out", (".png",))
+    taken: dict[Path, str] = {}
+    for option in ("out", "text_out", "mask_out"):
+        if file := getattr(args, option):
+            name = f"--{option.replace('_', '-')}"
+            other = taken.setdefault(file.resolve(), name)
+            if other != name:
+                raise InputError(f"{other} and {name} are both {file}: give each its own file.")
 
 
 def _free_path(instruction: str, seed: int) -> Path:
