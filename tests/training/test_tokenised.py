@@ -68,6 +68,14 @@ def test_values_out_of_range(model_a, folder, tmp_path):
         weighted_reward([], None, open_dataset(folder))
 
 
+@pytest.mark.parametrize("need_target", [True, False])
+def test_a_family_that_does_not_answer_with_both_is_refused(folder, tmp_path, need_target):
+    place = tiny.write_checkpoint(tmp_path / "lumina", "D")
+    model = load_checkpoint(place, family="D")
+    with pytest.raises(InputError, match="Lumina-DiMOO answers with image or text, and what"):
+        tokenised(open_dataset(folder), model, need_target=need_target)
+
+
 def test_a_text_length_may_be_asked_for(model_a, folder):
     cases = tokenised(open_dataset(folder), model_a, text_length=9)
     assert {case.prompt.initial.text.shape for case in cases} == {(1, 9)}

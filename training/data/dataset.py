@@ -246,10 +246,12 @@ def tokenised(
     A picture to be generated has the shape of its target where targets are needed, else it is a
     square. ``batch``: pictures encoded at a time.
 
-    Raises ``InputError`` as :func:`open_dataset` does.
+    Raises ``InputError`` as :func:`open_dataset` does, and for a family that does not answer with
+    text and picture together.
     """
     length = model.default_text_length if text_length is None else text_length
     checked_count(length, "text_length", 0, MOST_TEXT)
+    _check_answers(model, length)
     checked_count(batch, "batch", 1, MOST_SAMPLES)
     skipped, usable = list(dataset.skipped), []
     for item in dataset:
@@ -279,6 +281,18 @@ def tokenised(
             skipped.append((item.name, str(reason)))
     _refuse(dataset.place, len(cases), skipped, dataset.bad_items)
     return TokenisedDataset(tuple(cases), tuple(skipped), store.note)
+
+
+def _check_answers(model: Model, length: int) -> None:
+    side, variant = model.default_image_size, model.variant
+    try:
+        variant.check_answer(length, grid_of(model, (side, side)))
+    except InputError:
+        raise InputError(
+            f"{variant.name} answers with {' or '.join(sorted(variant.answers))}, and what is "
+            "trained here is answers of text and image together: train a checkpoint of "
+            "MMaDA-Parallel."
+        ) from None
 
 
 def _target_text(model: Model, item: Item, length: int) -> Tensor:
