@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..mmp_core import InputError, Model
+from ..mmp_core.checkpoint.adapters import check_variant, doubt_about
 from ..mmp_core.checkpoint.load import open_checkpoint
 from ..mmp_core.checkpoint.source import Source
 from ..mmp_core.files import checked_path, readable_size, writable_file
@@ -201,6 +202,7 @@ def _prepared(
 ) -> dict[str, Any]:
     """What every run is made of."""
     ranks, model = _ranks(args), _loaded(args, settings)
+    _check_existing(args, model)
     with ranks.first_one_first():  # the others then find the first one's cache
         cases = cases_for(model)
         watched = watched_cases(args, model, need_target)
@@ -292,6 +294,14 @@ def _policy(args: argparse.Namespace, model: Model, ranks: Ranks) -> Policy:
     adapter, seed = _adapter(args), args.seed or 0
     shape = {"rank": rank, "layers": layers, "dora": adapter.dora, "start": start}
     return LoRA(model.transformer, alpha=None if start else adapter.alpha, seed=seed, **shape)
+
+
+def _check_existing(args: argparse.Namespace, model: Model) -> None:
+    if file := args.existing_lora:
+        _, metadata = read_adapter(file)
+        check_variant(model, metadata, str(file))
+        if doubt := doubt_about(model, metadata, str(file)):
+            note(args, doubt)
 
 
 def _shape(args: argparse.Namespace) -> tuple[int, Sequence[str], Mapping[str, Tensor] | None]:

@@ -13,7 +13,7 @@ from comfy_api.v0_0_2 import io
 from PIL import Image
 
 from ..mmp_core import InputError, Model
-from ..mmp_core.checkpoint.adapters import doubt_about, read_adapter
+from ..mmp_core.checkpoint.adapters import check_variant, doubt_about, read_adapter
 from ..mmp_core.files import readable_duration
 from ..mmp_core.model.config import LAYER_SETS
 from ..training.cases import Case
@@ -267,6 +267,7 @@ def _existing(model: Model, name: str) -> dict[str, torch.Tensor]:
     if name == folders.NO_ADAPTER:
         return {}
     state, metadata = read_adapter(folders.adapter_file(name))
+    check_variant(model, metadata, name)
     if doubt := doubt_about(model, metadata, name):
         _log.warning(doubt)
     return state

@@ -166,6 +166,15 @@ def doubt_about(model: Model, metadata: Mapping[str, str], name: str) -> str | N
     )
 
 
+def check_variant(model: Model, metadata: Mapping[str, str], name: str) -> None:
+    """Raise ``InputError`` for an adapter of another family, whose shapes may be the same."""
+    if (variant := metadata.get("variant", model.variant.id)) != model.variant.id:
+        raise InputError(
+            f"{name} was trained on variant {variant}; this checkpoint is of variant "
+            f"{model.variant}: load the checkpoint that it was trained on."
+        )
+
+
 def build_adapter(
     model: Model,
     state: Mapping[str, Tensor],
@@ -179,11 +188,7 @@ def build_adapter(
     """Build the adapter that :func:`read_adapter` gave, for ``model``. ``dtype``, ``device``: of
     its weights; default, those of the final norm and of the model's inputs. Raises ``InputError``
     where it belongs to another variant or does not fit."""
-    if (variant := metadata.get("variant", model.variant.id)) != model.variant.id:
-        raise InputError(
-            f"{name} was trained on variant {variant}; this checkpoint is of variant "
-            f"{model.variant}: load the checkpoint that it was trained on."
-        )
+    check_variant(model, metadata, name)
     adapter = Adapter(
         _shapes(model, state, name),
         operations=operations,

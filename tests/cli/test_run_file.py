@@ -7,6 +7,7 @@ import torch
 from mmada_parallel.demo.register import ToyWorld
 from mmada_parallel.mmp_core.checkpoint.adapters import read_adapter
 from mmada_parallel.tests.cli.test_finetune import CLIP, FEW, QUICK
+from mmada_parallel.training.weights.adapter_files import save_adapter
 from safetensors.torch import load_file
 
 
@@ -95,6 +96,11 @@ def test_an_adapter_is_trained_further(run, checkpoint, tmp_path):
     assert max(float((before[name] - after[name]).abs().max()) for name in before) < 1e-5
     code, _, err = run("train", "sft", *common, *further, "--full", "--run-folder", tmp_path / "x")
     assert code == 2 and "do not give --full" in err
+    state, about = read_adapter(first)
+    for changed, told in (("variant", "was trained on variant D"), ("base_fingerprint", "poor")):
+        save_adapter(first, state, about | {changed: "D"})
+        code, _, err = run("train", "sft", *common, *further, "--run-folder", tmp_path / changed)
+        assert code == (2 if changed == "variant" else 0) and told in err
 
 
 @pytest.mark.parametrize(

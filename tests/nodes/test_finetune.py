@@ -18,6 +18,7 @@ from mmada_parallel.training.loop.run import recomputing
 from mmada_parallel.training.pararl.settings import ParaRLSettings
 from mmada_parallel.training.rewards.clip import DEMO_CLIP
 from mmada_parallel.training.rewards.registry import REWARDS
+from mmada_parallel.training.weights.adapter_files import base_metadata, save_adapter
 from mmada_parallel.training.weights.policies import LoRA
 from torch import nn
 
@@ -342,6 +343,17 @@ def test_an_existing_adapter_is_trained_further(pararl, sft, output, folders, mo
     assert further.keys() == first.keys()
     moved = [(further[name] - first[name]).abs().max() for name in first]
     assert 0 < max(moved) < 1e-4
+
+
+def test_an_existing_adapter_of_another_family_is_refused(
+    sft, model, folders, tmp_path, monkeypatch
+):
+    file = tmp_path / "other.safetensors"
+    with LoRA(model.model.transformer, rank=2) as lora:
+        save_adapter(file, lora, base_metadata(model.model) | {"variant": "D"})
+    monkeypatch.setattr(folders, "adapter_file", lambda name: file)
+    with pytest.raises(InputError, match="was trained on variant D"):
+        sft(existing_lora=file.name)
 
 
 def test_training_on_top_of_an_applied_adapter(pararl, sft, run_node, model):
