@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterable
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +250,9 @@ def place(text: str) -> str:
 def _lora(text: str) -> tuple[Path, float]:
     file, _, strength = text.rpartition(":")
     if file and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)", strength):
-        return path(file), float(strength)
+        if not isfinite(value := float(strength)):
+            raise argparse.ArgumentTypeError(f"the strength of {file} is too large a number")
+        return path(file), value
     return path(text), 1.0
 
 

@@ -59,6 +59,12 @@ def convert(
     write_packed(source, out, quantize, adapters, progress=progress)
 
 
+def check_kind(quantize: str) -> None:
+    """Raise ``InputError`` for what is not one of :data:`KINDS`."""
+    if quantize not in KINDS:
+        raise InputError(f"quantize is {quantize!r}; expected {', '.join(KINDS)}.")
+
+
 def write_packed(
     source: Source,
     out: Path,
@@ -70,8 +76,7 @@ def write_packed(
 ) -> None:
     """As :func:`convert`, for a source that is open. ``keep``: after an error or an interrupt, too,
     what is written stays for the next call to go on from."""
-    if quantize not in KINDS:
-        raise InputError(f"quantize is {quantize!r}; expected {', '.join(KINDS)}.")
+    check_kind(quantize)
     _check_out(source, out)
     model = _model_of(source)
     if adapters:  # are recognised by the final norm

@@ -10,9 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .adapters import build_adapter, doubt_about, read_adapter
+from ..errors import InputError, shown
+from ..outside import field
+from .adapters import PEFT_CONFIG, PEFT_WEIGHTS, build_adapter, doubt_about, read_adapter
 from .load import Model
 
+_STRENGTH = field(float, low=-1e6, high=1e6)
 _log = logging.getLogger(__name__)
 
 
@@ -25,6 +28,10 @@ class Merged:
         self.about: list[dict[str, str | float]] = []
         self._parts: dict[str, list[tuple[float, Tensor, Tensor, Tensor | None]]] = {}
         for path, strength in adapters:
+            if not _STRENGTH.fits(strength):
+                raise InputError(
+                    f"The strength of {path} is {shown(strength)}; expected {_STRENGTH.expected}."
+                )
             state, metadata = read_adapter(path)
             adapter = build_adapter(model, state, metadata, str(path), device="cpu")
             if doubt := doubt_about(model, metadata, str(path)):
@@ -34,8 +41,7 @@ class Merged:
                 magnitude = state.get(f"{layer}.lora_magnitude_vector")
                 self._parts.setdefault(layer, []).append((strength, a, b, magnitude))
             file = Path(path).expanduser()
-            name = {"name": file.name, "strength": strength}
-            self.about.append(name | ({"sha256": sha256_of(file)} if file.is_file() else {}))
+            self.about.append({"name": file.name, "strength": strength, **_digests(file)})
 
     def __contains__(self, layer: str) -> bool:
         return layer in self._parts
@@ -56,6 +62,13 @@ class Merged:
                 adapted *= (magnitude.float() / lengths)[:, None]
                 added.add_(adapted - original, alpha=strength)
         return added.to(weight.dtype)
+
+
+def _digests(adapter: Path) -> dict[str, str]:
+    """Of all that :func:`read_adapter` reads: another adapter of the same name is another one."""
+    weights = adapter / PEFT_WEIGHTS if adapter.is_dir() else adapter
+    digests, settings = {"sha256": sha256_of(weights)}, weights.with_name(PEFT_CONFIG)
+    return digests | ({"settings_sha256": sha256_of(settings)} if settings.is_file() else {})
 
 
 def sha256_of(file: Path) -> str:

@@ -68,6 +68,11 @@ def test_a_number_after_the_last_colon_is_the_strength(given, expected):
     assert (path.as_posix(), strength) == expected
 
 
+def test_a_strength_beyond_all_numbers_is_refused(generate):
+    code, err = generate("--lora", f"a.safetensors:{'9' * 400}", "--quiet")
+    assert code == 2 and "strength of a.safetensors is too large" in err
+
+
 def test_a_file_that_is_not_there_is_told_in_one_line(generate):
     code, err = generate("--lora", "gone.safetensors:0.5", "--quiet")
     assert code == 2

@@ -169,6 +169,11 @@ def refused(hub, into, message, **options):
     assert "\n" not in str(caught.value)
 
 
+def test_an_unknown_format_is_refused_before_anything_is_fetched(hub, tmp_path):
+    refused(hub, tmp_path, "quantize is 'bogus'; expected fp8", quantize="bogus")
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_file_of_the_same_name_is_left_alone(hub, tmp_path):
     own = tmp_path / NAMES["A"] / SHARD
     own.parent.mkdir()
