@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from unicodedata import normalize
 
 import numpy as np
@@ -86,6 +87,15 @@ def test_crops_hold_what_an_edit_changes(tmp_path):
         assert (target == (255, 0, 255)).all(axis=-1).sum() == 16 * 16
         ratio = part.target.size[0] / part.target.size[1]
         assert ratio == pytest.approx(64 / 48, rel=0.05)
+
+
+def test_all_forms_can_be_sent_to_the_processes_that_read_them(tmp_path):
+    write_edit(tmp_path)
+    items = opened(tmp_path, mirrored=True, crops=2).items
+    for item, sent in zip(items, pickle.loads(pickle.dumps(items)), strict=True):
+        assert sent.target.size == item.target.size == sent.target.read().size
+        assert sent.image.read().tobytes() == item.image.read().tobytes()
+    assert len({item.target.digest for item in items}) == 4
 
 
 def test_several_datasets_are_one_with_repeats(tmp_path):

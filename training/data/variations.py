@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -88,7 +89,7 @@ def _forms(item: Item, settings: DataSettings) -> Iterator[Item]:
     yield item
     said = f"{item.instruction} {item.think or ''}"
     if settings.mirrored and not _SIDES.search(said):
-        yield _changed(item, "mirrored", ImageOps.mirror, lambda size: size)
+        yield _changed(item, "mirrored", ImageOps.mirror, _same)
     if settings.crops and not _PLACES.search(said):
         yield from _crops(item, settings.crops)
 
@@ -103,10 +104,14 @@ def _changed(
         if picture is None:
             return None
         digest = hashlib.sha256(f"{picture.digest} {how}".encode()).hexdigest()
-        return Picture(digest, size(picture.size), lambda: change(picture.read()))
+        return Picture(digest, size(picture.size), partial(_read_changed, picture, change))
 
     pictures = {name: changed(getattr(item, name)) for name in ("image", "target", "mask")}
     return replace(item, name=f"{item.name} ({how})", facts=None, **pictures)
+
+
+def _read_changed(picture: Picture, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    return change(picture.read())
 
 
 def _crops(item: Item, count: int) -> Iterator[Item]:
@@ -116,17 +121,27 @@ def _crops(item: Item, count: int) -> Iterator[Item]:
     inside = _changed_box(item)
     rng = random.Random(item.origin)
     for number in range(1, count + 1):
-        left, top, right, bottom = _window(rng, inside)
+        edges = _window(rng, inside)
+        crop, size_of = partial(_cropped, edges), partial(_size_of, edges)
+        yield _changed(item, f"part {number}", crop, size_of)
 
-        def box(size: Size, edges=(left, top, right, bottom)) -> tuple[int, int, int, int]:
-            (width, height), (a, b, c, d) = size, edges
-            return round(a * width), round(b * height), round(c * width), round(d * height)
 
-        def size_of(size: Size, box=box) -> Size:
-            a, b, c, d = box(size)
-            return c - a, d - b
+def _same(size: Size) -> Size:
+    return size
 
-        yield _changed(item, f"part {number}", lambda p, box=box: p.crop(box(p.size)), size_of)
+
+def _cropped(edges: tuple[float, ...], picture: Image.Image) -> Image.Image:
+    return picture.crop(_box(edges, picture.size))
+
+
+def _size_of(edges: tuple[float, ...], size: Size) -> Size:
+    left, top, right, bottom = _box(edges, size)
+    return right - left, bottom - top
+
+
+def _box(edges: tuple[float, ...], size: Size) -> tuple[int, int, int, int]:
+    (width, height), (a, b, c, d) = size, edges
+    return round(a * width), round(b * height), round(c * width), round(d * height)
 
 
 def _window(rng: random.Random, inside: tuple[float, ...]) -> tuple[float, ...]:
