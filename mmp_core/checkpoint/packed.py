@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..outside import parsed_json, read_text
-from ..variants.registry import variant_named, variant_of
+from ..variants.registry import variant_of
 from ..variants.strangers import GIVEN, STATED
 from .config_check import check_transformer, checked_config
 from .source import TOKENIZER_FILES, Family, Source, image_tokenizer, with_stored_rows
@@ -74,7 +74,7 @@ def open_packed(file: Path, image_tokenizer_path: Path | None, family: Family) -
     variant = variant_of(config, weights, family or stated)
     check_transformer(config, weights, f"{_CONFIG} of {file}")
     doubt = None
-    if stated and variant is not variant_named(stated):
+    if stated and stated not in (variant.id, variant.name):
         doubt = f"It is loaded as {variant.name}, as you chose; its header says {stated}."
     texts = {n: metadata[_TOKENIZER + n] for n in TOKENIZER_FILES if _TOKENIZER + n in metadata}
     image_path, image_config = file, _parsed(metadata, _IMAGE_CONFIG, file)

@@ -20,6 +20,7 @@ from mmada_parallel.mmp_core.checkpoint import tensors as tensor_files
 from mmada_parallel.mmp_core.checkpoint.adapters import build_adapter
 from mmada_parallel.mmp_core.checkpoint.convert import KINDS, convert
 from mmada_parallel.mmp_core.checkpoint.load import open_checkpoint
+from mmada_parallel.mmp_core.checkpoint.merge import Merged
 from mmada_parallel.mmp_core.checkpoint.partial import partial
 from mmada_parallel.mmp_core.checkpoint.tokens import token_identity
 from mmada_parallel.mmp_core.model.formats import FORMATS, Format
@@ -316,6 +317,16 @@ def test_damaged_files_are_refused_in_one_sentence(spoilt, tmp_path, notes, tens
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_of_an_unknown_family_is_opened_as_what_the_user_says(spoilt, tmp_path):
+    file = tmp_path / "one.safetensors"
+    convert(spoilt, file)
+    rewrite(file, {}, mmada_parallel='{"version": 1, "variant": "Z"}')
+    with pytest.raises(InputError):
+        open_checkpoint(file)
+    source = open_checkpoint(file, family="A")
+    assert source.variant.id == "A" and source.doubt.endswith("its header says Z.")
+
+
 def test_half_a_file_is_refused(spoilt, tmp_path):
     file = tmp_path / "half.safetensors"
     convert(spoilt, file)
@@ -367,6 +378,27 @@ def test_an_adapter_is_merged_into_the_weights(spoilt, tmp_path):
         "of another model",
         adapters=[(tmp_path / "other.safetensors", 1)],
     )
+    for strength in (float("nan"), float("inf"), "1"):
+        adapters = [(tmp_path / "lora.safetensors", strength)]
+        refused(spoilt, tmp_path / "o.safetensors", "expected a number from", adapters=adapters)
+
+
+def test_another_adapter_of_the_same_name_is_told_apart(spoilt, tmp_path):
+    model, folder = load_checkpoint(spoilt), tmp_path / "peft"
+    layer = model.transformer.get_submodule(QUERY)
+    state = {
+        f"{QUERY}.lora_A.weight": torch.ones(2, layer.in_features),
+        f"{QUERY}.lora_B.weight": torch.ones(layer.out_features, 2),
+    }
+    found = []
+    folder.mkdir()
+    for scale, alpha in ((1.0, 2), (2.0, 2), (2.0, 4)):
+        scaled = {name: scale * tensor for name, tensor in state.items()}
+        save_file(scaled, folder / "adapter_model.safetensors")
+        settings = {"peft_type": "LORA", "lora_alpha": alpha}
+        (folder / "adapter_config.json").write_text(json.dumps(settings))
+        found.append(Merged(model, [(folder, 1.0)]).about)
+    assert len({json.dumps(about) for about in found}) == 3
 
 
 def test_a_conversion_goes_on_from_the_same_sources_only(spoilt, tmp_path, monkeypatch):
