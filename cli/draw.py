@@ -25,7 +25,7 @@ from ..mmp_core import (
     put_back,
 )
 from ..mmp_core.batching import chosen_in_batches, denoise_in_batches
-from ..mmp_core.files import readable_size, replacing, writable_file, writing
+from ..mmp_core.files import is_file, readable_size, replacing, writable_file, writing
 from ..mmp_core.fitting import fitted_input, strange_note, unseen_note
 from ..mmp_core.image.files import (
     load_image,
@@ -196,7 +196,7 @@ def task_of(args: argparse.Namespace, model: Model) -> str:
 
 
 def _checked_image(args: argparse.Namespace) -> Path:
-    if not args.image.is_file() and Path(args.instruction).is_file():
+    if not args.image.is_file() and is_file(Path(args.instruction)):
         raise InputError(
             f"The picture {args.image} is not there, and the instruction is the name of a file: "
             "give the picture first, then the instruction."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from . import draw as one
 from .model import load_model, memory_explained, note, pick_device
 
 _LIST_BYTES = 2**24
+_LONGEST_NAME = 240
+"""Bytes of a result's name, with room for a number and the ending."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +105,20 @@ def _jobs(args: argparse.Namespace, instructions: Sequence[str], seed: int) -> l
     jobs, names = [], Counter()
     for picture in _pictures(args.image):
         for text in instructions:
-            name = "_".join([*([picture.stem] if picture else []), one.slug(text), str(seed)])
+            name = f"{one.slug(text)}_{seed}"
+            if picture:
+                name = f"{_shortened(picture.stem, _LONGEST_NAME - len(name.encode()))}_{name}"
             names[name.lower()] += 1
             count = names[name.lower()]
             name += f"_{count}" if count > 1 else ""
             jobs.append(Job(picture, text, folder / f"{name}.png"))
     return jobs
+
+
+def _shortened(stem: str, most: int) -> str:
+    """At most ``most`` bytes of it."""
+    whole = os.fsencode(stem)
+    return stem if len(whole) <= most else whole[:most].decode(errors="ignore")
 
 
 def _pictures(image: Path | None) -> list[Path | None]:

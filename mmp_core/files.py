@@ -38,6 +38,14 @@ def accessing(kind: type[InputError] = InputError) -> Iterator[None]:
         raise kind(f"{place} cannot be read or written ({reason}).") from None
 
 
+def is_file(path: Path) -> bool:
+    """Whether ``path`` is a file; not where no file can be called so."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long a name, or one with NUL
+        return False
+
+
 def checked_path(value: Any, what: str) -> Path:
     """``value``, text or a path, as a path that may exist, with ``~`` expanded. ``what``: how the
     message calls it, such as "--out". Raises ``InputError`` for what no file can be called: an

@@ -117,6 +117,11 @@ def test_default_names_are_plain_file_names(instruction):
     assert path.parent.name == "" and len(path.name.encode()) < 200
 
 
+def test_a_picture_that_is_missing_is_told_whatever_the_instruction(run, tmp_path):
+    code, _, err = run("edit", tmp_path / "missing.png", "y" * 300, "--quiet")
+    assert code == 2 and "missing.png" in err and "yyy" not in err
+
+
 def test_words_that_the_demo_does_not_know_are_named(edit, run, checkpoint, tmp_path):
     assert "does not know:" not in edit()[2]
     where = ("--model", checkpoint, "--out", tmp_path / "out.png", *FAST)

@@ -66,6 +66,18 @@ def test_instructions_of_a_file_and_one_that_fails(run, checkpoint, pictures, tm
     assert "b2_make-the-background-blue_0_2.png" in {file.name for file in out.iterdir()}
 
 
+def test_a_long_name_is_cut_and_the_others_go_on(run, checkpoint, pictures, tmp_path):
+    for number in "12":
+        shutil.copy(pictures / "b2.png", pictures / f"{'é' * 120}{number}.png")
+    out = tmp_path / "out"
+    where = ("--model", checkpoint, "--out", out, *FAST, "--quiet")
+    for made in (4, 0):
+        code, printed, err = run("edit", pictures, OTHER, *where)
+        assert (code, err) == (0, "") and len(printed.splitlines()) == 2 * made
+    names = sorted(file.name for file in out.iterdir())
+    assert len(names) == 4 and names[2].endswith("éé_make-the-background-blue_0.png")
+
+
 @pytest.mark.parametrize(
     "given, said",
     [

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from unicodedata import normalize
 
 from ...mmp_core.errors import InputError
-from ...mmp_core.files import leads_out
+from ...mmp_core.files import is_file, leads_out
 from ...mmp_core.outside import check_bytes, parsed_json, read_text
 from .fields import FIELDS, PICTURE_FIELDS, PICTURES, any_of, item_of, listed, read_field
 from .items import Item, Picture, UnreadItem, checked_picture, natural_order, wanted_text
@@ -154,7 +154,7 @@ def _manifest_item(folder: Path, number: int, line: str) -> Item:
     fields = _fields(line)
     files = _named_files(folder, fields)
     for key, file in files.items():
-        if not _is_file(file):
+        if not is_file(file):
             raise InputError(f"{key} is {fields[key]!r}, which is not there.")
         if file.suffix.lower() not in PICTURES:
             raise InputError(f"{key} is {fields[key]!r}: expected {any_of(PICTURES)}.")
@@ -186,7 +186,7 @@ def _named_files(folder: Path, fields: Mapping[str, str]) -> dict[str, Path]:
     """
     files = {}
     for key in PICTURE_FIELDS:
-        if name := fields.get(key):
+        if (name := fields.get(key)) is not None:
             if leads_out(name):
                 raise InputError(
                     f"{key} is {name!r}, which leads out of the manifest's folder: put the picture "
@@ -194,13 +194,6 @@ def _named_files(folder: Path, fields: Mapping[str, str]) -> dict[str, Path]:
                 )
             files[key] = folder / name
     return files
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # too long a name, or one with NUL
-        return False
 
 
 def files_of(path: Path) -> list[Path]:
@@ -215,7 +208,7 @@ def files_of(path: Path) -> list[Path]:
             named.update(_named_files(path.parent, _fields(line)).values())
         except InputError:  # said when the dataset is opened
             continue
-    return [path, *sorted(file for file in named if _is_file(file))]
+    return [path, *sorted(file for file in named if is_file(file))]
 
 
 def is_manifest(path: Path) -> bool:
