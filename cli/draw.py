@@ -99,8 +99,6 @@ def make(
 ) -> None:
     """One answer: made, written and reported."""
     task = task_of(args, model)
-    for text in instruction_notes(model, args.instruction, task):
-        note(args, text)
     settings = settings_of(args, model, seed, task)
     answer = answered(args, model, picture, settings, mask)
     if args.text_out:
@@ -208,6 +206,8 @@ def encoded(
     args: argparse.Namespace, model: Model, picture: Image.Image | None, mask: Image.Image | None
 ) -> Prompt:
     """The prompt, with a note about each thing that was fitted."""
+    for text in instruction_notes(model, args.instruction, task_of(args, model)):
+        note(args, text)
     choices = MaskSettings() if mask is None else mask_settings(args)
     size, masks = picture and picture.size, [] if mask is None else [mask]
     fitted = fitted_input(model, args.size or (0, 0), size, masks, settings=choices)
