@@ -113,11 +113,7 @@ class CollectDataset(io.ComfyNode):
         added = 0
         for item in range(count):
             picture, wanted = images[item % len(images)], targets[item % len(targets)]
-            if (
-                picture
-                and wanted
-                and picture.width * wanted.height != picture.height * wanted.width
-            ):
+            if picture and wanted and not same_shape(picture.size, wanted.size):
                 raise InputError(
                     f"image has {picture.width}x{picture.height} pixels and target "
                     f"{wanted.width}x{wanted.height}: they must have the same shape. Put Back "

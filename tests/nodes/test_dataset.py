@@ -172,6 +172,12 @@ def test_what_the_graph_made_becomes_a_dataset(run_node, load, input_folder, nam
     assert np.array_equal(np.asarray(item.image.read()), np.asarray(item.target.read())[:, ::-1])
 
 
+def test_a_target_of_nearly_the_same_shape_is_collected_as_it_is_read(run_node, load, input_folder):
+    target = torch.rand(1, 344, 512, 3)
+    assert collected(run_node, image=torch.rand(1, 667, 1000, 3), target=target, think="a")[1] == 1
+    assert load("mine")[2] == 1
+
+
 def test_what_makes_no_item_is_refused(run_node, input_folder):
     pictures = torch.rand(3, 64, 96, 3)
     with pytest.raises(InputError, match="must have the same shape"):
