@@ -2,7 +2,7 @@
 // kept by the server at once, in the run's folder. Nothing of it is saved with the workflow.
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
-import { addElement, eachResult, onResult, passToCanvas } from './page.js'
+import { addElement, allNodes, eachResult, onResult, passToCanvas } from './page.js'
 import { localised } from './words.js'
 
 const NODE = 'MMaDAParallelParaRLFinetune'
@@ -190,7 +190,7 @@ app.registerExtension({
     onResult(node, () => look(node))
   },
   afterConfigureGraph() {
-    for (const node of app.graph?.nodes ?? []) look(node)
+    for (const node of allNodes()) look(node)
   },
   onNodeOutputsUpdated(outputs) {
     eachResult(outputs, look)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
@@ -81,6 +80,15 @@ async def _answered(do: Callable[[], Any]) -> web.Response:
     return web.json_response(answer)
 
 
+async def _form(request: web.Request) -> dict[str, Any] | None:
+    """The JSON object that was sent; ``None`` for anything else."""
+    try:
+        form = await request.json()
+    except (ValueError, RecursionError):  # no JSON, undecodable, a number of too many digits
+        return None
+    return form if isinstance(form, dict) else None
+
+
 if getattr(PromptServer, "instance", None):
 
     @PromptServer.instance.routes.get("/mmada_parallel/votes")
@@ -92,10 +100,7 @@ if getattr(PromptServer, "instance", None):
     @PromptServer.instance.routes.post("/mmada_parallel/votes")
     async def vote_route(request: web.Request) -> web.Response:
         """A vote on one group."""
-        try:
-            form = await request.json()
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-            form = None
-        if not isinstance(form, dict):
+        form = await _form(request)
+        if form is None:
             return web.Response(status=400, text="Send a JSON object with a vote.")
         return await _answered(lambda: vote(form))

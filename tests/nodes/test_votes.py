@@ -88,3 +88,12 @@ def test_what_no_page_sends_is_refused(pararl, votes, output):  # noqa: F811
     answer = asyncio.run(votes._answered(lambda: votes.sheet_of("run")))
     assert answer.status == 409 and "damaged" in answer.text
     assert json.loads(asyncio.run(votes._answered(lambda: None)).text) is None
+
+
+@pytest.mark.parametrize("sent", [b"1" * 5000, b"[]", b"{", b"\xff", b"[" * 9**5])
+def test_what_is_no_object_is_no_vote(votes, sent):
+    class Request:
+        async def json(self):
+            return json.loads(sent)
+
+    assert asyncio.run(votes._form(Request())) is None
