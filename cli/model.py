@@ -9,8 +9,9 @@ from contextlib import contextmanager
 
 import torch
 
-from ..mmp_core import InputError, Model, SamplerSettings, load_checkpoint
+from ..mmp_core import InputError, Model, SamplerSettings
 from ..mmp_core.checkpoint.adapters import build_adapter, doubt_about, read_adapter
+from ..mmp_core.checkpoint.load import load_source, open_checkpoint
 from ..mmp_core.memory import OutOfMemory, computes_in_float32, is_out_of_memory
 from ..mmp_core.options import options_of
 from .options import given
@@ -32,15 +33,13 @@ def pick_device(name: str) -> str:
 
 def load_model(args: argparse.Namespace) -> Model:
     device = pick_device(args.device)
+    source = open_checkpoint(
+        args.model, image_tokenizer_path=args.image_tokenizer, family=args.family
+    )
     note(args, f"loading {args.model} on {device}")
     auto = args.dtype in (None, "auto")
-    model = load_checkpoint(
-        args.model,
-        device=device,
-        dtype=None if auto else getattr(torch, args.dtype),
-        image_tokenizer_path=args.image_tokenizer,
-        family=args.family,
-    )
+    dtype = None if auto else getattr(torch, args.dtype)
+    model = load_source(source, device=device, dtype=dtype)
     parameters = sum(weight.numel() for weight in model.transformer.parameters())
     if auto and device == "cpu" and computes_in_float32(parameters):
         model.transformer.float()

@@ -90,13 +90,28 @@ def load_checkpoint(
     wrong, and where it goes; ``InputError`` for an unknown family, and for a device or dtype that
     cannot be used.
     """
+    source = open_checkpoint(path, image_tokenizer_path=image_tokenizer_path, family=family)
+    return load_source(
+        source, device=device, dtype=dtype, operations=operations, attention=attention
+    )
+
+
+@accessing(CheckpointError)
+def load_source(
+    source: Source,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    operations: Any = TorchOperations,
+    attention: Attention = sdpa_attention,
+) -> Model:
+    """:func:`load_checkpoint` of one that :func:`open_checkpoint` has found and checked."""
     device = _usable(device)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise InputError(
             f"dtype is {shown(dtype)}; expected None or a torch.dtype of floats, such as "
             "torch.bfloat16."
         )
-    source = open_checkpoint(path, image_tokenizer_path=image_tokenizer_path, family=family)
     check_formats(source, device)
     model = build_model(source, operations=operations, attention=attention, dtype=dtype)
     load_weights(model, source, device)

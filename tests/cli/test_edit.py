@@ -219,10 +219,16 @@ def test_a_name_that_no_file_can_have_is_refused_before_the_work(
     run, tmp_path, monkeypatch, arguments, name
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(model, "load_checkpoint", None)  # the work
+    monkeypatch.setattr(model, "load_source", None)  # the work
     code, out, err = run(*(part.replace("NAME", name) for part in arguments))
     assert (code, out) == (2, "")
     assert any(said in the_line(err) for said in ("name", "called", "empty", "its folder"))
+
+
+def test_a_missing_checkpoint_is_all_that_is_said(run, tmp_path):
+    place, out = tmp_path / "gone", tmp_path / "out.png"
+    code, printed, err = run("generate", "a red circle", "--model", place, "--out", out)
+    assert (code, printed) == (2, "") and f"No checkpoint at {place}" in the_line(err)
 
 
 @pytest.mark.parametrize("arguments", REFUSED.values(), ids=REFUSED)

@@ -28,9 +28,9 @@ def pictures(scene, tmp_path):
 def test_each_instruction_for_each_picture_by_one_model(
     run, checkpoint, pictures, tmp_path, monkeypatch
 ):
-    loads, load = [], model.load_checkpoint
+    loads, load = [], model.load_source
     monkeypatch.setattr(
-        model, "load_checkpoint", lambda *args, **more: loads.append(1) or load(*args, **more)
+        model, "load_source", lambda *args, **more: loads.append(1) or load(*args, **more)
     )
     out = tmp_path / "edited"
     where = ("--model", checkpoint, "--out", out, *FAST, "--json")
