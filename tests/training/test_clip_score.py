@@ -23,7 +23,7 @@ from mmada_parallel.mmp_core import (
     load_checkpoint,
 )
 from mmada_parallel.training.rewards.clip import DEMO_CLIP, ClipScorer, score_trajectory
-from mmada_parallel.training.rewards.clip_files import CONFIG
+from mmada_parallel.training.rewards.clip_files import CONFIG, check_clip
 from PIL import Image
 
 SENTENCES = [
@@ -210,6 +210,24 @@ def test_a_folder_that_is_no_checkpoint_is_named(tmp_path, copy):
             ClipScorer(copy)
 
 
+@pytest.mark.parametrize("part", ["text_cfg", "vision_cfg"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layers": 200_000}, {"layers": -1}, {"layers": "12"}, {"layers": [10**9] * 4},
+        {"layers": 1000}, {"width": 10**5}, {"width": 2**62}, {"mlp_ratio": float("nan")},
+        {"vocab_size": 2**24}, {"image_size": 4096, "patch_size": 1}, {"context_length": 10**7},
+    ],
+)  # fmt: skip
+def test_towers_that_the_weights_contradict_are_not_built(copy, part, changes, monkeypatch):
+    check_clip(copy)
+    edit_config(copy, part, **changes)
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    for read in (check_clip, ClipScorer):
+        with pytest.raises(CheckpointError, match=f"{CONFIG} has "):
+            read(copy)
+
+
 def test_weights_of_another_model_are_refused_in_one_line(copy):
     edit_config(copy, "text_cfg", width=64)
     with pytest.raises(CheckpointError, match="cannot be loaded") as caught:
@@ -228,7 +246,7 @@ def test_pickles_are_never_run(copy, monkeypatch, capsys, content):
     load, calls = torch.load, []
     monkeypatch.setattr(torch, "load", lambda *a, **k: calls.append(k) or load(*a, **k))
     (copy / "open_clip_model.safetensors").unlink()
-    (copy / "open_clip_pytorch_model.bin").write_bytes(content)
+    (copy / "open_clip_pytorch_model.bin").write_bytes(content + b"." * 10**6)
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         ClipScorer(copy)
     assert calls and all(kwargs.get("weights_only") for kwargs in calls)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,24 @@ from torch import Tensor
 
 from ...mmp_core import CheckpointError, InputError
 from ...mmp_core.files import accessing
-from ...mmp_core.outside import parsed_json, read_text
+from ...mmp_core.outside import check_fields, field, parsed_json, read_text
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 TRANSFORMERS_CONFIG, TRANSFORMERS_WEIGHTS = "config.json", "model.safetensors"
 
+_ROWS = ("vocab_size", "context_length", "max_position_embeddings", "embed_dim", "projection_dim")
+"""Sizes of which a tower has a matrix, by its width."""
+_SIZES = {
+    **dict.fromkeys(("layers", "num_hidden_layers"), field(int, 1, 1024)),
+    **dict.fromkeys(("width", "hidden_size", "intermediate_size"), field(int, 1, 2**17)),
+    **dict.fromkeys(("image_size", "patch_size"), field(int, 1, 2**12)),
+    **dict.fromkeys(_ROWS, field(int, 1, 2**24)),
+    "mlp_ratio": field(float, above=0, high=64),
+}
+"""Of a tower, in the words of open_clip and of transformers. A ResNet's layers, and the sides of a
+picture, may be lists."""
+_USUAL_WIDTH, _USUAL_PATCH = 512, 16
 _ADDED = 3
 """Places left free for the start, end and class tokens that tokenizers add."""
 
@@ -46,7 +58,7 @@ class Towers(ABC):
 
 class OpenClipTowers(Towers):
     def __init__(self, folder: Path, device: torch.device | str):
-        config, weights = _read_config(folder), _find_weights(folder)
+        config, weights = _read_open_clip(folder)
         open_clip = _import_open_clip()
         name = f"local-dir:{folder}"
         try:
@@ -142,8 +154,36 @@ def check_clip(folder: Path) -> None:
     if _of_transformers(folder):
         _check_transformers(folder)
     else:
-        _read_config(folder)
-        _find_weights(folder)
+        _read_open_clip(folder)
+
+
+def _read_open_clip(folder: Path) -> tuple[dict[str, Any], Path]:
+    config, weights = _read_config(folder), _find_weights(folder)
+    _check_sizes(folder / CONFIG, config, weights)
+    return config, weights
+
+
+def _check_sizes(path: Path, config: Mapping[str, Any], weights: Path) -> None:
+    """Raises ``CheckpointError`` where ``config``, which is in the file ``path``, has sizes of
+    which ``weights`` cannot hold even a byte each, before anything of these sizes is built."""
+    stored = weights.stat().st_size
+    towers = [value for value in config.values() if isinstance(value, Mapping)]
+    for tower in ({**config, **tower} for tower in towers or [{}]):
+        sizes = dict.fromkeys(_SIZES, 0)
+        for name in _SIZES.keys() & tower.keys():
+            values = tower[name] if isinstance(tower[name], list) else [tower[name]]
+            for value in values:
+                check_fields({name: value}, _SIZES, str(path))
+            sizes[name] = sum(value for value in values if value is not None)
+        width = sizes["width"] or sizes["hidden_size"] or _USUAL_WIDTH
+        layers = sizes["layers"] or sizes["num_hidden_layers"] or 1
+        inner = max(width, width * sizes["mlp_ratio"], sizes["intermediate_size"])
+        patches = (sizes["image_size"] / (sizes["patch_size"] or _USUAL_PATCH)) ** 2
+        if width * max(layers * inner, patches, *(sizes[name] for name in _ROWS)) > stored:
+            raise CheckpointError(
+                f"{path} has a tower of {layers} layers of width {width}, which the {stored} bytes "
+                f"of {weights.name} cannot hold: put the files of one checkpoint there."
+            )
 
 
 def _of_transformers(folder: Path) -> bool:
@@ -185,6 +225,7 @@ def _check_transformers(folder: Path) -> None:
         raise CheckpointError(
             f"{folder} has no weights: put {TRANSFORMERS_WEIGHTS} of the same checkpoint there."
         )
+    _check_sizes(path, config, folder / TRANSFORMERS_WEIGHTS)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
