@@ -43,7 +43,6 @@ from mmada_parallel.training.dpo.preferences import open_preferences, save_prefe
 from mmada_parallel.training.loop.folder import RunFolder
 from mmada_parallel.training.loop.run_file import write_run_file
 from mmada_parallel.training.pararl.votes import VotingRound
-from mmada_parallel.training.rewards.clip_files import check_clip
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -68,6 +67,8 @@ class Place:
         self._data()
         self.pictures = list(_pictures())
         training_readers.write_run(self.model, self.folder / "state")
+        training_readers.write_clips(self.folder)
+        training_readers.write_codes(self.model, self.folder / "codes")
         run_checkpoint(self.folder / "A")  # all that is imported late, before there are forks
 
     def _tokens(self):
@@ -321,12 +322,6 @@ def read_command(place, folder, rng):
         raise RuntimeError(f"exit code {code}")
 
 
-def read_clip(place, folder, rng):
-    good = {"model_cfg": {"embed_dim": 8, "vision_cfg": {"layers": 1}, "text_cfg": {"layers": 1}}}
-    (folder / "open_clip_config.json").write_bytes(mutations.json_bytes(rng, good))
-    check_clip(folder)
-
-
 RUN_FILE = {"method": "sft", "data": ["a", "b"], "steps": 3, "learning_rate": 1e-4, "rslora": True}
 VOTES = {
     "answers": "0", "what to do": "", "groups": [
@@ -436,7 +431,12 @@ READERS = {
     "state of a run": Reader("state", training_readers.spoil_state, training_readers.read_state),
     "name": Reader(None, nothing, read_name),
     "command line": Reader(None, nothing, read_command),
-    "clip": Reader(None, nothing, read_clip),
+    "clip": Reader("clip", training_readers.spoil_clip, training_readers.read_clip),
+    "clip of transformers": Reader(
+        "transformers", of_json("config.json"), training_readers.read_clip
+    ),
+    "codes": Reader("codes", training_readers.spoil_codes, training_readers.read_codes),
+    "table": Reader(None, nothing, training_readers.read_table),
     "run.toml": Reader(None, nothing, read_the_run_file),
     "votes": Reader(None, nothing, read_votes),
     "picks": Reader("picks", of_safetensors("a.preference.safetensors"), read_picks),

@@ -1,11 +1,25 @@
 """Readers of what training keeps, with something that each reads and a way to spoil that."""
 
+import importlib
+import json
+import shutil
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
 from mmada_parallel.tests.training.tiny_cases import QUICK, new_run
+from mmada_parallel.training.data.dataset import open_dataset, tokenised
+from mmada_parallel.training.rewards.clip import DEMO_CLIP
+from mmada_parallel.training.rewards.clip_files import CONFIG, check_clip, read_towers
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from . import mutations
+
+for name in ("open_clip", "transformers", "pyarrow.parquet"):  # before there are forks
+    with suppress(ImportError):
+        importlib.import_module(name)
 
 
 def write_run(model, folder):
@@ -48,3 +62,82 @@ def read_state(place, folder, rng):
     run = new_run(place.model, folder, replace(QUICK, steps=2, ema=0.9))
     assert run.resume()
     run.train()
+
+
+CLIP = {
+    "model_type": "clip", "projection_dim": 8,
+    "text_config": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+                    "num_attention_heads": 2, "vocab_size": 50, "max_position_embeddings": 77},
+    "vision_config": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+                      "num_attention_heads": 2, "image_size": 32, "patch_size": 16},
+}  # fmt: skip
+
+
+def write_clips(folder):
+    """The demo's CLIP for open_clip, and a folder that transformers reads as far as its words."""
+    shutil.copytree(DEMO_CLIP, folder / "clip")
+    (folder / "transformers").mkdir()
+    (folder / "transformers" / "config.json").write_text(json.dumps(CLIP))
+    weights = {"logit_scale": torch.ones(()), "other": torch.ones(10_000)}
+    save_file(weights, folder / "transformers" / "model.safetensors", {"format": "pt"})
+
+
+def read_clip(place, folder, rng):
+    check_clip(folder)
+    read_towers(folder, "cpu")
+
+
+def spoil_clip(rng, folder):
+    """Its config, of which the towers are built."""
+    file = folder / CONFIG
+    whole = json.loads(file.read_text())
+    if rng.random() < 0.8:
+        whole["model_cfg"] = mutations.strange_json(rng, whole["model_cfg"])
+        file.write_bytes(json.dumps(whole).encode(errors="surrogatepass"))
+    else:
+        file.write_bytes(mutations.json_bytes(rng, whole))
+
+
+def write_codes(model, folder):
+    """A dataset with the codes of its picture."""
+    folder.mkdir()
+    Image.new("RGB", (64, 48), "red").save(folder / "a.png")
+    (folder / "a.txt").write_text("make it red")
+    tokenised(open_dataset(folder), model, cache=folder / "codes.safetensors")
+
+
+def spoil_codes(rng, folder):
+    file = folder / "codes.safetensors"
+    with safe_open(file, framework="pt") as opened:
+        about = opened.metadata()
+    codes = load_file(file)
+    for name, value in codes.items():
+        for _ in range(rng.randint(0, 3)):
+            at = rng.randrange(value.numel())
+            value.view(-1)[at] = rng.choice([-1, 0, 1, 7, 2**16, 2**31 - 1, -(2**31)])
+        shape = rng.choice([value.shape, (1, 1, value.numel()), (1, value.numel(), 1), (-1,)])
+        codes[name] = value.reshape(shape)[: rng.choice([1, 1, 1, 0])]
+    save_file(codes, file, about)
+
+
+def read_codes(place, folder, rng):
+    cases = tokenised(open_dataset(folder), place.model, cache=folder / "codes.safetensors")
+    run = new_run(place.model, folder / "run", replace(QUICK, steps=1), own=list(cases))
+    run.train()
+
+
+def read_table(place, folder, rng):
+    pa, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    texts = [rng.choice([b"red", b"", b"a\xff", b"\xed\xa0\x80", b"x" * 30_000]) for _ in range(3)]
+    texts = pa.StringArray.from_buffers(3, *pa.array(texts).buffers()[1:])
+    cell = rng.choice(place.pictures)
+    strange = rng.choice([mutations.strange_bytes(rng, cell), b"", None, "abc", [1], {"a": b""}, 7])
+    cells = rng.choice([[strange] * 3, [{"bytes": strange, "path": "/etc/passwd"}] * 3])
+    names = rng.choices(["instruction", "image", "think", "target", "mask"], k=2)
+    names = names if rng.random() < 0.3 else ["instruction", names[1]]
+    table = pa.table([texts, pa.array(cells)], names)
+    parquet.write_table(table, folder / "a.parquet")
+    if rng.random() < 0.3:
+        content = (folder / "a.parquet").read_bytes()
+        (folder / "a.parquet").write_bytes(mutations.strange_bytes(rng, content))
+    tokenised(open_dataset(folder / "a.parquet"), place.model)
