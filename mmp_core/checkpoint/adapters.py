@@ -88,6 +88,7 @@ def adapter_state(
     matrices: dict[str, dict[str, Tensor]] = {}
     magnitudes: dict[str, Tensor] = {}
     alphas: dict[str, float] = {}
+    _check_tensors(tensors, name)
     scaled = {_layer_of(key.removesuffix(_SCALE)) for key in tensors if key.endswith(_SCALE)}
     magnified = {_layer_of(match["layer"]) for match in map(_MAGNITUDE.fullmatch, tensors) if match}
     for key, tensor in tensors.items():
@@ -127,6 +128,16 @@ def adapter_state(
         state[f"{layer}.lora_B.weight"] = b
     _add_magnitudes(state, magnitudes, name)
     return state
+
+
+def _check_tensors(tensors: Mapping[Any, Any], name: str) -> None:
+    """Raises ``InputError`` where another node gave no names of tensors with values."""
+    for key, tensor in tensors.items():
+        real = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_meta
+        if not isinstance(key, str) or not real:
+            raise InputError(
+                f"{name} holds {shown(key)}, which is not a LoRA matrix that can be read here."
+            )
 
 
 def _add_magnitudes(state: dict[str, Tensor], magnitudes: dict[str, Tensor], name: str) -> None:

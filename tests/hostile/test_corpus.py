@@ -233,6 +233,12 @@ PAIR = {"x.lora_A.weight": torch.ones(2, 4), "x.lora_B.weight": torch.ones(4, 2)
         {"x.lora_A.weight": torch.ones(0, 4), "x.lora_B.weight": torch.ones(4, 0)},
         {"x.lora_A.weight": torch.ones(2, 4).long()},
         {"x.lora_A.weight": torch.full((2, 4), float("nan"))},
+        {"x.alpha": 0.5},
+        {5: torch.ones(2, 4)},
+        {"x.lora_A.weight": [[1.0] * 4] * 2},
+        {"x.lora_A.weight": None},
+        {"x.lora_A.weight": torch.ones(2, 4, device="meta")},
+        {"x.lora_A.weight": torch.ones(2, 4).to_sparse()},
     ],
 )
 def test_adapters_that_are_none(changes):
