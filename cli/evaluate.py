@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..mmp_core.errors import InputError, shown
 from ..training.data.registry import GENERATED
 from ..training.rewards.clip import ClipScorer, clip_folder
 from ..training.rewards.clip_files import check_clip
@@ -22,9 +23,15 @@ def evaluate(args: argparse.Namespace) -> None:
         check_clip(clip_folder(args.clip))
     with memory_explained():
         model = load_model(args)
+        world = model.config.get("world", "demo")
+        if world not in GENERATED:
+            raise InputError(
+                f"The checkpoint's config.json names the world {shown(world)}; expected "
+                f"{' or '.join(GENERATED)}."
+            )
         total = args.cases * args.repeats
         with tqdm(total=total, desc="judging", unit="case", disable=args.quiet) as bar:
-            measured = GENERATED[model.config.get("world", "demo")].evaluate(
+            measured = GENERATED[world].evaluate(
                 model,
                 cases=args.cases,
                 seed=args.seed,

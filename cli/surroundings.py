@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..mmp_core import CheckpointError
+from ..mmp_core import InputError
 from ..mmp_core.checkpoint.inspect import inspect_checkpoint
 from ..mmp_core.files import readable_size
 from ..mmp_core.memory import free_bytes
@@ -87,7 +87,7 @@ def _line(place: str | Path) -> str:
     try:
         found = inspect_checkpoint(place)
         return f"{found.family}, {found.dtype}" + "".join(f", {name}" for name in found.quantized)
-    except CheckpointError as problem:
+    except InputError as problem:
         return f"cannot be loaded: {' '.join(str(problem).split())}"
 
 

@@ -43,6 +43,7 @@ FIELDS = {
     "default_text_length": field(int, 1, 4096),
     "model_type": field(str),
     "_name_or_path": field(str),
+    "world": field(str),
 }
 """Those that are read; null counts as absent."""
 _BLOCK = re.compile(r"model\.transformer\.blocks\.(\d{1,9})\..+")

@@ -1,6 +1,7 @@
 """``mmada-parallel evaluate`` and ``train sft``, on models too small to learn anything."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -103,3 +104,12 @@ def test_without_the_demo_nothing_is_trained(sft, tmp_path, monkeypatch):
     code, _, err = sft("--steps", 1)
     assert code == 2 and "gone" in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("world", ["atlantis", ["demo"], 7])
+def test_a_world_that_is_none_is_refused(run, checkpoint, tmp_path, world):
+    folder = shutil.copytree(checkpoint, tmp_path / "other")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"world": world}))
+    code, _, err = run("evaluate", "--model", folder, "--cases", 4, "--quiet", *FAST)
+    assert code == 2 and "config.json" in err and "world" in err and "expected" in err
