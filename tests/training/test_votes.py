@@ -154,6 +154,23 @@ def test_votes_can_be_taken_back_and_wrong_ones_are_refused(model, tmp_path):
         waiting.groups()
 
 
+@pytest.mark.parametrize("left", [0, 1, 3])
+def test_votes_on_other_groups_than_the_runs_are_refused(left, model, tmp_path):
+    run = run_of(model, tmp_path)
+    with pytest.raises(Waiting):
+        run.train()
+    run.policy.detach()
+    vote_for_red(tmp_path)
+    file = waiting_round(tmp_path).file
+    data = json.loads(file.read_text())
+    data["groups"] = (data["groups"] * 2)[:left]
+    file.write_text(json.dumps(data))
+    again = run_of(model, tmp_path)
+    again.resume()
+    with pytest.raises(InputError, match="votes.json is damaged .*delete it to vote"):
+        again.train()
+
+
 def test_votes_on_other_answers_are_refused(model, tmp_path):
     with pytest.raises(Waiting):
         run_of(model, tmp_path / "one").train()

@@ -113,8 +113,13 @@ class VotingRound:
         self._write(data)
 
     def rewards(self, rolled: Sequence[Rollouts]) -> list[Tensor]:
-        """(groups, 1, size) of each: 1 for winners. All groups must have been voted on."""
-        winners = [group.winners or () for group in self.groups()]
+        """(groups, 1, size) of each: 1 for winners. All groups must have been voted on. Raises
+        ``InputError`` where ``votes.json`` has other groups."""
+        groups = self.groups()
+        numbers = sorted((group.number, part.size) for part in rolled for group in part.groups)
+        if numbers != [(number, len(group.answers)) for number, group in enumerate(groups)]:
+            raise self._damaged("it does not have all groups with all their answers")
+        winners = [group.winners or () for group in groups]
         return [
             torch.tensor(
                 [
@@ -211,9 +216,12 @@ class VotingRound:
         except OSError as error:
             raise InputError(f"{self.file} cannot be read ({error.strerror or error}).") from None
         except (LookupError, TypeError) as error:
-            raise InputError(
-                f"{self.file} is damaged ({error}): delete it to vote on the same answers anew."
-            ) from None
+            raise self._damaged(error) from None
+
+    def _damaged(self, why: object) -> InputError:
+        return InputError(
+            f"{self.file} is damaged ({why}): delete it to vote on the same answers anew."
+        )
 
     def _winners(self, number: int, group: Mapping[str, Any]) -> tuple[int, ...] | None:
         winners, count = group.get("winners"), len(group["answers"])
