@@ -13,7 +13,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
-from .errors import CheckpointError, InputError, shortened, shown
+from .errors import CheckpointError, InputError, sentence, shortened, shown
 from .options import Option
 
 LONGEST_TEXT = 20_000
@@ -94,18 +94,21 @@ def read_text(
     try:
         status = file.stat()
         if not S_ISREG(status.st_mode):
-            raise error(f"{name} is not a regular file: put the file itself there.")
+            raise error(sentence(f"{name} is not a regular file: put the file itself there."))
         if status.st_size > most:
-            raise error(f"{name} has {status.st_size} bytes; expected at most {most}.")
+            raise error(sentence(f"{name} has {status.st_size} bytes; expected at most {most}."))
         with file.open("rb") as stream:
             content = stream.read(most)
         return content.decode(_encoding(content))
     except FileNotFoundError:
         raise
     except UnicodeDecodeError as problem:
-        raise error(f"{name} is not UTF-8 and cannot be read ({problem}): save it again.") from None
+        raise error(
+            sentence(f"{name} is not UTF-8 and cannot be read ({problem}): save it again.")
+        ) from None
     except OSError as problem:
-        raise error(f"{name} cannot be read ({problem.strerror or problem}).") from None
+        reason = problem.strerror or problem
+        raise error(sentence(f"{name} cannot be read ({reason}).")) from None
 
 
 def _encoding(content: bytes) -> str:
@@ -129,9 +132,10 @@ def parsed_json(text: str, name: str, error: type[InputError] = CheckpointError)
     try:
         content = json.loads(text)
     except (ValueError, RecursionError, TypeError) as problem:
-        raise error(f"{name} is not JSON and cannot be read ({_said(problem)}).") from None
+        why = _said(problem)
+        raise error(sentence(f"{name} is not JSON and cannot be read ({why}).")) from None
     if not isinstance(content, dict):
-        raise error(f"{name} is not a JSON object: expected {{…}}.")
+        raise error(sentence(f"{name} is not a JSON object: expected {{…}}."))
     return content
 
 

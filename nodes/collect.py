@@ -11,6 +11,7 @@ from comfy_api.v0_0_2 import io
 from PIL import Image
 
 from ..mmp_core import InputError
+from ..mmp_core.errors import sentence
 from ..mmp_core.files import replacing, writing
 from ..mmp_core.image.files import write_picture
 from ..mmp_core.outside import checked_text
@@ -84,7 +85,7 @@ class CollectDataset(io.ComfyNode):
         """Refuse an item without words when it is queued. None: it is linked."""
         if instruction is None or instruction.strip():
             return True
-        return "The instruction is empty: say what to change, or what the target shows."
+        return sentence("The instruction is empty: say what to change, or what the target shows.")
 
     @classmethod
     def execute(
@@ -99,7 +100,9 @@ class CollectDataset(io.ComfyNode):
         texts = {".txt": checked_text(instruction, "The instruction").strip()}
         texts[".think.txt"] = checked_text(think, "think").strip()
         if not texts[".txt"]:
-            raise InputError("The instruction is empty: say what to change, or what target shows.")
+            raise InputError(
+                "The instruction is empty: say what to change, or what the target shows."
+            )
         images, targets = (
             [None] if batch is None else [to_picture(pixels).convert("RGB") for pixels in batch]
             for batch in (image, target)

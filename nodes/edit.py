@@ -316,10 +316,10 @@ class ExtendCanvas(io.ComfyNode):
         sides = (left, top, right, bottom)
         given = [side for side in sides if side is not None]
         if not all(isinstance(side, int) and 0 <= side <= _LARGEST for side in given):
-            return f"A side is out of range: expected 0 to {_LARGEST} pixels."
+            return sentence(f"A side is out of range: expected 0 to {_LARGEST} pixels.")
         if any(side != 0 for side in sides):
             return True
-        return "Nothing is added: give at least one side a positive number of pixels."
+        return sentence("Nothing is added: give at least one side a positive number of pixels.")
 
     @classmethod
     def execute(

@@ -154,7 +154,7 @@ class EncodeInstruction(io.ComfyNode):
         """Refuse what is sure to be a mistake when it is queued. None: it is linked."""
         if instruction is None or instruction.strip() or task in (None, "style"):
             return True
-        return "The instruction is empty: say what to change, or what to show."
+        return sentence("The instruction is empty: say what to change, or what to show.")
 
     @classmethod
     def execute(

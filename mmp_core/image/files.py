@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 
-from ..errors import InputError, shortened
+from ..errors import InputError, sentence, shortened
 from ..files import existing_file, replacing, writable_file, writing
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def _check_size(image: Image.Image, name: str) -> None:
 
 
 def _too_large(name: str) -> str:
-    return f"{name} has more than {MOST_PIXELS // 10**6} million pixels: make it smaller."
+    return sentence(f"{name} has more than {MOST_PIXELS // 10**6} million pixels: make it smaller.")
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -16,7 +16,7 @@ from ...mmp_core import CheckpointError, InputError
 from ...mmp_core.checkpoint.adapters import PEFT_CONFIG
 from ...mmp_core.checkpoint.load import EMBEDDED
 from ...mmp_core.checkpoint.places import holds_model, is_checkpoint
-from ...mmp_core.errors import shortened, shown
+from ...mmp_core.errors import sentence, shortened, shown
 from ...mmp_core.files import AlreadyExists, checked_path, is_plain_name
 from ...mmp_core.outside import checked_text
 from ...mmp_core.variants.registry import image_tokenizer_folders
@@ -118,7 +118,7 @@ def listed(name: str, paths: Mapping[str, P], folder: str = FOLDER) -> P:
 
 
 def not_listed(name: str, folder: str) -> str:
-    return f"{shown(name)} is not in {folder}: put it there, then refresh ComfyUI's page."
+    return sentence(f"{shown(name)} is not in {folder}: put it there, then refresh ComfyUI's page.")
 
 
 def checkpoint_paths(checkpoint: str, image_tokenizer: str) -> tuple[Path, Path | None]:

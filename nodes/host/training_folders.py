@@ -10,6 +10,7 @@ from pathlib import Path
 import folder_paths
 
 from ...mmp_core import InputError
+from ...mmp_core.errors import sentence
 from ...mmp_core.files import writing
 from ...mmp_core.outside import checked_text
 from ...training.data.fields import PICTURES
@@ -71,7 +72,7 @@ def unusable_datasets() -> dict[str, str]:
             pictures = [file for file in listed_files(path) if file.suffix.lower() in PICTURES]
             if pictures:
                 first = pictures[0]
-                reasons[f"{name} (unusable: pictures without a .txt)"] = (
+                reasons[f"{name} (unusable: pictures without a .txt)"] = sentence(
                     f"The folder {name} has {len(pictures)} pictures and no instructions: write "
                     f"what to change in {first.name} into {first.stem}.txt beside it, and so on "
                     "for the others."

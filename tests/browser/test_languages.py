@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from mmada_parallel.tests.browser.test_looks import WRITTEN
 from mmada_parallel.tests.hosts import PACK_ROOT
 
 WORKFLOW = json.loads((PACK_ROOT / "workflows" / "Edit an image.json").read_text())
@@ -20,6 +21,13 @@ NAMES = """() => {
 }"""
 
 
+GO_TO = """() => {
+    const node = app.graph.nodes.find((one) => one.type === 'MMaDAParallelDenoise')
+    app.canvas.ds.scale = 1
+    app.canvas.ds.offset = node.pos.map((place) => 100 - place)
+}"""
+BOXES = """() => [...document.querySelectorAll('.lg-node [role=combobox], .lg-node button')]
+    .map((one) => one.innerText.trim())"""
 TRANSLATED = """(text) => import('/extensions/mmada-parallel/words.js')
     .then(({ translated }) => translated(text))"""
 SAYS = (
@@ -32,8 +40,15 @@ SAYS = (
     "Too little memory: a picture of 128x128 image tokens needs about 7.6 GB to be decoded, in "
     "addition to the weights (11.2 MB), and 5.0 GB are free. Use a smaller picture.",
     "guidance is -0.5: give 0 or more, or set profile to recommended.",
+    "No item of pets can be used. cat: its mask is black all over: paint what matters white, or "
+    "remove it. dog: dog.txt is empty: write the instruction into it. The same holds for 4 more. "
+    "line 3: b.png is 900x30: expected sides at most 8 times apart; crop it. And 2 more.",
+    "pets: 3 item(s), 2 with a picture to edit, 1 to generate; 1 with reasoning and target, as "
+    "SFT needs.\n2 skipped:\n  cat: its instruction is 5; expected text.\n  line 3: its image is "
+    "8x8: expected sides of at least 16 pixels.",
 )
 LATIN = ("GPU", "MMaDA-Parallel-A", "token", "MB", "GB", "x128", "guidance", "recommended")
+LATIN += ("pets", "cat", "dog", "txt", "line", "b", "png", "x30", "SFT", "image", "x8")
 """Of those, what stays."""
 
 
@@ -50,13 +65,22 @@ def test_the_page_speaks_it(comfy_page, language, vue):
         shown = comfy_page.page.evaluate(NAMES)
         said = [comfy_page.page.evaluate(TRANSLATED, text) for text in SAYS]
         other = comfy_page.page.evaluate(TRANSLATED, "the circle becomes red . Or else?")
+        comfy_page.page.evaluate(GO_TO)
+        comfy_page.page.wait_for_timeout(500)
+        texts = comfy_page.page.evaluate(BOXES if vue else WRITTEN)
         comfy_page.screenshot(f"{language}-{'vue' if vue else 'canvas'}")
+        queued = comfy_page.api_prompt().values()
     finally:
         comfy_page.server.post("/settings", {"Comfy.Locale": "en"})
     for text, before in zip(said, SAYS, strict=True):
         assert set(re.findall(r"[A-Za-z][\w-]*", text)) <= set(LATIN)
         assert sorted(re.findall(r"[\d.]*\d", text)) == sorted(re.findall(r"[\d.]*\d", before))
         assert text.count("\n") == before.count("\n")
+    if not vue or comfy_page.server.host.name != "oldest":  # whose boxes show the value alone
+        for choice in ("recommended", "exact"):
+            label = f"{words['mmada_parallel_choices'][choice]} ({choice})"
+            assert any(text.startswith(label[:7]) for text in texts), label
+    assert "recommended" in [node["inputs"].get("profile") for node in queued]
     assert other == "the circle becomes red . Or else?"
     denoise = nodes["MMaDAParallelDenoise"]
     viewer = words["mmada_parallel"]

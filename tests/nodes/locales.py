@@ -14,6 +14,7 @@ import sys
 
 from mmada_parallel.tests.hosts import PACK_ROOT, find_host
 from mmada_parallel.tests.nodes.help_tables import PAGES, default_of, plain, span, table
+from mmada_parallel.training.data.registry import GENERATED
 
 LOCALES = PACK_ROOT / "locales"
 LANGUAGES = ("zh", "ja")
@@ -46,18 +47,51 @@ def main_words(schemas):
         "nodeCategories": {name: name for name in sorted(categories)},
         "mmada_parallel": {words: words for words in viewer_words()},
         "mmada_parallel_says": {words: words for words in said_words()},
+        "mmada_parallel_choices": {words: words for words in choices(schemas)},
     }
 
 
+NAMES = {"clip", "dtype", "family", "optimizer", "quantize"}
+"""Inputs whose choices are names, which stay as they are."""
+WITH_FILES = {
+    "checkpoint": (),
+    "existing_lora": ("none",),
+    "file": (),
+    "image_tokenizer": ("auto",),
+    "lora": ("none",),
+    "preferences": ("none",),
+    "reward": ("your votes", "checker (toy world)"),
+    "run": ("none",),
+}
+"""Inputs that offer files, too: of their choices, the words."""
+
+
+def choices(schemas):
+    """What inputs offer to choose, as far as it is words, in the order of the page."""
+    inputs = [i for schema in schemas for i in schema.inputs if i.get_io_type() == "COMBO"]
+    words = {**WITH_FILES, "dataset": [dataset.label for dataset in GENERATED.values()]}
+    return list(
+        {
+            choice: None
+            for each in inputs
+            if each.id not in NAMES
+            for choice in each.options
+            if choice in words.get(each.id, each.options)
+        }
+    )
+
+
 REFUSING = {
-    "mmp_core": "batching compositing editing fitting instructions options pipeline target "
-    "variation",
+    "mmp_core": "batching compositing editing fitting instructions options outside pipeline "
+    "target variation",
     "mmp_core/checkpoint": "adapters load places source tensors tokens",
-    "mmp_core/sampler": "settings upstream",
+    "mmp_core/image": "files",
+    "mmp_core/sampler": "loop settings upstream",
     "mmp_core/variants": "base",
-    "nodes": "decode denoise gate put_back score training_run trajectory vary",
-    "nodes/host": "models training votes",
-    "training/data": "apart settings",
+    "nodes": "collect compare decode denoise gate put_back score training_run trajectory vary",
+    "nodes/host": "folders models training training_folders votes",
+    "training": "cases",
+    "training/data": "apart codes dataset fields items settings sources tables variations",
     "training/dpo": "preferences run",
     "training/loop": "folder run settings watch",
     "training/pararl": "run",

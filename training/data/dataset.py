@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.editing import fixed_text
-from ...mmp_core.errors import InputError
+from ...mmp_core.errors import InputError, sentence
 from ...mmp_core.files import accessing, checked_path
 from ...mmp_core.image.pictures import Size
 from ...mmp_core.outside import MOST_SAMPLES, MOST_TEXT, checked_count
@@ -72,11 +72,14 @@ class EditDataset(Sequence[Item]):
         edits = sum(item.image is not None for item in self.items)
         complete = sum(item.think is not None and item.target is not None for item in self.items)
         lines = [
-            f"{self.place}: {len(self)} item(s), {edits} with a picture to edit, "
-            f"{len(self) - edits} to generate; {complete} with reasoning and target, as SFT needs."
+            sentence(
+                f"{self.place}: {len(self)} item(s), {edits} with a picture to edit, "
+                f"{len(self) - edits} to generate; {complete} with reasoning and target, as SFT "
+                "needs."
+            )
         ]
         if self.skipped:
-            lines.append(f"{len(self.skipped)} skipped:")
+            lines.append(sentence(f"{len(self.skipped)} skipped:"))
             lines += [f"  {line}" for line in summed_up(self.skipped, _LISTED)]
         return "\n".join(lines)
 
@@ -164,23 +167,26 @@ def _unread_items(path: Path) -> list[UnreadItem]:
 def _advice(path: Path) -> str:
     """What to do about a dataset without items."""
     if not path.is_dir():
-        return 'write a line such as {"image": "a.png", "instruction": "…"}.'
+        return sentence('write a line such as {"image": "a.png", "instruction": "…"}.')
     inside = sorted(path.iterdir())
-    for kind, names in (
-        ("manifest", [p.name for p in inside if is_manifest(p)]),
-        ("subfolder", [p.name for p in inside if p.is_dir() and not p.name.startswith(".")]),
-    ):
-        if names:
-            return f"did you mean its {kind} {names[0]}?"
-    return "put name.png and its instruction, name.txt, there."
+    for manifest in filter(is_manifest, inside):
+        return sentence(f"did you mean its manifest {manifest.name}?")
+    for folder in inside:
+        if folder.is_dir() and not folder.name.startswith("."):
+            return sentence(f"did you mean its subfolder {folder.name}?")
+    return sentence("put name.png and its instruction, name.txt, there.")
 
 
 def _refuse(place: str, usable: int, skipped: Sequence[Skipped], bad_items: BadItems) -> None:
     """Raise ``InputError`` where nothing is left, or something is bad and that is fatal."""
     if usable and (bad_items == "skip" or not skipped):
         return
-    many = f"{len(skipped)} item(s) of {place} cannot" if usable else f"No item of {place} can"
-    raise InputError(f"{many} be used. {' '.join(summed_up(skipped, _NAMED))}")
+    many = (
+        sentence(f"{len(skipped)} item(s) of {place} cannot be used.")
+        if usable
+        else sentence(f"No item of {place} can be used.")
+    )
+    raise InputError(" ".join([many, *summed_up(skipped, _NAMED)]))
 
 
 def summed_up(skipped: Sequence[Skipped], most: int) -> list[str]:
@@ -193,12 +199,12 @@ def summed_up(skipped: Sequence[Skipped], most: int) -> list[str]:
     for same in sorted(groups.values(), key=len, reverse=True):
         together = len(same) > _ALIKE
         for name, reason in same[:1] if together else same:
-            others = f" The same holds for {len(same) - 1} more." if together else ""
+            others = sentence(f"The same holds for {len(same) - 1} more.") if together else ""
             if len(lines) < most:
-                lines.append(f"{name}: {reason}{others}")
+                lines.append(f"{name}: {reason} {others}".strip())
             else:
                 rest += len(same) if together else 1
-    return [*lines, f"And {rest} more."] if rest else lines
+    return [*lines, sentence(f"And {rest} more.")] if rest else lines
 
 
 def _kind_of(name: str, reason: str) -> tuple[str, str]:
@@ -307,12 +313,14 @@ def _target_text(model: Model, item: Item, length: int) -> Tensor:
 def _without_target(item: Item) -> str:
     name = item.name.rpartition("/")[2]
     if item.target is not None:
-        return f"it has no reasoning, which SFT needs: add it as {name}.think.txt in a folder."
+        return sentence(
+            f"it has no reasoning, which SFT needs: add it as {name}.think.txt in a folder."
+        )
     if item.think is not None:
-        return (
+        return sentence(
             f"it has no target picture, which SFT needs: add it as {name}.target.png in a folder."
         )
-    return (
+    return sentence(
         "it has neither reasoning nor target picture, which SFT needs: turn on captions if its "
         f"text describes its picture, or else add both, as {name}.think.txt and "
         f"{name}.target.png in a folder."

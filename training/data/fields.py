@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from ...mmp_core.errors import InputError
+from ...mmp_core.errors import InputError, sentence
 from ...mmp_core.image.files import load_image, load_mask
 from .items import Item, Picture, wanted_text
 
@@ -34,7 +34,7 @@ def read_field(source: Path | BinaryIO, name: str) -> Image.Image:
 def item_of(name: str, fields: Mapping[str, Any], pictures: Mapping[str, Picture | None]) -> Item:
     return Item(
         name,
-        wanted_text(fields.get("instruction"), "it has no instruction."),
+        wanted_text(fields.get("instruction"), sentence("it has no instruction.")),
         think=(fields.get("think") or "").strip() or None,
         image=pictures.get("image"),
         target=pictures.get("target"),

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from ...mmp_core.errors import InputError
+from ...mmp_core.errors import InputError, sentence
 from ...mmp_core.image.files import opened_picture, orientation_of
 from ...mmp_core.image.placement import Size
 from ...mmp_core.outside import checked_text
@@ -72,9 +72,12 @@ class Item:
         return hashlib.sha256(json.dumps([words, digests]).encode()).hexdigest()
 
     def __post_init__(self) -> None:
-        checked_text(self.instruction, "its instruction")
-        checked_text(self.think or "", "its reasoning")
-        for name, other in (("picture", self.image), ("mask", self.mask)):
+        checked_text(self.instruction, sentence("its instruction"))
+        checked_text(self.think or "", sentence("its reasoning"))
+        for name, other in (
+            (sentence("its picture"), self.image),
+            (sentence("its mask"), self.mask),
+        ):
             if other is not None and self.target is not None:
                 _check_shapes(name, other.size, self.target.size)
 
@@ -83,7 +86,7 @@ def _check_shapes(name: str, size: Size, target: Size) -> None:
     ratio = size[0] * target[1] / (size[1] * target[0])
     if not 1 - SAME_RATIO <= ratio <= 1 + SAME_RATIO:
         raise InputError(
-            f"its {name} is {size[0]}x{size[1]} and its target {target[0]}x{target[1]}: "
+            f"{name} is {size[0]}x{size[1]} and its target {target[0]}x{target[1]}: "
             "make both of one shape, since the model sees them laid on each other."
         )
 

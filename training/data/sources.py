@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unicodedata import normalize
 
-from ...mmp_core.errors import InputError
+from ...mmp_core.errors import InputError, sentence
 from ...mmp_core.files import is_file, leads_out
 from ...mmp_core.outside import check_bytes, parsed_json, read_text
 from .fields import FIELDS, PICTURE_FIELDS, PICTURES, any_of, item_of, listed, read_field
@@ -86,8 +86,14 @@ def _folder_item(name: str, groups: Files) -> Item:
             )
         for file in files:
             if not file.is_file():
-                what = "is a link to nothing" if file.is_symlink() else "is not a regular file"
-                raise InputError(f"{file.name} {what}: put the file itself there, or remove it.")
+                if file.is_symlink():
+                    raise InputError(
+                        f"{file.name} is a link to nothing: put the file itself there, or remove "
+                        "it."
+                    )
+                raise InputError(
+                    f"{file.name} is not a regular file: put the file itself there, or remove it."
+                )
         if files[0].suffix.lower() == ".parquet":
             raise InputError(
                 f"{files[0].name} is not read beside other items: put it into a folder of its own."
@@ -103,7 +109,8 @@ def _folder_item(name: str, groups: Files) -> Item:
     return Item(
         name,
         wanted_text(
-            _text(roles["instruction"]), f"{name}.txt is empty: write the instruction into it."
+            _text(roles["instruction"]),
+            sentence(f"{name}.txt is empty: write the instruction into it."),
         ),
         think=_text(roles["think"]) or None if "think" in roles else None,
         image=_file_picture(roles.get("image"), "image"),

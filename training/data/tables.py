@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from ...mmp_core.errors import InputError, shortened, shown
+from ...mmp_core.errors import InputError, sentence, shortened, shown
 from ...mmp_core.files import is_plain_name
 from ...mmp_core.outside import parsed_json, read_text
 from .fields import FIELDS, PICTURE_FIELDS, PICTURES, any_of, item_of, listed, read_field
@@ -84,6 +84,13 @@ def _check_columns(folder: Path, features: Mapping[str, Any], datasets: Any) -> 
             raise InputError(f"The column {name} of {folder} holds no text: cast it to a string.")
 
 
+_NAMES = {
+    "image": sentence("its image"),
+    "target": sentence("its target"),
+    "mask": sentence("its mask"),
+}
+
+
 def _row(rows: Any, index: int) -> dict[str, Any]:
     try:
         return rows[index]
@@ -96,7 +103,9 @@ def _row_item(rows: Any, index: int) -> Item:
     row = _row(rows, index)
     pictures = {
         name: checked_picture(
-            f"its {name}", _content(name, row[name]), partial(_read_cell, rows, index, name)
+            _NAMES[name],
+            _content(name, row[name]),
+            partial(_read_cell, rows, index, name),
         )
         for name in PICTURE_FIELDS
         if row.get(name) is not None

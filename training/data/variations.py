@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ...mmp_core.checkpoint.load import Model
-from ...mmp_core.errors import InputError
+from ...mmp_core.errors import InputError, sentence
 from ...mmp_core.image.masks import cells_of, mask_values
 from ...mmp_core.image.pictures import Size
 from ...mmp_core.pipeline import grid_of
@@ -190,9 +190,9 @@ def image_weight(model: Model, item: Item, size: Size) -> Tensor | None:
         return None
     if not matters.any():
         raise InputError(
-            "its mask is black all over: paint what matters white, or remove it."
+            sentence("its mask is black all over: paint what matters white, or remove it.")
             if item.mask is not None
-            else "its picture and its target do not differ: replace one, or give a mask."
+            else sentence("its picture and its target do not differ: replace one, or give a mask.")
         )
     return torch.where(matters, 1.0, item.outside_weight)
 
