@@ -13,7 +13,14 @@ import re
 import sys
 
 from mmada_parallel.tests.hosts import PACK_ROOT, find_host
-from mmada_parallel.tests.nodes.help_tables import PAGES, default_of, plain, span, table
+from mmada_parallel.tests.nodes.help_lists import (
+    PAGES,
+    default_of,
+    entry,
+    kinds,
+    plain,
+    replaced,
+)
 from mmada_parallel.training.data.registry import GENERATED
 
 LOCALES = PACK_ROOT / "locales"
@@ -185,46 +192,41 @@ def problems(schemas, language):
             lines.append(f"{file.relative_to(PACK_ROOT)} is not what {language}.json gives")
     for file, text in pages(schemas, language):
         if not lines and file.read_text(encoding="utf-8") != text:
-            lines.append(f"{file.relative_to(PACK_ROOT)} has other tables")
+            lines.append(f"{file.relative_to(PACK_ROOT)} has other lists")
     return lines
 
 
 WORDS = {
-    "zh": ("输入", "输出", ("参数", "说明", "类型", "必需", "范围"), "默认值 `{}`。", ("是", "否")),
-    "ja": (
-        "入力",
-        "出力",
-        ("項目", "説明", "型", "必須", "範囲"),
-        "既定値は `{}`。",
-        ("はい", "いいえ"),
-    ),
+    "zh": ("输入", "输出", "默认值 `{}`。", "可选"),
+    "ja": ("入力", "出力", "既定値は `{}`。", "任意"),
 }
-"""Of help pages: their headings, the heads of their tables, the default, yes and no."""
+"""Of help pages: their headings, the default, and what is optional."""
+FORM = "- {}\uff08{}\uff09\uff1a{}"
 
 
 def localised_page(page, schema, language):
-    """The text of a translated help page with the tables that the schema and the catalogue give."""
-    inputs, outputs, heads, default, (yes, no) = WORDS[language]
+    """The text of a translated help page with the lists that the schema and the catalogue give."""
+    inputs, outputs, default, optional = WORDS[language]
     catalogue = catalogue_of(language)
-    rows = []
+    taken = []
     for each in schema.inputs:
         value = default_of(each)
         shown = "" if value in (None, "") else default.format(plain(value))
         about = catalogue.get(each.tooltip, each.tooltip) + shown
         name = each.display_name or each.id
         name = f"{catalogue.get(name, name)} `{name}`"
-        rows.append((name, about, each.io_type, no if each.optional else yes, span(each)))
-    results = [
-        (
+        taken.append(entry(name, kinds(each, optional), about, FORM))
+    given = [
+        entry(
             f"{catalogue.get(o.display_name, o.display_name)} `{o.display_name}`",
+            [o.io_type],
             catalogue.get(o.tooltip, o.tooltip),
-            o.io_type,
+            FORM,
         )
         for o in schema.outputs
     ]
-    for title, content in ((inputs, table(heads, rows)), (outputs, table(heads[:3], results))):
-        pattern = rf"(?<=## {title}\n\n)(\|[^\n]*\n)*"
-        page = re.sub(pattern, lambda _, content=content: f"{content}\n", page, count=1)
+    for title, content in ((inputs, taken), (outputs, given)):
+        page, _ = replaced(page, title, "\n".join(content))
     return page
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 from mmada_parallel.tests.nodes import locales
-from mmada_parallel.tests.nodes.help_tables import PAGES
+from mmada_parallel.tests.nodes.help_lists import PAGES
 from mmada_parallel.tests.nodes.locales import COMMAND, LANGUAGES, LOCALES, problems
 
 MAIN_NODES = [
@@ -45,8 +45,7 @@ def test_the_main_nodes_have_a_page(language):
     nodes = {file.parent.name for file in PAGES.glob(f"*/{language}.md")}
     assert nodes == {f"MMaDAParallel{name}" for name in MAIN_NODES}
     for file in PAGES.glob(f"*/{language}.md"):
-        assert "| `" not in file.read_text("utf-8").split("## ")[0]
-        assert file.read_text("utf-8").count("\n|") > 4
+        assert file.read_text("utf-8").count("\n- ") > 2
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -1,6 +1,6 @@
-"""The tables of the nodes' help pages, as their schemas give them.
+"""The lists of inputs and outputs of the nodes' help pages, as their schemas give them.
 
-``python -m mmada_parallel.tests.nodes.help_tables`` writes them into web/docs, where COMFYUI_PATH
+``python -m mmada_parallel.tests.nodes.help_lists`` writes them into web/docs, where COMFYUI_PATH
 is a checkout of ComfyUI.
 """
 
@@ -28,23 +28,34 @@ LISTED = {
 """What widgets offer whose values are the files of a user."""
 
 
-def tables(schema):
-    """The tables of inputs and of outputs, of those that a node has; without the text around."""
-    rows = [
-        (f"`{i.display_name or i.id}`", description(i), i.io_type, yes(i), span(i))
+OPTIONAL = "optional"
+
+
+def lists(schema):
+    """The lists of inputs and of outputs, of those that a node has; without the text around."""
+    inputs = [
+        entry(f"`{i.display_name or i.id}`", kinds(i, OPTIONAL), description(i))
         for i in schema.inputs
     ]
-    inputs = table(("Parameter", "Description", "Data Type", "Required", "Range"), rows)
-    rows = [(f"`{o.display_name}`", o.tooltip, o.io_type) for o in schema.outputs]
-    outputs = table(("Output Name", "Description", "Data Type"), rows)
-    return {"Inputs": inputs, "Outputs": outputs} if rows else {"Inputs": inputs}
+    outputs = [entry(f"`{o.display_name}`", [o.io_type], o.tooltip) for o in schema.outputs]
+    named = {"Inputs": "\n".join(inputs)}
+    return {**named, "Outputs": "\n".join(outputs)} if outputs else named
 
 
-def table(head, rows):
-    dashes = "|".join("-" * (len(name) + 2) for name in head)
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
-    first, *others = [f"| {' | '.join(row)} |" for row in escaped]
-    return "\n".join((first, f"|{dashes}|", *others))
+def entry(name, kinds, about, form="- {} ({}): {}"):
+    """A line of a list, which the page's narrow panel shows whole, unlike a table."""
+    return form.format(name, "; ".join(kinds), about)
+
+
+def kinds(socket, optional):
+    """Type, range or choices, and ``optional`` where it is."""
+    return [part for part in (socket.io_type, span(socket), optional * socket.optional) if part]
+
+
+def replaced(page, title, content):
+    """``page`` with ``content`` as the list or table below a heading, and how many there are."""
+    pattern = rf"(?<=## {title}\n\n)([-|][^\n]*\n)*"
+    return re.subn(pattern, lambda _: f"{content}\n", page)
 
 
 def description(socket):
@@ -63,17 +74,13 @@ def default_of(socket):
     return socket.options[0] if default == "own values" else default
 
 
-def yes(socket):
-    return "No" if socket.optional else "Yes"
-
-
 def span(socket):
     if socket.id in LISTED and socket.io_type == "COMBO":
         return LISTED[socket.id]
     if options := getattr(socket, "options", None):
         return ", ".join(f"`{option}`" for option in options)
     if (low := getattr(socket, "min", None)) is None:
-        return "-"
+        return ""
     return f"{plain(low)} to {plain(socket.max)}"
 
 
@@ -82,10 +89,9 @@ def plain(value):
 
 
 def filled(page, schema):
-    """The text of a page with the schema's tables in place of those there."""
-    for title, content in tables(schema).items():
-        pattern = rf"(?<=## {title}\n\n)(\|[^\n]*\n)*"
-        page, count = re.subn(pattern, lambda _, content=content: f"{content}\n", page)
+    """The text of a page with the schema's lists in place of those there."""
+    for title, content in lists(schema).items():
+        page, count = replaced(page, title, content)
         assert count == 1, (
             f"The page of {schema.node_id} has no heading {title} with an empty line below it."
         )
