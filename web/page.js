@@ -23,7 +23,7 @@ const MOST_PROMPTS = 64
 const queuedFrom = new Map() // the workflow that was open when a prompt was queued, by its id
 let runningPrompt = null
 
-const openWorkflow = () => app.extensionManager?.workflow?.activeWorkflow
+const openWorkflow = () => app.extensionManager?.workflow?.activeWorkflow ?? app
 
 /** Whether the prompt that runs, or another, was queued from another workflow of this page than the
  * one that is open, in which its node ids are those of other nodes. */
@@ -99,29 +99,51 @@ export function onLive(event, show) {
 
 const REFUSALS = ['InputError', 'CheckpointError', 'OutOfMemory'] // mmp_core
 
-/** Calls `show(nodes, sentence)` when one of our nodes, the last of `nodes`, refuses its input, as the
- * graph is queued or as it runs, and `clear(nodes)` when it is queued the next time. */
+const onReopened = []
+
+app.registerExtension({
+  name: 'mmada_parallel.page',
+  /** Its nodes are new, and it becomes the open workflow when this has returned. */
+  afterConfigureGraph() {
+    setTimeout(() => onReopened.forEach((show) => show()))
+  }
+})
+
+/** Calls `show(nodes, sentence, again)` when one of our nodes, the last of `nodes`, refuses its input,
+ * as the graph is queued or as it runs, and `again` when its workflow is opened again, which may have
+ * been behind another. Calls `clear(nodes)` when the workflow is queued the next time. */
 export function onRefused(show, clear) {
-  let refused = []
-  const refuse = (nodes, sentence) => {
-    refused.push(nodes)
-    show(nodes, sentence)
+  const refused = new WeakMap() // by workflow
+  const refusals = () => refused.get(openWorkflow()) ?? []
+  const tell = (refusal) => {
+    const nodes = pathOf(refusal.id)
+    if (!nodes.length) return
+    show(nodes, refusal.sentence, refusal.told)
+    refusal.told = true
+  }
+  const refuse = (workflow, id, sentence) => {
+    const refusal = { id, sentence, told: false }
+    refused.set(workflow, [...(refused.get(workflow) ?? []), refusal])
+    if (workflow === openWorkflow()) tell(refusal)
   }
   const forget = () => {
-    refused.forEach(clear)
-    refused = []
-  }
-  api.addEventListener('execution_error', ({ detail }) => {
-    const nodes = runsElsewhere(detail.prompt_id) ? [] : pathOf(detail.node_id)
-    if (!nodes.length || !REFUSALS.includes(detail.exception_type)) return
-    refuse(nodes, detail.exception_message.split('\nThis error means you ran out')[0].trim())
-  })
-  const refuseAll = (problems) => {
-    for (const [id, { errors }] of Object.entries(problems ?? {})) {
-      const [problem] = errors.filter(({ type }) => type === 'custom_validation_failed')
+    for (const { id } of refusals()) {
       const nodes = pathOf(id)
-      if (!problem || !nodes.at(-1)?.comfyClass?.startsWith('MMaDAParallel')) continue
-      refuse(nodes, problem.details.replace(/^\w+ - /, '')) // after the name of the input
+      if (nodes.length) clear(nodes)
+    }
+    refused.delete(openWorkflow())
+  }
+  onReopened.push(() => refusals().forEach(tell))
+  api.addEventListener('execution_error', ({ detail }) => {
+    if (!REFUSALS.includes(detail.exception_type)) return
+    const sentence = detail.exception_message.split('\nThis error means you ran out')[0].trim()
+    refuse(queuedFrom.get(detail.prompt_id) ?? openWorkflow(), detail.node_id, sentence)
+  })
+  const refuseAll = (workflow, problems) => {
+    for (const [id, { class_type, errors }] of Object.entries(problems ?? {})) {
+      const [problem] = errors.filter(({ type }) => type === 'custom_validation_failed')
+      if (!problem || !class_type?.startsWith('MMaDAParallel')) continue
+      refuse(workflow, id, problem.details.replace(/^\w+ - /, '')) // after the name of the input
     }
   }
   const queue = api.queuePrompt
@@ -131,10 +153,10 @@ export function onRefused(show, clear) {
     try {
       const answer = await queue.apply(this, arguments)
       if (answer?.prompt_id) remember(answer.prompt_id, workflow)
-      refuseAll(answer?.node_errors) // what does not depend on these nodes runs
+      refuseAll(workflow, answer?.node_errors) // what does not depend on these nodes runs
       return answer
     } catch (error) {
-      refuseAll(error?.response?.node_errors)
+      refuseAll(workflow, error?.response?.node_errors)
       throw error
     }
   }

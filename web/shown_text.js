@@ -58,10 +58,10 @@ function removeText(node) {
   if (!NODES.includes(node.comfyClass) && textOf(node)) node.removeWidget(textOf(node))
 }
 
-/** What a node refuses, in one sentence: in a toast, and on the node unless it has a viewer. */
-function showRefusal(node, sentence) {
-  const detail = translated(sentence)
-  app.extensionManager.toast.add({ severity: 'error', summary: node.title, detail, life: 15000 })
+/** What a node refuses, in one sentence: once in a toast, and on the node unless it has a viewer. */
+function showRefusal(node, sentence, again) {
+  const toast = { severity: 'error', summary: node.title, detail: translated(sentence), life: 15000 }
+  if (!again) app.extensionManager.toast.add(toast)
   if (node.comfyClass === DENOISE) return
   addTextBelow(node)
   show(node, sentence)
@@ -80,7 +80,7 @@ app.registerExtension({
   setup() {
     onLive(TEXT_EVENT, (nodes, { text }) => show(nodes.at(-1), text))
     onRefused(
-      (nodes, sentence) => showRefusal(nodes.at(-1), sentence),
+      (nodes, sentence, again) => showRefusal(nodes.at(-1), sentence, again),
       (nodes) => removeText(nodes.at(-1))
     )
   },

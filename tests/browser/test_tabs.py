@@ -13,6 +13,12 @@ QUEUE_AND_LEAVE = """async (workflow) => {
     await app.queuePrompt(0, 1)
     await app.loadGraphData(workflow, true, true, 'another workflow')
 }"""
+POSITIVE = NEGATIVE.replace("-0.5", "3.5")
+RECORD_TOASTS = """() => {
+    window.toasts = []
+    const { toast } = app.extensionManager, add = toast.add
+    toast.add = (message) => (toasts.push(message.detail), add.call(toast, message))
+}"""
 MINUTE = 60_000
 
 
@@ -34,6 +40,12 @@ def run_begun(viewer):
     open_slow(viewer, "vue")
     viewer.comfy.queue()
     begun(viewer)
+
+
+def open_tab(viewer, name):
+    """A workflow that the page has open behind another."""
+    viewer.page.locator(".workflow-tabs").get_by_text(name, exact=True).first.click()
+    viewer.page.wait_for_timeout(1500)
 
 
 def another_tab(viewer):
@@ -86,6 +98,30 @@ def test_a_run_of_another_workflow_shows_nothing_on_nodes_of_the_same_number(vie
         viewer.comfy.wait_for_message(ended)
         viewer.page.wait_for_timeout(1000)
         assert "appear here" in viewer.state()["text"]
+
+
+def test_what_was_refused_meanwhile_is_shown_when_its_workflow_is_opened_again(viewer):
+    """Once in a toast, and on the node each time until the workflow is queued again."""
+    sentence = "guidance is -0.5: give 0 or more, or set profile to recommended."
+    open_slow(viewer, "vue")
+    viewer.page.evaluate(NEGATIVE)
+    viewer.page.evaluate(RECORD_TOASTS)
+    viewer.page.evaluate(QUEUE_AND_LEAVE, WORKFLOW)
+    viewer.comfy.wait_for_message("execution_error")
+    viewer.page.wait_for_timeout(1000)
+    assert viewer.page.evaluate("() => window.toasts") == []
+    for _ in range(2):
+        assert "appear here" in viewer.state()["text"]
+        open_tab(viewer, "stopping")
+        assert viewer.state()["text"].strip() == sentence
+        assert viewer.page.evaluate("() => window.toasts") == [sentence]
+        open_tab(viewer, "another workflow")
+    open_tab(viewer, "stopping")
+    viewer.page.evaluate(POSITIVE)
+    viewer.run()
+    open_tab(viewer, "another workflow")
+    open_tab(viewer, "stopping")
+    viewer.check_result()
 
 
 def test_a_run_ends_whose_tab_was_closed(viewer):
