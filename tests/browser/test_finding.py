@@ -15,7 +15,8 @@ WANTED = {
     "train": ["SFT Finetune (MMaDA)"],
 }
 """The first of the pack's nodes for a search. The page ranks a word in a name before one in an
-alias, so that two of them come after a node with the word in its name."""
+alias, so that two of them come after a node with the word in its name, and most come after nodes
+of ComfyUI: docs/what-is-proven.md says which do not."""
 BLUEPRINT = "Edit with MMaDA-Parallel"
 RESULTS = """() => [...document.querySelectorAll('[role=option], [data-testid=result-item]')]
     .map((one) => one.innerText.replaceAll('\\u00a0', ' '))"""
