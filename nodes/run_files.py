@@ -49,7 +49,7 @@ def write_run_file_of(
         _log.warning(
             "MMaDA-Parallel: %s is not written, since the command cannot train alike: %s",
             NAME,
-            reason,
+            str(reason),  # its traceback would keep the run in memory where a log keeps records
         )
         with writing(file):
             file.unlink(missing_ok=True)
