@@ -21,8 +21,8 @@ LISTED = {
     "each of the CLIPs",
     "dataset": "`demo (toy world)`, `demo: open instructions`, `demo: a new word`, then what is in "
     "the input folder",
-    "preferences": "`none`, or the folders in `output/mmada_parallel/preferences`",
-    "run": "`none`, or the runs in `output/mmada_parallel/training` that kept adapters",
+    "preferences": "`none`, or the folders of `preferences` in `output/mmada_parallel`",
+    "run": "`none`, or the runs of `training` in `output/mmada_parallel` that kept adapters",
     "file": "files of tokens in the output and input folders",
 }
 """What widgets offer whose values are the files of a user."""
