@@ -94,7 +94,8 @@ depends on the machine, so that it is not here."""
 READ = f"""(words) => {{
     const nodes = app.graph.nodes.flatMap((node) => node.widgets ?? [])
         .filter((widget) => widget.name === 'shown_text').map((widget) => widget.value)
-    return [...({COMPLAINTS})(), ...nodes].some((text) => text.includes(words))
+    const marked = JSON.stringify(app.lastNodeErrors ?? '') // all that 1.39 shows of ComfyUI's own
+    return [...({COMPLAINTS})(), ...nodes, marked].some((text) => text.includes(words))
 }}"""
 
 
