@@ -75,7 +75,6 @@ def load_tokens(path: str | Path, model: Model) -> TokenState:
             check_size(shapes, model, str(path))
             placement = _placement(metadata.get("placement"))
             state = TokenState(file.get_tensor("text"), file.get_tensor("image"), placement)
-            _check_placed(state, model)
     except InputError:
         raise
     except (
@@ -85,7 +84,8 @@ def load_tokens(path: str | Path, model: Model) -> TokenState:
     check_identity(metadata, model, str(path))
     try:
         check_known(model, state.text, state.image, low=MASKED)
-    except InputError as error:
+        _check_placed(state, model)
+    except ValueError as error:
         raise InputError(f"{path} is damaged: {error}") from None
     return state
 

@@ -86,7 +86,7 @@ class Card(TorchDispatchMode):
 def _run(func, types, args, kwargs):
     if not all(kind in (torch.Tensor, torch.nn.Parameter, OnCard) for kind in types):
         return NotImplemented  # a quantised tensor, which handles itself and then its parts
-    leaves = list(_leaves((args, kwargs)))
+    leaves = list(leaves_of((args, kwargs)))
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     here = any(isinstance(tensor, OnCard) for tensor in tensors)
     if func is _aten._has_compatible_shallow_copy_type.default:
@@ -111,11 +111,11 @@ def _held(tensor):
     return tensor.held
 
 
-def _leaves(values):
+def leaves_of(values):
     """As torch's tree_leaves for what operations take, several times as fast."""
     for value in values.values() if isinstance(values, dict) else values:
         if isinstance(value, (tuple, list, dict)):
-            yield from _leaves(value)
+            yield from leaves_of(value)
         else:
             yield value
 

@@ -37,11 +37,11 @@ _run = card._run
 
 def watched(func, types, args, kwargs):
     out = _run(func, types, args, kwargs)
-    if any(isinstance(tensor, card.OnCard) for tensor in card.tensors_of((args, kwargs, out))):
+    if any(isinstance(tensor, card.OnCard) for tensor in card.leaves_of((args, kwargs, out))):
         OPERATIONS[str(func)] = OPERATIONS.get(str(func), 0) + 1
         if any(
             isinstance(tensor, card.OnCard) and tensor.dtype == torch.float64
-            for tensor in card.tensors_of((args, kwargs, out))
+            for tensor in card.leaves_of((args, kwargs, out))
         ):
             WIDE.add(str(func))
     return out

@@ -147,13 +147,12 @@ class RunFolder:
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
         """On TensorBoard, where there is one."""
-        board = self._tensorboard(step)
         try:
-            if board:
+            if board := self._tensorboard(step):
                 for name, value in metrics.items():
                     board.add_scalar(name, value, step)
                 board.flush()
-        except OSError:  # the disk is full: the run has its log
+        except OSError:  # the disk is full, or no folder can be there: the run has its log
             self.close()
             self._board = False
 

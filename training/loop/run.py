@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.errors import InputError, NotFinite
+from ...mmp_core.files import accessing
 from ...mmp_core.memory import OutOfMemory, is_out_of_memory
 from ...mmp_core.model.transformer import MaskedDiffusionTransformer
 from ..cases import Case, Cases, EndlessCases
@@ -268,8 +269,9 @@ class TrainingRun:
         Raises ``InputError`` where settings, data or policy are not those it was begun with, or
         the state is damaged.
         """
-        if not self.folder.state_file.is_file():
-            return False
+        with accessing():
+            if not self.folder.state_file.is_file():
+                return False
         with self._held():
             state = self.folder.read("cpu") or {}
             with self.folder.taking_over():
