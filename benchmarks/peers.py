@@ -24,6 +24,7 @@ import torch
 from mmada_parallel.benchmarks import peer_policies as peers
 from mmada_parallel.benchmarks.flops import FlopCounter
 from mmada_parallel.benchmarks.measure import name_of, parser_of
+from mmada_parallel.benchmarks.shapes import RandomModel
 from mmada_parallel.demo.checker import check
 from mmada_parallel.demo.evaluate import held_out, prompt_of
 from mmada_parallel.demo.tasks import Task
@@ -41,6 +42,7 @@ from mmada_parallel.mmp_core.files import replacing
 from mmada_parallel.mmp_core.sampler.cache import PROMPT_EVERY, CachePolicy
 from mmada_parallel.mmp_core.sampler.guidance import CorrectedGuidance
 from mmada_parallel.mmp_core.sampler.ml_cache import MLCache
+from mmada_parallel.mmp_core.sampler.plan import Plan
 from mmada_parallel.mmp_core.sampler.policies import Policies, corrected_policies
 from mmada_parallel.mmp_core.sampler.positions import masked_counts, seeded_generators
 from mmada_parallel.mmp_core.sampler.selection import CorrectedSelection
@@ -49,7 +51,8 @@ FILE = Path("peers.json")
 BASE = SamplerSettings(image_temperature=0.0)
 MEASURES = ("picture", "sentence", "agree")
 
-Change = Callable[[Model, Prompt, SamplerSettings, Policies], Policies]
+AnyModel = Model | RandomModel
+Change = Callable[[AnyModel, Prompt, SamplerSettings, Policies], Policies]
 """Policies of a method from those of its settings."""
 
 
@@ -69,7 +72,7 @@ def _cache(make: Callable[[], Any]) -> Change:
 
 
 def _ml_cache(reused: float) -> Change:
-    def change(model: Model, prompt: Prompt, settings: SamplerSettings, policies: Policies):
+    def change(model: AnyModel, prompt: Prompt, settings: SamplerSettings, policies: Policies):
         layout, guidance = model.layout, policies.guidance
         assert isinstance(guidance, CorrectedGuidance)
         codes = layout.image_choices
@@ -80,7 +83,7 @@ def _ml_cache(reused: float) -> Change:
 
 
 def _by_confidence(sure: float = math.inf, factor: float | None = None, prefix: bool = True):
-    def change(model: Model, prompt: Prompt, settings: SamplerSettings, policies: Policies):
+    def change(model: AnyModel, prompt: Prompt, settings: SamplerSettings, policies: Policies):
         start = prompt.initial
         steps = max(*masked_counts(start.text), *masked_counts(start.image), 1)
         streams = seeded_generators([0] * prompt.batch, model.device)
@@ -94,13 +97,13 @@ def _by_confidence(sure: float = math.inf, factor: float | None = None, prefix: 
     return change
 
 
-def _sprint(model: Model, prompt: Prompt, settings: SamplerSettings, policies: Policies):
+def _sprint(model: AnyModel, prompt: Prompt, settings: SamplerSettings, policies: Policies):
     streams = seeded_generators([0] * prompt.batch, model.device)
     selection = CorrectedSelection(settings, streams, 0.93)
     return replace(policies, selection=selection, cache=peers.PrefixCache())
 
 
-def _prompt_kept(model: Model, prompt: Prompt, settings: SamplerSettings, policies: Policies):
+def _prompt_kept(model: AnyModel, prompt: Prompt, settings: SamplerSettings, policies: Policies):
     assert isinstance(policies.cache, CachePolicy)
     return replace(policies, cache=replace(policies.cache, prompt_every=PROMPT_EVERY))
 
@@ -134,19 +137,42 @@ def run(
     model: Model, work: FlopCounter, name: str, prompt: Prompt
 ) -> tuple[TokenState, dict[str, float]]:
     """What ``name`` makes of ``prompt``, and what it took."""
-    method, settings = METHODS[name], replace(BASE, **dict(METHODS[name].settings))
-    layerwise = peers.LayerwiseTransformer.of(model.transformer)
-    if method.kind == "dLLM-Cache":
-        model = replace(model, transformer=layerwise)
+    model, settings = of_method(model, name), settings_of(name)
     work.reset()
     began = time.process_time()
-    policies = corrected_policies(model, prompt, settings)
-    if method.change:
-        policies = method.change(model, prompt, settings, policies)
+    policies = policies_of(model, prompt, name)
     final = denoise(model, prompt, settings, policies=policies, record=0).final
     taken = time.process_time() - began
-    gflop = (work.total - layerwise.not_done) / 1e9
-    return final, {"gflop": gflop, "forwards": work.forwards, "cpu_seconds": taken}
+    return final, {
+        "gflop": operations(model, work) / 1e9,
+        "forwards": work.forwards,
+        "cpu_seconds": taken,
+    }
+
+
+def settings_of(name: str) -> SamplerSettings:
+    return replace(BASE, **dict(METHODS[name].settings))
+
+
+def of_method(model: AnyModel, name: str) -> AnyModel:
+    """``model``, with a transformer as the method needs it, which counts what it leaves out."""
+    if METHODS[name].kind != "dLLM-Cache":
+        return model
+    return replace(model, transformer=peers.LayerwiseTransformer.of(model.transformer))
+
+
+def policies_of(model: AnyModel, prompt: Prompt, name: str, plan: Plan | None = None) -> Policies:
+    """The method's policies. ``plan``: instead of that of its settings."""
+    settings, change = settings_of(name), METHODS[name].change
+    policies = corrected_policies(model, prompt, settings)
+    if plan:
+        policies = replace(policies, plan=plan)
+    return change(model, prompt, settings, policies) if change else policies
+
+
+def operations(model: AnyModel, work: FlopCounter) -> float:
+    """FLOPs that ``work`` has counted, less those that the transformer left out."""
+    return work.total - getattr(model.transformer, "not_done", 0.0)
 
 
 def one_case(

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mmada_parallel.benchmarks import peers
+from mmada_parallel.benchmarks import peers, peers_replay
 from mmada_parallel.benchmarks.flops import FlopCounter
 from mmada_parallel.benchmarks.peer_policies import DLLMCache, FactorSelection
+from mmada_parallel.benchmarks.sampler import ours
 from mmada_parallel.demo.evaluate import held_out, prompt_of
-from mmada_parallel.mmp_core import MASKED, SamplerSettings, load_checkpoint
+from mmada_parallel.mmp_core import MASKED, SamplerSettings, denoise, load_checkpoint
 from mmada_parallel.mmp_core.sampler.positions import MaskedPositions, seeded_generators
 
 FEW = replace(peers.BASE, text_steps=8, image_steps=4)
@@ -83,3 +84,28 @@ def test_a_run_goes_on_where_it_was_stopped(demo, monkeypatch, tmp_path):
     both = peers.measure(demo[0], 2, file)
     assert both["done"] == 2 and both["summary"]["exact"]["identical"] == 1
     assert both["summary"]["fast"]["flop_ratio"] > 1
+
+
+TINY = {"d_model": 64, "n_layers": 1, "n_heads": 2, "mlp_hidden_size": 96, "grid": 8, "text": 24}
+
+
+@pytest.mark.parametrize("name", ["exact", "cached", "fastest", "ML-Cache 0.9", "Fast-dLLM 0.9"])
+def test_a_replay_unmasks_what_the_demo_unmasked(demo, few_steps, name, monkeypatch):
+    schedule = peers_replay.schedule_of(demo[0], demo[2], name)
+    model, seen = ours(TINY, torch.device("cpu")), []
+    prompt, work = model.prompt(TINY["grid"], TINY["text"]), FlopCounter(model.transformer)
+
+    def watched(*args, **kwargs):
+        run = denoise(*args, **{**kwargs, "record": None})
+        seen.extend(
+            (peers_replay.left(s.after.text), peers_replay.left(s.after.image)) for s in run.steps
+        )
+        return run
+
+    monkeypatch.setattr(peers_replay, "denoise", watched)
+    taken = peers_replay.replay(model, work, prompt, name, schedule)
+    assert len(seen) == len(schedule)
+    for step, (text, image) in zip(schedule, seen, strict=True):
+        assert step.text is None or text == pytest.approx(step.text, abs=0.5 / TINY["text"])
+        assert step.image is None or image == pytest.approx(step.image, abs=0.5 / TINY["grid"] ** 2)
+    assert taken["forwards"] == peers.run(demo[0], demo[1], name, demo[2])[1]["forwards"]
