@@ -296,8 +296,8 @@ def _check_answers(model: Model, length: int) -> None:
     except InputError:
         raise InputError(
             f"{variant.name} answers with {' or '.join(sorted(variant.answers))}, and what is "
-            "trained here is answers of text and image together: train a checkpoint of "
-            "MMaDA-Parallel."
+            "trained here is answers of text and image together: choose a checkpoint "
+            "that answers with both."
         ) from None
 
 
