@@ -27,6 +27,7 @@ from ..variants.base import Layout, Variant
 from ..variants.registry import VARIANTS
 from ..variants.strangers import ASSUMED, HOW_TO_SAY
 from .packed import open_packed
+from .read_ahead import read_ahead
 from .source import Family, Source, open_folder
 from .tensors import Outline, outline_of
 from .text_tokenizer import TextTokenizer, reading
@@ -113,6 +114,7 @@ def load_source(
             "torch.bfloat16."
         )
     check_formats(source, device)
+    read_ahead(source.weights, source.image_weights)
     model = build_model(source, operations=operations, attention=attention, dtype=dtype)
     load_weights(model, source, device)
     model.device = device

@@ -25,6 +25,7 @@ from ...mmp_core.checkpoint.load import (
     open_checkpoint,
     stored_dtype,
 )
+from ...mmp_core.checkpoint.read_ahead import read_ahead
 from ...mmp_core.checkpoint.source import Source
 from ...mmp_core.checkpoint.tensors import SafetensorsFiles
 from ...mmp_core.errors import sentence
@@ -263,6 +264,7 @@ def load(
         if family is not None and source.path.is_dir() and source.path not in EMBEDDED.values():
             remember(source.path, family)
         check_formats(source, device)
+        read_ahead(source.weights, source.image_weights)
         source = _read_by_host(source)
         chosen = DTYPES.get(dtype) or _fitting_dtype(source, device)
         model = build_model(
