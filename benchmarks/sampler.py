@@ -3,6 +3,8 @@
 ``python -m mmada_parallel.benchmarks.sampler --reference PATH [--preset small|mid] [--repeats 3]``
 prints JSON: both medians, their ratio, and whether the tokens agree. ``PATH``: a checkout of
 tyfeld/MMaDA-Parallel (its variant A is run as it is, with random weights of the preset's size).
+``--parts`` times under PyTorch's profiler and adds the seconds of parts, and as *bound* the ratio
+if of our run nothing but matrix products and attention took time, which the same tokens need.
 """
 
 from __future__ import annotations
@@ -14,16 +16,18 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from mmada_parallel.benchmarks.measure import name_of, parser_of, synchronise
 from mmada_parallel.benchmarks.shapes import RandomModel
 from mmada_parallel.mmp_core import SamplerSettings, denoise
-from mmada_parallel.mmp_core.state import Prompt
+from mmada_parallel.mmp_core.state import Prompt, Trajectory
 from mmada_parallel.mmp_core.variants.mmada_parallel_a import LayoutA
+from torch.profiler import ProfilerActivity, profile
 
 PRESETS = {
     "small": {
@@ -53,6 +57,12 @@ GUIDANCE = {
         "text_temperature": 0.7,
     },
 }
+PARTS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
+    "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu",),
+}
+"""Operations of PyTorch that are the parts of a run."""
+Result = TypeVar("Result")
 
 
 def reference_modules(path: Path) -> SimpleNamespace:
@@ -153,7 +163,7 @@ def run_reference(
         )
 
 
-def timed(run) -> tuple[float, Any]:
+def timed(run: Callable[[], Result]) -> tuple[float, Result]:
     torch.manual_seed(0)  # the reference fills its last code from the global generator
     synchronise()
     began = time.perf_counter()
@@ -162,32 +172,67 @@ def timed(run) -> tuple[float, Any]:
     return time.perf_counter() - began, results
 
 
-def compare(reference, preset: dict[str, Any], guidance: dict, repeats: int, device) -> dict:
+def timed_in_parts(run: Callable[[], Result]) -> tuple[dict[str, float], float, Result]:
+    """As :func:`timed`, with the seconds inside operations of each of :data:`PARTS`, inside others,
+    and outside of operations."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        seconds, results = timed(run)
+    inside = dict.fromkeys((*PARTS, "other operations"), 0.0)
+    for event in profiler.key_averages():
+        part = next((p for p, names in PARTS.items() if event.key in names), "other operations")
+        inside[part] += event.self_cpu_time_total / 1e6
+    return inside | {"outside of operations": seconds - sum(inside.values())}, seconds, results
+
+
+def compare(
+    reference: SimpleNamespace,
+    preset: dict[str, Any],
+    guidance: dict[str, float],
+    device: torch.device,
+    *,
+    repeats: int,
+    in_parts: bool,
+) -> dict[str, Any]:
     model = ours(preset, device)
     prompt = model.prompt(preset["grid"], preset["text"])
     other = theirs(reference, model)
     settings = SamplerSettings.upstream(
         "A", text_steps=preset["steps"], image_steps=preset["steps"] // 2, seed=42, **guidance
     )
+
+    def run_theirs() -> tuple[list[int], list[int]]:
+        return run_reference(reference, other, model.layout, prompt, settings)
+
+    def run_ours() -> Trajectory:
+        return denoise(model, prompt, settings, record=0)
+
     times: dict[str, list[float]] = {"reference": [], "ours": []}
+    parts: dict[str, dict[str, float]] = {}
     agree = True
     for _ in range(repeats):
-        seconds, (image, text) = timed(
-            lambda: run_reference(reference, other, model.layout, prompt, settings)
-        )
-        times["reference"].append(seconds)
-        seconds, run = timed(lambda: denoise(model, prompt, settings, record=0))
+        if in_parts:
+            parts["reference"], seconds, (image, text) = timed_in_parts(run_theirs)
+            times["reference"].append(seconds)
+            parts["ours"], seconds, run = timed_in_parts(run_ours)
+        else:
+            seconds, (image, text) = timed(run_theirs)
+            times["reference"].append(seconds)
+            seconds, run = timed(run_ours)
         times["ours"].append(seconds)
         words = [token for token in run.final.text[0].tolist() if token >= 0]
         agree &= run.final.image.flatten().tolist() == image and words == list(text)
     medians = {name: statistics.median(taken) for name, taken in times.items()}
-    return {
+    results = {
         "reference_seconds": medians["reference"],
         "ours_seconds": medians["ours"],
         "ratio": medians["reference"] / medians["ours"],
         "tokens_agree": agree,
         "seconds": times,
     }
+    if parts:
+        results["parts_of_last"] = parts
+        results["bound"] = times["reference"][-1] / sum(parts["ours"][part] for part in PARTS)
+    return results
 
 
 def main() -> None:
@@ -196,6 +241,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=tuple(PRESETS), default="mid")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--parts", action="store_true", help="time under the profiler")
     args = parser.parse_args()
     device, preset = torch.device(args.device), PRESETS[args.preset]
     reference = reference_modules(args.reference.expanduser().resolve())
@@ -205,7 +251,9 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "settings": {
-            name: compare(reference, preset, guidance, args.repeats, device)
+            name: compare(
+                reference, preset, guidance, device, repeats=args.repeats, in_parts=args.parts
+            )
             for name, guidance in GUIDANCE.items()
         },
     }
