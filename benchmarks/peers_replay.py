@@ -42,6 +42,8 @@ from mmada_parallel.mmp_core.sampler.selection import CorrectedSelection
 from mmada_parallel.mmp_core.state import MASKED, Step
 from torch import Tensor
 
+RATIOS = {"seconds": "time_ratio", "cpu_seconds": "cpu_time_ratio", "gflop": "flop_ratio"}
+
 
 class Left(NamedTuple):
     """Shares (0 … 1) of text and picture that are still masked after a step; ``None`` for a
@@ -158,7 +160,7 @@ def measure(preset: str, tasks: int, file: Path) -> Iterator[dict[str, Any]]:
 
 
 def summary(runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Means over the tasks, ratios to ``exact``, and gigabytes that a method keeps."""
+    """Means over the tasks, and ratios to ``exact``."""
     means: dict[str, dict[str, float]] = {}
     for name, own in runs.items():
         tasks = sum(run["tasks"] for run in own)
@@ -166,7 +168,7 @@ def summary(runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, floa
             key: sum(run["tasks"] * run[key] for run in own) / tasks
             for key in ("seconds", "cpu_seconds", "gflop", "forwards")
         }
-        for key, ratio in (("seconds", "time_ratio"), ("gflop", "flop_ratio")):
+        for key, ratio in RATIOS.items():
             means[name][ratio] = means["exact"][key] / means[name][key]
     return means
 
