@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,10 @@ from ..model.transformer import (
     sdpa_attention,
 )
 from ..variants.base import Layout, Variant
-from ..variants.registry import VARIANTS
-from ..variants.strangers import ASSUMED, HOW_TO_SAY
 from .packed import open_packed
 from .read_ahead import read_ahead
-from .source import Family, Source, open_folder
+from .report import report_of
+from .source import Family, Source, assumption, open_folder
 from .tensors import Outline, outline_of
 from .text_tokenizer import TextTokenizer, reading
 
@@ -146,7 +145,9 @@ def open_checkpoint(
     if place.is_file():
         return open_packed(place, given, family)
     if place.is_dir():
-        return open_folder(place, given, family)
+        source = open_folder(place, given, family)
+        known = place in EMBEDDED.values()
+        return replace(source, licences={"with the pack": "Apache-2.0"}) if known else source
     raise CheckpointError(
         f"No checkpoint at {shortened(str(place))}: expected a folder with config.json, "
         "model.safetensors (or its shards and index) and tokenizer files, or a file that "
@@ -196,25 +197,10 @@ def build_model(
         place=source.path,
         doubt=source.doubt or assumption(source),
     )
-    from .inspect import report_of
-
     if model.doubt:
         _log.warning("%s: %s", source.path, model.doubt)
     _log.info("MMaDA-Parallel: %s", "; ".join(report_of(source, model).lines()))
     return model
-
-
-def assumption(source: Source) -> str | None:
-    """A sentence where nothing tells the family of ``source`` from another."""
-    if source.evidence != ASSUMED:
-        return None
-    others = [v for v in VARIANTS if v is not source.variant and v.recognises(source.config)]
-    if not others:
-        return None
-    return (
-        f"It is taken for {source.variant.name}, since nothing says more than its shapes; if it is "
-        f"{' or '.join(variant.name for variant in others)}, {HOW_TO_SAY}."
-    )
 
 
 def stored_dtype(source: Source) -> torch.dtype:

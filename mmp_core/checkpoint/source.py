@@ -14,8 +14,8 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..outside import head_of, read_text
 from ..variants.base import Variant
-from ..variants.registry import BACKBONE, variant_of
-from ..variants.strangers import ASSUMED, GIVEN, doubt_about, family_known
+from ..variants.registry import BACKBONE, VARIANTS, variant_of
+from ..variants.strangers import ASSUMED, GIVEN, HOW_TO_SAY, doubt_about, family_known
 from .config_check import check_transformer, checked_config
 from .places import checkpoint_folder, image_file, transformer_weights
 from .tensors import SafetensorsFiles, outline_of, read_json, refuse_pointer
@@ -88,6 +88,19 @@ def open_folder(
         evidence=evidence,
         doubt=doubt_about(folder, config, variant, evidence),
         licences=_stated_licences(folder, image_file.parent),
+    )
+
+
+def assumption(source: Source) -> str | None:
+    """A sentence where nothing tells the family of ``source`` from another."""
+    if source.evidence != ASSUMED:
+        return None
+    others = [v for v in VARIANTS if v is not source.variant and v.recognises(source.config)]
+    if not others:
+        return None
+    return (
+        f"It is taken for {source.variant.name}, since nothing says more than its shapes; if it is "
+        f"{' or '.join(variant.name for variant in others)}, {HOW_TO_SAY}."
     )
 
 
