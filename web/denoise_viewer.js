@@ -3,7 +3,7 @@
 // is saved with the workflow.
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
-import { addElement, eachResult, onLive, onRefused, onResult, passToCanvas, pathOf, runsElsewhere } from './page.js'
+import { addElement, eachResult, make, onLive, onRefused, onResult, passToCanvas, pathOf, runsElsewhere } from './page.js'
 import { localised, translated } from './words.js'
 
 const NODE = 'MMaDAParallelDenoise'
@@ -58,12 +58,6 @@ const STYLE = `
 [data-testid^='node-body-']:has(.mmada-viewer) > img,
 [data-testid^='node-body-']:has(.mmada-viewer) > img + div { display: none; }
 `
-
-function make(tag, parent, properties = {}) {
-  const element = Object.assign(document.createElement(tag), properties)
-  parent?.append(element)
-  return element
-}
 
 const SLIDER_KEYS = ['Arrow', 'Home', 'End', 'Page']
 

@@ -41,6 +41,13 @@ api.addEventListener('execution_start', ({ detail }) => (runningPrompt = detail.
 
 let created = 0 // the page takes widgets of one name at one node id for the same element
 
+/** A new element, at the end of `parent` if there is one. */
+export function make(tag, parent, properties = {}) {
+  const element = Object.assign(document.createElement(tag), properties)
+  parent?.append(element)
+  return element
+}
+
 /** Shows `element` on `node`, at least `height` high, as a widget that is neither saved nor queued. */
 export function addElement(node, type, element, height) {
   const options = { serialize: false, hideInPanel: true, hideOnZoom: false }

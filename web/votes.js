@@ -2,7 +2,7 @@
 // kept by the server at once, in the run's folder. Nothing of it is saved with the workflow.
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
-import { addElement, allNodes, eachResult, onResult, passToCanvas } from './page.js'
+import { addElement, allNodes, eachResult, make, onResult, passToCanvas } from './page.js'
 import { localised } from './words.js'
 
 const NODE = 'MMaDAParallelParaRLFinetune'
@@ -38,12 +38,6 @@ const STYLE = `
 .mmada-votes .answer[aria-pressed=true]::after { content: '★'; position: absolute; top: 4px;
   right: 8px; font-size: 22px; color: rgb(255 186 40); text-shadow: 0 0 3px #000; }
 `
-
-function make(tag, parent, properties = {}) {
-  const element = Object.assign(document.createElement(tag), properties)
-  parent?.append(element)
-  return element
-}
 
 class Sheet {
   sheet = null
