@@ -121,8 +121,8 @@ METHODS = {
     "fast": Method(OURS, 0, (("speed", "fast"),)),
     "fastest": Method(OURS, 2, (("speed", "fastest"),)),
     **{f"steps / {share}": _fewer(share) for share in REDUCED},
-    "one step": Method("a target", settings=_ONE),
-    "one step, no guidance": Method("a target", settings=(*_ONE, ("joint_guidance", 0.0))),
+    "one step": Method("ours, by a target", settings=_ONE),
+    "one step, no guidance": Method("ours, by a target", settings=(*_ONE, ("joint_guidance", 0.0))),
     "ML-Cache 0.9": Method("ML-Cache", 2, change=_ml_cache(0.9)),
     "dLLM-Cache 4": Method("dLLM-Cache", 4, change=_cache(lambda: peers.DLLMCache(4))),
     "cached, prompt kept": Method(OURS, 2, (("speed", "cached"),), _prompt_kept),
@@ -221,12 +221,12 @@ def summary(cases: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str
 
 
 def plot(results: dict[str, Any], file: Path) -> None:
-    """Agreement with ``exact`` over FLOPs. Methods at one place share a label."""
+    """Agreement with ``exact`` over FLOPs. Methods that are close share a label."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    labels: dict[tuple[int, int, int], tuple[tuple[float, float], list[str]]] = {}
+    places: list[tuple[bool, float, float, list[str]]] = []
     for colour, kind in enumerate(dict.fromkeys(method.kind for method in METHODS.values())):
         names = [name for name, method in METHODS.items() if method.kind == kind]
         rows = [results["summary"][name] for name in names]
@@ -235,12 +235,18 @@ def plot(results: dict[str, Any], file: Path) -> None:
         ours = kind == OURS
         look = {"marker": "*", "s": 90} if ours else {"marker": "o", "s": 40}
         axes.scatter(x, y, color=f"C{colour}", label=kind, **look)
-        for name, point in zip(names, zip(x, y, strict=True), strict=True):
-            place = round(8 * math.log2(point[0])), round(2 * point[1])
-            labels.setdefault((ours, *place), (point, []))[1].append(name)
-    for (ours, *_), (point, names) in labels.items():
+        for name, a, b in zip(names, x, y, strict=True):
+            near = (
+                p for p in places if p[0] == ours and 0.7 < p[1] / a < 1.4 and abs(p[2] - b) < 1
+            )
+            place = next(near, None)
+            if place is None:
+                places.append(place := (ours, a, b, []))
+            place[3].append(name)
+    for ours, a, b, names in places:
         side = {"xytext": (6, 4 if ours else -4), "va": "bottom" if ours else "top"}
-        axes.annotate("\n".join(names), point, textcoords="offset points", fontsize=8, **side)
+        label = "\n".join(names)
+        axes.annotate(label, (a, b), textcoords="offset points", fontsize=8, **side)
     ticks = (2, 3, 5, 10, 20, 50, 100)
     axes.set(xscale="log", xlabel="FLOPs, % of exact", ylabel="results identical to exact, %")
     axes.set(xlim=(1.8, 140), xticks=ticks, xticklabels=map(str, ticks))
