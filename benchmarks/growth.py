@@ -33,7 +33,7 @@ class Point(NamedTuple):
 
 
 AXES = {
-    "side": [Point(side=side) for side in (256, 512, 1024, 1536)],
+    "side": [Point(side=side) for side in (256, 512, 1024, 1536, 2048)],
     "text": [Point(text=text) for text in (64, 256, 512, 1024)],
     "batch": [Point(batch=batch) for batch in (1, 2, 4, 8, 16)],
 }
@@ -75,7 +75,7 @@ def plot(results: dict[str, Any], file: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
-    labels = {"side": "tokens, 256² to 1536² pixels", "text": "tokens of text", "batch": "batch"}
+    labels = {"side": "tokens, 256² to 2048² pixels", "text": "tokens of text", "batch": "batch"}
     for axes, (axis, label) in zip(figure.subplots(1, 3), labels.items(), strict=True):
         for colour, speed in enumerate(("exact", "cached") if axis == "side" else ("exact",)):
             names = (n for n in results["points"] if n.startswith(f"{speed}, {axis} "))
@@ -85,6 +85,7 @@ def plot(results: dict[str, Any], file: Path) -> None:
                 y = [point[f"{what}_gb"] for point in points]
                 axes.plot(x, y, style, color=f"C{colour}", label=f"{speed}, {what}")
         axes.set(xlabel=label, ylim=(0, None), xlim=(0, None))
+        axes.locator_params(axis="x", nbins=5)
     first = figure.get_axes()[0]
     first.set(ylabel="GB")
     first.legend(frameon=False)
