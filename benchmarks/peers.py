@@ -224,7 +224,7 @@ def plot(results: dict[str, Any], file: Path) -> None:
     """Agreement with ``exact`` over FLOPs. Methods that are close share a label."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(10, 5.5), layout="constrained")
     axes = figure.subplots()
     places: list[tuple[bool, float, float, list[str]]] = []
     for colour, kind in enumerate(dict.fromkeys(method.kind for method in METHODS.values())):
@@ -236,15 +236,13 @@ def plot(results: dict[str, Any], file: Path) -> None:
         look = {"marker": "*", "s": 90} if ours else {"marker": "o", "s": 40}
         axes.scatter(x, y, color=f"C{colour}", label=kind, **look)
         for name, a, b in zip(names, x, y, strict=True):
-            near = (
-                p for p in places if p[0] == ours and 0.7 < p[1] / a < 1.4 and abs(p[2] - b) < 1
-            )
-            place = next(near, None)
+            alike = (place for place in places if place[0] == ours)
+            place = next((p for p in alike if 0.75 < p[1] / a < 1.3 and abs(p[2] - b) < 1.2), None)
             if place is None:
                 places.append(place := (ours, a, b, []))
             place[3].append(name)
     for ours, a, b, names in places:
-        side = {"xytext": (6, 4 if ours else -4), "va": "bottom" if ours else "top"}
+        side = {"xytext": (6, 4), "va": "bottom"} if ours else {"xytext": (7, 4), "va": "top"}
         label = "\n".join(names)
         axes.annotate(label, (a, b), textcoords="offset points", fontsize=8, **side)
     ticks = (2, 3, 5, 10, 20, 50, 100)
@@ -252,7 +250,7 @@ def plot(results: dict[str, Any], file: Path) -> None:
     axes.set(xlim=(1.8, 140), xticks=ticks, xticklabels=map(str, ticks))
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper left")
     axes.set_title(f"{results['done']} held-out tasks of the demo, temperatures 0", fontsize=10)
     with replacing(file) as whole:
         figure.savefig(whole, dpi=120, format="png")
