@@ -197,14 +197,17 @@ def reference_edit(model: RandomModel, size: Size, path: Path) -> dict[str, floa
 
 
 @torch.no_grad()
-def quantise_blocks(model: RandomModel, form: Format) -> dict[str, float]:
+def quantise_linears(blocks: nn.Module, form: Format) -> None:
     """As our converter does, in memory."""
-    blocks = model.transformer.layers["blocks"]
     for name, layer in list(blocks.named_modules()):
         if isinstance(layer, nn.Linear):
             parent, _, own = name.rpartition(".")
             quantised = WeightOnlyLinear.of(layer.weight, form)
             blocks.get_submodule(parent).register_module(own, quantised)
+
+
+def quantise_blocks(model: RandomModel, form: Format) -> dict[str, float]:
+    quantise_linears(model.transformer.layers["blocks"], form)
     stored = model.transformer.state_dict().values()
     return {"gb": sum(tensor.nbytes for tensor in stored) / 1e9}
 

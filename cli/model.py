@@ -37,11 +37,10 @@ def load_model(args: argparse.Namespace) -> Model:
         args.model, image_tokenizer_path=args.image_tokenizer, family=args.family
     )
     note(args, f"loading {args.model} on {device}")
-    auto = args.dtype in (None, "auto")
-    dtype = None if auto else getattr(torch, args.dtype)
+    dtype = None if args.dtype in (None, "auto") else getattr(torch, args.dtype)
     model = load_source(source, device=device, dtype=dtype)
     parameters = sum(weight.numel() for weight in model.transformer.parameters())
-    if auto and device == "cpu" and computes_in_float32(parameters):
+    if dtype in (None, torch.int8) and device == "cpu" and computes_in_float32(parameters):
         model.transformer.float()
     for file, strength in args.lora:
         state, metadata = read_adapter(file)

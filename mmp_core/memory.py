@@ -17,6 +17,7 @@ from torch import nn
 
 from .errors import InputError
 from .image.tokenizer import ImageTokenizer
+from .model import int8
 from .model.config import ModelConfig
 from .model.formats import FORMATS
 from .model.kernels import available
@@ -121,14 +122,15 @@ def forward_bytes(config: ModelConfig, tokens: int, itemsize: int) -> int:
 
 
 def dequantised_bytes(transformer: MaskedDiffusionTransformer, itemsize: int) -> int:
-    """The largest layer that is stored in a byte per weight, while it is dequantised. ``itemsize``:
-    bytes of a dequantised weight, which is there twice: cast, and times its scale."""
+    """The largest layer that is stored in a byte per weight, while it is dequantised, or multiplied
+    as int8. ``itemsize``: bytes of a dequantised weight, which is there twice: cast, and times its
+    scale."""
     sizes = (
-        layer.in_features * layer.out_features * itemsize
+        int8.PART_BYTES if layer.as_int8 else 2 * layer.in_features * layer.out_features * itemsize
         for layer in transformer.modules()
         if isinstance(layer, WeightOnlyLinear)
     )
-    return 2 * max(sizes, default=0)
+    return max(sizes, default=0)
 
 
 def selection_bytes(positions: int, choices: int, branches: int, noise: int, itemsize: int) -> int:

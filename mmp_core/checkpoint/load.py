@@ -16,7 +16,7 @@ from ..files import accessing, checked_path
 from ..image.tokenizer import ImageTokenizer
 from ..model.config import ModelConfig
 from ..model.formats import FORMATS
-from ..model.quantised import formats_of, replace_linears
+from ..model.quantised import WeightOnlyLinear, formats_of, replace_linears
 from ..model.transformer import (
     Attention,
     MaskedDiffusionTransformer,
@@ -83,7 +83,8 @@ def load_checkpoint(
     """Load a checkpoint folder or file, or the embedded one by the name ``demo``.
 
     ``dtype``: of the transformer, where it is not quantised, and of its results; ``None`` keeps the
-    stored one. The image tokenizer is always float32, as in the reference.
+    stored one, and so does ``torch.int8``, with which layers stored as int8 multiply as int8. The
+    image tokenizer is always float32, as in the reference.
     ``image_tokenizer_path``: file or folder of the image tokenizer where it is not inside or beside
     the checkpoint. ``family``: its id or name, where the files cannot tell (see
     ``variants.registry``). Raises ``CheckpointError``: one sentence naming what is missing or
@@ -107,14 +108,19 @@ def load_source(
 ) -> Model:
     """:func:`load_checkpoint` of one that :func:`open_checkpoint` has found and checked."""
     device = _usable(device)
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    whole = isinstance(dtype, torch.dtype) and dtype == torch.int8
+    if whole:
+        dtype = None
+    elif dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise InputError(
-            f"dtype is {shown(dtype)}; expected None or a torch.dtype of floats, such as "
-            "torch.bfloat16."
+            f"dtype is {shown(dtype)}; expected None, a torch.dtype of floats, such as "
+            "torch.bfloat16, or torch.int8."
         )
     check_formats(source, device)
     read_ahead(source.weights, source.image_weights)
     model = build_model(source, operations=operations, attention=attention, dtype=dtype)
+    if whole:
+        multiply_as_int8(model.transformer, str(source.path))
     load_weights(model, source, device)
     model.device = device
     return model
@@ -225,6 +231,20 @@ def check_formats(source: Source, device: torch.device) -> None:
             f"{source.path} is quantised with float8, which this device cannot hold: convert the "
             "original checkpoint to int8 (Convert Checkpoint)."
         )
+
+
+def multiply_as_int8(module: nn.Module, name: str) -> None:
+    """Let the layers of ``module`` that are stored as int8 multiply so. Raises ``CheckpointError``
+    where there are none; ``name`` says where its weights come from."""
+    layers = [m for m in module.modules() if isinstance(m, WeightOnlyLinear)]
+    layers = [layer for layer in layers if layer.stored["weight"][0] == torch.int8]
+    if not layers:
+        raise CheckpointError(
+            f"{name} holds no int8 weights, so that dtype int8 is not possible: convert it to int8 "
+            "(Convert Checkpoint), or choose another dtype."
+        )
+    for layer in layers:
+        layer.as_int8 = True
 
 
 def load_weights(model: Model, source: Source, device: torch.device | str) -> None:

@@ -1,4 +1,5 @@
-"""Weight-only quantisation in ComfyUI's formats: a byte per weight or less, dequantised on use.
+"""Quantised weights in ComfyUI's formats: a byte per weight or less, dequantised on use, or
+multiplied as int8 where that was asked for.
 
 A quantised layer ``X`` is stored as ``X.weight``, ``X.weight_scale`` and ``X.comfy_quant`` (uint8:
 JSON that names the format); with 4 bits also ``X.weight_scale_2``. Scales are such that bfloat16
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from . import fp4
+from . import fp4, int8
 from .formats import BLOCK, FORMATS, Format
 
 _MARKER = ".comfy_quant"
@@ -129,8 +130,10 @@ class FrozenFunction(torch.autograd.Function):
 
 class WeightOnlyLinear(nn.Module):
     """A linear layer without bias whose weight is stored quantised and dequantised on use. It
-    computes in its input's dtype; converting the module to another dtype leaves what it stores."""
+    computes in its input's dtype; converting the module to another dtype leaves what it stores.
+    ``as_int8``: inputs are rounded to int8, too, where the device multiplies those."""
 
+    as_int8 = False
     weight: Tensor
     weight_scale: Tensor
     weight_scale_2: Tensor
@@ -157,7 +160,13 @@ class WeightOnlyLinear(nn.Module):
         return self._product(x)
 
     def _product(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.dequantised(x.dtype))
+        return self.product_with(self.weight, x)
+
+    def product_with(self, weight: Tensor, x: Tensor) -> Tensor:
+        """(…, outputs) of ``x``. ``weight``: what is stored, on the device of ``x``."""
+        if self.as_int8 and int8.can_multiply(x, weight):
+            return int8.multiply(x, weight, self.weight_scale)
+        return F.linear(x, self.dequantised(x.dtype, weight))
 
     def _pull_back(self, gradient: Tensor) -> Tensor:
         return gradient @ self.dequantised(gradient.dtype)

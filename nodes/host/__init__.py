@@ -3,6 +3,7 @@
 from .clip import HostedClip, load_clip
 from .models import (
     DTYPES,
+    INT8,
     HostBudget,
     HostedAdapter,
     HostedModel,
@@ -25,6 +26,7 @@ from .votes import votes_so_far, waits
 
 __all__ = [
     "DTYPES",
+    "INT8",
     "HostBudget",
     "HostedAdapter",
     "HostedClip",

@@ -20,6 +20,8 @@ import comfy.ops
 import torch
 from torch import Tensor, nn
 
+from ...mmp_core.memory import is_out_of_memory
+
 try:
     from comfy.ldm.modules import attention
 except ImportError:
@@ -107,6 +109,19 @@ def dequantised_fp8(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor
         return comfy_kitchen.dequantize_per_tensor_fp8(weight, scale, dtype)
     except (ImportError, AttributeError, KeyError, TypeError, ValueError, RuntimeError):
         return None  # ValueError: newer kernels cannot be declared to PyTorch 2.5
+
+
+def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor | None:
+    """``x`` times int8 ``weight`` by a kernel of comfy_kitchen, which rounds each row of ``x`` to
+    int8, or ``None`` where it has none."""
+    try:
+        import comfy_kitchen
+
+        return comfy_kitchen.int8_linear(x, weight, scale, out_dtype=x.dtype)
+    except (ImportError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as problem:
+        if is_out_of_memory(problem):
+            raise
+        return None
 
 
 def loaded_bytes(device: torch.device) -> int:

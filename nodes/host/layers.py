@@ -8,7 +8,6 @@ from typing import Any
 
 import comfy.model_management
 import torch
-import torch.nn.functional as F
 
 from ...mmp_core.model.formats import Format
 from ...mmp_core.model.quantised import WeightOnlyLinear
@@ -67,8 +66,15 @@ class StreamedQuantisedLinear(WeightOnlyLinear, core.Streamed):
         self.weight = torch.nn.Parameter(weight, requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        with weight_of(self, x) as weight:
-            return F.linear(x, weight)
+        with core.brought(self, self.weight.dtype, x.device) as weight:
+            return self.product_with(weight, x)
+
+    def product_with(self, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        if self.as_int8 and not comfy.model_management.is_device_cpu(x.device):
+            product = core.int8_product(x, weight, self.weight_scale.to(weight.device))
+            if product is not None:
+                return product
+        return super().product_with(weight, x)
 
     def dequantised(self, dtype: torch.dtype, weight: torch.Tensor | None = None) -> torch.Tensor:
         weight = self.weight if weight is None else weight

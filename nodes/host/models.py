@@ -22,6 +22,7 @@ from ...mmp_core.checkpoint.load import (
     build_model,
     check_formats,
     load_weights,
+    multiply_as_int8,
     open_checkpoint,
     stored_dtype,
 )
@@ -46,6 +47,7 @@ from .clip import HostedClip
 from .folders import checkpoint_paths
 from .layers import attention, operations
 
+INT8 = "int8"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 _OF_COMMAND = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES.values()}
@@ -266,10 +268,12 @@ def load(
         check_formats(source, device)
         read_ahead(source.weights, source.image_weights)
         source = _read_by_host(source)
-        chosen = DTYPES.get(dtype) or _fitting_dtype(source, device)
+        whole, chosen = dtype == INT8, DTYPES.get(dtype) or _fitting_dtype(source, device)
         model = build_model(
             source, operations=operations(chosen, device), attention=attention(device), dtype=chosen
         )
+        if whole:
+            multiply_as_int8(model.transformer, str(source.path))
         load_weights(model, source, offload_device)
     _check_filled(model, path)
     model.device = device
@@ -281,7 +285,7 @@ def load(
         "model": path,
         "image_tokenizer": image_path,
         "family": family and family.id,
-        "dtype": _OF_COMMAND.get(chosen),
+        "dtype": INT8 if whole else _OF_COMMAND.get(chosen),
     }
     hosted = HostedModel(model, *patchers, command=command)
     if not (hosted.is_dynamic() or comfy.model_management.is_device_cpu(device)):

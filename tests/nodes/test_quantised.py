@@ -10,8 +10,9 @@ from mmada_parallel.mmp_core import (
     load_checkpoint,
 )
 from mmada_parallel.mmp_core.checkpoint.convert import convert
-from mmada_parallel.mmp_core.checkpoint.load import check_formats, open_checkpoint
-from mmada_parallel.mmp_core.model.quantised import WeightOnlyLinear
+from mmada_parallel.mmp_core.checkpoint.load import check_formats, multiply_as_int8, open_checkpoint
+from mmada_parallel.mmp_core.model.formats import FORMATS
+from mmada_parallel.mmp_core.model.quantised import WeightOnlyLinear, quantise
 from mmada_parallel.tests.nodes.hosted import prepare
 
 CLOSE = {"fp32": 1e-5, "bf16": 2**-7}
@@ -123,3 +124,37 @@ def test_a_file_of_another_kind_is_refused_in_one_sentence(host, model_folder):
         host.load("other.safetensors", "auto", "auto")
     file.unlink()
     assert "\n" not in str(caught.value)
+
+
+def test_int8_multiplies_as_the_plain_core_does(host, model_folder, packed):
+    loaded = host.load(packed("int8"), "int8", "auto")
+    assert all(layer.as_int8 for layer in quantised_layers(loaded))
+    assert loaded.command["dtype"] == "int8"
+    dtype = loaded.model.transformer.dtype
+    plain = load_checkpoint(model_folder / packed("int8"), dtype=dtype)
+    ids = torch.arange(60)[None]
+    others = plain.transformer(ids).float()
+    multiply_as_int8(plain.transformer, "the model")
+    ours, theirs = plain.transformer(ids).float(), loaded.model.transformer(ids).float()
+    assert (theirs - ours).abs().max() <= CLOSE["bf16"] * ours.abs().max()
+    assert (others - ours).abs().max() > 10 * CLOSE["fp32"]
+
+
+def test_kernels_of_comfyui_multiply_int8_on_a_card(host, monkeypatch):
+    made = host.layers.StreamedQuantisedLinear(64, 96, FORMATS["int8"], device="cpu")
+    weight, scale = quantise(torch.randn(96, 64), FORMATS["int8"])
+    made.load_state_dict({"weight": weight, "weight_scale": scale})
+    x = torch.randn(40, 64)
+    dequantised, made.as_int8 = made(x), True
+    ours = made(x)
+    monkeypatch.setattr(host.layers.comfy.model_management, "is_device_cpu", lambda device: False)
+    theirs = made(x)
+    assert theirs.dtype == x.dtype and not torch.equal(theirs, dequantised)
+    assert (theirs - ours).abs().max() <= 1e-5 * ours.abs().max()
+    monkeypatch.setattr(host.layers.core, "int8_product", lambda *_: None)  # an older ComfyUI
+    assert torch.equal(made(x), ours)
+
+
+def test_int8_of_other_weights_is_refused(host):
+    with pytest.raises(CheckpointError, match="holds no int8 weights.*Convert Checkpoint"):
+        host.load("untrained", "int8", "auto")
