@@ -11,12 +11,13 @@ from importlib import import_module, metadata
 from typing import NoReturn
 
 from ..demo.register import register as register_toy_world
-from ..mmp_core.errors import InputError
+from ..mmp_core.errors import InputError, shortened
 from ..mmp_core.files import accessing
 from . import drawing_options, options, training_options
 
 PROGRAM = "mmada-parallel"
 INTERRUPTED = 130
+_LONGEST_ERROR = 1000
 
 _DESCRIPTION = """\
 Edit and generate pictures with MMaDA-Parallel: a reasoning text and a picture, denoised in
@@ -137,7 +138,8 @@ in it."""
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        said = shortened(message, _LONGEST_ERROR)
+        self.exit(2, f"{self.prog}: {said} (see {self.prog} --help)\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -229,13 +231,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files may have bytes that are no text
             stream.reconfigure(errors="backslashreplace")
+    code = 0
     try:
         code = _run(argv)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where it was closed before the start
+            sys.stdout.flush()
     except BrokenPipeError:  # whoever reads the output has closed it, such as `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()
         return 1
+    except OSError as error:
+        _forget_output()
+        if not code:
+            reason = error.strerror or error
+            print(f"{PROGRAM}: the output cannot be written ({reason}).", file=sys.stderr)
+        return 2
     return code
+
+
+def _forget_output() -> None:
+    """What was printed and not written yet."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """Help is complete, and instant: nothing heavy is imported for it."""
 
 import argparse
+import os
 import subprocess
 import sys
 
@@ -118,6 +119,27 @@ def test_the_module_is_the_command(module):
         "mmada-parallel edit: the following arguments are required: INSTRUCTION "
         "(see mmada-parallel edit --help)"
     ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a shell's redirections and /dev/full")
+@pytest.mark.parametrize(
+    "redirected, code, said",
+    [
+        ("--version >&-", 0, "mmada-parallel "),
+        ("--help >/dev/full", 2, "mmada-parallel: the output cannot be written (No space left"),
+        ("$'no\nsuch' --one$'\n'two", 2, "mmada-parallel: argument COMMAND"),
+        ("edit a.png b --one$'\n'two", 2, "mmada-parallel: unrecognized arguments: --one two"),
+    ],
+    ids=["closed", "full", "a command of two lines", "an option of two lines"],
+)
+def test_an_output_that_cannot_be_written_is_at_most_one_line(redirected, code, said):
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    command = f"{sys.executable} -m mmada_parallel.cli {redirected}"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, check=False, env=environment
+    )
+    lines = done.stderr.splitlines()
+    assert done.returncode == code and len(lines) == 1 and lines[0].startswith(said)
 
 
 def test_a_reader_that_closes_early_is_no_error():
