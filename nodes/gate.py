@@ -93,7 +93,8 @@ def checked(node: type[io.ComfyNode], given: Mapping[str, Any]) -> dict[str, Any
 
 
 def _check_belonging(values: Mapping[str, Any]) -> None:
-    """Raise ``InputError`` for a prompt or tokens that the model beside them cannot read."""
+    """Raise ``InputError`` for a prompt, tokens or a trajectory that the model beside them cannot
+    read."""
     model = values.get("model")
     for name, value in values.items():
         try:
@@ -103,9 +104,8 @@ def _check_belonging(values: Mapping[str, Any]) -> None:
                 model.model.variant.check_prompt(value.task)
                 check_known(model.model, value.instruction, value.image)
                 check_known(model.model, value.without_text, value.reference)
-                check_known(model.model, value.initial.text, value.initial.image, low=MASKED)
-            elif isinstance(value, TokenState):
-                check_known(model.model, value.text, value.image, low=MASKED)
+            for state in _states(value):
+                check_known(model.model, state.text, state.image, low=MASKED)
         except InputError as error:
             raise InputError(f"{name} is of another checkpoint: {error}") from None
 
@@ -113,6 +113,17 @@ def _check_belonging(values: Mapping[str, Any]) -> None:
 def _check_kind(name: str, value: Any, kind: type, said: str) -> None:
     if not isinstance(value, kind):
         raise InputError(f"{name} is of type {type(value).__name__}; expected {said}.")
+    if not all(state.batch for state in _states(value)):
+        raise InputError(f"{name} is a batch of 0; expected {said}.")
+
+
+def _states(value: Any) -> tuple[TokenState, ...]:
+    """The tokens of ``value`` that decide whether a checkpoint knows it."""
+    if isinstance(value, Trajectory):
+        return value.initial, value.final
+    if isinstance(value, Prompt):
+        return (value.initial,)
+    return (value,) if isinstance(value, TokenState) else ()
 
 
 def _number(each: Any, value: Any) -> int | float:
@@ -160,12 +171,24 @@ _NAMES_OF_FILES = (
 
 
 def _picture(each: Any, value: Any) -> torch.Tensor:
+    value = _computable(value)
     _check_tensor(each.id, value, (4,), "a batch of pictures")
     if value.shape[-1] not in (1, 3, 4):
         raise InputError(
             f"{each.id} has {value.shape[-1]} channels; expected 1, 3 or 4: grey, RGB or RGBA."
         )
     return value
+
+
+def _computable(value: Any) -> Any:
+    """Floats of a dtype that NumPy lacks and PyTorch hardly computes in, such as bf16, in float32;
+    anything else as it is."""
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return value if value.dtype in _COMPUTABLE else value.float()
+    return value
+
+
+_COMPUTABLE = (torch.float16, torch.float32, torch.float64)
 
 
 def _mask(each: Any, value: Any) -> torch.Tensor:
@@ -175,7 +198,7 @@ def _mask(each: Any, value: Any) -> torch.Tensor:
 
 
 def _check_tensor(name: str, value: Any, dimensions: tuple[int, ...], said: str) -> None:
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+    if not _has_floats(value):
         raise InputError(f"{name} is {_named(value)}; expected {said}, floats in 0 … 1.")
     if value.ndim not in dimensions:
         raise InputError(f"{name} has shape {tuple(value.shape)}; expected {said}.")
@@ -191,7 +214,21 @@ def _check_tensor(name: str, value: Any, dimensions: tuple[int, ...], said: str)
         )
 
 
+def _has_floats(value: Any) -> bool:
+    """Whether ``value`` is a tensor of floats, each of which is in memory."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.is_floating_point()
+        and value.layout == torch.strided
+        and not value.is_meta
+    )
+
+
 def _named(value: Any) -> str:
+    if isinstance(value, torch.Tensor) and value.is_meta:
+        return "a tensor without values"
+    if isinstance(value, torch.Tensor) and value.layout != torch.strided:
+        return "a sparse tensor"
     if isinstance(value, torch.Tensor):
         return f"a tensor of {str(value.dtype).removeprefix('torch.')}"
     return f"of type {type(value).__name__}"

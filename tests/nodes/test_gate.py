@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from mmada_parallel.mmp_core import TokenState
+from mmada_parallel.mmp_core import TokenState, Trajectory
 from mmada_parallel.mmp_core.errors import InputError
 
 WORD, PICTURE = "remove the red star", torch.rand(1, 32, 32, 3)
@@ -27,6 +27,8 @@ IMAGES = {
     "complex": torch.zeros(1, 32, 32, 3, dtype=torch.complex64),
     "not finite": torch.full((1, 32, 32, 3), math.nan),
     "an array": np.zeros((1, 32, 32, 3), "float32"),
+    "sparse": torch.zeros(1, 32, 32, 3).to_sparse(),
+    "without values": torch.zeros(1, 32, 32, 3, device="meta"),
 }
 MASKS = {
     "a number": 7,
@@ -34,6 +36,8 @@ MASKS = {
     "one dimension": torch.zeros(32),
     "four dimensions": torch.zeros(1, 1, 32, 32),
     "infinite": torch.full((1, 32, 32), math.inf),
+    "sparse": torch.zeros(1, 32, 32).to_sparse(),
+    "without values": torch.zeros(1, 32, 32, device="meta"),
 }
 NUMBERS = [-1, 2**63, 2**64, 10**400, 1.5, math.nan, math.inf, "4", None, [], {}, True]
 WORDS = [7, None, [], "\ud800", "a" * 30_000, b"bytes"]
@@ -137,6 +141,38 @@ def test_tokens_and_prompts_of_another_checkpoint(guarded, model):
     inputs = {"left": 16, "top": 0, "right": 0, "bottom": 0}
     message = refused(guarded["ExtendCanvas"], model=model, prompt=prompt, **inputs)
     assert message.startswith("prompt is of another checkpoint")
+
+
+def test_a_trajectory_of_another_checkpoint(guarded, model):
+    rows, codes = model.model.transformer.config.embedding_size, model.model.layout.codebook_size
+    known = TokenState(torch.zeros(1, 4).long(), torch.zeros(1, 2, 2).long())
+    shown = {"steps": 2, "columns": 1, "confidence": False, "side": 64, "sample": 0}
+    for text, image in ((rows, 0), (0, codes)):
+        other = TokenState(known.text + text, known.image + image)
+        for ends in ((known, other), (other, known)):
+            run = Trajectory((), *ends, 0)
+            message = refused(guarded["TrajectorySheet"], model=model, trajectory=run, **shown)
+            assert message.startswith("trajectory is of another checkpoint")
+
+
+def test_a_batch_of_nothing(guarded, model):
+    nothing = TokenState(torch.zeros(0, 4).long(), torch.zeros(0, 2, 2).long())
+    message = refused(guarded["DecodeImage"], model=model, tokens=nothing, fill="grey")
+    assert message == "tokens is a batch of 0; expected tokens from Parallel Denoise."
+    run = {"trajectory": Trajectory((), nothing, nothing, 0), "fraction": 0.5, "index": -1}
+    assert refused(guarded["TrajectoryStep"], **run).startswith("trajectory is a batch of 0")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float8_e4m3fn])
+def test_pictures_in_any_floats(guarded, model, dtype):
+    def run(name, **inputs):
+        return guarded[name].PREPARE_CLASS_CLONE(None).execute(**inputs)
+
+    image = torch.rand(1, 64, 64, 3).to(dtype)
+    prompt = run("EncodeInstruction", **encoding(model, image=image, mask=image[..., 0]))[0]
+    given = {"model": model, "prompt": prompt, "original": image, "result": image, "mode": "all"}
+    settings = {"fill": "auto", "feather": 8, "grow": 0, "threshold": 0.1}
+    assert run("PutBack", **given, **settings)[0].shape == (1, 64, 64, 3)
 
 
 def test_encoding_a_batch_can_be_interrupted(guarded, model):
