@@ -1,11 +1,15 @@
 """Save Tokens and Load Tokens."""
 
 import json
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 
 from comfy_api.v0_0_2 import io
 
 from ..mmp_core import InputError, TokenState
 from ..mmp_core.checkpoint.tokens import load_tokens, save_tokens
+from ..mmp_core.outside import checked_text
 from . import host
 from .host import folders
 from .types import Model, Schema, Tokens
@@ -40,15 +44,26 @@ class SaveTokens(io.ComfyNode):
         cls, model: host.HostedModel, tokens: TokenState, filename_prefix: str
     ) -> io.NodeOutput:
         model.prepare_decoding(tokens.grid)
-        about = {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
-        written = {name: json.dumps(value) for name, value in about.items() if value is not None}
-        notes = written if host.metadata_wanted() else None
+        about = _written(cls.hidden.prompt, cls.hidden.extra_pnginfo)
+        notes = about if host.metadata_wanted() else None
         path = folders.write_numbered(
             lambda file: save_tokens(file, tokens, model.model, notes, new=True),
             filename_prefix,
             folders.TOKENS_ENDING,
         )
         return io.NodeOutput(ui={"text": (path.name,)})
+
+
+def _written(prompt: Any, extra: Any) -> dict[str, str]:
+    """A workflow as JSON by the names of its parts; without what another pack or the API put there
+    that cannot be written."""
+    about = {"prompt": prompt, **(extra if isinstance(extra, Mapping) else {})}
+    written = {}
+    for name, value in about.items():
+        with suppress(TypeError, ValueError, RecursionError):
+            if value is not None:
+                written[checked_text(name, "extra_pnginfo")] = json.dumps(value)
+    return written
 
 
 class LoadTokens(io.ComfyNode):

@@ -54,6 +54,7 @@ def save_tokens(
     file."""
     tensors = {"text": state.text.cpu().contiguous(), "image": state.image.cpu().contiguous()}
     metadata = {**(notes or {}), "format": FORMAT, **token_identity(model)}
+    metadata.pop("placement", None)
     if state.placement:
         metadata["placement"] = json.dumps([asdict(one) for one in state.placement])
     path = checked_path(path, "The tokens")
@@ -81,7 +82,7 @@ def load_tokens(path: str | Path, model: Model) -> TokenState:
         OSError, RuntimeError, MemoryError, SafetensorError, ValueError, TypeError, LookupError,
     ) as error:  # fmt: skip
         raise InputError(f"{path} cannot be read ({error}); save the tokens again.") from None
-    check_identity(metadata, model, str(path))
+    check_identity(metadata, token_identity(model), str(path))
     try:
         check_known(model, state.text, state.image, low=MASKED)
         _check_placed(state, model)
@@ -90,9 +91,10 @@ def load_tokens(path: str | Path, model: Model) -> TokenState:
     return state
 
 
-def check_identity(metadata: Mapping[str, str], model: Model, name: str) -> None:
-    """Raise ``InputError`` for a header that is not of ``model``'s :func:`token_identity`."""
-    for part, expected in token_identity(model).items():
+def check_identity(metadata: Mapping[str, str], identity: Mapping[str, str], name: str) -> None:
+    """Raise ``InputError`` for a header that is not of ``identity``, a model's
+    :func:`token_identity`."""
+    for part, expected in identity.items():
         if metadata.get(part) != expected:
             raise InputError(
                 f"{name} was made with another {part} than this checkpoint's: load the checkpoint "

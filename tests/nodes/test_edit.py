@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from mmada_parallel.mmp_core import MASKED, InputError, TokenState
+from safetensors import safe_open
 
 KEEP = {"picture": "keep all", "text": "keep all", "words": "", "pattern": "", "coverage": 0.5}
 
@@ -201,6 +202,28 @@ def test_tokens_are_saved_found_and_loaded(
     json.dumps(folders.fingerprint(lambda: [folders.token_file(names[0])]))
     with pytest.raises(InputError, match="is neither in"):
         run_node("LoadTokens", model=model, file="../secret.tokens.safetensors")
+
+
+@pytest.mark.parametrize(
+    "extra",
+    ["text", [1], 7, {1: 2}, {"\ud800": 1}, {"a": {1}}, {"placement": "x", "format": "y"}],
+    ids=str,
+)
+def test_tokens_are_saved_whatever_comes_with_the_workflow(
+    nodes, classes, run_node, model, trajectory, tmp_path, monkeypatch, extra
+):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    node = classes["MMaDAParallelSaveTokens"].PREPARE_CLASS_CLONE(None)
+    node.hidden.prompt, node.hidden.extra_pnginfo = {"1": {}}, extra
+    half = replace(trajectory.at(0.5).after, placement=None)
+    node.execute(model=model, tokens=half, filename_prefix="a")
+    name = "a_00001_.tokens.safetensors"
+    with safe_open(tmp_path / name, framework="pt") as file:
+        assert file.metadata()["prompt"] == '{"1": {}}'
+    (again,) = run_node("LoadTokens", model=model, file=f"{name} [output]")
+    assert torch.equal(again.image, half.image)
 
 
 def test_denoising_goes_on_from_any_step_with_other_settings(encoded, denoised):
