@@ -140,6 +140,8 @@ def fixed_text(
     ids: list[int] = []
     for number, part in enumerate(parts):
         ids += [MASKED] * (number > 0) + (_known_ids(model, part) if part.strip() else [])
+    if not length:
+        raise InputError("The answer is a picture alone, without text: leave the text empty.")
     if not ids or len(ids) > length:
         raise InputError(
             f"The text has {len(ids)} tokens; expected 1 to {length}: shorten it, or raise the "
@@ -168,6 +170,8 @@ def extended(prompt: Prompt, *, left: int, top: int, right: int, bottom: int) ->
     if min(left, top, right, bottom) < 0 or not any((left, top, right, bottom)):
         raise InputError("Nothing is added: give at least one side a positive number of pixels.")
     image = prompt.initial.image
+    if not image.numel():
+        raise InputError("The prompt asks for text alone: there is no picture to extend.")
     placement = prompt.placement
     unit = placement[0].size[0] // image.shape[2] if placement else 0
     if (image == MASKED).all():

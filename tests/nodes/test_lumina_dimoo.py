@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from mmada_parallel.mmp_core import CheckpointError, InputError
+from mmada_parallel.mmp_core import CheckpointError, InputError, TokenState
 from mmada_parallel.mmp_core.variants.strangers import NOTE
 from mmada_parallel.tests.nodes.untrained import write_untrained
 
@@ -96,6 +96,26 @@ def test_a_text_alone(encode, denoised, run_node, lumina, training_folders, monk
     monkeypatch.setattr(training_folders, "runs_with_adapters", lambda: {"any": None})
     with pytest.raises(InputError, match="text alone: choose one with a picture"):
         run_node("CompareAdapters", model=lumina, prompt=prompt, run="any", seed=0, step=0)
+    sides = {"left": 32, "top": 0, "right": 0, "bottom": 0}
+    with pytest.raises(InputError, match="text alone: there is no picture to extend"):
+        run_node("ExtendCanvas", model=lumina, prompt=prompt, **sides)
+    drawn, given = TokenState(tokens.text, torch.zeros(1, 4, 4).long()), {"prompt": prompt}
+    for result in (tokens, drawn):
+        with pytest.raises(InputError, match="text alone: there is no picture to put back"):
+            run_node("PutBack", model=lumina, tokens=result, original=mask[..., None], **given)
+
+
+def test_a_picture_alone_has_no_text_to_set_or_select(encode, run_node, lumina):
+    prompt = encode(image=torch.rand(1, 128, 128, 3), task="edit")
+    assert prompt.initial.text.shape == (1, 0)
+    given = {"model": lumina, "prompt": prompt, "rest": "auto", "instruction": "keep"}
+    with pytest.raises(InputError, match="a picture alone, without text: leave the text empty"):
+        run_node("SetTokens", text="the star", **given)
+    reopened = {"picture": "keep all", "text": "reopen selected", "coverage": 0.0}
+    given = {"model": lumina, "tokens": prompt.initial, **reopened}
+    assert run_node("Remask", words="", pattern="a", **given)[0].text.shape == (1, 0)
+    with pytest.raises(InputError, match="the text has 0 words"):
+        run_node("Remask", words="1", pattern="", **given)
 
 
 def assert_sheet(run_node, model, trajectory):
