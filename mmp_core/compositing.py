@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from .checkpoint.load import Model
-from .errors import InputError
+from .errors import InputError, sentence
 from .image.blending import Fine, Layer, blended, original_part
 from .image.changes import (
     affine_change,
@@ -29,6 +30,8 @@ from .image.placement import Placement, Size
 from .image.put_back_settings import Mode, PutBackSettings
 from .pipeline import decode_pixels, masked_pixels
 from .state import MASKED, Prompt, TokenState
+
+_NO_RESULT = sentence("The result is text alone: there is no picture to put back.")
 
 
 def put_back(
@@ -100,9 +103,11 @@ def put_back_pixels(
     mask: Picture | None = None,
     mode: Mode | None = None,
     settings: PutBackSettings | None = None,
+    callback: Callable[[int, int], object] = lambda done, total: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same for ``pixels`` (H, W, C) of the upright original, uint8, uint16 or float in 0 … 1;
-    the result has their dtype and channels, the mask is (H, W) uint8."""
+    the result has their dtype and channels, the mask is (H, W) uint8. ``callback`` counts the
+    strips of the original, and may raise."""
     settings = settings or PutBackSettings()
     if mode is not None:
         settings = replace(settings, mode=mode)
@@ -131,11 +136,13 @@ def put_back_pixels(
     shift, gain, new = _filled(seen, before, after, area, settings.fill, known, unit)
     fine = None if large is None else Fine(large, after, new)
     layer = Layer(layer_mask, _reach(placement, settings.feather), shift, gain, fine)
-    return blended(pixels, placement, layer, whole)
+    return blended(pixels, placement, layer, whole, callback)
 
 
 def _of_one_picture(prompt: Prompt, result: Picture | TokenState) -> tuple[Prompt, Tensor]:
     """The prompt of one sample on the result's canvas, and the image (1, H, W) it started from."""
+    if prompt.image is not None and not prompt.initial.image.numel():
+        raise InputError(_NO_RESULT)
     if prompt.placement is None or prompt.image is None:
         raise InputError(
             "The prompt was made without a picture, so that there is nothing to put the result "
@@ -181,7 +188,7 @@ def _result(
     and a picture that has more pixels than the model's, as far as the original has them, too."""
     if isinstance(result, TokenState):
         if not result.image.numel():
-            raise InputError("The result is text alone: there is no picture to put back.")
+            raise InputError(_NO_RESULT)
         pixels, undecided = decode_pixels(model, result), masked_pixels(model, result)
         return pixels[0].permute(2, 0, 1).contiguous(), undecided[0], None
     image, size = load_image(result), placement.size

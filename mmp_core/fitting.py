@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +27,8 @@ from .image.placement import Box, Size
 from .pipeline import decode_pixels, encode_seen, legal_size, seen_size
 from .state import MASKED, Prompt, TokenState
 
+Counter = Callable[[int, int], object]
+"""Called with how many of how many are done."""
 LARGEST_SIDE = 4096
 """Of a side that follows from the other."""
 _NOTICEABLE = 0.02
@@ -56,17 +58,20 @@ def fitted_input(
     masks: Sequence[Image.Image] = (),
     count: int = 1,
     settings: MaskSettings | None = None,
+    *,
+    callback: Counter = lambda done, total: None,
 ) -> FittedInput:
     """Bring the wanted ``size`` of the result, (width, height) with 0 for an open side, and
     ``masks`` to what a model takes for ``count`` pictures of one size, ``picture``.
 
     An open side follows from the other, in the shape that the model sees. Sides are rounded to
     whole image tokens; with a mask the result has the size at which the model sees the picture.
-    Masks are stretched over the pictures, and used in turn where they are fewer.
+    Masks are stretched over the pictures, and used in turn where they are fewer; ``callback`` is
+    called before each, and may raise.
     """
     fitted = FittedInput(None, (None,) * count, (None,) * count, ())
     if masks and picture is not None:
-        fitted = _with_masks(model, fitted, masks, picture, settings or MaskSettings())
+        fitted = _with_masks(model, fitted, masks, picture, settings or MaskSettings(), callback)
     if not any(size):
         return fitted
     if any(fitted.masks):
@@ -104,11 +109,15 @@ def _with_masks(
     masks: Sequence[Image.Image],
     picture: Size,
     settings: MaskSettings,
+    callback: Counter,
 ) -> FittedInput:
     count = len(fitted.masks)
     notes = [] if len(masks) in (1, count) else [count_note("mask", len(masks), count)]
     each = [masks[i % len(masks)] for i in range(count)]
-    values = [mask_values(mask)[0] for mask in each]
+    values = []
+    for number, mask in enumerate(each):
+        callback(number, count)
+        values.append(mask_values(mask)[0])
     blank = [number for number, mask in enumerate(values, 1) if not is_painted(mask)]
     if blank:
         which = ", ".join(map(str, blank))
@@ -181,7 +190,7 @@ def selected_note(start: TokenState) -> str:
 
 
 def strange_note(
-    model: Model, prompt: Prompt, pictures: Sequence[Image.Image], regions: Sequence[Region | None]
+    model: Model, prompt: Prompt, pictures: Iterable[Image.Image], regions: Sequence[Region | None]
 ) -> list[str]:
     """A sentence where a checkpoint of a small world was given another picture than its world's:
     ``pictures``, or their ``regions``, of which its image tokenizer keeps nothing."""
@@ -204,7 +213,7 @@ def strange_note(
     return []
 
 
-def unseen_note(start: TokenState, masks: Sequence[Image.Image | None]) -> list[str]:
+def unseen_note(start: TokenState, masks: Iterable[Image.Image | None]) -> list[str]:
     """A sentence where what the model sees of the pictures leaves a part of their masks out."""
     shares = [0.0]
     for place, mask in zip(start.placement or (), masks, strict=True):
@@ -231,17 +240,25 @@ def mask_box(state: TokenState, sample: int, mask: Tensor, unit: int) -> Box | N
 
 
 def selected_cells(
-    state: TokenState, masks: Tensor, unit: int, coverage: float, grow: int
+    state: TokenState,
+    masks: Tensor,
+    unit: int,
+    coverage: float,
+    grow: int,
+    *,
+    callback: Counter = lambda done, total: None,
 ) -> tuple[Tensor, list[str]]:
     """(B, H, W) bool: the image tokens of each sample that ``masks`` (B, h, w) select, see
-    :func:`mask_box`, and a sentence where they select nothing."""
+    :func:`mask_box`, and a sentence where they select nothing. ``callback`` is called before each
+    sample, and may raise."""
     if not is_painted(masks):
         nothing = torch.zeros(state.image.shape, dtype=torch.bool)
         return nothing, [sentence("The mask is not painted: it selects nothing.")]
-    cells = [
-        cells_of(mask[None], state.grid, coverage, grow, box=mask_box(state, i, mask, unit))
-        for i, mask in enumerate(masks)
-    ]
+    cells = []
+    for i, mask in enumerate(masks):
+        callback(i, len(masks))
+        box = mask_box(state, i, mask, unit)
+        cells.append(cells_of(mask[None], state.grid, coverage, grow, box=box))
     return torch.cat(cells), []
 
 
@@ -252,11 +269,15 @@ def in_turn(things: Tensor, count: int, name: str, wanted: str) -> tuple[Tensor,
 
 
 def fitted_codes(
-    model: Model, pictures: Sequence[Image.Image], state: TokenState
+    model: Model,
+    pictures: Sequence[Image.Image],
+    state: TokenState,
+    *,
+    callback: Counter = lambda done, total: None,
 ) -> tuple[Tensor, list[str]]:
     """(B, H, W) on the CPU: codes of ``pictures`` brought to the size of the answer ``state``, and
     a sentence for each thing that was changed. Of pictures of the original's size the part is taken
-    that ``state`` is about."""
+    that ``state`` is about. ``callback`` is called before each picture, and may raise."""
     (height, width), unit = state.grid, model.downsample
     if not height or not width:
         raise InputError("The prompt asks for text alone: there is no picture to set.")
@@ -266,12 +287,13 @@ def fitted_codes(
     part = None
     if place and given == place.original and not any(place.margins) and place.box != whole.box:
         part = place.box  # the prompt is about a region of the original
-    fitted = [
-        model.variant.fit(load_image(picture).crop(part) if part else load_image(picture), size)
-        for picture in pictures
-    ]
-    codes = torch.cat([encode_seen(model, [picture]).cpu() for picture in fitted])
-    codes, notes = in_turn(codes, state.batch, "picture", "result")
+    encoded = []
+    for number, picture in enumerate(pictures):
+        callback(number, len(pictures))
+        upright = load_image(picture)
+        seen = model.variant.fit(upright.crop(part) if part else upright, size)
+        encoded.append(encode_seen(model, [seen]).cpu())
+    codes, notes = in_turn(torch.cat(encoded), state.batch, "picture", "result")
     if given != size and seen_size(model, given) != size:
         notes.append(
             sentence(

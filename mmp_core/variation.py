@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -34,12 +35,20 @@ def confidence_in(trajectory: Trajectory) -> Confidence:
 
 
 @torch.no_grad()
-def predicted_confidence(model: DenoisingModel, prompt: Prompt, state: TokenState) -> Confidence:
+def predicted_confidence(
+    model: DenoisingModel,
+    prompt: Prompt,
+    state: TokenState,
+    *,
+    callback: Callable[[int, int], object] = lambda done, total: None,
+) -> Confidence:
     """The probability of each token of ``state`` by one forward of ``prompt`` with the whole answer
-    masked: how far the prompt alone decides it. 0 where masked."""
+    masked: how far the prompt alone decides it. 0 where masked. ``callback`` is called before each
+    sample, and may raise."""
     texts, images = [], []
     layout, choices = model.layout, model.layout.text_choices
     for sample in range(state.batch):
+        callback(sample, state.batch)
         which = slice(sample, sample + 1)
         one, tokens = prompt[which].to(model.device), state[which].to(model.device)
         blank = TokenState.masked(1, tokens.text.shape[1], tokens.grid).to(model.device)

@@ -16,8 +16,8 @@ from ..mmp_core.files import replacing, writing
 from ..mmp_core.image.files import write_picture
 from ..mmp_core.outside import checked_text
 from ..training.data.items import SAME_RATIO
-from .host import training_folders
-from .pictures import said, to_picture
+from .host import interruptible, training_folders
+from .pictures import said, to_pictures
 from .types import Schema
 
 _LONGEST_NAME = 40
@@ -104,7 +104,7 @@ class CollectDataset(io.ComfyNode):
                 "The instruction is empty: say what to change, or what the target shows."
             )
         images, targets = (
-            [None] if batch is None else [to_picture(pixels).convert("RGB") for pixels in batch]
+            [picture.convert("RGB") for picture in to_pictures(batch)] or [None]
             for batch in (image, target)
         )
         count = max(len(images), len(targets))
@@ -114,7 +114,7 @@ class CollectDataset(io.ComfyNode):
                 "targets as images."
             )
         added = 0
-        for item in range(count):
+        for item in interruptible(range(count)):
             picture, wanted = images[item % len(images)], targets[item % len(targets)]
             if picture and wanted and not same_shape(picture.size, wanted.size):
                 raise InputError(

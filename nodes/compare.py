@@ -117,7 +117,7 @@ class CompareAdapters(io.ComfyNode):
         model.prepare_decoding(prompt.initial.grid)
         answers = [
             Answer(name, decode_text(model.model, tokens)[0], _picture(model, tokens))
-            for name, tokens in found
+            for name, tokens in host.interruptible(found)
         ]
         pixels = to_pixels([answers_sheet(answers)])
         tokens = TokenState(

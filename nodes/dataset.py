@@ -137,7 +137,10 @@ class LoadEditDataset(io.ComfyNode):
         opened = joined([opened, more] if more else [opened])
         count = min(_SHOWN, len(opened))
         spread = [opened[i * len(opened) // count] for i in range(count)]
-        pixels, report = to_pixels([dataset_sheet(list(map(_example, spread)))]), opened.report()
+        pixels, report = (
+            to_pixels([dataset_sheet(list(map(_example, host.interruptible(spread))))]),
+            opened.report(),
+        )
         image = host.to_intermediate(pixels)
         ui = shown(pixels, report, cls)
         return io.NodeOutput(opened, image, len(opened), report, ui=ui)

@@ -11,7 +11,7 @@ from ..mmp_core import (
     decode_text,
     masked_pixels,
 )
-from .host import HostedModel, stop_if_interrupted, to_intermediate
+from .host import HostedModel, interruptible, to_intermediate
 from .types import Model, Schema, Tokens
 
 FILLS = {
@@ -48,7 +48,9 @@ class DecodeText(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: HostedModel, tokens: TokenState) -> io.NodeOutput:
-        text = "\n\n".join(decode_text(model.model, tokens, masked=MASKED_TEXT))
+        samples = (tokens[index : index + 1] for index in interruptible(range(tokens.batch)))
+        texts = [decode_text(model.model, one, masked=MASKED_TEXT)[0] for one in samples]
+        text = "\n\n".join(texts)
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 
 
@@ -91,8 +93,7 @@ class DecodeImage(io.ComfyNode):
             raise InputError("The answer is text alone, without a picture: use Decode Text.")
         model.prepare_decoding(tokens.grid)
         pictures = []
-        for index in range(tokens.batch):
-            stop_if_interrupted()
+        for index in interruptible(range(tokens.batch)):
             sample = tokens[index : index + 1]
             pictures.append(decode_pixels(model.model, sample, fill=FILLS[fill]))
         undecided = masked_pixels(model.model, tokens).float()

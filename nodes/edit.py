@@ -24,8 +24,8 @@ from ..mmp_core.image.mask_settings import MaskSettings
 from ..mmp_core.options import options_of
 from ..views.mask_overlay import mask_overlay
 from .denoise import started
-from .host import HostedModel
-from .pictures import said, to_picture
+from .host import HostedModel, interruptible, stop_if_interrupted
+from .pictures import said, to_pictures
 from .types import Model, Schema, Tokens
 from .types import Prompt as PromptType
 from .widgets import between, widget
@@ -124,11 +124,13 @@ class Remask(io.ComfyNode):
             flat = mask.reshape(-1, *mask.shape[-2:]).cpu()
             masks, notes = in_turn(flat, tokens.batch, "mask", "result")
             unit = model.model.downsample
-            masked, empty = selected_cells(tokens, masks, unit, coverage, grow)
+            masked, empty = selected_cells(
+                *(tokens, masks, unit, coverage, grow), callback=lambda *_: stop_if_interrupted()
+            )
             notes += empty
         selected = torch.zeros(tokens.text.shape, dtype=torch.bool)
         if text.endswith("selected"):
-            selected = _selected(text_pieces(model.model, tokens), words, pattern)
+            selected = _selected(model, tokens, words, pattern)
         cells = _to_reopen(picture, masked)
         changed = reopened(tokens, text=_to_reopen(text, selected), image=cells)
         if masks is None or not picture.endswith("masked"):
@@ -143,26 +145,27 @@ def _overlays(
     """Each sample's picture with its mask and the image tokens that are reopened."""
     model.prepare_decoding(tokens.grid)
     unit, overlays = model.model.downsample, []
-    for sample, (mask, selected) in enumerate(zip(masks, cells, strict=True)):
+    for sample, (mask, selected) in enumerate(interruptible(zip(masks, cells, strict=True))):
         (picture,) = decode_image(model.model, tokens[sample : sample + 1])
         box = mask_box(tokens, sample, mask, unit)
         overlays.append(mask_overlay(picture, mask, selected, box))
     return overlays
 
 
-def _selected(texts: list[list[str]], words: str, pattern: str) -> torch.Tensor:
+def _selected(model: HostedModel, tokens: TokenState, words: str, pattern: str) -> torch.Tensor:
     """(B, T) bool. Words named by number must exist in one text of the batch at least."""
     rows, problems = [], []
-    for pieces in texts:
+    for sample in interruptible(range(tokens.batch)):
+        (pieces,) = text_pieces(model.model, tokens[sample : sample + 1])
         row = torch.zeros(len(pieces), dtype=torch.bool)
         try:
-            row |= torch.tensor(words_selected(pieces, words))
+            row |= torch.tensor(words_selected(pieces, words), dtype=torch.bool)
         except InputError as problem:
             problems.append(problem)
         if pattern:
-            row |= torch.tensor(pattern_selected(pieces, pattern))
+            row |= torch.tensor(pattern_selected(pieces, pattern), dtype=torch.bool)
         rows.append(row)
-    if len(problems) == len(texts):
+    if len(problems) == tokens.batch:
         raise problems[0]
     return torch.stack(rows)
 
@@ -260,9 +263,11 @@ class SetTokens(io.ComfyNode):
             fixed = fixed_text(model.model, text, words.shape[1], rest)
             words, whole = fixed.expand(prompt.batch, -1), not (fixed == MASKED).any()
         if image is not None:
-            pictures = [to_picture(pixels) for pixels in image]
+            pictures = to_pictures(image)
             model.prepare_decoding(prompt.initial.grid)
-            codes, notes = fitted_codes(model.model, pictures, prompt.initial)
+            codes, notes = fitted_codes(
+                *(model.model, pictures, prompt.initial), callback=lambda *_: stop_if_interrupted()
+            )
         if instruction == "leave out" or (instruction == "auto" and whole):
             prompt = prompt.without_instruction()
         start = replace(prompt.initial, text=words, image=codes)

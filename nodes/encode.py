@@ -12,8 +12,8 @@ from ..mmp_core.instructions import instruction_notes
 from ..mmp_core.options import options_of
 from ..mmp_core.variants.registry import VARIANTS
 from ..views.mask_overlay import prompt_overlays
-from .host import HostedModel, interruptible
-from .pictures import said, to_masks, to_picture
+from .host import HostedModel, interruptible, stop_if_interrupted
+from .pictures import said, to_masks, to_pictures
 from .types import Model, Schema
 from .types import Prompt as PromptType
 from .widgets import between, widget
@@ -174,8 +174,7 @@ class EncodeInstruction(io.ComfyNode):
     ) -> io.NodeOutput:
         if size == AUTOMATIC:
             width = height = text_length = 0
-        pictures = [] if image is None else [to_picture(pixels) for pixels in image]
-        seconds = [] if second_image is None else [to_picture(p) for p in second_image]
+        pictures, seconds = to_pictures(image), to_pictures(second_image)
         known = model.model.variant.task_for(
             None if task == AUTO else task, bool(pictures) + bool(seconds)
         )
@@ -185,7 +184,10 @@ class EncodeInstruction(io.ComfyNode):
         settings = MaskSettings(**mask_choices)
         shape = pictures[0].size if pictures else None
         masks, count = to_masks(mask), max(1, len(pictures))
-        fitted = fitted_input(model.model, (width, height), shape, masks, count, settings)
+        fitted = fitted_input(
+            *(model.model, (width, height), shape, masks, count, settings),
+            callback=lambda *_: stop_if_interrupted(),
+        )
         if shape:
             sizes = [shape, *(picture.size for picture in seconds[:1])]
             sizes += [_size(region) for region in fitted.regions if region]
@@ -210,16 +212,17 @@ class EncodeInstruction(io.ComfyNode):
             )
         ]
         prompt = Prompt.stack(prompts)
-        notes = [*read, *strange_note(model.model, prompt, pictures, fitted.regions), *fitted.notes]
+        strange = strange_note(model.model, prompt, interruptible(pictures), fitted.regions)
+        notes = [*read, *strange, *fitted.notes]
         if masks and not pictures:
             notes.append(sentence("The mask is not used, since there is no picture."))
         if not any(fitted.masks):
             return io.NodeOutput(prompt, ui=said(notes, cls))
-        overlays = prompt_overlays(prompt, pictures, fitted.masks)
+        overlays = prompt_overlays(prompt, interruptible(pictures), fitted.masks)
         notes += [
             selected_note(prompt.initial),
             sentence("Elsewhere Put Back keeps the original's pixels."),
-            *unseen_note(prompt.initial, fitted.masks),
+            *unseen_note(prompt.initial, interruptible(fitted.masks)),
         ]
         return io.NodeOutput(prompt, ui=said(notes, cls, overlays))
 

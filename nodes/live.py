@@ -26,7 +26,7 @@ from ..mmp_core.errors import sentence
 from ..mmp_core.files import readable_duration
 from ..views.sheet import contact_sheet
 from ..views.trajectory import spread_steps, veiled_picture
-from .host import Progress, Run, save_temporary, stop_if_interrupted
+from .host import Progress, Run, interruptible, save_temporary, stop_if_interrupted
 
 RECORDED_STEPS = "mmada_parallel_steps"
 """The viewer's key among the node's ui data; web/denoise_viewer.js knows it too."""
@@ -177,7 +177,7 @@ class LiveView:
             return None
         steps = spread_steps(trajectory, self._frames)
         samples = []
-        for sample in range(trajectory.final.batch):
+        for sample in interruptible(range(trajectory.final.batch)):
             data: dict[str, Any] = recorded_text(self.model, trajectory, steps, sample)
             data["sheet"] = self._saved_sheet(steps, sample) if self._results else None
             samples.append(data)

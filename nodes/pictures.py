@@ -11,6 +11,8 @@ import torch
 from comfy_api.v0_0_2 import ui
 from PIL import Image
 
+from .host import interruptible
+
 _log = logging.getLogger(__name__)
 
 
@@ -20,16 +22,19 @@ def to_picture(pixels: torch.Tensor) -> Image.Image:
     return Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels)
 
 
+def to_pictures(batch: torch.Tensor | None) -> list[Image.Image]:
+    """The pictures of a batch; none where there is no batch. The run may be interrupted."""
+    return [] if batch is None else [to_picture(pixels) for pixels in interruptible(batch)]
+
+
 def to_pixels(pictures: Iterable[Image.Image]) -> torch.Tensor:
     """(N, H, W, 3) float32 in 0 … 1 of RGB pictures of one size."""
     return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).float() / 255
 
 
 def to_masks(mask: torch.Tensor | None) -> list[Image.Image]:
-    """The masks of a batch; none where there is no batch."""
-    if mask is None:
-        return []
-    return [to_picture(one[..., None]) for one in mask.reshape(-1, *mask.shape[-2:])]
+    """The same of masks."""
+    return to_pictures(None if mask is None else mask.reshape(-1, *mask.shape[-2:])[..., None])
 
 
 def shown(pixels: torch.Tensor, text: str, node: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from ..mmp_core.errors import sentence
 from ..mmp_core.image.put_back_settings import Mode, PutBackSettings
 from ..mmp_core.options import options_of
 from .host import HostedModel, stop_if_interrupted, to_intermediate
-from .pictures import said, to_masks, to_picture
+from .pictures import said, to_masks, to_pictures
 from .types import Model, Schema, Tokens
 from .types import Prompt as PromptType
 from .widgets import widget
@@ -107,6 +107,7 @@ class PutBack(io.ComfyNode):
                 mask=painted,
                 mode=settings.mode,
                 settings=settings,
+                callback=lambda *_: stop_if_interrupted(),
             )
             pictures.append(torch.from_numpy(picture))
             areas.append(torch.from_numpy(area).float() / 255)
@@ -136,7 +137,7 @@ def _replaced(shares: list[float], mode: Mode) -> str:
 
 def _results(tokens: TokenState | None, result: torch.Tensor | None) -> list:
     if result is not None:
-        return [to_picture(pixels) for pixels in result]
+        return to_pictures(result)
     if tokens is None:
         raise InputError("Nothing to put back: connect tokens or result.")
     return [tokens[i : i + 1] for i in range(tokens.batch)]

@@ -12,7 +12,7 @@ from ..training.rewards.clip import score_trajectory
 from ..views.plot import line_plot
 from . import host
 from .host import folders, training_folders
-from .pictures import shown, to_picture, to_pixels
+from .pictures import shown, to_pictures, to_pixels
 from .types import Model, Schema, Tokens
 from .types import Prompt as PromptType
 from .types import Trajectory as TrajectoryType
@@ -71,7 +71,7 @@ class ScoreAlignment(io.ComfyNode):
         image: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         texts = None if text is None else [text]
-        pictures = None if image is None else [to_picture(pixels) for pixels in image]
+        pictures = None if image is None else to_pictures(image)
         _check(texts is not None and pictures is not None, model, tokens, trajectory)
         scorer, progress = host.load_clip(clip), host.Progress(cls.hidden.unique_id)
         if model and trajectory is not None:

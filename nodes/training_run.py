@@ -109,7 +109,7 @@ def train(
         clips = recipe.load(dataset)
         if isinstance(dataset, Preferences):
             hosted.prepare_decoding((1, 1))
-            cases = dataset.cases(hosted.model)
+            cases = dataset.cases(hosted.model, lambda *_: host.stop_if_interrupted())
         else:
             cases = _cases(hosted, dataset, recipe.need_target, inputs, progress)
         watched = _watched(hosted, recipe, inputs, progress)

@@ -9,7 +9,7 @@ from ..mmp_core.errors import sentence
 from ..mmp_core.memory import denoising_estimate
 from ..mmp_core.variation import confidence_in, predicted_confidence, varied
 from .denoise import started
-from .host import HostedModel
+from .host import HostedModel, stop_if_interrupted
 from .pictures import said
 from .types import Model, Schema, Tokens, Trajectory
 from .types import Prompt as PromptType
@@ -75,7 +75,9 @@ class Vary(io.ComfyNode):
             settings = SamplerSettings(joint_guidance=0.0, text_steps=1, image_steps=1)
             estimate = denoising_estimate(model.model, prompt, settings, record=0)
             model.memory_budget(prompt, previews=False).prepare(estimate, 1)
-            confidence = predicted_confidence(model.model, prompt, tokens)
+            confidence = predicted_confidence(
+                model.model, prompt, tokens, callback=lambda *_: stop_if_interrupted()
+            )
         end = model.model.layout.end_of_text
         changed = varied(tokens, confidence, text=text, image=picture, end_of_text=end)
         counts = [

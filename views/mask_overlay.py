@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ _MASK_OPACITY, _DARKENED = 0.55, 0.45
 
 
 def prompt_overlays(
-    prompt: Prompt, pictures: Sequence[Image.Image], masks: Sequence[Image.Image | None]
+    prompt: Prompt, pictures: Iterable[Image.Image], masks: Sequence[Image.Image | None]
 ) -> list[Image.Image]:
     """Each sample of an inpainting prompt before it is denoised: its picture as the model sees it,
     with the mask, and with the image tokens that are masked."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -78,7 +79,11 @@ def white_of(pixels: np.ndarray) -> float:
 
 
 def blended(
-    pixels: np.ndarray, placement: Placement, layer: Layer, painted: np.ndarray | None = None
+    pixels: np.ndarray,
+    placement: Placement,
+    layer: Layer,
+    painted: np.ndarray | None = None,
+    callback: Callable[[int, int], object] = lambda done, total: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The original with ``layer`` over it, and the mask that was used.
 
@@ -86,6 +91,8 @@ def blended(
     is transparency and stays. ``placement``: where the layer lies. ``painted``: (H, W) uint8 of the
     original's size; where it is above the layer's mask it counts instead. Where the canvas was
     extended beyond the original, the result is larger by that, all of it from the layer.
+    ``callback`` counts the strips that are done; where it raises, or Ctrl-C comes, the others are
+    not begun.
 
     Returns (H', W', C) of the same dtype and (H', W') uint8; where that is 0, pixels are the
     original's, bit for bit.
@@ -108,8 +115,13 @@ def blended(
             mask[part] = used
             canvas[part] = _mixed(canvas[part], used, enlarged, part)
 
-    with ThreadPoolExecutor(min(4, torch.get_num_threads())) as threads:
-        list(threads.map(blend, range(y0, y1, step)))
+    strips = range(y0, y1, step)
+    threads = ThreadPoolExecutor(min(4, torch.get_num_threads()))
+    try:
+        for done, _ in enumerate(threads.map(blend, strips), start=1):
+            callback(done, len(strips))
+    finally:
+        threads.shutdown(cancel_futures=True)
     return canvas, mask
 
 

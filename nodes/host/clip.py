@@ -11,6 +11,7 @@ import torch
 
 from ...training.rewards.clip import ClipScorer
 from .folders import CLIP_FOLDER, FileState, clips, file_states, listed
+from .page import stop_if_interrupted
 
 _ACTIVATION_BYTES = 2**30
 
@@ -28,7 +29,8 @@ class HostedClip(ClipScorer):
         )
 
     def prepare(self) -> None:
-        """Load all of it, since its layers cannot be streamed."""
+        """Load all of it, since its layers cannot be streamed. The run may be interrupted."""
+        stop_if_interrupted()
         loaded = self.patcher.current_loaded_device() == self.device
         if not loaded or self.patcher.loaded_size() < self.patcher.model_size():
             comfy.model_management.load_models_gpu(

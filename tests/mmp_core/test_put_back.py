@@ -20,6 +20,7 @@ from mmada_parallel.mmp_core import (
 )
 from mmada_parallel.mmp_core.compositing import put_back_pixels
 from mmada_parallel.mmp_core.editing import extended
+from mmada_parallel.mmp_core.image import blending
 from mmada_parallel.mmp_core.image.changes import (
     affine_change,
     changed_area,
@@ -299,6 +300,25 @@ def test_pixels_of_any_depth(model, dtype):
     again, used = put_back_pixels(model, prompt, levels, edited(prompt, [(1, 1)]))
     assert again.dtype == dtype and (again[used == 0] == levels[used == 0]).all()
     assert (again[used == 255] != levels[used == 255]).any()
+
+
+def test_strips_that_are_left_are_not_begun_after_an_interruption(model, monkeypatch):
+    task, original = scene(scale=16)
+    prompt = encode_instruction(model, task.instruction, original)
+    begun, blend = [], blending._mixed
+    monkeypatch.setattr(blending, "_mixed", lambda *a: [begun.append(1), blend(*a)][1])
+
+    def interrupt(done, total):
+        assert total > 10
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        put_back_pixels(
+            *(model, prompt, np.asarray(original), edited(prompt, [(1, 1)])),
+            mode="all",
+            callback=interrupt,
+        )
+    assert 1 <= len(begun) <= 1 + 2 * torch.get_num_threads()
 
 
 def test_bad_input_is_one_sentence(model):

@@ -9,7 +9,7 @@ import torch
 from mmada_parallel.mmp_core import MASKED, InputError, TokenState
 from mmada_parallel.tests.training.adapted import stirred
 from mmada_parallel.tests.training.tiny_cases import cases, one_open, state_of, tiny_model
-from mmada_parallel.training.dpo import loss
+from mmada_parallel.training.dpo import loss, preferences
 from mmada_parallel.training.dpo.preferences import ENDING, open_preferences, save_preference
 from mmada_parallel.training.dpo.run import DPORun
 from mmada_parallel.training.dpo.settings import DPOSettings
@@ -209,6 +209,22 @@ def test_a_pick_comes_back_as_it_was(picked, tmp_path):
     assert [path.name for path in (tmp_path / "picks").iterdir()] == [file.name]
     read = open_preferences(tmp_path / "picks").cases(model)
     assert torch.equal(read[0].target.text, batch.text[2:])
+
+
+def test_reading_many_picks_may_be_interrupted_and_knows_the_checkpoint_once(
+    picked, tmp_path, monkeypatch
+):
+    model, prompt, batch = picked
+    for number in range(4):
+        of_one = replace(batch, text=(batch.text + number) % 8)
+        save_preference(tmp_path / "picks", model, prompt, of_one, 1)
+    asked, identity = [], preferences.token_identity
+    monkeypatch.setattr(
+        preferences, "token_identity", lambda model: [asked.append(1), identity(model)][1]
+    )
+    called = []
+    open_preferences(tmp_path / "picks").cases(model, lambda *counts: called.append(counts))
+    assert called == [(0, 4), (1, 4), (2, 4), (3, 4)] and len(asked) == 1
 
 
 def test_what_cannot_be_compared_is_refused(model, tmp_path):

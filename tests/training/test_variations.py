@@ -13,6 +13,7 @@ from mmada_parallel.tests.training.edit_folders import picture, write_item
 from mmada_parallel.tests.training.tiny_cases import tiny_model
 from mmada_parallel.training.data.dataset import joined, open_dataset, tokenised
 from mmada_parallel.training.data.settings import DataSettings
+from mmada_parallel.training.data.variations import varied
 from mmada_parallel.training.sft.batches import MicroBatch
 from mmada_parallel.training.sft.loss import Condition, masked_losses
 from PIL import ImageOps
@@ -74,6 +75,21 @@ def test_items_are_mirrored_where_their_words_allow_it(tmp_path):
         before, after = getattr(plain, name), getattr(mirrored, name)
         assert ImageOps.mirror(before.read()).tobytes() == after.read().tobytes()
         assert before.digest != after.digest
+
+
+def test_it_may_be_interrupted_before_each_item_whose_pictures_are_compared(tmp_path):
+    for name in ("cat", "dog", "emu"):
+        write_edit(tmp_path, name)
+    dataset, called = opened(tmp_path, outside_weight=0.5), []
+    varied(dataset.items, DataSettings(crops=1), 1, lambda done, total: called.append(done))
+    assert called == [0, 1, 2]
+
+    def count(callback):
+        tokenised(dataset, tiny_model(tmp_path / "model"), need_target=True, callback=callback)
+
+    called.clear()
+    count(lambda done, total: called.append((done, total)))
+    assert called.count((0, 3)) >= 3 and called.count((6, 6)) >= 3
 
 
 def test_crops_hold_what_an_edit_changes(tmp_path):

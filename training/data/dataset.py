@@ -250,7 +250,8 @@ def tokenised(
     reasoning or target, or whose reasoning does not fit, cannot be used. A target's text ends as
     ``editing.fixed_text`` ends it, so without padding it may be shorter than ``text_length``.
     A picture to be generated has the shape of its target where targets are needed, else it is a
-    square. ``batch``: pictures encoded at a time.
+    square. ``batch``: pictures encoded at a time. ``callback(done, total)`` counts the pictures to
+    encode, is called for each item besides, and may raise.
 
     Raises ``InputError`` as :func:`open_dataset` does, and for a family that does not answer with
     text and picture together.
@@ -260,7 +261,9 @@ def tokenised(
     _check_answers(model, length)
     checked_count(batch, "batch", 1, MOST_SAMPLES)
     skipped, usable = list(dataset.skipped), []
+    callback = callback or (lambda done, total: None)
     for item in dataset:
+        callback(0, len(dataset))
         try:
             usable.append((item, _target_text(model, item, length) if need_target else None))
         except InputError as reason:
@@ -277,6 +280,7 @@ def tokenised(
     failed = encode_pictures(model, wanted, store, batch=batch, callback=callback)
     cases = []
     for (item, text), size in zip(usable, sizes, strict=True):
+        callback(len(wanted), len(wanted))
         keys = [key_of(picture, size) for picture in _pictures(item, need_target)]
         if reasons := [failed[key] for key in keys if key in failed]:
             skipped.append((item.name, reasons[0]))

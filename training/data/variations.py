@@ -63,7 +63,7 @@ def varied(
         )
     for turn in range(repeats):
         for number, item in enumerate(items):
-            if callback and len(whole) % 1000 == 999:
+            if callback and (settings.crops or len(whole) % 1000 == 999):  # a crop reads pictures
                 callback(turn * len(items) + number, total)
             for form in _forms(item, settings):
                 words = settings.instruction(form.instruction, number + turn)

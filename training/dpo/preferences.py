@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -45,11 +45,18 @@ class Preferences:
         return self.folder.name
 
     @accessing()
-    def cases(self, model: Model) -> tuple[Case, ...]:
+    def cases(
+        self, model: Model, callback: Callable[[int, int], object] = lambda done, total: None
+    ) -> tuple[Case, ...]:
         """One for each rejected answer; the picked one is its target. The image tokenizer's weights
-        must be loaded. Raises ``InputError`` for a file that :func:`save_preference` did not write,
-        is damaged, or is of another checkpoint than ``model``."""
-        return tuple(case for file in self.files for case in _cases_of(file, model))
+        must be loaded. ``callback`` counts files, and may raise. Raises ``InputError`` for a file
+        that :func:`save_preference` did not write, is damaged, or is of another checkpoint than
+        ``model``."""
+        identity, cases = token_identity(model), []
+        for done, file in enumerate(self.files):
+            callback(done, len(self.files))
+            cases += _cases_of(file, model, identity)
+        return tuple(cases)
 
 
 @accessing()
@@ -171,7 +178,7 @@ def _tensors_of(prompt: Prompt) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
-def _cases_of(path: Path, model: Model) -> list[Case]:
+def _cases_of(path: Path, model: Model, identity: Mapping[str, str]) -> list[Case]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -188,7 +195,7 @@ def _cases_of(path: Path, model: Model) -> list[Case]:
             for name, dimensions in _CONDITIONS.items():
                 if name in shapes and (len(shapes[name]) != dimensions or not min(shapes[name])):
                     raise ValueError(f"{name} has the shape {shown(shapes[name])}")
-            check_identity(metadata, model, str(path))
+            check_identity(metadata, identity, str(path))
             tensors = {name: file.get_tensor(name) for name in names}
             if {tensor.dtype for tensor in tensors.values()} != {torch.int64}:
                 raise ValueError("its tokens are no whole numbers")

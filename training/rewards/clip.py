@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +87,14 @@ class ClipScorer:
         return self._encoded(images, encode)
 
     def prepare(self) -> None:
-        """Called before the model computes: a host brings it to ``device`` here."""
+        """Called before each batch: a host brings the model to ``device`` here, and may raise."""
 
     @torch.no_grad()
     def _encoded(self, items: Sequence[Any], encode: Callable[[Sequence[Any]], Tensor]) -> Tensor:
-        self.prepare()
-        batches = (items[i : i + _BATCH] for i in range(0, len(items), _BATCH))
-        features = [encode(batch).float().cpu() for batch in batches]
+        features = []
+        for start in range(0, len(items), _BATCH):
+            self.prepare()
+            features.append(encode(items[start : start + _BATCH]).float().cpu())
         return torch.cat([torch.zeros(0, self.towers.width), *features])
 
     def parts(self, text: str) -> list[str]:
@@ -152,13 +154,14 @@ def score_trajectory(
     *,
     texts: Sequence[str] | None = None,
     images: Sequence[Image.Image] | None = None,
-    callback: Callable[[int, int], None] | None = None,
+    callback: Callable[[int, int], object] = lambda done, total: None,
 ) -> Tensor:
     """(S, B) float32 on the CPU: agreement at each recorded step and, last, of the final state.
 
     At a step the text unmasked so far is scored against the picture that the model then guesses,
     grey where it has not guessed yet. ``texts``, ``images``: B to score at every step instead of
-    those of the trajectory. ``callback(done, total)`` is called before each row.
+    those of the trajectory. ``callback(done, total)`` counts rows, is called before each picture,
+    too, and may raise.
     """
     final = trajectory.final
     states = [*((step.after, step.guess) for step in trajectory.steps), (final, final)]
@@ -169,12 +172,13 @@ def score_trajectory(
     if images is not None:
         image_features = scorer.image_features(images)
     for done, (after, guess) in enumerate(states):
-        if callback:
-            callback(done, len(states))
+        tell = partial(callback, done, len(states))
+        tell()
         if texts is None and last_texts != (read := decode_text(model, after)):
             last_texts, text_features = read, scorer.text_features(read)
         if images is None and (last_codes is None or not torch.equal(last_codes, guess.image)):
-            last_codes, image_features = guess.image, scorer.image_features(_pictures(model, guess))
+            pictures = _pictures(model, guess, tell)
+            last_codes, image_features = guess.image, scorer.image_features(pictures)
         rows.append((text_features * image_features).sum(dim=-1))
     return torch.stack(rows)
 
@@ -184,6 +188,11 @@ def clip_folder(name: str | Path) -> Path:
     return DEMO_CLIP if name == "demo" else checked_path(name, "The CLIP")
 
 
-def _pictures(model: Model, state: TokenState) -> list[Image.Image]:
-    """Decoded one at a time, since a picture takes much memory to decode."""
-    return [decode_image(model, state[i : i + 1])[0] for i in range(state.batch)]
+def _pictures(model: Model, state: TokenState, tell: Callable[[], object]) -> list[Image.Image]:
+    """Decoded one at a time, since a picture takes much memory to decode. ``tell`` is called before
+    each."""
+    pictures = []
+    for sample in range(state.batch):
+        tell()
+        pictures += decode_image(model, state[sample : sample + 1])
+    return pictures
