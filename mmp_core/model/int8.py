@@ -35,6 +35,6 @@ def multiply(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     step = max(_FEWEST_ROWS, PART_BYTES // (8 * len(weight)))
     for start in range(0, len(rows), step):
         part = slice(min(start, max(0, len(rows) - step)), start + step)  # none of too few rows
-        sums = torch._int_mm(whole[part], weight.t())
+        sums = torch.ops.aten._int_mm(whole[part], weight.t())
         result[part] = (sums * row_scale[part]).mul_(column_scale)
     return result.unflatten(0, x.shape[:-1])
