@@ -18,19 +18,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, InputError, shown
+from ..errors import CheckpointError, InputError, shortened, shown
 from ..files import accessing, checked_path
 from ..model.lora import Adapter, CastOperations, LayerShape, adaptable_layers
-from ..outside import field
+from ..outside import check_fields, field
 from .load import Model, load_module
-from .tensors import SafetensorsFiles, read_json
+from .tensors import SafetensorsFiles, holds_values, read_json
 
 PREFIX = "base_model.model."
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 _PREFIXES = (PREFIX, "diffusion_model.")
 _NAME = re.compile(r"(?P<layer>.+)\.lora_(?P<part>A|B|down|up)(\.default)?\.weight")
-_WHOLE = re.compile(r"(?P<layer>.+?)(\.modules_to_save(\..+)?)?\.(weight|bias)")
 _PARTS = {"A": "A", "down": "A", "B": "B", "up": "B"}
 _MAGNITUDE = re.compile(r"(?P<layer>.+)\.lora_magnitude_vector(\.default)?(\.weight)?")
 _SCALE = ".dora_scale"
@@ -43,6 +42,7 @@ _NOT_PLAIN = (
 _CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 """PEFT's ways to start an adapter that subtract it from the base model's weights."""
 _LARGEST_ALPHA = 1e6
+_SWITCHES = {"use_rslora": field(bool), "use_dora": field(bool)}
 _ENDS = ("wte", "ff_out", "lm_head")
 """Last parts of the names of embedding and output layer; of a block's layer in ``blocks``."""
 
@@ -95,20 +95,16 @@ def adapter_state(
         if key.endswith(".alpha") and tensor.numel() == 1:
             alphas[_layer_of(key.removesuffix(".alpha"))] = _alpha(tensor, f"{name}: {key}")
         elif (match := _NAME.fullmatch(key)) and tensor.ndim == 2 and tensor.is_floating_point():
-            matrices.setdefault(_layer_of(match["layer"]), {})[_PARTS[match["part"]]] = tensor
+            layer, part = _layer_of(match["layer"]), _PARTS[match["part"]]
+            if part in matrices.setdefault(layer, {}):
+                raise InputError(f"{name} holds matrix {part} of {layer} twice, by two names.")
+            matrices[layer][part] = tensor
         elif (match := _MAGNITUDE.fullmatch(key)) and tensor.ndim == 1:
             magnitudes[_layer_of(match["layer"])] = tensor
         elif key.endswith(_SCALE) and scaled <= magnified:
             continue
-        elif (match := _WHOLE.fullmatch(key)) and ".lora_" not in key:
-            raise InputError(
-                f"{name} contains weights of its own for {_layer_of(match['layer'])}, which is "
-                "not supported: train it as a LoRA of the layers of the blocks alone."
-            )
         else:
-            raise InputError(
-                f"{name} holds {key}, which is not a LoRA matrix that can be read here."
-            )
+            raise _not_of_lora(key, name)
     if not matrices:
         raise InputError(f"{name} holds no LoRA.")
     state = {}
@@ -116,25 +112,34 @@ def adapter_state(
         if pair.keys() != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
             raise InputError(f"{name} lacks a matching pair of matrices for {layer}.")
         rank = pair["A"].shape[0]
-        if not all(_plain(matrix).isfinite().all() for matrix in pair.values()):
-            raise InputError(f"{name} has values for {layer} that are not finite numbers.")
         if not rank:
             raise InputError(f"{name} has rank 0 for {layer}: it holds nothing.")
         scale = (alphas.get(layer, rank) if alpha is None else alpha) / (
             rank**0.5 if rslora else rank
         )
-        state[f"{layer}.lora_A.weight"] = pair["A"]
         b = pair["B"] if scale == 1 else _plain(pair["B"]) * scale
-        state[f"{layer}.lora_B.weight"] = b
+        if not all(_plain(matrix).isfinite().all() for matrix in (pair["A"], b)):
+            raise InputError(f"{name} has values for {layer} that are not finite numbers.")
+        state |= {f"{layer}.lora_A.weight": pair["A"], f"{layer}.lora_B.weight": b}
     _add_magnitudes(state, magnitudes, name)
     return state
+
+
+def _not_of_lora(key: Any, name: str) -> InputError:
+    if isinstance(key, str) and key.endswith((".weight", ".bias")) and ".lora_" not in key:
+        layer = _layer_of(key.rpartition(".")[0].partition(".modules_to_save")[0])
+        return InputError(
+            f"{name} contains weights of its own for {shortened(layer)}, which is "
+            "not supported: train it as a LoRA of the layers of the blocks alone."
+        )
+    said = shortened(key) if isinstance(key, str) and key else shown(key)
+    return InputError(f"{name} holds {said}, which is not a LoRA matrix that can be read here.")
 
 
 def _check_tensors(tensors: Mapping[Any, Any], name: str) -> None:
     """Raises ``InputError`` where another node gave no names of tensors with values."""
     for key, tensor in tensors.items():
-        real = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_meta
-        if not isinstance(key, str) or not real:
+        if not isinstance(key, str) or not holds_values(tensor):
             raise InputError(
                 f"{name} holds {shown(key)}, which is not a LoRA matrix that can be read here."
             )
@@ -266,6 +271,7 @@ def _peft_settings(config: Path) -> tuple[float | None, bool, bool]:
             "too: it is wrong on the checkpoint as it is; save it converted to plain LoRA (PEFT's "
             "path_initial_model_for_weight_conversion)."
         )
+    check_fields(settings, _SWITCHES, str(config))
     alpha = settings.get("lora_alpha")
     if alpha is None or not field(float, above=0, high=_LARGEST_ALPHA).fits(alpha):
         raise InputError(f"{config} has lora_alpha {shown(alpha)}; expected a number above 0.")

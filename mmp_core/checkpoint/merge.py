@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, shown
-from ..outside import field
+from ..model.lora import STRENGTH
 from .adapters import PEFT_CONFIG, PEFT_WEIGHTS, build_adapter, doubt_about, read_adapter
 from .load import Model
 
-_STRENGTH = field(float, low=-1e6, high=1e6)
 _log = logging.getLogger(__name__)
 
 
@@ -28,9 +27,9 @@ class Merged:
         self.about: list[dict[str, str | float]] = []
         self._parts: dict[str, list[tuple[float, Tensor, Tensor, Tensor | None]]] = {}
         for path, strength in adapters:
-            if not _STRENGTH.fits(strength):
+            if not STRENGTH.fits(strength):
                 raise InputError(
-                    f"The strength of {path} is {shown(strength)}; expected {_STRENGTH.expected}."
+                    f"The strength of {path} is {shown(strength)}; expected {STRENGTH.expected}."
                 )
             state, metadata = read_adapter(path)
             adapter = build_adapter(model, state, metadata, str(path), device="cpu")

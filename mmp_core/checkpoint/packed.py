@@ -63,6 +63,7 @@ def open_packed(file: Path, image_tokenizer_path: Path | None, family: Family) -
             f"{file} was not written by `mmada-parallel convert`; give a file that was, or "
             f"{_folder_of(file)}."
         )
+    tensors.check_kinds()
     about = _parsed(metadata, ABOUT, file)
     if about.get("version") != VERSION:
         raise CheckpointError(f"{file} has a different version from {VERSION}: update this pack.")

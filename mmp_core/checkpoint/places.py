@@ -76,6 +76,12 @@ def _any_of(folder: Path, files: Collection[str]) -> bool:
 
 def transformer_weights(folder: Path) -> Mapping[str, Tensor]:
     """Those of a checkpoint's folder. Raises ``CheckpointError``."""
+    files = _transformer_files(folder)
+    files.check_kinds()
+    return files
+
+
+def _transformer_files(folder: Path) -> SafetensorsFiles:
     index, single = (folder / name for name in TRANSFORMER_FILES)
     if single.is_file():  # goes first, as in transformers: an index may be of an earlier save
         return SafetensorsFiles.of(single)

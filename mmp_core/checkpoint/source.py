@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
@@ -18,7 +17,14 @@ from ..variants.registry import BACKBONE, VARIANTS, variant_of
 from ..variants.strangers import ASSUMED, GIVEN, HOW_TO_SAY, doubt_about, family_known
 from .config_check import check_transformer, checked_config
 from .places import checkpoint_folder, image_file, transformer_weights
-from .tensors import SafetensorsFiles, outline_of, read_json, refuse_pointer
+from .tensors import (
+    SafetensorsFiles,
+    holds_values,
+    outline_of,
+    read_json,
+    read_pickled,
+    refuse_pointer,
+)
 from .text_tokenizer import FILE_BYTES, TextTokenizer, tokenizer_of
 
 TOKENIZER_FILES = (
@@ -108,10 +114,14 @@ def _stated_licences(*folders: Path) -> dict[str, str]:
     """What the README.md of a folder says in its head, as repositories of Hugging Face do."""
     licences = {}
     for folder in folders:
-        head = head_of(folder / "README.md")
-        block = re.match(r"---\s*\n(.*?)\n---", head, re.DOTALL)
-        if block and (said := re.search(r"^license:\s*[\"']?([\w.+-]+)", block[1], re.MULTILINE)):
-            licences[folder.name] = said[1]
+        first, *lines = head_of(folder / "README.md").split("\n")
+        ends = [number for number, line in enumerate(lines) if line.startswith("---")]
+        if first.rstrip() != "---" or not ends:
+            continue
+        for line in lines[: ends[0]]:
+            if said := re.match(r"license:[ \t]*[\"']?([\w.+-]+)", line):
+                licences[folder.name] = said[1]
+                break
     return licences
 
 
@@ -152,14 +162,17 @@ def read_tokenizer(folder: Path) -> TextTokenizer:
 
 def _image_weights(file: Path) -> Mapping[str, Tensor]:
     if file.suffix == ".safetensors":
-        return SafetensorsFiles.of(file)
+        files = SafetensorsFiles.of(file)
+        files.check_kinds()
+        return files
     refuse_pointer(file)
     try:
-        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        weights = read_pickled(file, mmap=True)
     except Exception as error:  # torch.load raises many kinds on damaged or unsafe files
         raise CheckpointError(
             f"{file} cannot be read ({type(error).__name__}); download it again."
         ) from None
-    if not isinstance(weights, dict) or not all(isinstance(t, Tensor) for t in weights.values()):
+    named = weights.items() if isinstance(weights, dict) else [(None, None)]
+    if not all(isinstance(name, str) and holds_values(tensor) for name, tensor in named):
         raise CheckpointError(f"{file} holds no tensors by name; download it again.")
     return weights

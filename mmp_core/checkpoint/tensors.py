@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,7 +17,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, shown
 from ..files import is_plain_name
-from ..outside import JSON_BYTES, parsed_json, read_text
+from ..outside import JSON_BYTES, check_bytes, parsed_json, read_text
 
 DTYPES = {
     "F64": torch.float64,
@@ -31,8 +35,19 @@ DTYPES = {
 }
 """torch's dtype by the name that safetensors files give it."""
 
+MOST_TENSORS = 2**16
+"""Of a file: many times those of any checkpoint."""
+
 _BLOCK_BYTES = 2**26
 _INDEX_BYTES = 2**25
+_HEADER_BYTES, _COUNTED_BYTES = 10**8, 2**20
+"""Of a header: safetensors reads no longer one; shorter ones are not worth counting in."""
+_OFFSETS = re.compile(
+    b'"%b"' % b"".join(b"(?:%c|\\\\u00%02x)" % (c, c) for c in b"data_offsets"), re.IGNORECASE
+)
+"""What the header says of each tensor, in any spelling of JSON."""
+_FOUR_BITS = getattr(torch, "float4_e2m1fn_x2", None)
+"""A dtype that nothing can be computed from, in versions of torch that have it."""
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -108,6 +123,15 @@ class SafetensorsFiles(Mapping):
         except KeyError as error:
             raise CheckpointError(f"{file} holds {name} as {error}, which is unknown.") from None
 
+    def check_kinds(self) -> None:
+        """Raises ``CheckpointError`` where one of the files holds a tensor of a kind that is
+        unknown, whether it is asked for or not: a host reads files whole."""
+        for file in self.files:
+            handle = self._handle(file)
+            for name in handle.keys():
+                if (kind := handle.get_slice(name).get_dtype()) not in DTYPES:
+                    raise CheckpointError(f"{file} holds {name} as {kind!r}, which is unknown.")
+
     def blocks(self, name: str) -> Iterator[Tensor]:
         """The rows of tensor ``name`` in order, 64 MB at a time; in memory only while used."""
         outline, file = self.outline(name), self._where[name]
@@ -156,9 +180,47 @@ def blocks_of(tensors: Mapping[str, Tensor], name: str) -> Iterator[Tensor]:
     return iter([tensors[name]])
 
 
+def open_safetensors(file: Path, most: int = MOST_TENSORS) -> Any:
+    """safetensors' reader of ``file``, of at most ``most`` tensors: it takes a minute for a
+    million. Raises ``OSError``, ``SafetensorError``, ``RuntimeError`` or ``MemoryError``."""
+    if not file.is_file():
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(file))
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = stream.read(min(length, _HEADER_BYTES))
+    if len(header) > _COUNTED_BYTES:
+        count = sum(1 for _ in islice(_OFFSETS.finditer(header), most + 1))
+        if count > most:
+            raise OSError(f"it has more than {most} tensors")
+    return safe_open(file, framework="pt")
+
+
+def read_pickled(file: Path, device: torch.device | str = "cpu", *, mmap: bool = False) -> Any:
+    """What ``torch.save`` wrote to ``file``, of plain types and tensors alone. Raises whatever
+    ``torch.load`` raises, which is anything, and ``OSError`` for an archive that would be larger
+    than its file."""
+    check_bytes(file)
+    if is_zipfile(file):
+        with ZipFile(file) as archive:
+            if any(entry.compress_type != ZIP_STORED for entry in archive.infolist()):
+                raise OSError("its tensors are compressed")
+    return torch.load(file, map_location=device, weights_only=True, mmap=mmap)
+
+
+def holds_values(tensor: Any) -> bool:
+    """Whether ``tensor`` is one that can be computed with."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.layout == torch.strided
+        and not tensor.is_meta
+        and not tensor.is_quantized
+        and tensor.dtype != _FOUR_BITS
+    )
+
+
 def _opened(file: Path) -> Any:
     try:
-        return safe_open(file, framework="pt")
+        return open_safetensors(file)
     except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
         refuse_pointer(file)
         raise CheckpointError(

@@ -18,7 +18,7 @@ from typing import Any
 from ..errors import CheckpointError, InputError, shortened, shown
 from ..outside import check_fields, checked_text, field, parsed_json
 
-FILE = "tokenizer.json"
+FILE, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 FILE_BYTES = 2**26
 MOST_IDS = 2**20
 
@@ -34,6 +34,8 @@ _PARTS = {
     "decoder": (_DECODERS, "decoders"),
     "post_processor": (_PROCESSORS, "processors"),
 }
+_LONGEST_PUT, _MOST_PUT = 4, 3
+"""Characters that a step may put in place of others, and how many steps may put more than one."""
 _MOST_PARTS, _LONGEST_TOKEN, _LONGEST_PATTERN, _REPEATS_IN_A_ROW = 16, 1000, 500, 3
 
 
@@ -93,10 +95,51 @@ def tokenizer_of(texts: Mapping[str, str], name: str) -> TextTokenizer:
     with tempfile.TemporaryDirectory() as folder, reading(name):
         for file, text in texts.items():
             if file.endswith(".json"):
-                check_fields(parsed_json(text, f"{file} in {name}"), _SETTINGS, f"{file} in {name}")
+                content = parsed_json(text, f"{file} in {name}")
+                check_fields(content, _SETTINGS, f"{file} in {name}")
+                if file == _CONFIG:  # older versions of transformers read the files that it names
+                    text = json.dumps({k: v for k, v in content.items() if not _names_file(k)})
             Path(folder, file).write_text(text, encoding="utf-8", newline="")
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     return TextTokenizer(tokenizer, name, highest)
+
+
+def _names_file(key: str) -> bool:
+    return key.endswith("_file") or key == "tokenizer_object"
+
+
+def check_any_tokenizer(text: str, name: str) -> None:
+    """Check the text of a ``tokenizer.json`` that may be of any kind, for what would never end.
+    Raises ``CheckpointError``."""
+    longer = 0
+    for step in _objects(parsed_json(text, name)):
+        check_pattern(step.get("pattern"), name)
+        content = step.get("content") if step.get("type") == "Replace" else ""
+        longer += isinstance(content, str) and len(content) > 1
+        if not isinstance(content, str) or len(content) > _LONGEST_PUT or longer > _MOST_PUT:
+            raise CheckpointError(f"{name} makes texts longer than this pack reads.")
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    """All that are nested in ``value``."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            yield value
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+
+
+def check_pattern(pattern: Any, where: str) -> None:
+    """Raises ``CheckpointError`` for a pattern of a step that could take forever."""
+    said = pattern.get("Regex") if isinstance(pattern, dict) else None
+    if isinstance(said, str) and not is_quick(said):
+        raise CheckpointError(
+            f"{where} splits texts by the pattern {shown(said)}, which could take forever: take "
+            "the tokenizer files of the checkpoint's repository."
+        )
 
 
 def check_tokenizer(text: str, name: str) -> int:
@@ -149,13 +192,7 @@ def _check_step(step: Mapping[str, Any], kinds: Sequence[str], where: str) -> No
             f"{where} has the step {shown(step.get('type'))}, which this pack does not read; "
             f"expected {_either(kinds)}: take the tokenizer files of the checkpoint's repository."
         )
-    pattern = step.get("pattern")
-    said = pattern.get("Regex") if isinstance(pattern, dict) else None
-    if isinstance(said, str) and not is_quick(said):
-        raise CheckpointError(
-            f"{where} splits texts by the pattern {shown(said)}, which could take forever: take "
-            "the tokenizer files of the checkpoint's repository."
-        )
+    check_pattern(step.get("pattern"), where)
     for form in ("single", "pair"):
         if len(json.dumps(step.get(form))) > _LONGEST_TOKEN:
             raise CheckpointError(f"{where} adds more tokens to a text than this pack reads.")

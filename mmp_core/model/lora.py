@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, shown
+from ..outside import field
 from .config import BLOCK_LAYERS
 from .transformer import MaskedDiffusionTransformer
 
@@ -47,6 +48,8 @@ class LayerShape(NamedTuple):
     dora: bool = False
 
 
+STRENGTH = field(float, low=-1e6, high=1e6)
+"""Of an adapter."""
 _ROWS_AT_ONCE, _LEAST_LENGTH = 1024, 1e-12
 
 
@@ -160,7 +163,7 @@ class Adapter(nn.Module):
     ) -> AttachedAdapter:
         """Add this to what ``transformer`` computes until the result is removed. Several adapters
         may be attached at once; they add up. ``scale``: B is multiplied by it, with DoRA before
-        lengths are taken."""
+        lengths are taken. Raises ``InputError`` for a strength that is not a number."""
         return AttachedAdapter(self, transformer, strength, scale)
 
 
@@ -178,6 +181,10 @@ class AttachedAdapter:
         strength: float,
         scale: float,
     ):
+        if not STRENGTH.fits(strength):
+            raise InputError(
+                f"The adapter's strength is {shown(strength)}; expected {STRENGTH.expected}."
+            )
         self._strength, self._scale, self.active = strength, scale, True
         self._row_scales: dict[LowRank, Tensor] = {}
         self._doras: list[nn.Module] = []

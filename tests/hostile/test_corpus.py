@@ -44,11 +44,6 @@ def refused(case, *said, **limits):
         assert part in message
 
 
-@pytest.fixture
-def folder(place, tmp_path):
-    return tiny.write_checkpoint(tmp_path / "A", "A")
-
-
 def edit(file, **fields):
     file.write_text(json.dumps(json.loads(file.read_text()) | fields))
 

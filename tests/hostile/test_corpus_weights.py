@@ -1,0 +1,121 @@
+"""The smallest weights, adapters and headers for each fault that a second search found."""
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from mmada_parallel.mmp_core import load_checkpoint
+from mmada_parallel.mmp_core.checkpoint.adapters import adapter_state, build_adapter, read_adapter
+from mmada_parallel.mmp_core.checkpoint.inspect import inspect_checkpoint
+from mmada_parallel.mmp_core.checkpoint.load import open_checkpoint
+from mmada_parallel.mmp_core.checkpoint.tensors import MOST_TENSORS
+from mmada_parallel.mmp_core.checkpoint.text_tokenizer import tokenizer_of
+from safetensors.torch import load_file
+
+from .limits import judged
+from .mutations import safetensors_bytes, safetensors_parts
+from .test_corpus import PAIR, edit, refused
+
+
+def test_a_readme_of_blank_lines_is_read_at_once(folder):
+    (folder / "README.md").write_text("---" + "\n" * 65_000)
+    assert judged(lambda: load_checkpoint(folder), seconds=3)[0] == "ok"
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert "mit" in inspect_checkpoint(folder).licence
+
+
+@pytest.mark.parametrize("change", [
+    {"x" + ".modules_to_save" * 10_000 + "z": torch.ones(2, 4)},
+    {"diffusion_model.x.lora_down.weight": torch.zeros(2, 4)},
+    {"x.alpha": torch.tensor(1e6), "x.lora_B.weight": torch.full((4, 2), 6e4).half()},
+])  # fmt: skip
+def test_adapters_of_odd_names_and_values(change):
+    refused(lambda: adapter_state(PAIR | change, "it"), "it ", seconds=3)
+
+
+@pytest.mark.skipif(not hasattr(torch, "float4_e2m1fn_x2"), reason="this torch has no float4")
+@pytest.mark.parametrize("name", ["x.lora_A.weight", "x.alpha"])
+def test_an_adapter_of_four_bits(name):
+    shape = (2, 4) if name.endswith("weight") else (1,)
+    four = torch.zeros(shape, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    refused(lambda: adapter_state(PAIR | {name: four}, "it"), name)
+
+
+@pytest.mark.parametrize("name", ["use_rslora", "use_dora"])
+@pytest.mark.parametrize("value", ["false", 1, [], {"a": 1}])
+def test_switches_of_peft_that_are_none(place, tmp_path, name, value):
+    shutil.copytree(place.folder / "adapter", tmp_path / "a")
+    edit(tmp_path / "a" / "adapter_config.json", **{name: value})
+    refused(lambda: read_adapter(tmp_path / "a"), "adapter_config.json", name)
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf"), "1", None, True, [1], 10**400])
+def test_strengths_of_an_adapter_that_are_none(place, strength):
+    adapter = build_adapter(place.model, *read_adapter(place.folder / "adapter"), "it")
+    refused(lambda: adapter.attach(place.model.transformer, strength), "strength", seconds=5)
+
+
+BIN = {
+    "sparse": lambda tensors, key: {**tensors, key: tensors[key].to_sparse()},
+    "meta": lambda tensors, key: {**tensors, key: tensors[key].to("meta")},
+    "meta and unknown": lambda tensors, key: {**tensors, "x": torch.ones(1, device="meta")},
+    "a number for a name": lambda tensors, key: {**tensors, 7: torch.ones(1)},
+}
+
+
+@pytest.mark.parametrize("change", BIN.values(), ids=BIN)
+def test_pickled_weights_that_hold_no_values(place, tmp_path, change):
+    shutil.copytree(place.folder / "M", tmp_path / "M")
+    (file,) = (tmp_path / "M" / "magvitv2").glob("*.safetensors")
+    tensors = load_file(file)
+    file.unlink()
+    torch.save(change(tensors, max(tensors, key=lambda key: tensors[key].ndim)),
+               file.with_name("pytorch_model.bin"))  # fmt: skip
+    refused(lambda: load_checkpoint(tmp_path / "M"), "pytorch_model.bin holds no tensors by name")
+
+
+@pytest.mark.parametrize("key", ["data_offsets", "d\\u0061ta_offsets"])
+def test_a_header_of_too_many_tensors(place, tmp_path, key):
+    entry = f'{{"dtype":"F32","shape":[0],"{key}":[0,0]}}'
+    header = ",".join(f'"{number}":{entry}' for number in range(MOST_TENSORS + 1))
+    header = f"{{{header}}}".encode()
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(struct.pack("<Q", len(header)) + header)
+    for read in (read_adapter, load_checkpoint):
+        refused(lambda: read(file), "more than 65536 tensors")  # noqa: B023
+
+
+@pytest.mark.parametrize("copy", ["A", "sharded", "packed", "M"])
+def test_a_tensor_of_a_kind_that_is_unknown(place, tmp_path, copy):
+    """Named by nothing, too: ComfyUI reads files whole."""
+    shutil.copytree(place.folder / copy, tmp_path / "it")
+    pattern = "magvitv2/*.safetensors" if copy == "M" else "*.safetensors"
+    file = min((tmp_path / "it").glob(pattern))
+    header, data = safetensors_parts(file.read_bytes())
+    end = max(entry["data_offsets"][1] for name, entry in header.items() if name[0] != "_")
+    header["x"] = {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [end, end + 3]}
+    file.write_bytes(safetensors_bytes(header, data + b"abc"))
+    source = tmp_path / "it" / "a.safetensors" if copy == "packed" else tmp_path / "it"
+    refused(lambda: open_checkpoint(source), "holds x as 'F6_E2M3', which is unknown")
+
+
+def test_a_tokenizer_config_names_no_files(place, monkeypatch):
+    """Versions of transformers before 5 read them instead of tokenizer.json."""
+    from transformers import PreTrainedTokenizerFast
+
+    seen = []
+    whole = PreTrainedTokenizerFast.from_pretrained
+
+    def spy(folder, **options):
+        seen.append(json.loads(Path(folder, "tokenizer_config.json").read_text()))
+        return whole(folder, **options)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "from_pretrained", spy)
+    texts = {n: (place.folder / "A" / n).read_text() for n in ("tokenizer.json",)}
+    config = {"tokenizer_file": "/etc/passwd", "vocab_file": "x", "tokenizer_object": 1,
+              "model_max_length": 77}  # fmt: skip
+    tokenizer_of(texts | {"tokenizer_config.json": json.dumps(config)}, "it")
+    assert seen == [{"model_max_length": 77}]
