@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from .errors import InputError, shortened, shown
 
+_ON_WINDOWS = os.name == "nt"
 _PREFIX = 40
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")
 _DEVICES = {"CON", "PRN", "AUX", "NUL"} | {f"{d}{i}" for d in ("COM", "LPT") for i in range(10)}
@@ -182,11 +183,12 @@ def is_plain_name(name: Any) -> bool:
 
 
 def leads_out(name: str) -> bool:
-    """Whether the relative path ``name`` leads out of its folder on any system, or is none."""
-    return any(
-        path.anchor or path.drive or ".." in path.parts
-        for path in (PurePosixPath(name), PureWindowsPath(name))
-    )
+    """Whether the relative path ``name`` leads out of its folder on any system, or is none; on
+    Windows, to a device or another stream, too."""
+    paths = PurePosixPath(name), PureWindowsPath(name)
+    if any(path.anchor or path.drive or ".." in path.parts for path in paths):
+        return True
+    return _ON_WINDOWS and not all(map(is_plain_name, paths[1].parts))
 
 
 def readable_size(size: float) -> str:

@@ -98,7 +98,7 @@ def read_text(
         if status.st_size > most:
             raise error(sentence(f"{name} has {status.st_size} bytes; expected at most {most}."))
         with file.open("rb") as stream:
-            content = stream.read(most)
+            content = stream.read(status.st_size)  # which takes as much memory as it is given
         return content.decode(_encoding(content))
     except FileNotFoundError:
         raise

@@ -97,15 +97,15 @@ def _entries() -> dict[str, Path]:
 
 
 def paths_in(folder: Path, pattern: str = "*") -> list[Path]:
-    """Sorted; nothing where it may not be read, or is gone by now."""
-    with suppress(OSError):
+    """Sorted; nothing where it may not be read, is gone by now, or cannot be called so."""
+    with suppress(OSError, ValueError):
         return sorted(folder.glob(pattern))
     return []
 
 
 def is_a(kind: Callable[[Path], object], path: Path) -> bool:
     """Whether ``path`` is of a kind; not where it may not be read, or is gone by now."""
-    with suppress(OSError, InputError):
+    with suppress(OSError, ValueError):
         return bool(kind(path))
     return False
 

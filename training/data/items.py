@@ -17,6 +17,8 @@ from ...mmp_core.image.files import opened_picture, orientation_of
 from ...mmp_core.image.placement import Size
 from ...mmp_core.outside import checked_text
 
+MOST_ITEMS = 1_000_000
+"""Of a dataset, of which each takes about half a kilobyte."""
 SMALLEST_SIDE = 32
 LONGEST_STRIP = 8
 """Sides of a picture at most so many times apart: variant A crops to 4:1, so that of a longer strip

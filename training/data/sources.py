@@ -11,15 +11,26 @@ from unicodedata import normalize
 
 from ...mmp_core.errors import InputError, sentence
 from ...mmp_core.files import is_file, leads_out
+from ...mmp_core.image.files import opened_picture
 from ...mmp_core.outside import check_bytes, parsed_json, read_text
 from .fields import FIELDS, PICTURE_FIELDS, PICTURES, any_of, item_of, listed, read_field
-from .items import Item, Picture, UnreadItem, checked_picture, natural_order, wanted_text
+from .items import (
+    MOST_ITEMS,
+    Item,
+    Picture,
+    UnreadItem,
+    checked_picture,
+    natural_order,
+    wanted_text,
+)
 from .tables import is_parquet, is_saved_dataset, parquet_items, saved_items
 
 _OTHERS = (".parquet", ".avif", ".bmp", ".gif", ".heic", ".jfif", ".jxl", ".tif", ".tiff")
 _UNCLEAR = "unclear: "
 
-_TEXT_BYTES, _MANIFEST_BYTES, _PICTURE_BYTES = 2**18, 2**28, 2**31
+_TEXT_BYTES, _MANIFEST_BYTES = 2**18, 2**28
+_PICTURE_BYTES, _PIXEL_BYTES = 2**26, 8
+"""That a picture's file may have beside its pixels, and for each of them."""
 
 Files = Mapping[str, list[Path]]
 """The files of one item by what they are of it."""
@@ -130,7 +141,10 @@ def _file_picture(file: Path | None, name: str) -> Picture | None:
     if file is None:
         return None
     try:
-        check_bytes(file, _PICTURE_BYTES)
+        check_bytes(file)
+        with file.open("rb") as stream, opened_picture(stream, file.name) as opened:
+            pixels = opened.width * opened.height
+        check_bytes(file, _PICTURE_BYTES + _PIXEL_BYTES * pixels)
         content = file.read_bytes()
     except OSError as error:
         raise InputError(f"{file.name} cannot be read ({error.strerror or error}).") from None
@@ -152,6 +166,8 @@ def _lines(manifest: Path) -> Iterator[tuple[int, str]]:
         text = read_text(manifest, _MANIFEST_BYTES, InputError)
     except FileNotFoundError:
         raise InputError(f"{manifest} no longer exists.") from None
+    if (count := text.count("\n")) > MOST_ITEMS:
+        raise InputError(f"{manifest} has {count} lines; expected at most {MOST_ITEMS}.")
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, line

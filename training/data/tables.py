@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import partial
 from io import BytesIO
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ from ...mmp_core.errors import InputError, sentence, shortened, shown
 from ...mmp_core.files import is_plain_name
 from ...mmp_core.outside import parsed_json, read_text
 from .fields import FIELDS, PICTURE_FIELDS, PICTURES, any_of, item_of, listed, read_field
-from .items import Item, UnreadItem, checked_picture
+from .items import MOST_ITEMS, Item, UnreadItem, checked_picture
 
 _SAVED, _SAVED_SPLITS = ("dataset_info.json", "state.json"), "dataset_dict.json"
+_ALWAYS_UNPACKED, _MOST_GROWTH = 2**28, 200
+"""Bytes that a file of parquet may always unpack to, and how many times its own size it may."""
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -45,6 +49,8 @@ def saved_items(folder: Path) -> list[UnreadItem]:
         raise InputError(
             f"{folder} cannot be read as a dataset ({reason}): save it again."
         ) from error
+    _check_count(folder, len(rows))
+    rows = rows.with_format(None)
     rows = rows.select_columns([name for name in rows.column_names if name in FIELDS])
     _check_columns(folder, rows.features, datasets)
     for name in {*PICTURE_FIELDS} & set(rows.column_names):
@@ -153,13 +159,16 @@ class _ParquetRows:
     """``rows[i]``: a row of some tables, one after the other."""
 
     def __init__(self, tables: Sequence[Any]):
-        self._places = [(table, row) for table in tables for row in range(table.num_rows)]
+        self._tables = tables
+        self._ends = [*accumulate(table.num_rows for table in tables)]
 
     def __len__(self) -> int:
-        return len(self._places)
+        return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        table, row = self._places[index]
+        place = bisect_right(self._ends, index)
+        table = self._tables[place]
+        row = index - self._ends[place] + table.num_rows
         return {name: table.column(name)[row].as_py() for name in table.column_names}
 
 
@@ -174,12 +183,23 @@ def parquet_items(path: Path) -> list[UnreadItem]:
             f'"{sys.executable}" -m pip install pyarrow, then start again.'
         ) from error
     files = listed(path) if path.is_dir() else [path]
-    tables = []
-    for file in (file for file in files if file.suffix.lower() == ".parquet"):
+    files = [file for file in files if file.suffix.lower() == ".parquet"]
+    count, tables = 0, []
+    for file in files:
         try:
-            names = parquet.read_schema(file).names
+            with parquet.ParquetFile(file) as opened:
+                names, metadata = opened.schema_arrow.names, opened.metadata
+                count += metadata.num_rows
+                _check_growth(file, metadata)
+            _check_count(path, count)
             columns = [name for name in names if name in FIELDS]
-            tables.append(parquet.read_table(file, columns=columns, memory_map=True))
+            # texts and bytes that are the same are kept once
+            same = [part for name in columns for part in (name, f"{name}.bytes")]
+            tables.append(
+                parquet.read_table(file, columns=columns, memory_map=True, read_dictionary=same)
+            )
+        except InputError:
+            raise
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"{file} cannot be read as parquet ({reason}): replace it.") from None
@@ -191,6 +211,19 @@ def parquet_items(path: Path) -> list[UnreadItem]:
             )
     rows = _ParquetRows(tables)
     return [UnreadItem(f"row {i}", partial(_parquet_item, rows, i)) for i in range(len(rows))]
+
+
+def _check_count(path: Path, count: int) -> None:
+    if count > MOST_ITEMS:
+        raise InputError(f"{path} has {count} rows; expected at most {MOST_ITEMS}.")
+
+
+def _check_growth(file: Path, metadata: Any) -> None:
+    """Raise ``ValueError`` where ``file`` says that it unpacks to far more than pictures do."""
+    groups = range(metadata.num_row_groups)
+    unpacked = sum(metadata.row_group(number).total_byte_size for number in groups)
+    if unpacked > max(_ALWAYS_UNPACKED, _MOST_GROWTH * file.stat().st_size):
+        raise ValueError(f"it unpacks to {unpacked} bytes")
 
 
 def _parquet_item(rows: _ParquetRows, index: int) -> Item:
