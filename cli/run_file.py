@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -11,6 +12,12 @@ from typing import Any
 
 from ..mmp_core.errors import InputError, shown
 from ..mmp_core.outside import read_text
+
+_BYTES, _LARGEST = 2**16, 2**64
+"""Of a file, and a number in it."""
+_QUOTED, _DOTS = re.compile(r"""\"(?:[^"\\\n]|\\.)*\"|'[^'\n]*'"""), 100
+"""Texts, and how many dots a line may have beside them: for a key of many parts, the reader of
+TOML takes the square of their number."""
 
 
 def start(args: argparse.Namespace) -> None:
@@ -58,7 +65,8 @@ def _arguments(path: Path, name: str, forms: set[str], value: Any) -> list[str]:
         return [option] if value else off
     if isinstance(value, list):
         return [word for each in value for word in _arguments(path, name, forms, each)]
-    if not isinstance(value, str | int | float):
+    endless = isinstance(value, int) and abs(value) > _LARGEST
+    if endless or not isinstance(value, str | int | float):
         raise InputError(
             f"{path}: {name} is {shown(value)}; expected text, a number, true or false."
         )
@@ -73,7 +81,12 @@ def _values(path: Path) -> dict[str, Any]:
             f'Run files need a reader of TOML: run "{sys.executable}" -m pip install tomli.'
         ) from None
     try:
-        return toml.loads(read_text(path, error=InputError))
+        text = read_text(path, _BYTES, InputError)
+        if any(line.count(".") > _DOTS for line in _QUOTED.sub("", text).splitlines()):
+            raise ValueError("a key has more parts than an option")
+        return toml.loads(text)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}).") from None
     except (ValueError, RecursionError) as error:

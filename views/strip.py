@@ -13,6 +13,8 @@ from ..mmp_core.outside import read_text
 from .sheet import Word, lines_in
 
 _PAPER, _FAINT = "#ffffff", "#8e8e96"
+_MOST_TEXT = 1000
+"""Characters, of which a few dozen have room below a picture."""
 
 
 def samples_strip(
@@ -54,7 +56,7 @@ def samples_strip(
                 strip.paste(picture, (left, top))
             text = []
             if words_file.is_file():
-                text = read_text(words_file, error=InputError).split()
+                text = read_text(words_file, error=InputError)[:_MOST_TEXT].split()
             box = (left, top + side, left + side, top + side + words - margin)
             lines_in(draw, [Word(word) for word in text], box, side // 11)
     return strip

@@ -11,18 +11,19 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ...mmp_core.checkpoint.load import Model
+from ...mmp_core.checkpoint.tensors import open_safetensors
 from ...mmp_core.checkpoint.tokens import token_identity
 from ...mmp_core.errors import InputError
 from ...mmp_core.files import accessing, replacing
 from ...mmp_core.image.pictures import Size
 from ...mmp_core.outside import check_bytes
 from ...mmp_core.pipeline import encode_seen, grid_of
-from .items import Picture
+from .items import MOST_ITEMS, Picture
 
 FORMAT = "mmada-parallel codes 1"
 
@@ -61,7 +62,7 @@ class CodeCache:
 
     def _read(self, path: Path) -> None:
         try:
-            with safe_open(path, framework="pt") as file:
+            with open_safetensors(path, 2 * MOST_ITEMS) as file:
                 metadata = file.metadata() or {}
                 fits = metadata.get("fingerprint") == self.fingerprint
                 if metadata.get("format") == FORMAT and fits:

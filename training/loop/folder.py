@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from ...mmp_core.checkpoint.tensors import read_pickled
 from ...mmp_core.errors import InputError, shortened, shown
 from ...mmp_core.files import accessing, checked_path, remove_half_written, replacing, writing
 from ...mmp_core.memory import is_out_of_memory
@@ -20,6 +22,18 @@ _LOG_BYTES = 2**28
 """Of a log that is read: a million steps."""
 MOST_STEPS = 10**9
 """That any run could have taken."""
+
+
+_STEP = field(int, 0, MOST_STEPS)
+_METRIC = field(float, -1e30, 1e30)
+"""What a plot can show."""
+
+
+def _is_metric(value: Any) -> bool:
+    """Whether a step could have measured ``value``, which need not be finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return True
+    return _METRIC.fits(value)
 
 
 class RunFolder:
@@ -86,8 +100,8 @@ class RunFolder:
         if not self.state_file.is_file():
             return None
         try:
-            state = torch.load(self.state_file, map_location=device, weights_only=True)
-            if not field(int, 0, MOST_STEPS).fits(step := state["step"]):
+            state = read_pickled(self.state_file, device)
+            if not _STEP.fits(step := state["step"]):
                 raise TypeError(f"its step is {shown(step)}")
         except Exception as error:
             raise self._damaged(error) from error
@@ -165,7 +179,7 @@ class RunFolder:
 
     @accessing()
     def lines(self) -> list[dict[str, float]]:
-        """The log so far, up to a line that was cut off."""
+        """The log so far, up to a line that was cut off or is not one of a step and numbers."""
         lines = []
         text = b""
         if self.log_file.is_file():
@@ -176,7 +190,9 @@ class RunFolder:
                 values = json.loads(line)
             except (ValueError, RecursionError):
                 break
-            if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+            if not isinstance(values, dict) or not _STEP.fits(values.get("step")):
+                break
+            if not all(map(_is_metric, values.values())):
                 break
             lines.append(values)
         return lines

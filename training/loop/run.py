@@ -29,7 +29,7 @@ from ...mmp_core.model.transformer import MaskedDiffusionTransformer
 from ..cases import Case, Cases, EndlessCases
 from ..data.apart import set_apart
 from ..sft.held_out import fixed_loss
-from ..weights.policies import Policy, shapes_of
+from ..weights.policies import Policy, check_weights, shapes_of
 from ..weights.sharded import load_optimizer, whole, whole_optimizer
 from .folder import RunFolder
 from .optimizers import OPTIMIZERS, Average
@@ -283,12 +283,14 @@ class TrainingRun:
     def _take_over(self, state: dict[str, Any]) -> None:
         self._check_begun_alike(state)
         self.load_extra_state(state)
+        check_weights(state["policy"], "it")
         self.policy.load_state_dict(state["policy"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             load_optimizer(optimizer, saved)
         if self.average:
             if shapes_of(self.average.state_dict()) != shapes_of(state["average"]):
                 raise ValueError("its average is of other weights")
+            check_weights(state["average"], "its average")
             self.average.load_state_dict(state["average"])
         self.step = state["step"]
         self.watch.load_state(state)

@@ -33,7 +33,8 @@ import torch
 from torch import Tensor
 
 from ...mmp_core.checkpoint.load import Model
-from ...mmp_core.errors import InputError
+from ...mmp_core.errors import InputError, shown
+from ...mmp_core.outside import field
 from ..cases import Case, Cases, Pair, Reward
 from ..loop.draw import draw_cases
 from ..loop.run import (
@@ -55,6 +56,7 @@ from .scores import Scores, score
 from .settings import ParaRLSettings
 from .votes import Votes, VotingRound, forget_rollouts
 
+_CALLS = field(int, 0, 2**53)
 HOPELESS = 10
 """Steps after which a run ends in which all rewards of each group have been equal so far."""
 
@@ -379,7 +381,9 @@ class ParaRLRun(TrainingRun):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self.folder.refuse_changes(state, self.extra_state(), ["reward"])
         self.scale = RewardScale.of(state["scale"])
-        self.reward_calls = int(state["reward_calls"])
+        if not _CALLS.fits(state["reward_calls"]):
+            raise ValueError(f"its reward_calls are {shown(state['reward_calls'])}")
+        self.reward_calls = state["reward_calls"]
         self._has_learnt = bool(state["has_learnt"])
 
     def metadata(self) -> dict[str, str]:

@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ...mmp_core.checkpoint.load import Model
+from ...mmp_core.checkpoint.tensors import open_safetensors
+from ...mmp_core.checkpoint.tokens import check_known
 from ...mmp_core.errors import InputError, shown
 from ...mmp_core.files import accessing, is_plain_name, replacing, writing
-from ...mmp_core.outside import check_bytes, parsed_json, read_text
-from ...mmp_core.state import Prompt, TokenState
+from ...mmp_core.outside import check_bytes, field, parsed_json, read_text
+from ...mmp_core.state import MASKED, Prompt, TokenState
 from ..cases import Pair
 from ..data.apart import origin_of
 from ..loop.keeping import step_of
@@ -104,8 +106,10 @@ class VotingRound:
         Raises ``InputError`` for a group or an answer that is not there.
         """
         data = self._read()
-        if not 1 <= number <= len(data["groups"]):
-            raise InputError(f"There is no group {number}: expected 1 to {len(data['groups'])}.")
+        if not field(int, 1, len(data["groups"])).fits(number):
+            raise InputError(
+                f"There is no group {shown(number)}: expected 1 to {len(data['groups'])}."
+            )
         group = data["groups"][number - 1]
         marked = list(winners) if isinstance(winners, list | tuple) else winners
         self._winners(number, {**group, "winners": marked})
@@ -164,7 +168,7 @@ class VotingRound:
         file = self.folder / _ROLLOUTS
         try:
             check_bytes(file)
-            with safe_open(file, framework="pt") as stored:
+            with open_safetensors(file) as stored:
                 totals = json.loads(stored.metadata()["total_steps"])
                 tensors = {name: stored.get_tensor(name) for name in stored.keys()}
             parts = [
@@ -295,4 +299,47 @@ def _rollouts(
     prompt = prompt.repeat(len(index) // len(groups)).to(model.device)
     named = {name: tensor(name) for name in _TENSORS}
     steps = ScoredSteps(prompt=prompt, state=state("state"), after=state("after"), **named)
-    return Rollouts(tuple(groups), size, steps, state("final"), total)
+    rollouts = Rollouts(tuple(groups), size, steps, state("final"), total)
+    _check_rollouts(model, rollouts)
+    return rollouts
+
+
+def _check_rollouts(model: Model, rollouts: Rollouts) -> None:
+    """Raise ``ValueError`` or ``InputError`` for what no rollout of these groups could give."""
+    steps, final, total = rollouts.steps, rollouts.final, rollouts.total_steps
+    count, asked = len(steps.index), steps.prompt.initial
+    answers = len(rollouts.groups) * rollouts.size
+    if not count or count % answers or type(total) is not int:
+        raise ValueError(f"it has {count} steps of {answers} answers")
+    shapes = {
+        "text": (count, *asked.text.shape[1:]),
+        "image": (count, *asked.image.shape[1:]),
+        "flags": (count,),
+    }
+    for name, tensor, shape, kind in (
+        ("index", steps.index, shapes["flags"], torch.int64),
+        ("finite", steps.finite, shapes["flags"], torch.bool),
+        ("text_revealed", steps.text_revealed, shapes["text"], torch.bool),
+        ("image_revealed", steps.image_revealed, shapes["image"], torch.bool),
+        *(
+            (name, getattr(tokens, part), (rows, *shapes[part][1:]), torch.int64)
+            for name, tokens, rows in (
+                ("state", steps.state, count),
+                ("after", steps.after, count),
+                ("final", final, answers),
+            )
+            for part in ("text", "image")
+        ),
+    ):
+        if tensor.shape != shape or tensor.dtype != kind:
+            raise ValueError(f"{name} has the shape {shown(list(tensor.shape))}")
+    for tokens, low in ((steps.state, MASKED), (steps.after, MASKED), (final, 0)):
+        check_known(model, tokens.text, tokens.image, low=low)
+    if not 0 <= int(steps.index.min()) <= int(steps.index.max()) < total:
+        raise ValueError(f"index is not of {total} steps")
+    revealed = steps.text_revealed.flatten(1), steps.image_revealed.flatten(1)
+    after = steps.after.text.flatten(1), steps.after.image.flatten(1)
+    if (torch.cat(after, 1)[torch.cat(revealed, 1)] == MASKED).any():
+        raise ValueError("tokens that were unmasked are masked")
+    if not torch.cat(revealed, 1).any(1).all():
+        raise ValueError("a step unmasked nothing")

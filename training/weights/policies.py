@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ...mmp_core.checkpoint.adapters import layer_of_part
-from ...mmp_core.errors import InputError
+from ...mmp_core.checkpoint.tensors import holds_values
+from ...mmp_core.errors import InputError, shown
 from ...mmp_core.model.config import BLOCK_LAYERS
 from ...mmp_core.model.lora import Adapter, AttachedAdapter, LayerShape, adaptable_layers
 from ...mmp_core.model.transformer import MaskedDiffusionTransformer
@@ -179,6 +180,18 @@ class LoRA(Adapter, Policy):
 def shapes_of(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     """Of a policy's weights, to compare them with another's."""
     return {name: value.shape for name, value in state.items()}
+
+
+def check_weights(state: Mapping[str, Any], name: str) -> None:
+    """Raises ``ValueError`` for what no training could have saved: not tensors of finite numbers
+    that can be written to. ``name``: what has them."""
+    for key, value in state.items():
+        usable = holds_values(value) and value.is_floating_point() and value.is_contiguous()
+        if (
+            not usable
+            or not (value if value.dtype.itemsize > 1 else value.float()).isfinite().all()
+        ):
+            raise ValueError(f"{name} has {key} {shown(value)}")
 
 
 def rank_and_layers(state: Mapping[str, Tensor]) -> tuple[int, tuple[str, ...]]:

@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from ...mmp_core.errors import InputError, shown
 from ...mmp_core.model.transformer import MaskedDiffusionTransformer
+from ...mmp_core.outside import field
 from ..loop.folder import MOST_STEPS
 from ..loop.ranks import is_sharded
-from .policies import FullWeights, refuse_quantised
+from .policies import FullWeights, check_weights, refuse_quantised
 
 _MOMENTS = {"AdamW": ("exp_avg", "exp_avg_sq"), "Muon": ("momentum_buffer",)}
 """Of torch's optimizers, of the shape of their parameter; bitsandbytes packs its own."""
+_PACKED_BLOCKS = (256, 2048)
+"""Numbers that share a scale there, in newer and in older versions."""
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -158,7 +161,33 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
 def _check_moments(optimizer: str, values: Mapping[str, Any], shape: torch.Size) -> None:
     for name in _MOMENTS.get(optimizer, ()):
-        if values[name].shape != shape or not values[name].is_floating_point():
+        check_weights({name: values[name]}, "its optimizer")
+        if values[name].shape != shape or (name == "exp_avg_sq" and (values[name] < 0).any()):
             raise ValueError(f"its optimizer has {name} {shown(values[name])}")
-    if optimizer in _MOMENTS and not 0 <= float(values.get("step", 0)) <= MOST_STEPS:
+    if optimizer == "AdamW":
+        step = values["step"]
+        counted = isinstance(step, Tensor) and step.is_floating_point() and step.numel() == 1
+        if not counted or not 0 <= float(step) <= MOST_STEPS:
+            raise ValueError(f"its optimizer has step {shown(step)}")
+    if optimizer == "AdamW8bit":
+        _check_packed(values, shape)
+
+
+def _check_packed(values: Mapping[str, Any], shape: torch.Size) -> None:
+    """As bitsandbytes packs them, whose kernels read what these say without looking."""
+    wrapped = [each for each in values.values() if isinstance(each, Mapping)]  # by newer versions
+    values = {name: part for each in (values, *wrapped) for name, part in each.items()}
+    if not field(int, 0, MOST_STEPS).fits(values["step"]):
         raise ValueError(f"its optimizer has step {shown(values['step'])}")
+    sizes = {-(-shape.numel() // block) for block in _PACKED_BLOCKS}
+    for name in ("state1", "state2"):
+        moments = values[name]
+        wide = moments.dtype == torch.float32
+        if moments.shape != shape or not (wide or moments.dtype == torch.uint8):
+            raise ValueError(f"its optimizer has {name} {shown(moments)}")
+        scales = {} if wide else {f"qmap{name[-1]}": {256}, f"absmax{name[-1]}": sizes}
+        for part, counts in scales.items():
+            stored = values[part]
+            check_weights({part: stored}, "its optimizer")
+            if stored.dtype != torch.float32 or stored.ndim != 1 or len(stored) not in counts:
+                raise ValueError(f"its optimizer has {part} {shown(stored)}")
