@@ -14,6 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from ...mmp_core import CheckpointError, InputError
+from ...mmp_core.checkpoint.adapters import PEFT_CONFIG
+from ...mmp_core.checkpoint.tensors import read_pickled
+from ...mmp_core.checkpoint.text_tokenizer import FILE, FILE_BYTES, check_any_tokenizer, reading
+from ...mmp_core.errors import NotFinite
 from ...mmp_core.files import accessing
 from ...mmp_core.outside import check_fields, field, parsed_json, read_text
 
@@ -63,32 +67,36 @@ class OpenClipTowers(Towers):
         name = f"local-dir:{folder}"
         try:
             if weights.suffix == ".bin":  # open_clip itself retries unsafely on a TypeError
-                torch.load(weights, map_location="cpu", weights_only=True)
+                read_pickled(weights)
             model, self._preprocess = open_clip.create_model_from_pretrained(name, device=device)
             # no network, no code of the folder, and no words left out
             options: dict[str, Any] = {"reduction_mask": ""}
             if config["text_cfg"].get("hf_tokenizer_name"):
                 options = {"local_files_only": True, "trust_remote_code": False}
-            self.tokenizer = open_clip.get_tokenizer(name, **options)
+            with reading(str(folder)):
+                self.tokenizer = open_clip.get_tokenizer(name, **options)
         except Exception as error:
             raise _unreadable(folder, "an open_clip checkpoint", error) from error
-        self.model, self.width = model.train(False), config["embed_dim"]
+        self.model, self.width, self._name = model.train(False), config["embed_dim"], str(folder)
 
     def texts(self, texts: Sequence[str], device: torch.device | str) -> Tensor:
-        return self.model.encode_text(self.tokenizer(list(texts)).to(device), normalize=True)
+        with reading(self._name):
+            ids = self.tokenizer(list(texts))
+        return _finite(self.model.encode_text(ids.to(device), normalize=True), self._name)
 
     def images(self, images: Sequence[Image.Image], device: torch.device | str) -> Tensor:
         pixels = torch.stack([self._preprocess(image) for image in images])
-        return self.model.encode_image(pixels.to(device), normalize=True)
+        return _finite(self.model.encode_image(pixels.to(device), normalize=True), self._name)
 
     def fits(self, text: str) -> bool:
         tokenizer = self.tokenizer
-        if hasattr(tokenizer, "encode"):  # open_clip's SimpleTokenizer
-            ids = tokenizer.encode(text)
-        else:
-            ids = tokenizer.tokenizer(
-                tokenizer.clean_fn(text), add_special_tokens=False, verbose=False
-            )["input_ids"]
+        with reading(self._name):
+            if hasattr(tokenizer, "encode"):  # open_clip's SimpleTokenizer
+                ids = tokenizer.encode(text)
+            else:
+                ids = tokenizer.tokenizer(
+                    tokenizer.clean_fn(text), add_special_tokens=False, verbose=False
+                )["input_ids"]
         return len(ids) + _ADDED <= tokenizer.context_length
 
 
@@ -97,13 +105,16 @@ class TransformersTowers(Towers):
 
     def __init__(self, folder: Path, device: torch.device | str):
         _check_transformers(folder)
+        self._name = str(folder)
         try:
             import transformers
 
             library: Any = transformers
             local: dict[str, Any] = {"local_files_only": True}
-            model = library.CLIPModel.from_pretrained(folder, use_safetensors=True, **local)
-            self.tokenizer = library.CLIPTokenizerFast.from_pretrained(folder, **local)
+            own: dict[str, Any] = {"attn_implementation": "sdpa", "use_safetensors": True}
+            model = library.CLIPModel.from_pretrained(folder, **own, **local)
+            with reading(self._name):
+                self.tokenizer = library.CLIPTokenizerFast.from_pretrained(folder, **local)
             self._processor = library.CLIPImageProcessor.from_pretrained(folder, **local)
             self.width = model.config.projection_dim
             self._context = model.config.text_config.max_position_embeddings
@@ -112,33 +123,45 @@ class TransformersTowers(Towers):
             raise _unreadable(folder, "a CLIP of transformers", error) from error
 
     def texts(self, texts: Sequence[str], device: torch.device | str) -> Tensor:
-        ids = self.tokenizer(
-            list(texts),
-            padding=True,
-            truncation=True,
-            max_length=self._context,
-            return_tensors="pt",
-        ).to(device)
+        with reading(self._name):
+            ids = self.tokenizer(
+                list(texts),
+                padding=True,
+                truncation=True,
+                max_length=self._context,
+                return_tensors="pt",
+            ).to(device)
         features = self.model.get_text_features(
             input_ids=ids["input_ids"], attention_mask=ids["attention_mask"]
         )
-        return F.normalize(_features(features), dim=-1)
+        return _finite(F.normalize(_features(features), dim=-1), self._name)
 
     def images(self, images: Sequence[Image.Image], device: torch.device | str) -> Tensor:
         pixels = self._processor(images=list(images), return_tensors="pt")["pixel_values"]
         features = self.model.get_image_features(
             pixel_values=pixels.to(device, next(self.model.parameters()).dtype)
         )
-        return F.normalize(_features(features), dim=-1)
+        return _finite(F.normalize(_features(features), dim=-1), self._name)
 
     def fits(self, text: str) -> bool:
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        with reading(self._name):
+            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return len(ids) + _ADDED <= self._context
 
 
 def _features(output: Any) -> Tensor:
     """What transformers 4 gives as a tensor and 5 within an output."""
     return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def _finite(features: Tensor, name: str) -> Tensor:
+    """``features``. Raises ``NotFinite`` where they are not numbers."""
+    if not features.isfinite().all():
+        raise NotFinite(
+            f"The CLIP {name} gives values that are not finite numbers: put its weights there "
+            "again."
+        )
+    return features
 
 
 @accessing(CheckpointError)
@@ -159,6 +182,7 @@ def check_clip(folder: Path) -> None:
 
 def _read_open_clip(folder: Path) -> tuple[dict[str, Any], Path]:
     config, weights = _read_config(folder), _find_weights(folder)
+    _check_words(folder)
     _check_sizes(folder / CONFIG, config, weights)
     return config, weights
 
@@ -225,7 +249,18 @@ def _check_transformers(folder: Path) -> None:
         raise CheckpointError(
             f"{folder} has no weights: put {TRANSFORMERS_WEIGHTS} of the same checkpoint there."
         )
+    if (folder / PEFT_CONFIG).exists():  # transformers would load the model that it names
+        raise CheckpointError(
+            f"{folder} has {PEFT_CONFIG} beside a CLIP: put the CLIP into a folder of its own."
+        )
+    _check_words(folder)
     _check_sizes(path, config, folder / TRANSFORMERS_WEIGHTS)
+
+
+def _check_words(folder: Path) -> None:
+    """Raises ``CheckpointError`` for a tokenizer that would not end on some text."""
+    if (file := folder / FILE).is_file():
+        check_any_tokenizer(read_text(file, FILE_BYTES), str(file))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -240,6 +275,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = parsed_json(read_text(path), str(path))["model_cfg"]
         text, vision, _ = config["text_cfg"], config["vision_cfg"], config["embed_dim"]
         elsewhere = text.get("hf_model_name") or ":" in str(vision.get("timm_model_name"))
+        elsewhere = elsewhere or vision.get("timm_model_pretrained")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} cannot be read as a config of open_clip ({error!r}): put the checkpoint's own "
