@@ -69,6 +69,8 @@ class Place:
         training_readers.write_run(self.model, self.folder / "state")
         training_readers.write_clips(self.folder)
         training_readers.write_codes(self.model, self.folder / "codes")
+        training_readers.write_votes(self.model, self.folder / "voted")
+        training_readers.write_saved(self.folder / "saved")
         run_checkpoint(self.folder / "A")  # all that is imported late, before there are forks
 
     def _tokens(self):
@@ -405,6 +407,7 @@ STRINGS = (
     "image_tokenizer/config.json",
     "tokenizer/tokenizer.json",
 )
+ROLLOUTS = "votes/step-00000/rollouts.safetensors"
 VQ = "vqvae/diffusion_pytorch_model.safetensors"
 READERS = {
     "config.json": Reader("A", of_json("config.json"), read_folder),
@@ -437,6 +440,15 @@ READERS = {
     ),
     "codes": Reader("codes", training_readers.spoil_codes, training_readers.read_codes),
     "table": Reader(None, nothing, training_readers.read_table),
+    "saved dataset": Reader("saved", training_readers.spoil_saved, training_readers.read_saved),
+    "rollouts": Reader(
+        "voted", of_safetensors(ROLLOUTS, strings=("total_steps",)), training_readers.read_rollouts
+    ),
+    "log": Reader(None, training_readers.spoil_log, training_readers.read_log),
+    "pickled weights": Reader("M", training_readers.spoil_pickled, read_folder),
+    "words of a clip": Reader(
+        "clip", of_json("tokenizer.json", "tokenizer_config.json"), training_readers.read_words
+    ),
     "run.toml": Reader(None, nothing, read_the_run_file),
     "votes": Reader(None, nothing, read_votes),
     "picks": Reader("picks", of_safetensors("a.preference.safetensors"), read_picks),

@@ -9,15 +9,21 @@ from dataclasses import replace
 import torch
 from mmada_parallel.tests.training.tiny_cases import QUICK, new_run
 from mmada_parallel.training.data.dataset import open_dataset, tokenised
+from mmada_parallel.training.loop.folder import RunFolder
+from mmada_parallel.training.loop.run import Waiting
+from mmada_parallel.training.pararl.votes import Votes, VotingRound
 from mmada_parallel.training.rewards.clip import DEMO_CLIP
 from mmada_parallel.training.rewards.clip_files import CONFIG, check_clip, read_towers
+from mmada_parallel.views.plot import line_plot
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from . import mutations
 
-for name in ("open_clip", "transformers", "pyarrow.parquet"):  # before there are forks
+VOTED = replace(QUICK, steps=1)
+
+for name in ("open_clip", "transformers", "pyarrow.parquet", "datasets"):  # before there are forks
     with suppress(ImportError):
         importlib.import_module(name)
 
@@ -87,6 +93,13 @@ def read_clip(place, folder, rng):
     read_towers(folder, "cpu")
 
 
+def read_words(place, folder, rng):
+    check_clip(folder)
+    towers = read_towers(folder, "cpu")
+    towers.fits("make it red")
+    towers.texts(["make it red", ""], "cpu")
+
+
 def spoil_clip(rng, folder):
     """Its config, of which the towers are built."""
     file = folder / CONFIG
@@ -141,3 +154,61 @@ def read_table(place, folder, rng):
         content = (folder / "a.parquet").read_bytes()
         (folder / "a.parquet").write_bytes(mutations.strange_bytes(rng, content))
     tokenised(open_dataset(folder / "a.parquet"), place.model)
+
+
+def write_votes(model, folder):
+    """A run that waited for votes, which are in."""
+    run = new_run(model, folder, VOTED, reward=Votes())
+    with run.policy, suppress(Waiting):
+        run.train()
+    waiting = VotingRound(folder, 0)
+    for number in range(len(waiting.groups())):
+        waiting.vote(number + 1, [1])
+
+
+def read_rollouts(place, folder, rng):
+    run = new_run(place.model, folder, VOTED, reward=Votes())
+    assert run.resume()
+    run.train()
+
+
+def spoil_log(rng, folder):
+    lines = [{"step": step, "loss": 0.5, "guard_loss": None} for step in range(3)]
+    lines = [mutations.json_bytes(rng, line).replace(b"\n", b" ") for line in lines]
+    (folder / "log.jsonl").write_bytes(b"\n".join([b'{"step": 0, "loss": 1.5}', *lines]))
+
+
+def read_log(place, folder, rng):
+    run = RunFolder(folder)
+    lines = run.lines()
+    run.forget_after(10**9)
+    assert run.lines() == lines or any("NaN" in json.dumps(line) for line in lines)
+    values = torch.tensor([[line.get("loss", 0.0)] for line in lines])
+    line_plot(values, [line["step"] for line in lines], x_label="step", y_label="loss")
+
+
+def write_saved(folder):
+    """A dataset that Hugging Face's library saved; an empty folder without it."""
+    folder.mkdir()
+    with suppress(ImportError):
+        datasets = importlib.import_module("datasets")
+        rows = {"instruction": ["red", "blue"], "image": [Image.new("RGB", (64, 48), "red")] * 2}
+        rows = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+        rows.save_to_disk(str(folder))
+
+
+def spoil_saved(rng, folder):
+    for file in folder.glob(rng.choice(["state.json", "dataset_info.json"])):
+        file.write_bytes(mutations.json_bytes(rng, json.loads(file.read_text())))
+
+
+def read_saved(place, folder, rng):
+    tokenised(open_dataset(folder), place.model)
+
+
+def spoil_pickled(rng, folder):
+    """The image tokenizer's weights, as PyTorch stores them."""
+    (file,) = (folder / "magvitv2").glob("*.safetensors")
+    tensors = changed(rng, load_file(file))
+    torch.save(tensors, file.with_name("pytorch_model.bin"))
+    file.unlink()
