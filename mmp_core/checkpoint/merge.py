@@ -60,7 +60,13 @@ class Merged:
                 lengths = adapted.norm(dim=1).clamp_min(1e-12)
                 adapted *= (magnitude.float() / lengths)[:, None]
                 added.add_(adapted - original, alpha=strength)
-        return added.to(weight.dtype)
+        result = added.to(weight.dtype)
+        if original.isfinite().all() and not result.isfinite().all():
+            raise InputError(
+                f"The adapters make values of {layer} that are not finite numbers: lower their "
+                "strengths."
+            )
+        return result
 
 
 def _digests(adapter: Path) -> dict[str, str]:

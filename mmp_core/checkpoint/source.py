@@ -18,6 +18,7 @@ from ..variants.strangers import ASSUMED, GIVEN, HOW_TO_SAY, doubt_about, family
 from .config_check import check_transformer, checked_config
 from .places import checkpoint_folder, image_file, transformer_weights
 from .tensors import (
+    DTYPES,
     SafetensorsFiles,
     holds_values,
     outline_of,
@@ -172,7 +173,11 @@ def _image_weights(file: Path) -> Mapping[str, Tensor]:
         raise CheckpointError(
             f"{file} cannot be read ({type(error).__name__}); download it again."
         ) from None
-    named = weights.items() if isinstance(weights, dict) else [(None, None)]
-    if not all(isinstance(name, str) and holds_values(tensor) for name, tensor in named):
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and holds_values(tensor) for name, tensor in weights.items()
+    ):
         raise CheckpointError(f"{file} holds no tensors by name; download it again.")
+    for name, tensor in weights.items():
+        if tensor.dtype not in DTYPES.values():
+            raise CheckpointError(f"{file} holds {name} as {tensor.dtype}, which is unknown.")
     return weights

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import NotFinite
+
 
 class ImageTokenizer(nn.Module, ABC):
     """Turns pixels into codes and back. Below, ``f`` is ``downsample``.
@@ -48,8 +50,15 @@ class ImageTokenizer(nn.Module, ABC):
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """Codes, int64 (B, H/f, W/f), of pixels, float (B, 3, H, W) in ``pixel_range``."""
-        return self.nearest(self.latents(pixels))
+        """Codes, int64 (B, H/f, W/f), of pixels, float (B, 3, H, W) in ``pixel_range``. Raises
+        ``NotFinite``."""
+        latents = self.latents(pixels)
+        if not latents.isfinite().all():
+            raise NotFinite(
+                "The image tokenizer reads a picture as values that are not finite numbers: its "
+                "weights are damaged; download it again."
+            )
+        return self.nearest(latents)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:

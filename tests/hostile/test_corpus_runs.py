@@ -7,6 +7,7 @@ import shutil
 import struct
 import zipfile
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -193,3 +194,16 @@ def test_a_sample_of_an_endless_word_is_drawn_at_once(tmp_path):
     RED.save(tmp_path / "samples" / "step-00001" / "1.png")
     (tmp_path / "samples" / "step-00001" / "1.txt").write_text("a" * 900_000)
     assert judged(lambda: samples_strip(tmp_path), seconds=2)[0] == "ok"
+
+
+def test_a_picture_to_vote_on_is_whole_or_absent(tmp_path):
+    class Cut:
+        def save(self, file, form):
+            Path(file).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+    waiting = VotingRound(tmp_path, 0)
+    waiting.folder.mkdir(parents=True)
+    with pytest.raises(OSError, match="No space left"):
+        waiting._write_picture("1-1.png", Cut())
+    assert not [*waiting.folder.iterdir()]

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmada_parallel.mmp_core import load_checkpoint
+from mmada_parallel.mmp_core import encode_instruction, load_checkpoint
 from mmada_parallel.mmp_core.checkpoint.adapters import adapter_state, build_adapter, read_adapter
+from mmada_parallel.mmp_core.checkpoint.convert import convert
 from mmada_parallel.mmp_core.checkpoint.inspect import inspect_checkpoint
 from mmada_parallel.mmp_core.checkpoint.load import open_checkpoint
 from mmada_parallel.mmp_core.checkpoint.tensors import MOST_TENSORS
 from mmada_parallel.mmp_core.checkpoint.text_tokenizer import tokenizer_of
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from .limits import judged
 from .mutations import safetensors_bytes, safetensors_parts
+from .readers import RED
 from .test_corpus import PAIR, edit, refused
 
 
@@ -62,6 +64,7 @@ BIN = {
     "sparse": lambda tensors, key: {**tensors, key: tensors[key].to_sparse()},
     "meta": lambda tensors, key: {**tensors, key: tensors[key].to("meta")},
     "meta and unknown": lambda tensors, key: {**tensors, "x": torch.ones(1, device="meta")},
+    "another float8": lambda tensors, key: {**tensors, key: tensors[key].to(torch.float8_e4m3fnuz)},
     "a number for a name": lambda tensors, key: {**tensors, 7: torch.ones(1)},
 }
 
@@ -74,7 +77,7 @@ def test_pickled_weights_that_hold_no_values(place, tmp_path, change):
     file.unlink()
     torch.save(change(tensors, max(tensors, key=lambda key: tensors[key].ndim)),
                file.with_name("pytorch_model.bin"))  # fmt: skip
-    refused(lambda: load_checkpoint(tmp_path / "M"), "pytorch_model.bin holds no tensors by name")
+    refused(lambda: load_checkpoint(tmp_path / "M"), "pytorch_model.bin holds")
 
 
 @pytest.mark.parametrize("key", ["data_offsets", "d\\u0061ta_offsets"])
@@ -119,3 +122,23 @@ def test_a_tokenizer_config_names_no_files(place, monkeypatch):
               "model_max_length": 77}  # fmt: skip
     tokenizer_of(texts | {"tokenizer_config.json": json.dumps(config)}, "it")
     assert seen == [{"model_max_length": 77}]
+
+
+def test_an_image_tokenizer_whose_weights_are_not_numbers(folder):
+    file = folder / "vqvae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["encoder.conv_in.weight"].fill_(float("nan"))
+    save_file(tensors, file)
+    model = load_checkpoint(folder)
+    refused(lambda: encode_instruction(model, "make it red", RED), "not finite numbers")
+
+
+def test_an_adapter_that_is_too_much_for_the_weights(place, folder, tmp_path):
+    layer = "model.transformer.blocks.0.q_proj"
+    pair = {"A": torch.full((2, 16), 3e38), "B": torch.full((16, 2), 3e38)}
+    save_file(
+        {f"{layer}.lora_{part}.weight": pair[part] for part in pair}, tmp_path / "a.safetensors"
+    )
+    adapters = [(tmp_path / "a.safetensors", 1.0)]
+    refused(lambda: convert(folder, tmp_path / "out.safetensors", adapters=adapters), layer)
+    assert not (tmp_path / "out.safetensors").exists()

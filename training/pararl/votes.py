@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -196,14 +197,18 @@ class VotingRound:
         number, source = group.number + 1, None
         if group.case.source is not None:
             source = f"{number}-source.png"
-            group.case.source().save(self.folder / source)
+            self._write_picture(source, group.case.source())
         answers = []
         for place, pair in enumerate(pairs, start=1):
             picture = f"{number}-{place}.png"
-            pair.picture.save(self.folder / picture)
+            self._write_picture(picture, pair.picture)
             answers.append({"text": pair.text, "picture": picture})
         about = {"instruction": group.case.instruction, "source": source}
         return {**about, "answers": answers, "winners": None}
+
+    def _write_picture(self, name: str, picture: Image.Image) -> None:
+        with replacing(self.folder / name) as file:
+            picture.save(file, "PNG")
 
     def _read(self) -> dict[str, Any]:
         try:
