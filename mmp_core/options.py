@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
 from typing import Any
 
 from .errors import InputError, shown
@@ -107,6 +108,16 @@ def options_of(settings: Any) -> dict[str, Option]:
 
 
 def check(settings: Any) -> None:
-    """Raises ``InputError`` with one sentence about the first field that is not as declared."""
+    """Raises ``InputError`` with one sentence about the first field that is not as declared.
+    Numbers of NumPy become Python's, so that files can hold them."""
     for name, declared in options_of(type(settings)).items():
-        declared.check(getattr(settings, name))
+        value = python_number(getattr(settings, name))
+        declared.check(value)
+        object.__setattr__(settings, name, value)
+
+
+def python_number(value: Any) -> Any:
+    """A number of another kind, such as NumPy's, as Python's own; anything else as it is."""
+    if isinstance(value, bool | int | float) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)

@@ -245,7 +245,14 @@ def grid_of(model: Model, size: Size) -> tuple[int, int]:
 
 
 def decode_text(model: Model, state: TokenState, *, masked: str = "") -> list[str]:
-    """The text of each sample; ``masked`` stands for each masked position."""
+    """The text of each sample; ``masked`` stands for each masked position. Raises ``InputError``
+    for tokens that the checkpoint does not have."""
+    rows = model.transformer.config.embedding_size
+    if state.text.numel() and not MASKED <= int(state.text.min()) <= int(state.text.max()) < rows:
+        raise InputError(
+            f"The text has tokens outside 0 to {rows - 1}, the checkpoint's: load the one that it "
+            "was made with."
+        )
     return model.layout.decode_text(state.text, masked=masked)
 
 
@@ -275,11 +282,12 @@ def masked_pixels(model: Model, state: TokenState) -> Tensor:
 def _decode(model: Model, state: TokenState, fill: tuple[float, float, float]) -> Tensor:
     """(B, 3, H, W) in the tokenizer's range. Masked codes are decoded as the mean of the others,
     since the decoder mixes neighbours, and then painted over."""
+    painted = _colour(fill)
     tokenizer, codes = model.image_tokenizer, state.image.to(model.device)
-    if not codes[0].numel():
+    if not codes.numel():
         return torch.zeros(codes.shape[0], 3, 0, 0, device=model.device)
     masked = codes == MASKED
-    vectors = tokenizer.vectors(codes.clamp_min(0))
+    vectors = tokenizer.vectors(codes.masked_fill(masked, 0))
     known = (~masked)[:, None].to(vectors.dtype)
     total = (vectors * known).sum(dim=(2, 3), keepdim=True)
     mean = total / known.sum(dim=(2, 3), keepdim=True).clamp_min(1)
@@ -290,9 +298,20 @@ def _decode(model: Model, state: TokenState, fill: tuple[float, float, float]) -
             "damaged; download it again."
         )
     low, high = tokenizer.pixel_range
-    colour = pixels.new_tensor(fill).view(1, 3, 1, 1) * (high - low) + low
+    colour = painted.to(pixels).view(1, 3, 1, 1) * (high - low) + low
     paint = _enlarged(masked, model.downsample)[:, None]
     return torch.where(paint, colour, pixels.clamp(low, high))
+
+
+def _colour(fill: Any) -> Tensor:
+    """(3,) float32. Raises ``InputError`` for what is not a colour."""
+    try:
+        colour = torch.tensor(tuple(fill), dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        colour = torch.empty(0)
+    if colour.shape != (3,) or not ((colour >= 0) & (colour <= 1)).all():
+        raise InputError(f"fill is {shown(fill)}; expected red, green and blue, each from 0 to 1.")
+    return colour
 
 
 def _enlarged(cells: Tensor, factor: int) -> Tensor:

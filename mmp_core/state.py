@@ -44,6 +44,8 @@ class _Tensors:
         return self._map(lambda tensor: tensor.repeat_interleave(n, dim=0), rows=True)
 
     def __getitem__(self, samples: slice | Tensor) -> Self:
+        if isinstance(samples, int):
+            raise TypeError(f"One sample is a batch, too: take it with [{samples}:{samples + 1}].")
         return self._map(lambda tensor: tensor[samples], rows=True)
 
 

@@ -109,8 +109,13 @@ def image_of(pixels: np.ndarray | Tensor) -> Image.Image:
 def levels_of(pixels: np.ndarray | Tensor) -> np.ndarray:
     """The same values as an array of a dtype that pictures have. Raises ``InputError``."""
     if not isinstance(pixels, np.ndarray):
+        if pixels.is_meta or "strided" not in str(pixels.layout):
+            raise InputError(
+                "The pixels are a tensor that is sparse or has no values: give others."
+            )
         pixels = pixels.detach().cpu()
         pixels = (pixels.float() if pixels.is_floating_point() else pixels).numpy()
+    pixels = np.asarray(pixels)  # not a matrix
     floating = pixels.dtype.kind == "f"
     if not floating and pixels.dtype not in (np.uint8, np.uint16, bool):
         raise InputError(f"Pixels are {pixels.dtype}: give uint8, uint16, or floats in 0 … 1.")
@@ -166,6 +171,11 @@ def _decoded(source: Picture | BinaryIO) -> Iterator[tuple[Image.Image, str]]:
         source = image_of(cast("np.ndarray", source))
     if isinstance(source, Image.Image):
         _check_size(source, "the image given")
+        try:
+            source.load()
+        except Exception as error:
+            reason = shortened(str(error))
+            raise InputError(f"the image given cannot be read ({reason}): open it anew.") from None
         yield source, "the image given"
         return
     name = "the picture"

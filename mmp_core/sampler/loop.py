@@ -8,7 +8,8 @@ from functools import partial
 
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, shown
+from ..options import Option, python_number
 from ..state import MASKED, Prompt, Step, Trajectory
 from .policies import DenoisingModel, Policies, corrected_policies
 from .predictor import BranchOutputs, Predictor
@@ -21,6 +22,8 @@ PRESETS: dict[str, Callable[[DenoisingModel, Prompt, SamplerSettings], Policies]
     "corrected": corrected_policies,
     "upstream": upstream_policies,
 }
+
+_RECORD = Option(int, None, "", low=0, name="record")
 
 Callback = Callable[[int, int, Step], "bool | None"]
 """Step index from 0, number of steps, the step. Returns true to stop after this step; may raise."""
@@ -47,6 +50,11 @@ def denoise(
     Raises ``InputError`` for settings or tokens that do not fit the model, and ``NotFinite`` where
     its hidden states are not finite: in the first step at once, else at the end.
     """
+    _RECORD.check(python_number(record))
+    if not isinstance(settings, SamplerSettings | None):
+        raise InputError(f"settings is {shown(settings)}; expected settings of the sampler.")
+    if not prompt.batch:
+        raise InputError("The prompt is a batch of 0: give one of at least one sample.")
     if settings is None:
         settings = SamplerSettings.of_profile("recommended", model.variant, prompt.task)
     prompt = prompt.to(model.device)

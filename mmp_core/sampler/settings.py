@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..errors import InputError
-from ..options import Option, check, option
+from ..options import Option, check, option, python_number
 from .remasking import REMASKING
 from .schedule import SCHEDULES
 
@@ -28,6 +28,7 @@ _TEMPERATURE: dict[str, Any] = {"low": 0.0, "high": 10.0, "step": 0.05, "advance
 _GUIDANCE: dict[str, Any] = {"low": -100.0, "high": 100.0, "step": 0.1}
 _SEED = Option(int, None, "", low=0, high=2**64 - 1, name="seed")
 _SCHEDULE = Option(str, "", "", choices=tuple(SCHEDULES))
+_PROFILE = Option(str, "", "", choices=get_args(Profile), name="profile")
 _UPSTREAM = {
     # What the reference knows.
     "order": ("parallel",),
@@ -149,8 +150,11 @@ class SamplerSettings:
                 f"speed is {self.speed!r} with remasking {self.remasking!r}, which does not look "
                 "at what the model is sure of; use 'low_confidence', or speed 'exact' or 'cached'."
             )
-        for seed in self.seed if isinstance(self.seed, Sequence) else (self.seed,):
+        given = self.seed
+        seeds = tuple(map(python_number, given if isinstance(given, Sequence) else (given,)))
+        for seed in seeds:
             _SEED.check(seed)
+        object.__setattr__(self, "seed", seeds if isinstance(given, Sequence) else seeds[0])
 
     @classmethod
     def upstream(
@@ -180,6 +184,7 @@ class SamplerSettings:
     ) -> SamplerSettings:
         """What a family recommends for ``task``, the same with fewer steps for a quick look, or its
         reference's values: :meth:`upstream`."""
+        _PROFILE.check(profile)
         if profile == "reference":
             return cls.upstream(variant, task=task, **overrides)
         values = {**variant.recommended, **variant.settings_for(task)}
