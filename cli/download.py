@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -33,11 +34,14 @@ def download(args: argparse.Namespace) -> None:
 
 def models_folder() -> Path:
     """``models/mmada_parallel`` of a ComfyUI, or the current folder."""
-    here, home = Path.cwd(), Path.home()
+    here = Path.cwd()
     near = [*PACK.parents[:3], here, *here.parents, here / "ComfyUI"]
-    for folder in (*near, home / "ComfyUI", home / "comfy" / "ComfyUI"):
-        if (folder / "custom_nodes").is_dir() and (folder / "models").is_dir():
-            return folder / "models" / "mmada_parallel"
+    with suppress(RuntimeError):  # the user of this process has no home
+        near += [Path.home() / "ComfyUI", Path.home() / "comfy" / "ComfyUI"]
+    for folder in near:
+        with suppress(OSError):  # it may not be looked into
+            if (folder / "custom_nodes").is_dir() and (folder / "models").is_dir():
+                return folder / "models" / "mmada_parallel"
     return here
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..mmp_core import InputError
-from ..mmp_core.files import existing_file, writing
+from ..mmp_core.files import existing_file
 from ..mmp_core.image.files import load_mask, read_original, writable_picture
 from ..mmp_core.memory import OutOfMemory
 from ..mmp_core.outside import read_text
@@ -97,8 +97,6 @@ def _jobs(args: argparse.Namespace, instructions: Sequence[str], seed: int) -> l
     folder = args.out or Path()
     if folder.suffix.lower() in PICTURES:
         raise InputError(f"--out is {folder}, one picture; give a folder for several.")
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     writable_picture(folder / "picture.png", "--out", args.quality)
     if not all(text.strip() for text in instructions) and args.reference is None:
         raise InputError("An instruction is empty; say what to change or to show.")

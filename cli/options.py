@@ -9,12 +9,14 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from ..mmp_core.errors import InputError
+from ..mmp_core.errors import InputError, shown
 from ..mmp_core.files import checked_path
 from ..mmp_core.model.formats import FORMATS
 from ..mmp_core.options import Option, options_of, plain
 from ..mmp_core.sampler.settings import SamplerSettings
 
+_MOST = 1_000_000
+"""Of anything that is counted: more would not fit into memory."""
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -258,6 +260,6 @@ def _lora(text: str) -> tuple[Path, float]:
 
 
 def positive(text: str) -> int:
-    if not re.fullmatch(r"\d{1,18}", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    if not re.fullmatch(r"\d{1,7}", text) or not 1 <= int(text) <= _MOST:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number from 1 to {_MOST}")
     return int(text)

@@ -189,7 +189,6 @@ def _check_run_folder(args: argparse.Namespace, folder: Path, option: str) -> No
     if args.resume and not begun:
         raise InputError(f"{folder} holds no run to resume.")
     writable_file(folder / "run.pt", option)
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _prepared(

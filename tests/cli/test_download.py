@@ -31,6 +31,19 @@ def endpoint(hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
+def test_folders_that_may_not_be_looked_into_are_left_out(tmp_path, monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    def refused(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command.Path, "home", no_home)
+    monkeypatch.setattr(command.Path, "is_dir", refused)
+    assert command.models_folder() == tmp_path
+
+
 def test_the_licence_is_said_before_and_the_path_after(run, tmp_path):
     code, out, err = run("download", "a", "--quantize", "fp8", "--into", tmp_path)
     assert code == 0

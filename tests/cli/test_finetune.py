@@ -53,6 +53,12 @@ def pararl(run, checkpoint, tmp_path):
     return lambda *more: run("train", "pararl", "--model", checkpoint, *output, *FEW, *QUICK, *more)
 
 
+def test_a_refusal_leaves_no_folder_behind(run, tmp_path):
+    out = tmp_path / "a" / "x.safetensors"
+    code, _, said = run("train", "sft", "--data", tmp_path / "nowhere", "--output", out)
+    assert code == 2 and "There is no dataset" in said and not list(tmp_path.iterdir())
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A dataset of two pictures with everything, and one without its target."""

@@ -90,6 +90,13 @@ def test_help_is_printed_with_exit_code_0(run, program):
     assert out.startswith(f"usage: {program}")
 
 
+@pytest.mark.parametrize("count", ["0", "-1", "1.5", "1000001", "9" * 5000, "two"])
+def test_counts_that_would_not_fit_into_memory_are_refused(run, count):
+    code, _, said = run("evaluate", "--cases", count)
+    assert code == 2 and "is not a whole number from 1 to 1000000" in said
+    assert len(said.splitlines()) == 1 and len(said) < 1200
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; from mmada_parallel.cli import main; main(['edit', '--help']); "

@@ -91,6 +91,12 @@ def test_what_is_of_one_picture_is_refused(run, pictures, given, said, tmp_path,
     assert code == 2 and said in err
 
 
+def test_a_refusal_leaves_no_folder_behind(run, pictures, tmp_path):
+    for wrong in (["--model", "nowhere"], ["--seed", "-1"]):
+        assert run("edit", pictures, OTHER, "--out", tmp_path / "a" / "b", *wrong)[0] == 2
+    assert not (tmp_path / "a").exists()
+
+
 def test_empty_lists_are_refused(run, scene, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
