@@ -72,7 +72,7 @@ class CompareAdapters(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, run: str, **_):
-        return folders.fingerprint(lambda: [training_folders.runs_folder() / run])
+        return folders.fingerprint(lambda: [training_folders.run_with_adapters(run)])
 
     @classmethod
     def execute(

@@ -47,10 +47,12 @@ _log = logging.getLogger(__name__)
 _interruptions: Counter[str] = Counter()
 
 
-def unfinished(run_name: str) -> tuple[int, Any]:
+def unfinished(run_name: str | None) -> tuple[int, Any]:
     """How many runs of a name were interrupted, and the votes of the newest: ComfyUI would else
-    take what such a run gave for the result of the next."""
-    return _interruptions[run_name], host.votes_so_far(run_name)
+    take what such a run gave for the result of the next. ``None``, where the name is linked: of
+    all."""
+    interrupted = _interruptions.total() if run_name is None else _interruptions[run_name]
+    return interrupted, host.votes_so_far(run_name)
 
 
 @dataclass(frozen=True)

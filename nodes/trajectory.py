@@ -5,11 +5,14 @@ from comfy_api.v0_0_2 import io
 from ..mmp_core import InputError
 from ..mmp_core import Trajectory as RecordedRun
 from ..views.sheet import contact_sheet
-from ..views.trajectory import spread_steps, trajectory_frames
+from ..views.trajectory import frame_pixels, spread_steps, trajectory_frames
 from .host import HostedModel, interruptible
 from .pictures import to_pixels
 from .types import Model, Schema, Tokens, Trajectory
 from .widgets import between
+
+_MOST_PIXELS = 500_000_000
+"""Of all frames, each of which is kept in 12 bytes, in the frames and in the sheet."""
 
 
 class TrajectoryStep(io.ComfyNode):
@@ -131,8 +134,15 @@ class TrajectorySheet(io.ComfyNode):
             raise InputError(
                 f"sample is {sample}; the run has {trajectory.final.batch} result(s), from 0."
             )
+        shown = spread_steps(trajectory, steps)
+        pixels = len(shown) * frame_pixels(trajectory.final.grid, side)
+        if pixels > _MOST_PIXELS:
+            raise InputError(
+                f"{len(shown)} frames with a side of {side} have {pixels / 1e6:.0f} million "
+                f"pixels; expected at most {_MOST_PIXELS / 1e6:.0f} million: lower steps or side."
+            )
         model.prepare_decoding(trajectory.final.grid)
-        watched = interruptible(spread_steps(trajectory, steps))
+        watched = interruptible(shown)
         frames = trajectory_frames(
             model.model, trajectory, watched, sample=sample, side=side, heat=confidence
         )

@@ -27,6 +27,12 @@ def spread_steps(trajectory: Trajectory, count: int) -> list[Step]:
     return [*steps[:-1], trajectory.end]
 
 
+def frame_pixels(grid: tuple[int, int], side: int) -> int:
+    """About how many pixels a frame of :func:`trajectory_frames` has."""
+    height, width = grid
+    return 2 * side * (round(side * width / height) if height and width else side)
+
+
 def trajectory_frames(
     model: Model,
     trajectory: Trajectory,

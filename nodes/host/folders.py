@@ -17,7 +17,7 @@ from ...mmp_core.checkpoint.adapters import PEFT_CONFIG
 from ...mmp_core.checkpoint.load import EMBEDDED
 from ...mmp_core.checkpoint.places import holds_model, is_checkpoint
 from ...mmp_core.errors import sentence, shortened, shown
-from ...mmp_core.files import AlreadyExists, checked_path, is_plain_name
+from ...mmp_core.files import AlreadyExists, checked_path, is_file, is_plain_name
 from ...mmp_core.outside import checked_text
 from ...mmp_core.variants.registry import image_tokenizer_folders
 from ...training.rewards.clip import DEMO_CLIP
@@ -156,8 +156,9 @@ def adapter_names() -> list[str]:
 
 def adapter_file(name: str) -> Path:
     """Raises ``InputError`` for a name that :func:`adapter_names` does not list."""
-    path = folder_paths.get_full_path(_ADAPTER_FOLDER, name)
-    if path is None or name not in adapter_names():
+    known = name in adapter_names()
+    path = folder_paths.get_full_path(_ADAPTER_FOLDER, name) if known else None
+    if path is None:
         raise InputError(not_listed(name, folder_paths.get_folder_paths(_ADAPTER_FOLDER)[0]))
     return Path(path)
 
@@ -222,9 +223,9 @@ def token_file(name: str) -> Path:
     inside, root = folder_paths.annotated_filepath(checked_text(name, "file"))
     root = Path(root or folder_paths.get_input_directory()).absolute()
     file = Path(os.path.normpath(root / inside.strip()))
-    if not (file.is_relative_to(root) and file.name.endswith(TOKENS_ENDING) and file.is_file()):
+    if not (file.is_relative_to(root) and file.name.endswith(TOKENS_ENDING) and is_file(file)):
         raise InputError(
-            f"{name!r} is neither in {folder_paths.get_output_directory()} nor in "
+            f"{shown(name)} is neither in {folder_paths.get_output_directory()} nor in "
             f"{folder_paths.get_input_directory()}: save tokens again, or choose another file. "
             "Those of runs that ended early are deleted when ComfyUI is closed."
         )

@@ -14,7 +14,7 @@ from server import PromptServer
 
 from ...mmp_core import InputError
 from ...training.pararl.votes import VotingRound, rounds, waiting_round
-from .folders import FileState, file_states
+from .folders import FileState, file_states, paths_in
 from .training_folders import newest_run, runs_folder
 
 _one_at_a_time = Lock()
@@ -27,10 +27,11 @@ def waits(run_name: str) -> bool:
     return run is not None and waiting_round(run) is not None
 
 
-def votes_so_far(run_name: str) -> list[FileState]:
-    """Differs once there are other votes on the answers of the newest run of a name."""
-    run = newest_run(run_name)
-    return file_states([each.file for each in rounds(run)[-1:]]) if run else []
+def votes_so_far(run_name: str | None) -> list[FileState]:
+    """Differs once there are other votes on the answers of the newest run of a name; ``None``: of
+    any run."""
+    newest = paths_in(runs_folder()) if run_name is None else [newest_run(run_name)]
+    return file_states([each.file for run in newest if run for each in rounds(run)[-1:]])
 
 
 def sheet_of(run_name: str) -> dict[str, Any] | None:

@@ -1,13 +1,14 @@
 """What nodes are given by other packs and the API: refused in one sentence, or used."""
 
 import asyncio
+import json
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from mmada_parallel.mmp_core import TokenState, Trajectory
+from mmada_parallel.mmp_core import Step, TokenState, Trajectory
 from mmada_parallel.mmp_core.errors import InputError
 
 WORD, PICTURE = "remove the red star", torch.rand(1, 32, 32, 3)
@@ -155,6 +156,14 @@ def test_a_trajectory_of_another_checkpoint(guarded, model):
             assert message.startswith("trajectory is of another checkpoint")
 
 
+def test_frames_that_would_not_fit_into_memory(guarded, model):
+    state = TokenState(torch.zeros(1, 4).long(), torch.zeros(1, 2, 4).long())
+    run = Trajectory((Step.before(state),) * 100, state, state, 100)
+    shown = {"steps": 100, "columns": 4, "confidence": False, "side": 2048, "sample": 0}
+    message = refused(guarded["TrajectorySheet"], model=model, trajectory=run, **shown)
+    assert "have 1678 million pixels; expected at most 500 million" in message
+
+
 def test_a_batch_of_nothing(guarded, model):
     nothing = TokenState(torch.zeros(0, 4).long(), torch.zeros(0, 2, 2).long())
     message = refused(guarded["DecodeImage"], model=model, tokens=nothing, fill="grey")
@@ -199,7 +208,11 @@ def test_memory_that_runs_out_is_one_sentence(nodes, guarded, model, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "value", [7, -1, 2**70, math.nan, "4", "", "\0", "\ud800", [1, "a"], {}, None]
+    "value",
+    [
+        *[7, -1, 2**70, math.nan, "4", "", "\0", "\ud800", [1, "a"], {}, None],
+        f"{'x' * 300}.tokens.safetensors",
+    ],
 )
 def test_any_widget_can_be_checked_when_it_is_queued(guarded, value):
     for node in guarded.values():
@@ -211,3 +224,20 @@ def test_any_widget_can_be_checked_when_it_is_queued(guarded, value):
             given = str(value) if kind == "STRING" and value is not None else value  # as ComfyUI
             said = node.validate_inputs(**{name: given})
             assert said is True or (isinstance(said, str) and "\n" not in said)
+
+
+def test_a_node_runs_again_no_sooner_because_its_widgets_are_linked(guarded, nodes):
+    """ComfyUI asks with None for what is linked, and runs again where that fails."""
+    asked = []
+    for node in guarded.values():
+        if "fingerprint_inputs" not in node.__dict__:
+            continue
+        clone = node.PREPARE_CLASS_CLONE(None)
+        linked = dict.fromkeys(i.id for i in node.define_schema().inputs)
+        first, second = (json.dumps(clone.fingerprint_inputs(**linked)) for _ in range(2))
+        assert first == second
+        asked.append(node)
+    assert len(asked) > 8
+    before = nodes.training_run.unfinished(None)
+    nodes.training_run._interruptions["any"] += 1
+    assert nodes.training_run.unfinished(None) != before

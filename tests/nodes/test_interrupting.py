@@ -1,5 +1,7 @@
 """Nodes can be interrupted between any two pictures or samples of a batch."""
 
+import sys
+
 import pytest
 import torch
 from mmada_parallel.mmp_core import TokenState, Trajectory
@@ -10,16 +12,16 @@ FEW, MANY = 2, 6
 
 @pytest.fixture
 def checks(monkeypatch):
-    """``checks(call)``: how often it asks whether it was interrupted."""
+    """``checks(call)``: how often it asks whether it was interrupted, ComfyUI's loader aside."""
     import comfy.model_management as management
 
     def count(call):
         asked = []
         with monkeypatch.context() as patch:
             ask = "throw_exception_if_processing_interrupted"
-            patch.setattr(management, ask, lambda: asked.append(1))
+            patch.setattr(management, ask, lambda: asked.append(sys._getframe(1).f_code.co_name))
             call()
-        return len(asked)
+        return asked.count("stop_if_interrupted")
 
     return count
 
