@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -197,20 +198,21 @@ def _outputs(run: TrainingRun, policy: LoRA, view: TrainingView, name: str) -> i
         ) from None
     text = view.show(f"{ended} The adapter is kept in {adapter}.")
     lines = run.folder.lines()
-    curves = [_plot(lines, [view.recipe.curve[0]], view.recipe.curve[1])]
-    curves += [each for each in (view.part_curves, view.watched_curves) if each]
+    metric, label = view.recipe.curve
+    curve = _plot(lines, [metric], label) if lines else None  # a log may be gone
+    curves = [each for each in (curve, view.part_curves, view.watched_curves) if each]
     return io.NodeOutput(
         tensors,
-        {"loss": [line["loss"] for line in lines]},
+        {"loss": [line.get("loss", math.nan) for line in lines]},
         run.step,
-        host.to_intermediate(to_pixels(curves)),
+        host.to_intermediate(to_pixels(curves)) if curves else host.nothing(),
         ui={"text": (text,)},
     )
 
 
 def _plot(lines: list[dict[str, float]], metrics: list[str], label: str) -> Image.Image:
     """Metrics of the log over the steps; of several, each with its name."""
-    values = torch.tensor([[line[metric] for metric in metrics] for line in lines])
+    values = torch.tensor([[line.get(metric, math.nan) for metric in metrics] for line in lines])
     names = tuple(map(part_name, metrics)) if len(metrics) > 1 else ()
     steps = [int(line["step"]) for line in lines]
     return line_plot(values, steps, x_label="step", y_label=label, names=names)

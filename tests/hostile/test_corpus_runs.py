@@ -62,10 +62,8 @@ def spoilt_moments(**changes):
 
 
 MOMENTS = {
-    "no step": lambda values: values.pop("step"),
     "a plain number": spoilt_moments(step=3.0),
     "whole numbers": spoilt_moments(step=torch.tensor(3)),
-    "two steps": spoilt_moments(step=torch.tensor([3.0, 4.0])),
     "sparse": spoilt_moments(exp_avg=torch.Tensor.to_sparse),
     "one value for all": spoilt_moments(exp_avg=lambda each: torch.zeros(1).expand(each.shape)),
     "not a number": spoilt_moments(exp_avg=lambda each: each * float("nan")),
@@ -173,7 +171,7 @@ def test_a_line_of_a_log_that_is_not_of_numbers(tmp_path, line):
     assert [each["step"] for each in RunFolder(tmp_path).lines()] == [1]
 
 
-@pytest.mark.parametrize("text", ["steps = 0x" + "f" * 9000, "a." * 10_000 + "a = 1"])
+@pytest.mark.parametrize("text", ["steps = 0x" + "f" * 9000, "a." * 30_000 + "a = 1"])
 def test_run_files_that_take_for_ever(tmp_path, text):
     (tmp_path / "run.toml").write_text(f'method = "sft"\n{text}\n')
     method = argparse.ArgumentParser()

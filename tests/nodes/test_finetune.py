@@ -203,6 +203,15 @@ def test_resume_goes_on_with_the_newest_run_of_the_name(pararl, output):
     assert pararl(run_name="new", resume=True).result[2] == 2
 
 
+@pytest.mark.parametrize("log", ["", '{"step": 1}\n'])
+def test_a_log_without_figures_costs_the_curve_alone(pararl, output, log):
+    trained = pararl(steps=1).result[0]
+    (output / "run_00001" / "log.jsonl").write_text(log)
+    lora, losses, steps, _ = pararl(steps=1, resume=True).result
+    assert steps == 1 and len(losses["loss"]) == bool(log)
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in lora.items())
+
+
 @pytest.mark.parametrize("phase", ["rollouts", "update"])
 def test_interruption_keeps_the_run_and_says_where(pararl, shown, host, output, phase, monkeypatch):
     import comfy.model_management as management
