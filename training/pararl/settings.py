@@ -72,7 +72,7 @@ class ParaRLSettings(RunSettings):
         advanced=True,
     )
     kl: float = option(
-        1e-4,
+        0.05,
         "How strongly the model is held to the reference. If it is too low, the model may learn "
         "to please the reward alone.",
         low=0,
