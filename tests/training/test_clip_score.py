@@ -303,4 +303,5 @@ def test_what_did_not_change_is_encoded_once(scorer, demo, trajectory, monkeypat
     guesses = [*(step.guess.image for step in trajectory), trajectory.final.image]
     changes = sum(not torch.equal(a, b) for a, b in pairwise(guesses))
     assert len(calls) == 1 + changes < len(guesses)
-    assert told == [(i, len(guesses)) for i in range(len(guesses))]
+    assert list(dict.fromkeys(told)) == [(i, len(guesses)) for i in range(len(guesses))]
+    assert told == sorted(told)

@@ -209,7 +209,8 @@ def test_pictures_of_one_size_are_encoded_together(tmp_path, model_a, encoded):
     told = []
     tokenised(open_dataset(tmp_path), model_a, batch=2, callback=lambda *now: told.append(now))
     assert encoded == [2, 2, 1, 1]
-    assert told == [(0, 6), (2, 6), (4, 6), (5, 6), (6, 6)]
+    assert list(dict.fromkeys(told)) == [(0, 6), (2, 6), (4, 6), (5, 6), (6, 6)]
+    assert told == sorted(told)
 
 
 def test_each_picture_is_encoded_once(folder, model, encoded, tmp_path):
