@@ -31,6 +31,7 @@ from .source import Family, Source, assumption, open_folder
 from .tensors import Outline, outline_of
 from .text_tokenizer import TextTokenizer, reading
 
+_COMPUTED_IN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _log = logging.getLogger(__name__)
 
 DEMO = Path(__file__).parents[2] / "demo" / "checkpoint"
@@ -111,10 +112,10 @@ def load_source(
     whole = isinstance(dtype, torch.dtype) and dtype == torch.int8
     if whole:
         dtype = None
-    elif dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    elif dtype is not None and dtype not in _COMPUTED_IN:
         raise InputError(
-            f"dtype is {shown(dtype)}; expected None, a torch.dtype of floats, such as "
-            "torch.bfloat16, or torch.int8."
+            f"dtype is {shown(dtype)}; expected None, torch.float32, torch.bfloat16, torch.float16 "
+            "or torch.int8."
         )
     check_formats(source, device)
     read_ahead(source.weights, source.image_weights)

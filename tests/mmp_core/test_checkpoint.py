@@ -194,5 +194,9 @@ def test_devices_and_dtypes_that_cannot_be_used(wrong):
     (name,) = wrong
     with pytest.raises(InputError, match=f"{name} is "):
         load_checkpoint("demo", **wrong)
-    with pytest.raises(InputError, match="dtype is torch.int8; expected"):
-        load_checkpoint("demo", dtype=torch.int8)
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.bool, torch.float8_e4m3fn, torch.complex64])
+def test_dtypes_that_nothing_is_computed_in(dtype):
+    with pytest.raises(InputError, match=f"dtype is {dtype}; expected None, torch.float32"):
+        load_checkpoint("demo", dtype=dtype)
