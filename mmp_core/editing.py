@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Literal
@@ -158,6 +158,20 @@ def _known_ids(model: Model, text: str) -> list[int]:
         listed = shortened(", ".join(words))
         raise InputError(f"The checkpoint does not know: {listed}. Use other words.")
     return model.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def tokens_for(
+    prompt: Prompt, downsample: int, sides: Mapping[str, int], *, of_original: bool
+) -> tuple[dict[str, int], dict[str, int]]:
+    """The image tokens that cover ``sides``, pixels by "left", "top", "right" and "bottom", for
+    :func:`extended`; and the pixels that those add, by the sides that get any. ``downsample``:
+    pixels per token. ``of_original``: pixels are those of the picture that ``prompt`` was fitted
+    from, where it was, instead of those that the model sees."""
+    scale = prompt.placement[0].scale if of_original and prompt.placement else (1.0, 1.0)
+    across, down = downsample * scale[0], downsample * scale[1]
+    units = {"left": across, "top": down, "right": across, "bottom": down}
+    tokens = {name: math.ceil(pixels / units[name] - 1e-6) for name, pixels in sides.items()}
+    return tokens, {name: round(n * units[name]) for name, n in tokens.items() if n}
 
 
 def extended(prompt: Prompt, *, left: int, top: int, right: int, bottom: int) -> Prompt:

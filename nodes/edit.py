@@ -1,6 +1,5 @@
 """Lock / Re-mask, Set Tokens and Extend Canvas: tokens changed between two runs."""
 
-import math
 from dataclasses import replace
 from typing import Literal
 
@@ -15,6 +14,7 @@ from ..mmp_core.editing import (
     pattern_selected,
     reopened,
     text_pieces,
+    tokens_for,
     word_spans,
     words_selected,
 )
@@ -338,14 +338,8 @@ class ExtendCanvas(io.ComfyNode):
         pixels_of: str = _PIXELS_OF[0],
     ) -> io.NodeOutput:
         sides = {"left": left, "top": top, "right": right, "bottom": bottom}
-        unit = model.model.downsample
-        across = down = float(unit)
-        if pixels_of != _PIXELS_OF[0] and prompt.placement:
-            scale = prompt.placement[0].scale
-            across, down = unit * scale[0], unit * scale[1]
-        units = {"left": across, "top": down, "right": across, "bottom": down}
-        tokens = {name: math.ceil(pixels / units[name] - 1e-6) for name, pixels in sides.items()}
-        added = {name: round(tokens[name] * units[name]) for name in sides if tokens[name]}
+        of_original = pixels_of != _PIXELS_OF[0]
+        tokens, added = tokens_for(prompt, model.model.downsample, sides, of_original=of_original)
         notes = []
         if any(pixels != sides[name] for name, pixels in added.items()):
             words = ", ".join(f"{pixels} on the {name}" for name, pixels in added.items())
