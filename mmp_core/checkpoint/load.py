@@ -109,7 +109,7 @@ def load_source(
 ) -> Model:
     """:func:`load_checkpoint` of one that :func:`open_checkpoint` has found and checked."""
     device = _usable(device)
-    whole = isinstance(dtype, torch.dtype) and dtype == torch.int8
+    whole = dtype == torch.int8
     if whole:
         dtype = None
     elif dtype is not None and dtype not in _COMPUTED_IN:

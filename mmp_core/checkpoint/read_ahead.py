@@ -19,9 +19,9 @@ _CHUNK = 2**22
 
 def read_ahead(*weights: Mapping[str, Tensor]) -> Thread | None:
     """Begin to read the files of ``weights`` in a thread, one after the other, if they are large
-    and memory has room for them; else ``None``. Files are mapped, and a page that is read only when
-    it is touched waits for the disk alone: weights come two to three times as fast when the file
-    is read from start to end beside that (``benchmarks/loading.py``)."""
+    and memory has room for them; else ``None``. Files are mapped, and each page that is read only
+    when it is touched waits for the disk; read from start to end beside that, all weights take
+    little longer than the files alone (``benchmarks/loading.py``)."""
     files = [f for part in weights if isinstance(part, SafetensorsFiles) for f in part.files]
     try:
         size = sum(file.stat().st_size for file in files)
