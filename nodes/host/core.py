@@ -8,6 +8,7 @@ but with the same tokens.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -21,6 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from ...mmp_core.memory import is_out_of_memory
+
+_log = logging.getLogger(__name__)
+_FAILED: set[str] = set()
+"""Kernels whose failure was said."""
 
 try:
     from comfy.ldm.modules import attention
@@ -102,25 +107,31 @@ def patcher(module: nn.Module, **devices: torch.device) -> Any:
 
 
 def dequantised_fp8(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """``weight`` times ``scale`` by one kernel of comfy_kitchen, or ``None`` where it has none."""
-    try:
-        import comfy_kitchen
-
-        return comfy_kitchen.dequantize_per_tensor_fp8(weight, scale, dtype)
-    except (ImportError, AttributeError, KeyError, TypeError, ValueError, RuntimeError):
-        return None  # ValueError: newer kernels cannot be declared to PyTorch 2.5
+    """``weight`` times ``scale`` by a kernel of comfy_kitchen, or ``None`` where it has none."""
+    return _by_kernel("dequantize_per_tensor_fp8", weight, scale, dtype)
 
 
 def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor | None:
     """``x`` times int8 ``weight`` by a kernel of comfy_kitchen, which rounds each row of ``x`` to
     int8, or ``None`` where it has none."""
+    return _by_kernel("int8_linear", x, weight, scale, out_dtype=x.dtype)
+
+
+def _by_kernel(name: str, *args: Any, **settings: Any) -> Tensor | None:
     try:
         import comfy_kitchen
 
-        return comfy_kitchen.int8_linear(x, weight, scale, out_dtype=x.dtype)
-    except (ImportError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as problem:
+        kernel = getattr(comfy_kitchen, name)
+    except (ImportError, AttributeError, ValueError):
+        return None  # ValueError: newer kernels cannot be declared to PyTorch 2.5
+    try:
+        return kernel(*args, **settings)
+    except (KeyError, TypeError, ValueError, RuntimeError) as problem:
         if is_out_of_memory(problem):
             raise
+        if name not in _FAILED:
+            _FAILED.add(name)
+            _log.warning("MMaDA-Parallel: %s of comfy_kitchen failed: %r", name, problem)
         return None
 
 

@@ -1,5 +1,8 @@
 """Files that our converter wrote, in layers that ComfyUI streams."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmada_parallel.mmp_core import (
@@ -153,6 +156,22 @@ def test_kernels_of_comfyui_multiply_int8_on_a_card(host, monkeypatch):
     assert (theirs - ours).abs().max() <= 1e-5 * ours.abs().max()
     monkeypatch.setattr(host.layers.core, "int8_product", lambda *_: None)  # an older ComfyUI
     assert torch.equal(made(x), ours)
+
+
+@pytest.mark.parametrize(
+    "name, ours",
+    [("int8_linear", "int8_product"), ("dequantize_per_tensor_fp8", "dequantised_fp8")],
+)
+def test_a_kernel_that_fails_is_said_once(host, monkeypatch, caplog, name, ours):
+    def failing(*_, **__):
+        raise RuntimeError("no such card")
+
+    monkeypatch.setitem(sys.modules, "comfy_kitchen", SimpleNamespace(**{name: failing}))
+    monkeypatch.setattr(host.layers.core, "_FAILED", set())
+    x = torch.ones(2, 2)
+    assert [getattr(host.layers.core, ours)(x, x, x) for _ in range(3)] == [None] * 3
+    (line,) = (record.message for record in caplog.records)
+    assert name in line and "no such card" in line
 
 
 def test_int8_of_other_weights_is_refused(host):
