@@ -6,9 +6,9 @@ import asyncio
 import html
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import comfy.cli_args
 import comfy.model_management
@@ -22,7 +22,7 @@ from server import PromptServer
 
 from ...mmp_core import InputError, SamplerSettings
 from ...mmp_core.checkpoint.load import open_checkpoint
-from ...mmp_core.files import writing
+from ...mmp_core.files import accessing, writing
 from ...mmp_core.sampler.settings import PROFILED, Profile
 from ...mmp_core.variants.registry import variant_named
 from . import core
@@ -147,12 +147,21 @@ def _server() -> PromptServer | None:
     return getattr(PromptServer, "instance", None)
 
 
+async def sent(read: Callable[[], Awaitable[Any]]) -> Any:
+    """What a page sent, as ``json`` or ``post`` of its request gives it; ``None`` where that cannot
+    be read: it is damaged, or compressed or encoded in no known way."""
+    try:
+        return await read()
+    except (ValueError, LookupError, RuntimeError, web.RequestPayloadError):
+        return None
+
+
 if _server():
 
     @PromptServer.instance.routes.post("/mmada_parallel/listen")
     async def listen(request: web.Request) -> web.Response:
         """A page says that it shows one of our events itself."""
-        form, sockets = await request.post(), PromptServer.instance.sockets
+        form, sockets = await sent(request.post) or {}, PromptServer.instance.sockets
         client, event = str(form.get("client_id")), str(form.get("event"))
         if client not in sockets or event not in (STEP_EVENT, TEXT_EVENT):
             return web.Response(status=400)
@@ -166,7 +175,8 @@ if _server():
         """What the page needs to know of a checkpoint; 404 where its family cannot be told."""
         chosen = (request.query.get(name, "") for name in ("checkpoint", "family"))
         try:
-            facts = await asyncio.to_thread(family_facts, *chosen)
+            with accessing():
+                facts = await asyncio.to_thread(family_facts, *chosen)
         except InputError:
             return web.Response(status=404)
         return web.json_response(facts)

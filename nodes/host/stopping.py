@@ -16,7 +16,7 @@ from ...mmp_core import MASKED, TokenState
 from ...mmp_core.checkpoint.tokens import save_tokens
 from .folders import FOLDER, TOKENS_ENDING, write_numbered
 from .models import HostedModel
-from .page import Progress
+from .page import Progress, sent
 
 stops: Counter[str | None] = Counter()
 """How often a run of each node was stopped. A stopped result is not to be taken from the cache for
@@ -98,7 +98,7 @@ if getattr(PromptServer, "instance", None):
     @PromptServer.instance.routes.post("/mmada_parallel/stop")
     async def stop_route(request: web.Request) -> web.Response:
         """A page stops a run of its own after the present step."""
-        form = await request.post()
+        form = await sent(request.post) or {}
         client, node = form.get("client_id"), form.get("node")
         if not (isinstance(client, str) and client and isinstance(node, str) and node):
             problem = "Send a form with client_id, the page's id, and node, the node's id."

@@ -13,8 +13,10 @@ from aiohttp import web
 from server import PromptServer
 
 from ...mmp_core import InputError
+from ...mmp_core.files import accessing
 from ...training.pararl.votes import VotingRound, rounds, waiting_round
 from .folders import FileState, file_states, paths_in
+from .page import sent
 from .training_folders import newest_run, runs_folder
 
 _one_at_a_time = Lock()
@@ -75,7 +77,8 @@ def vote(vote: dict[str, Any]) -> None:
 
 async def _answered(do: Callable[[], Any]) -> web.Response:
     try:
-        answer = await asyncio.to_thread(do)
+        with accessing():
+            answer = await asyncio.to_thread(do)
     except InputError as error:
         return web.Response(status=409, text=str(error))
     return web.json_response(answer)
@@ -83,10 +86,7 @@ async def _answered(do: Callable[[], Any]) -> web.Response:
 
 async def _form(request: web.Request) -> dict[str, Any] | None:
     """The JSON object that was sent; ``None`` for anything else."""
-    try:
-        form = await request.json()
-    except (ValueError, RecursionError):  # no JSON, undecodable, a number of too many digits
-        return None
+    form = await sent(request.json)
     return form if isinstance(form, dict) else None
 
 

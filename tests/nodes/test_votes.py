@@ -5,6 +5,9 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from aiohttp import StreamReader
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.test_utils import make_mocked_request
 from mmada_parallel.mmp_core import InputError
 from mmada_parallel.tests.nodes.test_finetune import output, pararl, shown, trained  # noqa: F401
 
@@ -83,6 +86,8 @@ def test_what_no_page_sends_is_refused(pararl, votes, output):  # noqa: F811
             votes.vote(good | change)
     assert votes.sheet_of("run")["groups"][0]["winners"] is None
     assert votes.sheet_of("../x") is None and votes.sheet_of("") is None
+    named = asyncio.run(votes._answered(lambda: votes.vote(good | {"step": 10**300})))
+    assert named.status == 409 and "too long" in named.text
     votes.vote(good)
     (output / "run_00001" / "votes" / "step-00000" / "votes.json").write_text("{}")
     answer = asyncio.run(votes._answered(lambda: votes.sheet_of("run")))
@@ -90,10 +95,35 @@ def test_what_no_page_sends_is_refused(pararl, votes, output):  # noqa: F811
     assert json.loads(asyncio.run(votes._answered(lambda: None)).text) is None
 
 
-@pytest.mark.parametrize("sent", [b"1" * 5000, b"[]", b"{", b"\xff", b"[" * 9**5])
-def test_what_is_no_object_is_no_vote(votes, sent):
-    class Request:
-        async def json(self):
-            return json.loads(sent)
+JSON, FORM = "application/json", "application/x-www-form-urlencoded"
+PARTS = "multipart/form-data; boundary=a"
+PART = b'--a\r\nContent-Disposition: form-data; name="node"\r\n%s\r\n\r\nx\r\n--a--\r\n'
 
-    assert asyncio.run(votes._form(Request())) is None
+
+@pytest.mark.parametrize(
+    "sent, kind",
+    [
+        *((each, JSON) for each in (b"1" * 5000, b"[]", b"{", b"\xff", b"[" * 9**5)),
+        *((b"{}", f"{JSON}; charset={name}") for name in ("no-such-one", "hex")),
+        (b"\xff=\xff", FORM),
+        (b"a=b", f"{FORM}; charset=no-such-one"),
+        (b"x", "multipart/form-data"),
+        (b"x", PARTS),
+        (PART.replace(b"name", b"nome") % b"", PARTS),
+        (PART % b"Content-Transfer-Encoding: none", PARTS),
+        (PART % b"Content-Type: text/plain; charset=no-such-one", PARTS),
+        (PART % b"Content-Type: multipart/mixed; boundary=b", PARTS),
+    ],
+)
+def test_what_cannot_be_read_is_no_vote_and_no_form(host, votes, sent, kind):
+    def request():
+        content = StreamReader(BaseProtocol(asyncio.get_running_loop()), 2**16)
+        content.feed_data(sent)
+        content.feed_eof()
+        return make_mocked_request("POST", "/", {"Content-Type": kind}, payload=content)
+
+    async def read():
+        one = request()
+        return await (votes._form(one) if kind.startswith(JSON) else host.page.sent(one.post))
+
+    assert asyncio.run(read()) is None
