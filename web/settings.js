@@ -120,14 +120,15 @@ function showLinked(node) {
 const LETTERS = 12 // of an input's name, in pixels
 const LINE = 16
 const INDENT = 20
+const MOST = 10000 // characters that could be seen
 
 /** Lines of `text` that fit `width`, at most `count`. */
 function linesOf(context, text, width, count) {
   const lines = ['']
-  for (const word of text.split(/\s+/)) {
+  for (const word of text.slice(0, MOST).split(/\s+/)) {
     const longer = `${lines.at(-1)} ${word}`.trim()
     if (context.measureText(longer).width <= width) lines[lines.length - 1] = longer
-    else lines.push(word)
+    else if (lines.push(word) > count) break
   }
   return lines.slice(0, count)
 }

@@ -28,6 +28,7 @@ const NOTING = [
 ] // have a text only while they have something to say
 const DENOISE = 'MMaDAParallelDenoise' // web/denoise_viewer.js
 const TEXT_EVENT = 'mmada_parallel.text' // nodes/host/page.py
+const OF_THE_MODEL = 'MMaDAParallelDecodeText' // its result is not said by the server
 const WIDGET = 'shown_text'
 const MIN_WIDTH = 240
 
@@ -35,7 +36,7 @@ const textOf = (node) => node.widgets?.find((widget) => widget.name === WIDGET)
 
 function show(node, text) {
   const widget = textOf(node)
-  if (widget) widget.value = translated(text)
+  if (widget) widget.value = text
 }
 
 function addText(node) {
@@ -64,7 +65,7 @@ function showRefusal(node, sentence, again) {
   if (!again) app.extensionManager.toast.add(toast)
   if (node.comfyClass === DENOISE) return
   addTextBelow(node)
-  show(node, sentence)
+  show(node, translated(sentence))
 }
 
 function showResult(node, output) {
@@ -72,13 +73,15 @@ function showResult(node, output) {
     if (output?.text) addTextBelow(node)
     else removeText(node)
   }
-  if (output?.text) show(node, [output.text].flat().join('\n\n'))
+  if (!output?.text) return
+  const text = [output.text].flat().join('\n\n')
+  show(node, node.comfyClass === OF_THE_MODEL ? text : translated(text))
 }
 
 app.registerExtension({
   name: 'mmada_parallel.shown_text',
   setup() {
-    onLive(TEXT_EVENT, (nodes, { text }) => show(nodes.at(-1), text))
+    onLive(TEXT_EVENT, (nodes, { text }) => show(nodes.at(-1), translated(text)))
     onRefused(
       (nodes, sentence, again) => showRefusal(nodes.at(-1), sentence, again),
       (nodes) => removeText(nodes.at(-1))

@@ -5,40 +5,58 @@ import { app } from '../../scripts/app.js'
 
 let translations = {}
 let choices = {}
-let patterns = [] // of what the server says: a regular expression with its values, and the translation
+let patterns = [] // of what the server says
 
-const escaped = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, '\\$&')
+const MOST = 4000 // characters of a text that are read; what comes after them stays English
+const LONGEST = 1500 // of a sentence of the server: its refusals have 1000 characters at most
+const DEEPEST = 4 // sentences in a value of a sentence in a value of …
 
-const VALUE = '((?:(?![.!?] )[^\n])+?[.!?]?)' // of one sentence
-const TEXT = '([^\n]+?)'
-
-/** The sentence `english`, in which {0}, {1}, … stand for values, in three ways: as it begins a
- * text, first with values of one sentence at most, and as the whole of one. What is not a whole
- * sentence must be a whole line. */
+/** The sentence `english`, in which {0}, {1}, … stand for values, as it begins a text: first with
+ * values of one sentence at most, then with any. What is not a whole sentence must be a whole line. */
 function patternOf([english, sentence]) {
-  const parts = english.split(/\{\d+\}/).map(escaped)
-  const last = parts.at(-1) ? VALUE : TEXT
-  const values = parts.map((_, i) => (i === parts.length - 2 ? last : VALUE))
-  const strict = parts.reduce((all, part, i) => all + values[i - 1] + part)
-  const loose = parts[0] ? parts.join(TEXT) : strict
-  const end = /[.?]$/.test(english) ? '(?=\\s|$)' : '(?=\\n|$)'
-  return {
-    starts: [new RegExp(`^${strict}${end}`), new RegExp(`^${loose}${end}`)],
-    whole: new RegExp(`^${strict}$`),
-    sentence
-  }
+  const parts = english.split(/\{\d+\}/)
+  return { parts, sentence, ends: /[.?]$/.test(english) ? /\s/ : /\n/ }
 }
 
-const filled = (sentence, values) =>
-  sentence.replace(/\{(\d+)\}/g, (_, place) => listed(values[place]))
+/** The values of a pattern that `text` begins with, or is the `whole` of, and after them where it
+ * ends; null where it does not. Of several ways that with the shortest values, as of a regular
+ * expression, but in a time that grows with the length of `text` alone. */
+function valuesIn(text, { parts, ends }, { loose = false, whole = false }) {
+  if (!text.startsWith(parts[0])) return null
+  const tried = parts.map(() => new Set()) // where a value may end
+  const follow = (place, start) => {
+    if (!text.startsWith(parts[place], start)) return null
+    const first = start + parts[place].length
+    if (place === parts.length - 1) {
+      const ended = first === text.length || (!whole && ends.test(text[first]))
+      return ended ? [first] : null
+    }
+    const any = loose || (place === parts.length - 2 && !parts.at(-1))
+    for (let at = first; at < text.length && text[at] !== '\n'; ) {
+      const sentenceEnds = !any && text[at + 1] === ' ' && '.!?'.includes(text[at])
+      if (sentenceEnds && at === first) return null
+      if (tried[place].has(++at)) return null
+      const rest = follow(place + 1, at)
+      if (rest) return [text.slice(first, at), ...rest]
+      if (sentenceEnds) return null
+      tried[place].add(at)
+    }
+    return null
+  }
+  return follow(0, 0)
+}
+
+const filled = (sentence, values, depth = 1) =>
+  sentence.replace(/\{(\d+)\}/g, (_, place) => listed(values[place], depth))
 
 /** A sentence, or each part of `a, b, c` that is a sentence's own, such as "3 of 16 image tokens",
  * translated. */
-function listed(value) {
+function listed(value, depth) {
+  if (depth > DEEPEST) return value
   const each = (/[.?]$/.test(value) ? [value] : value.split(', ')).map((part) => {
-    for (const { whole, sentence } of patterns) {
-      const match = part.match(whole)
-      if (match) return filled(sentence, match.slice(1))
+    for (const pattern of patterns) {
+      const values = valuesIn(part, pattern, { whole: true })
+      if (values) return filled(pattern.sentence, values, depth + 1)
     }
     return part
   })
@@ -49,10 +67,10 @@ function listed(value) {
 function beginningOf(rest) {
   const kept = rest.match(/^\s+/) ?? rest.match(/^(?:(?![.!?] )[^\n])+?: (?=its? )/) // an item of a dataset
   if (kept) return [kept[0], kept[0]]
-  for (const way of [0, 1]) {
-    for (const { starts, sentence } of patterns) {
-      const match = rest.match(starts[way])
-      if (match) return [match[0], filled(sentence, match.slice(1))]
+  for (const loose of [false, true]) {
+    for (const pattern of patterns) {
+      const values = loose && !pattern.parts[0] ? null : valuesIn(rest, pattern, { loose })
+      if (values) return [rest.slice(0, values.at(-1)), filled(pattern.sentence, values)]
     }
   }
   const [other] = rest.match(/^[^\n]*?[.!?](?=\s)/) ?? rest.match(/^[^\n]+/)
@@ -62,12 +80,12 @@ function beginningOf(rest) {
 /** What the server says, `text`, in the page's language as far as its sentences are translated. */
 export function translated(text) {
   let done = ''
-  for (let rest = patterns.length ? text : ''; rest; ) {
-    const [from, to] = beginningOf(rest)
+  for (let rest = patterns.length ? text.slice(0, MOST) : ''; rest; ) {
+    const [from, to] = beginningOf(rest.slice(0, LONGEST))
     done += to
     rest = rest.slice(from.length)
   }
-  return done || text
+  return done ? done + text.slice(MOST) : text
 }
 
 /** `sentence` in the page's language, with `values` in place of their {names}. */

@@ -90,3 +90,28 @@ def test_the_page_speaks_it(comfy_page, language, vue):
         "empty": viewer["Text and picture appear here while this node runs."],
         "stop": viewer["Stop here"],
     }
+
+
+SLOW = """(texts) => import('/extensions/mmada-parallel/words.js').then(({ translated }) =>
+    texts.map((text) => {
+        const began = performance.now()
+        return [translated(text).length, performance.now() - began]
+    }))"""
+
+
+@pytest.mark.exhaustive
+def test_no_text_holds_the_page_up(comfy_page):
+    """The words of a model, and names in a sentence, are a stranger's."""
+    comfy_page.server.post("/settings", {"Comfy.Locale": "zh"})
+    says = json.loads((PACK_ROOT / "locales" / "zh" / "main.json").read_text("utf-8"))
+    sentences = [re.split(r"{\d+}", each) for each in says["mmada_parallel_says"]]
+    longest = sorted(sentences, key=len)[-8:]
+    texts = ["x" * 20_000, "a. " * 7000, " ░" * 4096]
+    texts += [parts[0] + "b".join(["", *parts[1:-1]]) * 2000 for parts in longest]
+    texts += [(parts[0] + "a. ") * 2000 for parts in longest]
+    try:
+        comfy_page.open()
+        taken = comfy_page.page.evaluate(SLOW, texts)
+    finally:
+        comfy_page.server.post("/settings", {"Comfy.Locale": "en"})
+    assert all(milliseconds < 5000 for _, milliseconds in taken), taken
