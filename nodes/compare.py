@@ -100,7 +100,7 @@ class CompareAdapters(io.ComfyNode):
         for number, (name, file) in enumerate([("no adapter", None), *named_adapters(folder)]):
             adapted = model
             if file is not None:
-                state, about = read_adapter(file)
+                state, about = read_adapter(file, host.stop_if_interrupted)
                 adapted = host.with_adapter(model, state, about, file.name, 1.0)
             host.stop_if_interrupted()
             trajectory = denoise_in_batches(

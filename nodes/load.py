@@ -164,9 +164,10 @@ class ApplyLoRA(io.ComfyNode):
         file = None
         if lora_model is None:
             name, file = lora, folders.adapter_file(lora)
-            state, metadata = read_adapter(file)
+            state, metadata = read_adapter(file, host.stop_if_interrupted)
         else:
-            name, state, metadata = "lora_model", adapter_state(lora_model, "lora_model"), {}
+            name, metadata = "lora_model", {}
+            state = adapter_state(lora_model, name, tell=host.stop_if_interrupted)
         if doubt := doubt_about(model.model, metadata, name):
             logging.warning(doubt)
         return io.NodeOutput(host.with_adapter(model, state, metadata, name, strength, file))

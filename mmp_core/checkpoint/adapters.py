@@ -22,7 +22,7 @@ from ..errors import CheckpointError, InputError, shortened, shown
 from ..files import accessing, checked_path
 from ..model.lora import Adapter, CastOperations, LayerShape, adaptable_layers
 from ..outside import check_fields, field
-from .load import Model, load_module
+from .load import Model, Tell, load_module
 from .tensors import SafetensorsFiles, holds_values, read_json
 
 PREFIX = "base_model.model."
@@ -48,9 +48,12 @@ _ENDS = ("wte", "ff_out", "lm_head")
 
 
 @accessing()
-def read_adapter(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_adapter(
+    path: str | Path, tell: Tell = lambda: None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a file or PEFT folder: the state of an :class:`~.lora.Adapter` of scale 1, and metadata.
-    Raises ``InputError`` for a file that is missing, damaged, pickled or holds no plain LoRA."""
+    ``tell`` is called for each layer, and may raise. Raises ``InputError`` for a file that is
+    missing, damaged, pickled or holds no plain LoRA."""
     file = checked_path(path, "The adapter")
     if file.is_dir():
         file = file / PEFT_WEIGHTS
@@ -66,7 +69,7 @@ def read_adapter(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         alpha, rslora, dora = None, False, False
         if file.name == PEFT_WEIGHTS or _renamed(file, tensors.metadata(file)):
             alpha, rslora, dora = _peft_settings(file.with_name(PEFT_CONFIG))
-        state = adapter_state(dict(tensors), str(file), alpha, rslora=rslora)
+        state = adapter_state(dict(tensors), str(file), alpha, rslora=rslora, tell=tell)
         if dora and 3 * sum(".lora_magnitude" in key for key in state) != len(state):
             raise InputError(f"{file} lacks magnitudes of DoRA, which its settings promise.")
         return state, tensors.metadata(file)
@@ -80,11 +83,13 @@ def adapter_state(
     alpha: float | None = None,
     *,
     rslora: bool = False,
+    tell: Tell = lambda: None,
 ) -> dict[str, Tensor]:
     """Name ``tensors`` as :class:`~.lora.Adapter` does, with alpha / rank multiplied into B.
     ``name``: of the file, for messages. ``alpha``: of all layers; by default what ``tensors`` say,
-    else the rank. ``rslora``: alpha / √rank is multiplied, as PEFT's rsLoRA means it. Raises
-    ``InputError`` where they are not the pairs of plain LoRA."""
+    else the rank. ``rslora``: alpha / √rank is multiplied, as PEFT's rsLoRA means it. ``tell`` is
+    called for each layer, and may raise. Raises ``InputError`` where they are not the pairs of
+    plain LoRA."""
     matrices: dict[str, dict[str, Tensor]] = {}
     magnitudes: dict[str, Tensor] = {}
     alphas: dict[str, float] = {}
@@ -109,6 +114,7 @@ def adapter_state(
         raise InputError(f"{name} holds no LoRA.")
     state = {}
     for layer, pair in matrices.items():
+        tell()
         if pair.keys() != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
             raise InputError(f"{name} lacks a matching pair of matrices for {layer}.")
         rank = pair["A"].shape[0]
@@ -200,10 +206,12 @@ def build_adapter(
     operations: Any = CastOperations,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    tell: Tell = lambda: None,
 ) -> Adapter:
     """Build the adapter that :func:`read_adapter` gave, for ``model``. ``dtype``, ``device``: of
-    its weights; default, those of the final norm and of the model's inputs. Raises ``InputError``
-    where it belongs to another variant or does not fit."""
+    its weights; default, those of the final norm and of the model's inputs. ``tell`` is called
+    before each tensor, and may raise. Raises ``InputError`` where it belongs to another variant or
+    does not fit."""
     check_variant(model, metadata, name)
     adapter = Adapter(
         _shapes(model, state, name),
@@ -211,7 +219,7 @@ def build_adapter(
         dtype=dtype or model.transformer.dtype,
         device="meta",
     ).requires_grad_(False)
-    load_module(adapter, state, device or model.device, name)
+    load_module(adapter, state, device or model.device, name, tell)
     return adapter
 
 

@@ -18,7 +18,7 @@ from ..files import readable_size, writable_file, writing
 from ..model.formats import FORMATS, Format
 from ..model.lora import adaptable_layers
 from ..model.quantised import formats_of, marker, parts_of
-from .load import Model, build_model, check_complete, open_checkpoint
+from .load import Model, Tell, build_model, check_complete, open_checkpoint
 from .merge import Merged, sha256_of
 from .packed import IMAGE_PREFIX, packed_metadata
 from .partial import Partial, partial
@@ -47,7 +47,8 @@ def convert(
 
     ``quantize``: of :data:`KINDS`; it concerns the linear layers of the blocks, all else is copied
     as stored. ``adapters``: files of LoRAs and their strengths, which are added to the weights
-    before these are quantised. ``progress(written, total)``: called with bytes. At most one
+    before these are quantised. ``progress(written, total)``: called with bytes, with each part that
+    is read, and may raise. At most one
     quantised tensor, with its working copies, is in memory at a time. What a killed conversion has
     written is gone on from.
 
@@ -89,7 +90,13 @@ def write_packed(
         for name, layer in adaptable_layers(model.transformer).items()
         if form and form.fits(layer.in_features, layer.out_features)
     }
-    merged = Merged(model, adapters)
+    written, total = 0, 1
+
+    def tell() -> None:
+        if progress is not None:
+            progress(written, total)
+
+    merged = Merged(model, adapters, tell)
     outlines = _outlines(source, formats)
     unfinished = Partial(out)
     header, places = _laid_out(outlines, _notes(source, quantize, merged, unfinished.date))
@@ -103,10 +110,10 @@ def write_packed(
         with open(unfinished.path, "rb+") as file:
             for parts in _tensors(source, formats, merged, unfinished.done):
                 for name, blocks in parts.items():
-                    _write(file, len(header) + places[name][0], blocks)
+                    _write(file, len(header) + places[name][0], blocks, tell)
                 unfinished.complete(file, parts)
-                if progress is not None:
-                    progress(sum(outlines[name].bytes for name in unfinished.done), total)
+                written = sum(outlines[name].bytes for name in unfinished.done)
+                tell()
 
 
 def _check_out(source: Source, out: Path) -> None:
@@ -231,7 +238,8 @@ def _tensors(
             yield {IMAGE_PREFIX + name: blocks_of(source.image_weights, name)}
 
 
-def _write(file: BinaryIO, position: int, blocks: Iterator[Tensor]) -> None:
+def _write(file: BinaryIO, position: int, blocks: Iterator[Tensor], tell: Tell) -> None:
     file.seek(position)
     for block in blocks:
+        tell()
         file.write(block.contiguous().reshape(-1).view(torch.uint8).numpy().data)

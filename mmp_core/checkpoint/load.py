@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from .source import Family, Source, assumption, open_folder
 from .tensors import Outline, outline_of
 from .text_tokenizer import TextTokenizer, reading
 
+Tell = Callable[[], object]
 _COMPUTED_IN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _log = logging.getLogger(__name__)
 
@@ -248,20 +249,28 @@ def multiply_as_int8(module: nn.Module, name: str) -> None:
         layer.as_int8 = True
 
 
-def load_weights(model: Model, source: Source, device: torch.device | str) -> None:
-    """Read the weights of ``source`` into the modules of ``model``, on ``device``."""
-    load_module(model.transformer, source.weights, device, str(source.path))
-    load_module(model.image_tokenizer, source.image_weights, device, str(source.image_path))
+def load_weights(
+    model: Model, source: Source, device: torch.device | str, tell: Tell = lambda: None
+) -> None:
+    """Read the weights of ``source`` into the modules of ``model``, on ``device``. ``tell`` is
+    called before each tensor, and may raise."""
+    load_module(model.transformer, source.weights, device, str(source.path), tell)
+    load_module(model.image_tokenizer, source.image_weights, device, str(source.image_path), tell)
 
 
 def load_module(
-    module: nn.Module, weights: Mapping[str, Tensor], device: torch.device | str, name: str
+    module: nn.Module,
+    weights: Mapping[str, Tensor],
+    device: torch.device | str,
+    name: str,
+    tell: Tell = lambda: None,
 ) -> None:
     """Assign ``weights`` to ``module`` tensor by tensor, so that memory holds them once.
 
     Floats take the dtype of the parameter they replace. Layers load their own part, so that those
     of a host may read a format of their own. Raises ``CheckpointError`` for tensors that are
-    missing, unexpected or of another shape; ``name`` tells where they come from.
+    missing, unexpected or of another shape; ``name`` tells where they come from. ``tell`` is called
+    before each, and may raise.
     """
     check_complete(module, weights, name)
     expected = module.state_dict()
@@ -270,6 +279,7 @@ def load_module(
     for owner, keys in _by_layer(weights, layers).items():
         part = {}
         for key in keys:
+            tell()
             like = expected.get(key)
             part[key[len(owner) :].lstrip(".")] = _fitting(weights[key], like, key, device, name)
         try:

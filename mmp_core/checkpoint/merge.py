@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import InputError, shown
 from ..model.lora import STRENGTH
 from .adapters import PEFT_CONFIG, PEFT_WEIGHTS, build_adapter, doubt_about, read_adapter
-from .load import Model
+from .load import Model, Tell
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +23,13 @@ class Merged:
     ``about``: what the converted file says of them. Raises ``InputError`` where one does not
     fit."""
 
-    def __init__(self, model: Model, adapters: Sequence[tuple[str | Path, float]]):
+    def __init__(
+        self,
+        model: Model,
+        adapters: Sequence[tuple[str | Path, float]],
+        tell: Tell = lambda: None,
+    ):
+        """``tell`` is called between parts of the files, and may raise."""
         self.about: list[dict[str, str | float]] = []
         self._parts: dict[str, list[tuple[float, Tensor, Tensor, Tensor | None]]] = {}
         for path, strength in adapters:
@@ -31,8 +37,8 @@ class Merged:
                 raise InputError(
                     f"The strength of {path} is {shown(strength)}; expected {STRENGTH.expected}."
                 )
-            state, metadata = read_adapter(path)
-            adapter = build_adapter(model, state, metadata, str(path), device="cpu")
+            state, metadata = read_adapter(path, tell)
+            adapter = build_adapter(model, state, metadata, str(path), device="cpu", tell=tell)
             if doubt := doubt_about(model, metadata, str(path)):
                 _log.warning(doubt)
             for layer in adapter.shapes:
@@ -40,7 +46,7 @@ class Merged:
                 magnitude = state.get(f"{layer}.lora_magnitude_vector")
                 self._parts.setdefault(layer, []).append((strength, a, b, magnitude))
             file = Path(path).expanduser()
-            self.about.append({"name": file.name, "strength": strength, **_digests(file)})
+            self.about.append({"name": file.name, "strength": strength, **_digests(file, tell)})
 
     def __contains__(self, layer: str) -> bool:
         return layer in self._parts
@@ -69,16 +75,17 @@ class Merged:
         return result
 
 
-def _digests(adapter: Path) -> dict[str, str]:
+def _digests(adapter: Path, tell: Tell) -> dict[str, str]:
     """Of all that :func:`read_adapter` reads: another adapter of the same name is another one."""
     weights = adapter / PEFT_WEIGHTS if adapter.is_dir() else adapter
-    digests, settings = {"sha256": sha256_of(weights)}, weights.with_name(PEFT_CONFIG)
+    digests, settings = {"sha256": sha256_of(weights, tell)}, weights.with_name(PEFT_CONFIG)
     return digests | ({"settings_sha256": sha256_of(settings)} if settings.is_file() else {})
 
 
-def sha256_of(file: Path) -> str:
+def sha256_of(file: Path, tell: Tell = lambda: None) -> str:
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(2**20):
+            tell()
             digest.update(block)
     return digest.hexdigest()

@@ -46,6 +46,7 @@ from . import core
 from .clip import HostedClip
 from .folders import checkpoint_paths
 from .layers import attention, operations
+from .page import interruptible, stop_if_interrupted
 
 INT8 = "int8"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -223,11 +224,12 @@ def with_adapter(
     with torch.inference_mode(False):  # in which nodes run; see load
         adapter = build_adapter(
             model.model,
-            {key: t.clone() if t.is_inference() else t for key, t in state.items()},
+            {k: t.clone() if t.is_inference() else t for k, t in interruptible(state.items())},
             metadata,
             name,
             operations=comfy.ops.manual_cast,
             device=model.patcher.offload_device,
+            tell=stop_if_interrupted,
         )
     hosted = HostedAdapter(core.patcher(adapter, **devices), strength, file)
     adapters = (*model.adapters, hosted)
@@ -274,7 +276,7 @@ def load(
         )
         if whole:
             multiply_as_int8(model.transformer, str(source.path))
-        load_weights(model, source, offload_device)
+        load_weights(model, source, offload_device, stop_if_interrupted)
     _check_filled(model, path)
     model.device = device
     patchers = (
@@ -298,7 +300,7 @@ def _copy_from_files(hosted: HostedModel) -> None:
     and what is not pinned streams slowly. DynamicVRAM reads from the file, as it should."""
     with torch.inference_mode(False):
         for patcher in hosted.get_models():
-            for weight in patcher.model.parameters():
+            for weight in interruptible(patcher.model.parameters()):
                 weight.data = weight.data.clone()
 
 

@@ -466,3 +466,15 @@ def test_four_bits_are_read_by_comfyui_to_the_same_bits(rows, columns, dtype):
 def test_four_bits_refuse_what_is_not_finite():
     with pytest.raises(ValueError, match="not finite"):
         parts_of(torch.full((16, 16), torch.inf), FORMATS["nvfp4"])
+
+
+def test_each_part_of_a_tensor_can_be_stopped(folder, tmp_path, monkeypatch):
+    def parts(name):
+        told = []
+        convert(folder, tmp_path / name, progress=lambda *now: told.append(now))
+        return len(told)
+
+    whole = parts("a.safetensors")
+    monkeypatch.setattr(tensor_files, "_BLOCK_BYTES", 1024)
+    assert parts("b.safetensors") > whole
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
