@@ -134,7 +134,7 @@ class LoadEditDataset(io.ComfyNode):
                 repeats=repeats,
                 callback=callback,
             )
-        opened = joined([opened, more] if more else [opened])
+        opened = joined([opened, more] if more else [opened], callback)
         count = min(_SHOWN, len(opened))
         spread = [opened[i * len(opened) // count] for i in range(count)]
         pixels, report = (

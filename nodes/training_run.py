@@ -112,7 +112,7 @@ def train(
         clips = recipe.load(dataset)
         if isinstance(dataset, Preferences):
             hosted.prepare_decoding((1, 1))
-            cases = dataset.cases(hosted.model, lambda *_: host.stop_if_interrupted())
+            cases = dataset.cases(hosted.model, _ask)
         else:
             cases = _cases(hosted, dataset, recipe.need_target, inputs, progress)
         watched = _watched(hosted, recipe, inputs, progress)
@@ -146,13 +146,19 @@ def train(
                 policy=policy,
                 watched=watched,
                 about={"dataset": dataset.place},
+                callback=_ask,
             )
             if resume:
-                run.resume()
+                run.resume(_ask)
             own = _own_options(run, recipe, inputs)
             write_run_file_of(run, hosted, dataset, inputs.watched, own)
             view = TrainingView(progress, run, recipe, inputs.preview_every, memory.in_use, cost)
             return _outputs(run, policy, view, inputs.run_name)
+
+
+def _ask(done: int, total: int) -> None:
+    """The run may be interrupted."""
+    host.stop_if_interrupted()
 
 
 def _own_options(run: TrainingRun, recipe: Recipe, inputs: TrainingInputs) -> dict[str, Any]:
@@ -175,7 +181,10 @@ def _outputs(run: TrainingRun, policy: LoRA, view: TrainingView, name: str) -> i
         run.train(view.callback, view.progress)
         if run.step < run.settings.steps:
             ended = f"Stopped after step {run.step}: nothing improved for a while."
-    except host.Interrupted:
+    except (host.Interrupted, InputError) as error:
+        stopped = error if isinstance(error, host.Interrupted) else error.__cause__
+        if not isinstance(stopped, host.Interrupted):  # which a reward may have met, and reported
+            raise
         _interruptions[name] += 1
         ended = f"Interrupted. {run.folder.last_good} Turn on resume to go on from there."
         _log.info("MMaDA-Parallel: training was interrupted. %s", run.folder.last_good)
@@ -197,7 +206,7 @@ def _outputs(run: TrainingRun, policy: LoRA, view: TrainingView, name: str) -> i
             "resume, and queue again."
         ) from None
     text = view.show(f"{ended} The adapter is kept in {adapter}.")
-    lines = run.folder.lines()
+    lines = run.folder.lines(_ask)
     metric, label = view.recipe.curve
     curve = _plot(lines, [metric], label) if lines else None  # a log may be gone
     curves = [each for each in (curve, view.part_curves, view.watched_curves) if each]
@@ -225,7 +234,8 @@ def _cases(
     inputs: TrainingInputs,
     progress: host.Progress,
 ) -> tuple[Case, ...]:
-    pictures = (picture for item in dataset for picture in (item.image, item.target))
+    items = host.interruptible(dataset)
+    pictures = (picture for item in items for picture in (item.image, item.target))
     hosted.prepare_encoding(picture.size for picture in pictures if picture)
 
     def callback(done: int, total: int) -> None:
@@ -270,7 +280,7 @@ def _existing(model: Model, name: str) -> dict[str, torch.Tensor]:
     """The tensors of the adapter file that a widget names; none for none."""
     if name == folders.NO_ADAPTER:
         return {}
-    state, metadata = read_adapter(folders.adapter_file(name))
+    state, metadata = read_adapter(folders.adapter_file(name), host.stop_if_interrupted)
     check_variant(model, metadata, name)
     if doubt := doubt_about(model, metadata, name):
         _log.warning(doubt)
@@ -329,7 +339,7 @@ class TrainingView:
     @property
     def part_curves(self) -> Image.Image | None:
         """Each reward of a sum over the steps."""
-        lines = self.run.folder.lines()
+        lines = self.run.folder.lines(_ask)
         parts = self.recipe.parts(lines[-1]) if lines else []
         return _plot(lines, parts, "mean of each reward") if parts else None
 

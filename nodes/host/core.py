@@ -21,6 +21,7 @@ import comfy.ops
 import torch
 from torch import Tensor, nn
 
+from ...mmp_core.errors import InputError
 from ...mmp_core.memory import is_out_of_memory
 
 _log = logging.getLogger(__name__)
@@ -156,6 +157,13 @@ def loaded_size(patcher: Any) -> int:
             dtype = getattr(module, f"{name}_comfy_model_dtype", None) or weight.dtype
             sizes[id(weight)] = weight.numel() * dtype.itemsize
     return sum(sizes.values())
+
+
+def leave_if_interrupted(*_: object) -> None:
+    """For fingerprints, in which ComfyUI expects no interruption: raise ``InputError`` where there
+    is one, which the next check, in a node that runs, still finds."""
+    if comfy.model_management.processing_interrupted():
+        raise InputError("The run was interrupted.")
 
 
 def memory_of(device: torch.device) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from stat import S_ISREG
@@ -22,6 +22,7 @@ from ...mmp_core.outside import checked_text
 from ...mmp_core.variants.registry import image_tokenizer_folders
 from ...training.rewards.clip import DEMO_CLIP
 from ...training.rewards.clip_files import is_clip
+from .core import leave_if_interrupted
 
 FOLDER = "mmada_parallel"
 """Name of the model folder: ``models/mmada_parallel``, or what extra_model_paths.yaml says."""
@@ -130,9 +131,16 @@ def fingerprint(paths: Callable[[], Iterable[Path | None]]) -> list[FileState]:
     """Of the files and folders that ``paths`` gives; nothing where it finds none, since the node
     says why when it runs."""
     try:
-        return file_states([path for path in paths() if path])
+        return file_states(_left_if_interrupted(paths()))
     except (InputError, OSError):
         return []
+
+
+def _left_if_interrupted(paths: Iterable[Path | None]) -> Iterator[Path]:
+    for path in paths:
+        leave_if_interrupted()
+        if path:
+            yield path
 
 
 def file_states(paths: Iterable[Path]) -> list[FileState]:

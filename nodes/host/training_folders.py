@@ -19,6 +19,7 @@ from ...training.data.registry import GENERATED, GeneratedDataset
 from ...training.data.sources import KINDS, files_of
 from ...training.dpo.preferences import picks_in
 from ...training.loop.keeping import kept_adapters
+from .core import leave_if_interrupted
 from .folders import FOLDER, check_name, file_states, is_a, not_listed, paths_in
 
 _OF_THE_PAGE = ("3d", "clipspace", "pasted")
@@ -97,8 +98,10 @@ def new_dataset(name: str) -> Path:
 
 
 def dataset_files(name: str) -> Iterable[Path]:
-    """Every file of the dataset; none for a generated one."""
-    return [] if name in generated_datasets() else files_of(dataset_path(name))
+    """Every file of the dataset, for a fingerprint; none for a generated one."""
+    if name in generated_datasets():
+        return []
+    return files_of(dataset_path(name), leave_if_interrupted)
 
 
 def runs_folder() -> Path:

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 
 from ...mmp_core.errors import InputError
 from ..cases import Case, Cases, EndlessCases
+from .items import Counted, counted
 
 
-def set_apart(cases: Cases, share: float, held_out: Sequence[Case]) -> tuple[Cases, Sequence[Case]]:
+def set_apart(
+    cases: Cases, share: float, held_out: Sequence[Case], callback: Counted | None = None
+) -> tuple[Cases, Sequence[Case]]:
     """The cases to train on, and those to hold out: ``held_out`` and ``share`` of the others.
 
     Cases of the same pictures stay together, so that nothing that is held out is trained on in
     another form; which ones are drawn depends on what they are alone, not on their order.
+    ``callback`` counts cases now and then.
     Raises ``InputError`` where nothing is left to train on.
     """
     if isinstance(cases, EndlessCases):
@@ -21,16 +25,19 @@ def set_apart(cases: Cases, share: float, held_out: Sequence[Case]) -> tuple[Cas
             raise InputError("A share of endless cases cannot be held out: give items to hold out.")
         return cases, held_out
     apart = {origin_of(case) for case in held_out}
-    origins = sorted({origin_of(case) for case in cases} - apart)
+    origin = [origin_of(case) for case in counted(cases, callback)]
+    origins = sorted(set(origin) - apart)
     count = min(len(origins) - 1, max(1, round(share * len(origins)))) if share else 0
     drawn = set(origins[: max(0, count)])
-    kept = [case for case in cases if origin_of(case) not in apart | drawn]
+    left_out = apart | drawn
+    kept = [case for case, its in zip(cases, origin, strict=True) if its not in left_out]
     if not kept or (share and not drawn):
         raise InputError(
             "Nothing is left to train on beside what is held out: give more items, or hold out "
             "fewer."
         )
-    first = {origin_of(case): case for case in reversed(cases) if origin_of(case) in drawn}
+    pairs = zip(reversed(cases), reversed(origin), strict=True)
+    first = {its: case for case, its in pairs if its in drawn}
     return kept, [*held_out, *first.values()]
 
 

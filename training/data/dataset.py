@@ -25,7 +25,7 @@ from ...mmp_core.state import TokenState
 from ...mmp_core.variants.base import MASKED_TEXT, Variant
 from ..cases import Case
 from .codes import CodeCache, codes_fingerprint, encode_pictures, key_of
-from .items import Item, Picture, UnreadItem
+from .items import Counted, Item, Picture, UnreadItem, counted
 from .settings import DataSettings
 from .sources import KINDS, is_manifest
 from .variations import changed_cells, described, image_weight, varied
@@ -114,7 +114,7 @@ def open_dataset(
     path = checked_path(path, "The dataset")
     settings = settings or DataSettings()
     items, skipped = [], []
-    unread = _unread_items(path)
+    unread = _unread_items(path, callback)
     for done, item in enumerate(unread):
         if len(items) == limit:
             break
@@ -137,11 +137,12 @@ def open_dataset(
     return EditDataset(path.name, tuple(forms), tuple(skipped), bad_items, options)
 
 
-def joined(datasets: Sequence[EditDataset]) -> EditDataset:
-    """The items of several datasets as one; of more than one, named by their dataset, too."""
+def joined(datasets: Sequence[EditDataset], callback: Counted | None = None) -> EditDataset:
+    """The items of several datasets as one; of more than one, named by their dataset, too.
+    ``callback(done, total)`` counts the items of each now and then."""
     if len(datasets) == 1:
         return datasets[0]
-    items = [replace(i, name=f"{d.place}/{i.name}") for d in datasets for i in d]
+    items = [replace(i, name=f"{d.place}/{i.name}") for d in datasets for i in counted(d, callback)]
     skipped = [(f"{d.place}/{name}", why) for d in datasets for name, why in d.skipped]
     fail = any(dataset.bad_items == "fail" for dataset in datasets)
     place = " + ".join(dataset.place for dataset in datasets)
@@ -151,14 +152,14 @@ def joined(datasets: Sequence[EditDataset]) -> EditDataset:
     return EditDataset(place, tuple(items), tuple(skipped), "fail" if fail else "skip", options)
 
 
-def _unread_items(path: Path) -> list[UnreadItem]:
+def _unread_items(path: Path, callback: Counted | None) -> list[UnreadItem]:
     kind = next((kind for kind in KINDS if kind.fits(path)), None)
     if kind is None:
         raise InputError(
             f"There is no dataset at {path}: give a folder of pictures and instructions, a .jsonl "
             "manifest, or a folder that save_to_disk of Hugging Face's datasets wrote."
         )
-    items = kind.items(path)
+    items = kind.items(path, callback)
     if not items:
         raise InputError(f"{path} is empty: {_advice(path)}")
     return items
@@ -268,10 +269,10 @@ def tokenised(
             usable.append((item, _target_text(model, item, length) if need_target else None))
         except InputError as reason:
             skipped.append((item.name, str(reason)))
-    sizes = [_seen_size(model, item, need_target) for item, _ in usable]
+    sizes = [_seen_size(model, item, need_target) for item, _ in counted(usable, callback)]
     wanted = {
         key_of(picture, size): (picture, size)
-        for (item, _), size in zip(usable, sizes, strict=True)
+        for (item, _), size in zip(counted(usable, callback), sizes, strict=True)
         for picture in _pictures(item, need_target)
     }
     store = CodeCache(None, "")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
@@ -26,8 +26,28 @@ less than half would be seen."""
 SAME_RATIO = 0.01
 """How far the aspect ratios of a picture and its target may differ: they are laid on each other."""
 
+EVERY = 1000
+"""Items between two calls of a callback that counts them, where none takes long."""
+
 _TURNED_FROM = 5
 """EXIF orientations from here on swap width and height."""
+
+
+Counted = Callable[[int, int], object]
+"""Called with how many items of how many are done; may raise."""
+Each = TypeVar("Each", covariant=True)
+
+
+class Countable(Sized, Protocol[Each]):
+    def __iter__(self) -> Iterator[Each]: ...
+
+
+def counted(items: Countable[Each], callback: Counted | None) -> Iterator[Each]:
+    """``items``; ``callback`` is called before every :data:`EVERY`-th."""
+    for done, item in enumerate(items):
+        if callback and done % EVERY == EVERY - 1:
+            callback(done, len(items))
+        yield item
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,12 @@ from ...mmp_core.outside import check_bytes, parsed_json, read_text
 from .fields import FIELDS, PICTURE_FIELDS, PICTURES, any_of, item_of, listed, read_field
 from .items import (
     MOST_ITEMS,
+    Counted,
     Item,
     Picture,
     UnreadItem,
     checked_picture,
+    counted,
     natural_order,
     wanted_text,
 )
@@ -36,7 +38,7 @@ Files = Mapping[str, list[Path]]
 """The files of one item by what they are of it."""
 
 
-def folder_items(folder: Path) -> list[UnreadItem]:
+def folder_items(folder: Path, callback: Counted | None = None) -> list[UnreadItem]:
     """Items of ``name.txt`` with ``name.png`` (or .jpg, .jpeg, .webp), ``name.think.txt``,
     ``name.target.png`` and ``name.mask.png``; without ``name.png``, one to generate.
 
@@ -44,26 +46,24 @@ def folder_items(folder: Path) -> list[UnreadItem]:
     open what belongs to what. Hidden files, other endings and subfolders are left out.
     """
     groups: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
-    for file in listed(folder):
+    for file in counted(listed(folder), callback):
         if not file.is_dir() and (role := _role(file)):
             name = normalize("NFC", file.stem)
             if role in ("think", "target", "mask"):
                 name = name[: -len(role) - 1]
             groups[name][role].append(file)
-    items = _alike_joined(groups)
-    return [
-        UnreadItem(name, partial(_folder_item, name, items[name]))
-        for name in sorted(items, key=natural_order)
-    ]
+    items = _alike_joined(groups, callback)
+    order = [(natural_order(name), name) for name in counted(items, callback)]
+    return [UnreadItem(name, partial(_folder_item, name, items[name])) for _, name in sorted(order)]
 
 
-def _alike_joined(groups: Mapping[str, Files]) -> dict[str, Files]:
+def _alike_joined(groups: Mapping[str, Files], callback: Counted | None) -> dict[str, Files]:
     """``groups`` by their names, those as one whose names differ by case alone."""
     alike: dict[str, list[str]] = defaultdict(list)
-    for name in groups:
+    for name in counted(groups, callback):
         alike[normalize("NFC", name.casefold())].append(name)
     joined: dict[str, Files] = {}
-    for names in alike.values():
+    for names in counted(alike.values(), callback):
         roles = [role for name in names for role in groups[name]]
         if len(set(roles)) == len(roles):
             named = next((name for name in names if "instruction" in groups[name]), names[0])
@@ -151,24 +151,24 @@ def _file_picture(file: Path | None, name: str) -> Picture | None:
     return checked_picture(file.name, content, partial(read_field, file, name))
 
 
-def manifest_items(manifest: Path) -> list[UnreadItem]:
+def manifest_items(manifest: Path, callback: Counted | None = None) -> list[UnreadItem]:
     """An item per line, ``{"image": …, "instruction": …, "think": …, "target": …}`` of which only
     the instruction must be there. Pictures lie in the manifest's folder or below it, and are named
     from there. Empty lines are left out."""
     return [
         UnreadItem(f"line {number}", partial(_manifest_item, manifest.parent, number, line))
-        for number, line in _lines(manifest)
+        for number, line in _lines(manifest, callback)
     ]
 
 
-def _lines(manifest: Path) -> Iterator[tuple[int, str]]:
+def _lines(manifest: Path, callback: Counted | None) -> Iterator[tuple[int, str]]:
     try:
         text = read_text(manifest, _MANIFEST_BYTES, InputError)
     except FileNotFoundError:
         raise InputError(f"{manifest} no longer exists.") from None
     if (count := text.count("\n")) > MOST_ITEMS:
         raise InputError(f"{manifest} has {count} lines; expected at most {MOST_ITEMS}.")
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(counted(text.split("\n"), callback), start=1):
         if line.strip():
             yield number, line
 
@@ -219,19 +219,21 @@ def _named_files(folder: Path, fields: Mapping[str, str]) -> dict[str, Path]:
     return files
 
 
-def files_of(path: Path) -> list[Path]:
-    """The files that a dataset at ``path`` may read, sorted; of a manifest, those it names."""
+def files_of(path: Path, callback: Counted | None = None) -> list[Path]:
+    """The files that a dataset at ``path`` may read, sorted; of a manifest, those it names.
+    ``callback(done, total)`` counts them now and then."""
     if path.is_dir():
-        return [file for file in listed(path) if file.is_file()]
+        return [file for file in counted(listed(path), callback) if file.is_file()]
     if is_parquet(path):
         return [path]
     named: set[Path] = set()
-    for _, line in _lines(path):
+    for _, line in _lines(path, callback):
         try:
             named.update(_named_files(path.parent, _fields(line)).values())
         except InputError:  # said when the dataset is opened
             continue
-    return [path, *sorted(file for file in named if is_file(file))]
+    there = (file for file in counted(named, callback) if is_file(file))
+    return [path, *sorted(there, key=str)]  # paths take four times as long to compare
 
 
 def is_manifest(path: Path) -> bool:
@@ -246,12 +248,12 @@ class DatasetKind(NamedTuple):
     """A form that datasets have on disk.
 
     ``fits``: whether a path is opened as one. ``offered``: whether a list of datasets names it.
-    ``items``: what it holds, not yet read.
+    ``items``: what it holds, not yet read, counted now and then.
     """
 
     fits: Callable[[Path], bool]
     offered: Callable[[Path], bool]
-    items: Callable[[Path], list[UnreadItem]]
+    items: Callable[[Path, Counted | None], list[UnreadItem]]
 
 
 KINDS = (

@@ -17,7 +17,7 @@ from ...mmp_core.errors import InputError, sentence, shortened, shown
 from ...mmp_core.files import is_plain_name
 from ...mmp_core.outside import parsed_json, read_text
 from .fields import FIELDS, PICTURE_FIELDS, PICTURES, any_of, item_of, listed, read_field
-from .items import MOST_ITEMS, Item, UnreadItem, checked_picture
+from .items import MOST_ITEMS, Counted, Item, UnreadItem, checked_picture, counted
 
 _SAVED, _SAVED_SPLITS = ("dataset_info.json", "state.json"), "dataset_dict.json"
 _ALWAYS_UNPACKED, _MOST_GROWTH = 2**28, 200
@@ -30,7 +30,7 @@ def is_saved_dataset(folder: Path) -> bool:
     return whole or (folder / _SAVED_SPLITS).is_file()
 
 
-def saved_items(folder: Path) -> list[UnreadItem]:
+def saved_items(folder: Path, callback: Counted | None = None) -> list[UnreadItem]:
     """An item per row; columns as in a manifest, pictures of the type ``Image``. Other columns are
     left out. Nothing is downloaded and no code of the dataset is run."""
     if (folder / _SAVED_SPLITS).is_file():
@@ -55,7 +55,8 @@ def saved_items(folder: Path) -> list[UnreadItem]:
     _check_columns(folder, rows.features, datasets)
     for name in {*PICTURE_FIELDS} & set(rows.column_names):
         rows = rows.cast_column(name, datasets.Image(decode=False))
-    return [UnreadItem(f"row {i}", partial(_row_item, rows, i)) for i in range(len(rows))]
+    numbers = counted(range(len(rows)), callback)
+    return [UnreadItem(f"row {i}", partial(_row_item, rows, i)) for i in numbers]
 
 
 def _check_files(folder: Path) -> None:
@@ -172,7 +173,7 @@ class _ParquetRows:
         return {name: table.column(name)[row].as_py() for name in table.column_names}
 
 
-def parquet_items(path: Path) -> list[UnreadItem]:
+def parquet_items(path: Path, callback: Counted | None = None) -> list[UnreadItem]:
     """An item per row of the files, in the order of their names; columns as in a manifest,
     pictures as bytes or as Hugging Face stores them. Other columns are left out."""
     try:
@@ -210,7 +211,8 @@ def parquet_items(path: Path) -> list[UnreadItem]:
                 f"{any_of(FIELDS)}; only the instruction must be there."
             )
     rows = _ParquetRows(tables)
-    return [UnreadItem(f"row {i}", partial(_parquet_item, rows, i)) for i in range(len(rows))]
+    numbers = counted(range(len(rows)), callback)
+    return [UnreadItem(f"row {i}", partial(_parquet_item, rows, i)) for i in numbers]
 
 
 def _check_count(path: Path, count: int) -> None:

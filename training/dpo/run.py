@@ -14,6 +14,7 @@ from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.errors import InputError
 from ..cases import Case
 from ..data.apart import origin_of
+from ..data.items import counted
 from ..loop.draw import draw_cases
 from ..loop.run import PhaseCallback, TrainingRun, recomputing
 from ..weights.policies import Policy
@@ -56,7 +57,7 @@ class DPORun(TrainingRun):
     @cached_property
     def data(self) -> str:
         digest = hashlib.sha256(super().data.encode())
-        for case in self.first_cases(2**31):
+        for case in counted(self.first_cases(2**31), self.callback):
             for answer in (case.target, case.rejected):
                 for tokens in (answer.text, answer.image) if answer else ():
                     digest.update(tokens.cpu().numpy().tobytes())

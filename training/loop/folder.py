@@ -17,6 +17,7 @@ from ...mmp_core.errors import InputError, shortened, shown
 from ...mmp_core.files import accessing, checked_path, remove_half_written, replacing, writing
 from ...mmp_core.memory import is_out_of_memory
 from ...mmp_core.outside import check_bytes, field
+from ..data.items import Counted, counted
 
 _LOG_BYTES = 2**28
 """Of a log that is read: a million steps."""
@@ -178,14 +179,15 @@ class RunFolder:
                 board.close()
 
     @accessing()
-    def lines(self) -> list[dict[str, float]]:
-        """The log so far, up to a line that was cut off or is not one of a step and numbers."""
+    def lines(self, callback: Counted | None = None) -> list[dict[str, float]]:
+        """The log so far, up to a line that was cut off or is not one of a step and numbers.
+        ``callback(done, total)`` counts lines now and then, and may raise."""
         lines = []
         text = b""
         if self.log_file.is_file():
             check_bytes(self.log_file, _LOG_BYTES)
             text = self.log_file.read_bytes()
-        for line in text.splitlines():
+        for line in counted(text.splitlines(), callback):
             try:
                 values = json.loads(line)
             except (ValueError, RecursionError):
@@ -197,12 +199,13 @@ class RunFolder:
             lines.append(values)
         return lines
 
-    def forget_after(self, step: int) -> None:
-        """Remove the lines of later steps, which will be run again."""
+    def forget_after(self, step: int, callback: Counted | None = None) -> None:
+        """Remove the lines of later steps, which will be run again. ``callback`` counts lines."""
         if self.log_file.is_file():
-            lines = [line for line in self.lines() if line["step"] <= step]
+            lines = [line for line in self.lines(callback) if line["step"] <= step]
+            text = "".join(json.dumps(line) + "\n" for line in counted(lines, callback))
             with writing(self.log_file), replacing(self.log_file) as path:
-                path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+                path.write_text(text, "utf-8")
 
     def _tensorboard(self, step: int) -> Any:
         if self._board is None:

@@ -28,6 +28,7 @@ from ...mmp_core.memory import OutOfMemory, is_out_of_memory
 from ...mmp_core.model.transformer import MaskedDiffusionTransformer
 from ..cases import Case, Cases, EndlessCases
 from ..data.apart import set_apart
+from ..data.items import Counted, counted
 from ..sft.held_out import fixed_loss
 from ..weights.policies import Policy, check_weights, shapes_of
 from ..weights.sharded import load_optimizer, whole, whole_optimizer
@@ -53,7 +54,8 @@ class TrainingRun:
 
     ``ranks``: the processes that share the work; the first writes the files, from which all resume.
     ``watched``: what is measured and sampled between the steps; what is held out of ``cases`` is
-    never trained on. ``about``: what headers of adapters say besides. A subclass says what a step
+    never trained on. ``about``: what headers of adapters say besides. ``callback(done, total)``:
+    counts cases now and then where all are looked at, and may raise. A subclass says what a step
     is: :meth:`advance`.
 
     Raises ``InputError`` where there is nothing to train on, or nothing to watch by settings that
@@ -76,13 +78,15 @@ class TrainingRun:
         ranks: Ranks | None = None,
         watched: Watched | None = None,
         about: Mapping[str, str] | None = None,
+        callback: Counted | None = None,
     ):
         if not isinstance(cases, EndlessCases) and not len(cases):
             raise InputError("There are no cases to train on: give a dataset that is not empty.")
         if settings.ema and policy.sharded:
             raise InputError("ema cannot average weights that are sharded over processes: take 0.")
         watched = watched or Watched()
-        self.cases, held_out = set_apart(cases, settings.held_out, watched.held_out)
+        self.callback = callback
+        self.cases, held_out = set_apart(cases, settings.held_out, watched.held_out, callback)
         self.model, self.policy, self.settings = model, policy, settings
         self.folder, self.ranks = RunFolder(Path(folder)), ranks or Ranks()
         self.parameters = dict(policy.named_parameters())
@@ -97,7 +101,7 @@ class TrainingRun:
         """A fingerprint of the cases."""
         if isinstance(self.cases, EndlessCases):
             return self.cases.fingerprint
-        return fingerprint(self.cases)
+        return fingerprint(self.cases, self.callback)
 
     def first_cases(self, count: int) -> list[Case]:
         """The first ``count`` cases, or all where there are fewer, to show samples of."""
@@ -263,8 +267,9 @@ class TrainingRun:
         if self.ranks.first:
             self.watch.tidy()
 
-    def resume(self) -> bool:
-        """Continue from the folder's state; ``False`` without one.
+    def resume(self, callback: Counted | None = None) -> bool:
+        """Continue from the folder's state; ``False`` without one. ``callback`` counts the lines of
+        its log, and may raise.
 
         Raises ``InputError`` where settings, data or policy are not those it was begun with, or
         the state is damaged.
@@ -277,7 +282,7 @@ class TrainingRun:
             with self.folder.taking_over():
                 self._take_over(state)
             if self.ranks.first:
-                self.folder.forget_after(self.step)
+                self.folder.forget_after(self.step, callback)
         return True
 
     def _take_over(self, state: dict[str, Any]) -> None:
@@ -334,10 +339,10 @@ class DivergenceError(InputError):
     """Loss or gradient are not finite."""
 
 
-def fingerprint(cases: Sequence[Case]) -> str:
+def fingerprint(cases: Sequence[Case], callback: Counted | None = None) -> str:
     """SHA-256 of the cases' names, instructions and input pictures (as codes), in order."""
     digest = hashlib.sha256()
-    for case in cases:
+    for case in counted(cases, callback):
         digest.update(f"{case.name}\0{case.instruction}\0".encode())
         if case.prompt.image is not None:
             digest.update(case.prompt.image.cpu().numpy().tobytes())

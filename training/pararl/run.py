@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -213,9 +214,9 @@ class ParaRLRun(TrainingRun):
         if rolled is None:
             rolled = self._roll_out(groups, progress)
             size = self.settings.micro_batch
-            waiting.save(
-                rolled, [p for r in rolled for p in final_pairs(self.model, r, micro_batch=size)]
-            )
+            pairs = [p for r in rolled for p in final_pairs(self.model, r, micro_batch=size)]
+            tell = partial(progress, "answers", 0, len(pairs)) if progress else lambda: None
+            waiting.save(rolled, pairs, tell)
         if missing := waiting.missing:
             raise Waiting(
                 f"Step {self.step + 1} of {self.settings.steps} waits for your votes on {missing} "

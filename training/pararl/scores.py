@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from ...mmp_core.checkpoint.load import Model
-from ..cases import Reward
+from ..cases import Pair, Reward
 from ..loop.run import PhaseCallback
 from ..rewards.weighted import checked, name_of
 from .pairs import final_pairs, needs_before, trajectory_pairs
@@ -45,7 +46,8 @@ def score(
     together = [pair for part in pairs for pair in part]
     if progress:
         progress("rewards", 0, len(together))
-    values = checked(reward, together, name_of(reward)).split([len(part) for part in pairs])
+    asked: Sequence[Pair] = Watched(together, progress) if progress else together
+    values = checked(reward, asked, name_of(reward)).split([len(part) for part in pairs])
     shaped = zip(rolled, values[: len(rolled)], strict=True)
     rewards = [part.view(len(r.groups), -1, r.size) for r, part in shaped]
     judged = rewards
@@ -53,6 +55,21 @@ def score(
         befores = zip(rolled, rewards, values[len(rolled) :], strict=True)
         judged = [gains(r, after, before) for r, after, before in befores]
     return Scores(rewards, judged, len(together))
+
+
+class Watched(Sequence[Pair]):
+    """``pairs``; ``progress`` is told of each that a reward looks at, and may raise."""
+
+    def __init__(self, pairs: Sequence[Pair], progress: PhaseCallback):
+        self._pairs, self._progress = pairs, progress
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, int):
+            self._progress("rewards", index, len(self))
+        return self._pairs[index]
 
 
 def gains(rollouts: Rollouts, after: Tensor, before: Tensor) -> Tensor:

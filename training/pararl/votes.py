@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...mmp_core.checkpoint.load import Model
+from ...mmp_core.checkpoint.load import Model, Tell
 from ...mmp_core.checkpoint.tensors import open_safetensors
 from ...mmp_core.checkpoint.tokens import check_known
 from ...mmp_core.errors import InputError, shown
@@ -135,9 +135,12 @@ class VotingRound:
             for part in rolled
         ]
 
-    def save(self, rolled: Sequence[Rollouts], pairs: Sequence[Pair]) -> None:
+    def save(
+        self, rolled: Sequence[Rollouts], pairs: Sequence[Pair], tell: Tell = lambda: None
+    ) -> None:
         """Write the answers, ``pairs`` being final ones in the order of ``rolled``; votes that are
-        there already stay if they are on the same answers."""
+        there already stay if they are on the same answers. ``tell`` is called before each group,
+        and may raise."""
         answers, rest = digest_of(rolled), list(pairs)
         before = self._read() if self.file.is_file() else {}
         if before and before["answers"] != answers:
@@ -154,6 +157,7 @@ class VotingRound:
             groups: dict[int, dict[str, Any]] = {}
             for part in rolled:
                 for group in part.groups:
+                    tell()
                     groups[group.number] = self._pictures(group, rest[: part.size])
                     del rest[: part.size]
             with replacing(self.folder / _ROLLOUTS) as file:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from ...mmp_core.state import Prompt, TokenState
 from ..cases import Case, Cases
+from ..data.items import Counted, counted
 from ..loop.draw import draw_cases
 from .loss import Condition, draw_condition, draw_masks
 from .settings import SFTSettings
@@ -99,7 +100,8 @@ class Windows(Dataset[list[list[MicroBatch]]]):
     The cases of a window are grouped by shape and cut into micro-batches, which are shuffled where
     there are several steps to share them. A case's masks depend on its step and its number there
     alone, so that neither micro-batch nor number of processes matters to them. ``rehearsed``: what
-    ``settings.rehearsal`` is a share of.
+    ``settings.rehearsal`` is a share of. ``callback(done, total)`` counts the cases of a step now
+    and then, and may raise.
     """
 
     def __init__(
@@ -109,9 +111,10 @@ class Windows(Dataset[list[list[MicroBatch]]]):
         rank: int = 0,
         ranks: int = 1,
         rehearsed: Sequence[Case] = (),
+        callback: Counted | None = None,
     ):
         self.cases, self.settings, self.rank, self.ranks = cases, settings, rank, ranks
-        self.rehearsed = rehearsed
+        self.rehearsed, self.callback = rehearsed, callback
 
     def __getitem__(self, index: int) -> list[list[MicroBatch]]:
         window = self.settings.window
@@ -151,6 +154,6 @@ class Windows(Dataset[list[list[MicroBatch]]]):
                 )
                 singles += [
                     masked(case, settings, (first + before + number) % 2**63)
-                    for number, case in drawn
+                    for number, case in counted(drawn, self.callback)
                 ]
         return singles

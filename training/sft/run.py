@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.errors import InputError
 from ..cases import Case, Cases, EndlessCases
 from ..data.apart import halves
+from ..data.items import counted
 from ..loop.run import PhaseCallback, TrainingRun, recomputing
 from ..loop.watch import Watched
 from ..weights.policies import Policy
@@ -52,16 +53,18 @@ class SFTRun(TrainingRun):
                 "each at least one case."
             )
         finite = () if isinstance(cases, EndlessCases) else cases
-        for case in (*finite, *watched.guard, *self.rehearsed, *self.watch.watched.held_out):
+        checked = (*finite, *watched.guard, *self.rehearsed, *self.watch.watched.held_out)
+        for case in counted(checked, self.callback):
             case.needed_target()
         self._windows: Iterator[list[list[MicroBatch]]] = iter(())
         self._window, self._steps = -1, list[list[MicroBatch]]()
+        self._collecting: Callable[[int, int], Any] | None = None
 
     @cached_property
     def data(self) -> str:
         digest = hashlib.sha256(super().data.encode())
         finite = () if isinstance(self.cases, EndlessCases) else self.cases
-        for case in (*finite, *self.rehearsed):
+        for case in counted((*finite, *self.rehearsed), self.callback):
             target = case.needed_target()
             for tokens in (target.text, target.image):
                 digest.update(tokens.cpu().numpy().tobytes())
@@ -70,7 +73,7 @@ class SFTRun(TrainingRun):
         return digest.hexdigest()
 
     def advance(self, progress: PhaseCallback | None = None) -> dict[str, float]:
-        batches, share = self._batches(), 1 / self.settings.batch_size
+        batches, share = self._batches(progress), 1 / self.settings.batch_size
         idle, sums = self.idle(len(batches)), [0.0, 0.0]
         for number, batch in enumerate(batches + batches[:1] * idle):
             if progress:
@@ -91,8 +94,9 @@ class SFTRun(TrainingRun):
             ((losses.text + losses.image) * share).backward()
         return float(losses.text.detach()) * share, float(losses.image.detach()) * share
 
-    def _batches(self) -> list[MicroBatch]:
+    def _batches(self, progress: PhaseCallback | None = None) -> list[MicroBatch]:
         """This process's part of the present step."""
+        self._collecting = progress and partial(progress, "collecting")
         window, place = divmod(self.step, self.settings.window)
         if window != self._window:
             windows, self._windows = self._windows, iter(())  # begun anew after an interruption
@@ -103,11 +107,18 @@ class SFTRun(TrainingRun):
             self._windows, self._window, self._steps = windows, window, steps
         return self._steps[place]
 
+    def _collected(self, done: int, total: int) -> None:
+        if self._collecting:
+            self._collecting(done, total)
+
     def _windows_from(self, first: int) -> Iterator[list[list[MicroBatch]]]:
         settings = self.settings
         last = max(first, (settings.steps - 1) // settings.window)
         loader = DataLoader(
-            Windows(self.cases, settings, self.ranks.index, self.ranks.count, self.rehearsed),
+            Windows(
+                *(self.cases, settings, self.ranks.index, self.ranks.count, self.rehearsed),
+                callback=None if settings.workers else self._collected,
+            ),
             batch_size=None,
             sampler=range(first, last + 1),
             num_workers=settings.workers,
