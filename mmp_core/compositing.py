@@ -17,6 +17,7 @@ from .checkpoint.load import Model
 from .errors import InputError, sentence
 from .image.blending import Fine, Layer, blended, original_part
 from .image.changes import (
+    Tell,
     affine_change,
     changed_area,
     dilated,
@@ -104,10 +105,11 @@ def put_back_pixels(
     mode: Mode | None = None,
     settings: PutBackSettings | None = None,
     callback: Callable[[int, int], object] = lambda done, total: None,
+    tell: Tell = lambda: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same for ``pixels`` (H, W, C) of the upright original, uint8, uint16 or float in 0 … 1;
     the result has their dtype and channels, the mask is (H, W) uint8. ``callback`` counts the
-    strips of the original, and may raise."""
+    strips of the original, ``tell`` is called in what comes before them; both may raise."""
     settings = settings or PutBackSettings()
     if mode is not None:
         settings = replace(settings, mode=mode)
@@ -127,13 +129,14 @@ def put_back_pixels(
         area = _masked_area(painted, start, placement)
         whole = None if painted is None else _full_size(painted, placement.original)
     else:
-        area = changed_area(before, after, settings.threshold, unit) * known
-        area = dilated(area, settings.grow) * _other_tokens(prompt, result, placement, unit)
+        area = changed_area(before, after, settings.threshold, unit, tell) * known
+        area = dilated(area, settings.grow, tell) * _other_tokens(prompt, result, placement, unit)
         if painted is not None:
             area = area * (_masked_area(painted, start, placement) > 0)
     area = area * ~undecided
-    layer_mask = feathered(area, settings.feather) * ~undecided
-    shift, gain, new = _filled(seen, before, after, area, settings.fill, known, unit)
+    layer_mask = feathered(area, settings.feather, tell) * ~undecided
+    views = seen, before, after, area
+    shift, gain, new = _filled(*views, settings.fill, known, unit, tell)
     fine = None if large is None else Fine(large, after, new)
     layer = Layer(layer_mask, _reach(placement, settings.feather), shift, gain, fine)
     return blended(pixels, placement, layer, whole, callback)
@@ -269,19 +272,27 @@ def _full_size(painted: Tensor, size: Size) -> np.ndarray:
 
 
 def _filled(
-    seen: Tensor, before: Tensor, after: Tensor, area: Tensor, fill: str, known: Tensor, unit: int
+    seen: Tensor,
+    before: Tensor,
+    after: Tensor,
+    area: Tensor,
+    fill: str,
+    known: Tensor,
+    unit: int,
+    tell: Tell,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Shift and gain of the layer, see :class:`.Layer`, and (H, W) 0 … 1, how much of it is the
     result itself."""
     area = torch.maximum(area, (~known).float())
+    tell()
     replaced = after + seam_correction(seen, after, area, unit)
     if fill == "replace":
         return replaced, None, torch.ones_like(area)
     area = area * known
-    gain, shift = affine_change(seen, before, after, area, unit)
+    gain, shift = affine_change(seen, before, after, area, unit, tell)
     new = (~known).float()
     if fill == "auto":
-        new = torch.maximum(new, new_structure(seen, before, after, area, unit))
+        new = torch.maximum(new, new_structure(seen, before, after, area, unit, tell))
     return new * replaced + (1 - new) * shift, (1 - new) * gain, new
 
 

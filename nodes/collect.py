@@ -16,7 +16,7 @@ from ..mmp_core.files import replacing, writing
 from ..mmp_core.image.files import write_picture
 from ..mmp_core.outside import checked_text
 from ..training.data.items import SAME_RATIO
-from .host import interruptible, training_folders
+from .host import interruptible, stop_if_interrupted, training_folders
 from .pictures import said, to_pictures
 from .types import Schema
 
@@ -148,7 +148,7 @@ def add_item(folder: Path, texts: dict[str, str], pictures: dict[str, Image.Imag
         folder.mkdir(parents=True, exist_ok=True)
     for ending, picture in pictures.items():
         if picture is not None:
-            write_picture(folder / f"{name}{ending}", picture)
+            write_picture(folder / f"{name}{ending}", picture, tell=stop_if_interrupted)
     for ending, text in reversed(texts.items()):
         path = folder / f"{name}{ending}"
         if text:

@@ -23,7 +23,8 @@ from ..mmp_core.memory import OutOfMemory, is_out_of_memory
 from ..mmp_core.options import Option
 from ..mmp_core.outside import checked_text
 from ..training.data.dataset import EditDataset
-from .host import HostedModel
+from .host import HostedModel, interruptible
+from .pictures import strips
 from .types import Dataset, LoraModel, Model, Tokens
 from .types import Prompt as PromptType
 from .types import Trajectory as TrajectoryType
@@ -208,7 +209,7 @@ def _check_tensor(name: str, value: Any, dimensions: tuple[int, ...], said: str)
             f"{name} has shape {tuple(value.shape)}; expected {said} with sides of 1 to "
             f"{LARGEST_SIDE} pixels."
         )
-    if not value.isfinite().all():
+    if not all(bool(part.isfinite().all()) for part in interruptible(strips(value.flatten(0, 1)))):
         raise InputError(
             f"{name} has values that are not finite numbers: look at the node that it comes from."
         )

@@ -11,15 +11,26 @@ import torch
 from comfy_api.v0_0_2 import ui
 from PIL import Image
 
-from .host import interruptible
+from .host import interruptible, stop_if_interrupted
 
 _log = logging.getLogger(__name__)
+_STRIP = 2**24
+"""Numbers."""
 
 
 def to_picture(pixels: torch.Tensor) -> Image.Image:
-    """A picture of (H, W, 1, 3 or 4) floats in 0 … 1."""
-    levels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    """A picture of (H, W, 1, 3 or 4) floats in 0 … 1. The run may be interrupted."""
+    parts = [
+        (part.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        for part in interruptible(strips(pixels))
+    ]
+    levels = torch.cat(parts).numpy()
     return Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels)
+
+
+def strips(rows: torch.Tensor) -> Sequence[torch.Tensor]:
+    """``rows`` in parts of equally many, so few that each is computed in well under a second."""
+    return rows.split(max(1, _STRIP * len(rows) // rows.numel()))
 
 
 def to_pictures(batch: torch.Tensor | None) -> list[Image.Image]:
@@ -28,8 +39,14 @@ def to_pictures(batch: torch.Tensor | None) -> list[Image.Image]:
 
 
 def to_pixels(pictures: Iterable[Image.Image]) -> torch.Tensor:
-    """(N, H, W, 3) float32 in 0 … 1 of RGB pictures of one size."""
-    return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).float() / 255
+    """(N, H, W, 3) float32 in 0 … 1 of RGB pictures of one size. The run may be interrupted."""
+    levels = [torch.from_numpy(np.array(picture)) for picture in interruptible(pictures)]
+    pixels = torch.empty(len(levels), *levels[0].shape)
+    for picture, whole in zip(levels, pixels, strict=True):
+        for part, rows in zip(strips(whole), strips(picture), strict=True):
+            stop_if_interrupted()
+            torch.div(rows, 255, out=part)
+    return pixels
 
 
 def to_masks(mask: torch.Tensor | None) -> list[Image.Image]:

@@ -108,6 +108,7 @@ class PutBack(io.ComfyNode):
                 mode=settings.mode,
                 settings=settings,
                 callback=lambda *_: stop_if_interrupted(),
+                tell=stop_if_interrupted,
             )
             pictures.append(torch.from_numpy(picture))
             areas.append(torch.from_numpy(area).float() / 255)

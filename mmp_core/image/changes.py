@@ -5,14 +5,20 @@ Pictures are (C, H, W) float tensors in 0 … 1, areas (H, W).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .masks import largest_near
 
 LEAST_CHANGE = 0.03
 """Smoothed changes below this are none, of a range of 1."""
 _SIGMA = 3.0
 """Of the widest Gaussian that is computed in full."""
+Tell = Callable[[], object]
+"""Called between two passes over a picture; may raise."""
 _BRIGHTNESS = (0.299, 0.587, 0.114)
 _FLAT = 1e-3
 """Variance below which a picture has no structure to speak of."""
@@ -38,10 +44,11 @@ def smoothed(maps: Tensor, sigma: float) -> Tensor:
     return flat.reshape(shape)
 
 
-def dilated(area: Tensor, pixels: int) -> Tensor:
+def dilated(area: Tensor, pixels: int, tell: Tell = lambda: None) -> Tensor:
     """``area`` grown by ``pixels`` on every side, in about the shape of an octagon."""
     area = area[None, None].float()
     for step in range(pixels):
+        tell()
         if step % 2:
             area = F.max_pool2d(area, 3, 1, 1)
         else:
@@ -50,7 +57,9 @@ def dilated(area: Tensor, pixels: int) -> Tensor:
     return area[0, 0]
 
 
-def changed_area(before: Tensor, after: Tensor, threshold: float, unit: int) -> Tensor:
+def changed_area(
+    before: Tensor, after: Tensor, threshold: float, unit: int, tell: Tell = lambda: None
+) -> Tensor:
     """(H, W) 0 or 1: where ``after`` differs from ``before``.
 
     The signed difference is smoothed, so that noise averages out, and compared with ``threshold``
@@ -60,27 +69,32 @@ def changed_area(before: Tensor, after: Tensor, threshold: float, unit: int) -> 
     """
     strength = smoothed(after - before, unit / 5).abs().amax(0)
     reach = 3 * unit // 2
-    peak = F.max_pool2d(strength[None, None], 2 * reach + 1, 1, reach)[0, 0]
-    peak = smoothed(peak, unit / 2)
+    peak = smoothed(largest_near(strength[None], reach)[0], unit / 2)
     area = ((strength > threshold * peak) & (strength > LEAST_CHANGE)).float()
     speck = max(1, unit // 8)
-    area = dilated(1 - dilated(1 - area, speck), speck)
+    area = dilated(1 - dilated(1 - area, speck, tell), speck, tell)
     gap = unit
-    return 1 - dilated(1 - dilated(F.pad(area, (gap,) * 4), gap), gap)[gap:-gap, gap:-gap]
+    closed = dilated(1 - dilated(F.pad(area, (gap,) * 4), gap, tell), gap, tell)
+    return 1 - closed[gap:-gap, gap:-gap]
 
 
-def feathered(area: Tensor, pixels: int) -> Tensor:
+def feathered(area: Tensor, pixels: int, tell: Tell = lambda: None) -> Tensor:
     """``area`` with a soft edge of ``pixels`` outside it, falling to 0."""
     if not pixels:
         return area
     radius = (pixels + 1) // 2
-    wide = F.pad(dilated(area, pixels // 2)[None, None], (radius,) * 4, mode="replicate")
-    ramp = F.avg_pool2d(wide, 2 * radius + 1, 1)
+    wide = F.pad(dilated(area, pixels // 2, tell)[None, None], (radius,) * 4, mode="replicate")
+    ramp = F.avg_pool2d(F.avg_pool2d(wide, (1, 2 * radius + 1), 1), (2 * radius + 1, 1), 1)
     return torch.maximum(ramp[0, 0], area)
 
 
 def affine_change(
-    seen: Tensor, before: Tensor, after: Tensor, area: Tensor, unit: int
+    seen: Tensor,
+    before: Tensor,
+    after: Tensor,
+    area: Tensor,
+    unit: int,
+    tell: Tell = lambda: None,
 ) -> tuple[Tensor, Tensor]:
     """Gain (C, C, H, W), from the second colour to the first, and shift (C, H, W), by which
     ``seen`` becomes what ``after`` is to ``before``.
@@ -95,6 +109,7 @@ def affine_change(
     size = [-(-side // shrink) for side in area.shape]
 
     def near(maps: Tensor) -> Tensor:
+        tell()
         return smoothed(F.interpolate(maps[None], size, mode="area")[0], spread / shrink)
 
     total = near(weight[None])
@@ -116,16 +131,25 @@ def affine_change(
     gain, shift = maps[:-channels].view(channels, channels, *area.shape), maps[-channels:]
 
     def mean(maps: Tensor, sigma: float) -> Tensor:
+        tell()
         return smoothed(maps * weight, sigma) / smoothed(weight, sigma)
 
     rest = mean(after - seen - (gain * seen).sum(1) - shift, 1.0)
+    tell()
     noise = smoothed(smoothed(seen - before, 1.0) ** 2, unit / 2)
     power = mean(rest**2, unit / 2)
     shift = shift + rest * ((power - noise) / (power + 1e-8)).clamp(0, 1)
     return gain + torch.eye(channels)[..., None, None], shift
 
 
-def new_structure(seen: Tensor, before: Tensor, after: Tensor, area: Tensor, unit: int) -> Tensor:
+def new_structure(
+    seen: Tensor,
+    before: Tensor,
+    after: Tensor,
+    area: Tensor,
+    unit: int,
+    tell: Tell = lambda: None,
+) -> Tensor:
     """(H, W) 0 … 1: how much of the structure of ``seen`` is gone in ``after`` around each pixel,
     measured by how much of it the image tokenizer leaves in ``before``."""
     weights = seen.new_tensor(_BRIGHTNESS)[:, None, None]
@@ -136,6 +160,7 @@ def new_structure(seen: Tensor, before: Tensor, after: Tensor, area: Tensor, uni
     weight = area + 1e-4
 
     def mean(maps: Tensor) -> Tensor:
+        tell()
         return smoothed(maps * weight, 2.0 * unit)
 
     def likeness(one: Tensor, other: Tensor) -> Tensor:

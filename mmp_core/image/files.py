@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
@@ -276,6 +276,7 @@ def write_picture(
     *,
     quality: int | None = None,
     notes: Mapping[str, str] | None = None,
+    tell: Callable[[], object] | None = None,
 ) -> None:
     """Write ``image`` to ``path``, whole or not at all, in the format of its ending.
 
@@ -283,7 +284,8 @@ def write_picture(
     ``image.info`` goes along. PNG keeps all of them. JPEG has 8 bits and no transparency, which is
     laid on white; WebP 8 bits. ``quality``: 1 … 100, of JPEG and WebP, by default 95. ``notes``:
     provenance, in PNG as its text, in the others as one JSON object in EXIF's ImageDescription,
-    with long texts shortened where they do not fit.
+    with long texts shortened where they do not fit. ``tell``: called with each part of a PNG that
+    is written; may raise.
 
     Raises ``InputError`` where it cannot be written.
     """
@@ -306,8 +308,24 @@ def write_picture(
         options["icc_profile"] = profile
     if form == "JPEG":
         options["subsampling"] = 0
-    with writing(path), replacing(path) as file:
-        image.save(file, format=form, **options)
+    with writing(path), replacing(path) as file, file.open("wb") as stream:
+        image.save(
+            cast("BinaryIO", _Told(stream, tell)) if tell else stream, format=form, **options
+        )
+
+
+class _Told:
+    """``stream``, which tells of each part that is written: of a PNG 64 KB."""
+
+    def __init__(self, stream: BinaryIO, tell: Callable[[], object]):
+        self._stream, self._tell = stream, tell
+
+    def write(self, content: bytes) -> int:
+        self._tell()
+        return self._stream.write(content)
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 def _for_lossy(image: Image.Image, form: str) -> Image.Image:

@@ -76,7 +76,15 @@ def cells_of(
     cells = covered(mask, grid, box) > coverage + _ROUNDING
     if not grow:
         return cells
-    return F.max_pool2d(cells[:, None].float(), 2 * grow + 1, 1, grow)[:, 0] > 0
+    return largest_near(cells.float(), grow) > 0
+
+
+def largest_near(maps: Tensor, reach: int) -> Tensor:
+    """The largest value of ``maps`` (B, H, W) within ``reach`` on every side, rows first and then
+    columns: a square window at once takes its area in time."""
+    window = 2 * reach + 1
+    rows = F.max_pool2d(maps[:, None], (1, window), 1, (0, reach))
+    return F.max_pool2d(rows, (window, 1), 1, (reach, 0))[:, 0]
 
 
 def bounds_of(mask: Tensor, size: Size) -> Region:

@@ -14,6 +14,7 @@ from mmada_parallel.mmp_core.image.masks import (
     cells_of,
     covered,
     is_painted,
+    largest_near,
     mask_values,
     regions_around,
 )
@@ -235,3 +236,23 @@ def test_regions_beyond_the_picture_and_settings_out_of_range_are_refused(model)
         MaskSettings(coverage=1.0)
     with pytest.raises(InputError, match="region is 'all'"):
         MaskSettings(region="all")
+
+
+def test_growing_takes_rows_and_columns_and_not_the_area_of_its_window(monkeypatch):
+    """129x129 values for each of 512x512 image tokens would be one call of seconds."""
+    windows, pool = [], torch.nn.functional.max_pool2d
+
+    def recorded(maps, window, *more):
+        windows.append(torch.Size((window, window) if isinstance(window, int) else window).numel())
+        return pool(maps, window, *more)
+
+    monkeypatch.setattr(torch.nn.functional, "max_pool2d", recorded)
+    mask = torch.zeros(1, SIDE, SIDE)
+    mask[:, 100, 100] = 1
+    assert cells_of(mask, (64, 64), grow=20).any() and max(windows) == 41
+
+
+def test_the_largest_near_is_that_of_a_square_window():
+    maps = torch.rand(2, 20, 30, generator=torch.Generator().manual_seed(0))
+    wanted = torch.nn.functional.max_pool2d(maps[:, None], 7, 1, 3)[:, 0]
+    assert torch.equal(largest_near(maps, 3), wanted)

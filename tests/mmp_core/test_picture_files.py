@@ -315,3 +315,20 @@ def test_what_is_no_file_to_write_is_refused(tmp_path):
     for path, reason in [(tmp_path, "a folder"), (tmp_path / "pipe.png", "a pipe")]:
         with pytest.raises(InputError, match=reason):
             files.load_image(path)
+
+
+def test_a_png_tells_of_each_part_that_is_written(tmp_path):
+    levels = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
+    told, written = [], tmp_path / "a.png"
+    files.write_picture(written, Image.fromarray(levels), tell=lambda: told.append(1))
+    assert len(told) >= written.stat().st_size // 2**16 > 10
+    assert np.array_equal(np.asarray(Image.open(written)), levels)
+
+
+def test_a_png_that_is_stopped_is_not_there(tmp_path):
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        files.write_picture(tmp_path / "a.png", GRADIENT, tell=stop)
+    assert list(tmp_path.iterdir()) == []

@@ -26,6 +26,7 @@ from mmada_parallel.mmp_core.image.changes import (
     changed_area,
     dilated,
     feathered,
+    new_structure,
     smoothed,
 )
 from mmada_parallel.mmp_core.image.put_back_settings import PutBackSettings
@@ -467,3 +468,26 @@ def test_other_pixels_are_refused_in_one_sentence(model, pixels, message):
     ):
         with pytest.raises(InputError, match=message):
             call()
+
+
+def test_growing_and_feathering_can_be_stopped_between_their_passes():
+    told, area = [], torch.zeros(40, 40)
+    area[20, 20] = 1
+    dilated(area, 16, lambda: told.append(1))
+    assert len(told) == 16
+    feathered(area, 16, lambda: told.append(1))
+    assert len(told) == 24
+    seen, before, after = torch.rand(3, 3, 40, 40)
+    changed_area(before, after, 0.1, 16, lambda: told.append(1))
+    assert len(told) > 50
+    del told[:]
+    affine_change(seen, before, after, area, 16, lambda: told.append(1))
+    new_structure(seen, before, after, area, 16, lambda: told.append(1))
+    assert len(told) > 10
+
+
+def test_a_soft_edge_is_the_mean_of_a_square_window():
+    area = (torch.rand(60, 60, generator=torch.Generator().manual_seed(0)) > 0.9).float()
+    wide = torch.nn.functional.pad(dilated(area, 5)[None, None], (5,) * 4, mode="replicate")
+    wanted = torch.maximum(torch.nn.functional.avg_pool2d(wide, 11, 1)[0, 0], area)
+    assert torch.allclose(feathered(area, 10), wanted, atol=1e-6)

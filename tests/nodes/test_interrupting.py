@@ -1,11 +1,15 @@
 """Nodes can be interrupted between any two pictures or samples of a batch."""
 
+import json
 import sys
+from functools import partial
 
 import pytest
 import torch
 from mmada_parallel.mmp_core import TokenState, Trajectory
 from mmada_parallel.mmp_core.state import Step
+from mmada_parallel.training.weights.adapter_files import adapter_tensors
+from mmada_parallel.training.weights.policies import LoRA
 
 FEW, MANY = 2, 6
 
@@ -109,3 +113,41 @@ def test_the_texts_that_a_viewer_gets_are_made_one_at_a_time(nodes, batch, check
         view.model = given["model"].model
         count[samples] = checks(lambda run=given["trajectory"]: view.recorded(run))
     assert count[MANY] - count[FEW] >= MANY - FEW
+
+
+def test_a_large_picture_is_read_and_made_in_strips(nodes, checks, monkeypatch):
+    pictures, pixels = nodes.pictures, torch.rand(2, 64, 64, 3)
+    monkeypatch.setattr(pictures, "_STRIP", 64 * 3 * 4)
+    assert checks(lambda: pictures.to_picture(pixels[0])) == 16
+    made = pictures.to_pictures(pixels)
+    assert checks(lambda: pictures.to_pixels(made)) >= 2 * 16
+    assert torch.equal(pictures.to_pixels(made), (pixels * 255).round() / 255)
+    assert checks(lambda: nodes.gate._check_tensor("image", pixels, (4,), "pictures")) == 2 * 16
+
+
+def test_loading_asks_before_each_tensor(host, checks):
+    loaded = host.load("untrained", "auto", "auto")
+    count = sum(len(p.model.state_dict()) for p in (loaded.patcher, loaded.image_patcher))
+    assert checks(lambda: host.load("untrained", "auto", "auto")) >= count
+
+
+def test_an_adapter_asks_for_each_layer(run_node, model, checks):
+    with LoRA(model.model.transformer, rank=2) as policy:
+        state = {name: value.detach().clone() for name, value in adapter_tensors(policy).items()}
+    given = {"model": model, "lora": "none", "strength": 1.0, "lora_model": state}
+    layers = sum(name.endswith("lora_A.weight") for name in state)
+    assert layers and checks(lambda: run_node("ApplyLoRA", **given)) >= 3 * layers
+
+
+def test_a_fingerprint_is_left_and_the_interruption_stays(nodes, tmp_path, batch):
+    import comfy.model_management as management
+
+    (tmp_path / "m.jsonl").write_text(json.dumps({"instruction": "make it red"}))
+    fingerprint = partial(nodes.dataset.LoadEditDataset.fingerprint_inputs, dataset="m.jsonl")
+    whole = fingerprint()
+    management.interrupt_current_processing()
+    try:
+        assert whole and fingerprint() == []
+        assert management.processing_interrupted()
+    finally:
+        management.interrupt_current_processing(False)
