@@ -20,7 +20,7 @@ from ...mmp_core.image.masks import cells_of, mask_values
 from ...mmp_core.image.pictures import Size
 from ...mmp_core.pipeline import grid_of
 from ...mmp_core.variants.base import Variant
-from .items import Item, Picture
+from .items import MOST_ITEMS, Item, Picture
 from .settings import DataSettings
 
 _SIDES = re.compile(
@@ -37,8 +37,6 @@ _LEAST_CROP = 0.6
 """Sides of a crop, as a share of those of the picture, at least."""
 _SPECKS = 0.02
 """Share of an image token that changed pixels must cover: lossy files differ here and there."""
-MOST_FORMS = 1_000_000
-"""Items that a dataset may have, of which each takes about half a kilobyte."""
 CHANGED = 0.06
 """How far a channel of a pixel must differ, as a share of its range, to count as changed."""
 
@@ -52,14 +50,14 @@ def varied(
     """``items`` as ``settings`` say, ``repeats`` times, each time in the next template's words.
 
     ``callback(done, total)`` is called now and then. Raises ``InputError`` for more than
-    :data:`MOST_FORMS`.
+    :data:`MOST_ITEMS`.
     """
     whole: list[Item] = []
     forms, total = 1 + settings.mirrored + settings.crops, len(items) * repeats
-    if total * forms > MOST_FORMS:
+    if total * forms > MOST_ITEMS:
         raise InputError(
             f"{len(items):,} items, used {repeats} times in {forms} form(s), are more than "
-            f"{MOST_FORMS:,}, which would not fit into memory: lower repeats, crops or limit."
+            f"{MOST_ITEMS:,}, which would not fit into memory: lower repeats, crops or limit."
         )
     for turn in range(repeats):
         for number, item in enumerate(items):
