@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import errno
-import re
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_STORED, ZipFile, is_zipfile
@@ -42,10 +41,11 @@ _BLOCK_BYTES = 2**26
 _INDEX_BYTES = 2**25
 _HEADER_BYTES, _COUNTED_BYTES = 10**8, 2**20
 """Of a header: safetensors reads no longer one; shorter ones are not worth counting in."""
-_OFFSETS = re.compile(
-    b'"%b"' % b"".join(b"(?:%c|\\\\u00%02x)" % (c, c) for c in b"data_offsets"), re.IGNORECASE
-)
-"""What the header says of each tensor, in any spelling of JSON."""
+_MARKS = 10
+"""Quotation marks that a header has of each tensor; commas are fewer."""
+_LONGEST_NAME, _LONGEST_SIDE = 1000, 2**48
+_MOST_VALUES = 10**6
+"""Of a pickled file, tensors counting as one: none of a run has as many."""
 _FOUR_BITS = getattr(torch, "float4_e2m1fn_x2", None)
 """A dtype that nothing can be computed from, in versions of torch that have it."""
 _POINTER = b"version https://git-lfs.github.com/spec/"
@@ -83,8 +83,10 @@ class SafetensorsFiles(Mapping):
     def sharded(cls, index: Path) -> SafetensorsFiles:
         """The shards named by ``model.safetensors.index.json``, all of which must be there."""
         shards = read_json(index, _INDEX_BYTES).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise CheckpointError(f"{index} has no weight_map; download it again.")
+        if not isinstance(shards, dict) or not 0 < len(shards) <= MOST_TENSORS:
+            raise CheckpointError(
+                f"{index} has no weight_map of 1 to {MOST_TENSORS} tensors; download it again."
+            )
         for shard in shards.values():
             if not is_plain_name(shard) or not shard.endswith(".safetensors"):
                 raise CheckpointError(
@@ -117,7 +119,10 @@ class SafetensorsFiles(Mapping):
         file = self._where[name]
         try:
             part = self._handle(file).get_slice(self._prefix + name)
-            return Outline(DTYPES[part.get_dtype()], tuple(part.get_shape()))
+            shape = tuple(part.get_shape())
+            if max(shape, default=0) > _LONGEST_SIDE or math.prod(shape or (1,)) > _LONGEST_SIDE:
+                raise CheckpointError(f"{file} holds {name} of shape {shown(shape)}: replace it.")
+            return Outline(DTYPES[part.get_dtype()], shape)
         except SafetensorError as error:
             raise _lacking(file, name, error) from None
         except KeyError as error:
@@ -148,6 +153,7 @@ class SafetensorsFiles(Mapping):
         return {name: parts[file][self._prefix + name] for name, file in self._where.items()}
 
     def __getitem__(self, name: str) -> Tensor:
+        self.outline(name)
         file = self._where[name]
         try:
             return self._handle(file).get_tensor(self._prefix + name)
@@ -189,10 +195,21 @@ def open_safetensors(file: Path, most: int = MOST_TENSORS) -> Any:
         length = int.from_bytes(stream.read(8), "little")
         header = stream.read(min(length, _HEADER_BYTES))
     if len(header) > _COUNTED_BYTES:
-        count = sum(1 for _ in islice(_OFFSETS.finditer(header), most + 1))
-        if count > most:
-            raise OSError(f"it has more than {most} tensors")
-    return safe_open(file, framework="pt")
+        _check_header(header, most)
+    opened = safe_open(file, framework="pt")
+    for name in opened.keys():
+        if len(name) > _LONGEST_NAME:
+            raise OSError(f"it has a tensor whose name has {len(name)} characters")
+    return opened
+
+
+def _check_header(header: bytes, most: int) -> None:
+    """Raise ``OSError`` for a header of more than ``most`` tensors, or of as many notes, fields or
+    sides of shapes as would not fit into memory."""
+    plain = header.replace(b"\\\\", b"").replace(b'\\"', b"")
+    fits = plain.count(b'"') <= _MARKS * most
+    if not fits or sum(part.count(b",") for part in plain.split(b'"')[::2]) > _MARKS * most:
+        raise OSError(f"its header has more than {most} tensors, or takes as much")
 
 
 def read_pickled(file: Path, device: torch.device | str = "cpu", *, mmap: bool = False) -> Any:
@@ -204,7 +221,24 @@ def read_pickled(file: Path, device: torch.device | str = "cpu", *, mmap: bool =
         with ZipFile(file) as archive:
             if any(entry.compress_type != ZIP_STORED for entry in archive.infolist()):
                 raise OSError("its tensors are compressed")
-    return torch.load(file, map_location=device, weights_only=True, mmap=mmap)
+    content = torch.load(file, map_location=device, weights_only=True, mmap=mmap)
+    _check_values(content)
+    return content
+
+
+def _check_values(content: Any) -> None:
+    """Raise ``OSError`` where ``content`` holds more than a file could, since it holds the same
+    again and again: to compare or to show it would never end."""
+    waiting, count = [content], 0
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            value = [*value, *value.values()]
+        if isinstance(value, list | tuple | set):
+            count += len(value)
+            waiting += value
+        if count > _MOST_VALUES:
+            raise OSError(f"it holds more than {_MOST_VALUES} values")
 
 
 def holds_values(tensor: Any) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from ..image.placement import Placement
 from ..outside import MOST_SAMPLES, MOST_SIDE, MOST_TEXT
 from ..state import MASKED, TokenState
 from .load import Model
+from .tensors import open_safetensors
 
 FORMAT = "mmada-parallel tokens 1"
 MOST_PIXELS = 2**27
@@ -68,7 +69,7 @@ def load_tokens(path: str | Path, model: Model) -> TokenState:
     ``model``'s."""
     path = existing_file(path, "The tokens", "give a file that Save Tokens wrote")
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_safetensors(path) as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise InputError(f"{path} holds no tokens: expected a file that Save Tokens wrote.")

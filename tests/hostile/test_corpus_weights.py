@@ -14,11 +14,12 @@ from mmada_parallel.mmp_core.checkpoint.inspect import inspect_checkpoint
 from mmada_parallel.mmp_core.checkpoint.load import open_checkpoint
 from mmada_parallel.mmp_core.checkpoint.tensors import MOST_TENSORS
 from mmada_parallel.mmp_core.checkpoint.text_tokenizer import tokenizer_of
+from mmada_parallel.training.loop.folder import RunFolder
 from safetensors.torch import load_file, save_file
 
 from .limits import judged
 from .mutations import safetensors_bytes, safetensors_parts
-from .readers import RED
+from .readers import READERS, RED
 from .test_corpus import PAIR, edit, refused
 
 
@@ -142,3 +143,54 @@ def test_an_adapter_that_is_too_much_for_the_weights(place, folder, tmp_path):
     adapters = [(tmp_path / "a.safetensors", 1.0)]
     refused(lambda: convert(folder, tmp_path / "out.safetensors", adapters=adapters), layer)
     assert not (tmp_path / "out.safetensors").exists()
+
+
+HEADERS = {
+    "sides": lambda: (
+        b'"x":{"dtype":"F32","shape":[' + b"1," * 20_000_000 + b'0],"data_offsets":[0,0]}'
+    ),
+    "notes": lambda: (
+        b'"__metadata__":{' + b",".join(b'"%d":""' % i for i in range(3_000_000)) + b"}"
+    ),
+    "dots": lambda: b'"' + b"a." * 400_000 + b'":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}',
+    "a side": lambda: b'"x":{"dtype":"F32","shape":[18446744073709551615,0],"data_offsets":[0,0]}',
+}
+
+
+@pytest.mark.parametrize("copy, name", [
+    ("A", "model.safetensors"), ("packed", "a.safetensors"), ("kohya", "a.safetensors"),
+    ("tokens", "a.safetensors"), ("picks", "a.preference.safetensors"),
+])  # fmt: skip
+@pytest.mark.parametrize("made", HEADERS.values(), ids=HEADERS)
+def test_a_header_that_takes_more_than_its_tensors(place, tmp_path, copy, name, made):
+    """Each once killed or held up the process: the library itself aborts without memory."""
+    shutil.copytree(place.folder / copy, tmp_path / "it")
+    content = (tmp_path / "it" / name).read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    if made is HEADERS["notes"]:
+        header.pop("__metadata__", None)
+    header = json.dumps(header).encode()[:-1] + b"," + made() + b"}"
+    header += b" " * (-len(header) % 8)
+    data = struct.pack("<Q", len(header)) + header + content[8 + length :]
+    (tmp_path / "it" / name).write_bytes(data)
+    reader = next(reader for reader in READERS.values() if reader.copy == copy)
+    expected = ("ok", "input") if made is HEADERS["a side"] else ("input",)
+    assert judged(lambda: reader.read(place, tmp_path / "it", None), seconds=5)[0] in expected
+
+
+def test_an_index_of_more_tensors_than_any_checkpoint(place, tmp_path):
+    shutil.copytree(place.folder / "sharded", tmp_path / "it")
+    index = tmp_path / "it" / "model.safetensors.index.json"
+    shard = next(iter(json.loads(index.read_text())["weight_map"].values()))
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(map(str, range(500_000)), shard)}))
+    refused(lambda: load_checkpoint(tmp_path / "it"), "65536 tensors", seconds=2)
+
+
+def test_pickled_weights_that_hold_the_same_again_and_again(tmp_path):
+    same: object = ()
+    for _ in range(60):
+        same = (same, same)
+    for state in ({"step": same}, {"step": 1, "kind": {"a": [same]}}):
+        torch.save(state, tmp_path / "run.pt")
+        refused(lambda: RunFolder(tmp_path).read("cpu"), "more than 1000000 values", seconds=3)

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ...mmp_core.checkpoint.load import Model
+from ...mmp_core.checkpoint.tensors import open_safetensors
 from ...mmp_core.checkpoint.tokens import check_identity, check_known, check_size, token_identity
 from ...mmp_core.errors import InputError, shown
 from ...mmp_core.files import accessing, checked_path, replacing, writing
@@ -180,7 +181,7 @@ def _tensors_of(prompt: Prompt) -> dict[str, Tensor]:
 
 def _cases_of(path: Path, model: Model, identity: Mapping[str, str]) -> list[Case]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_safetensors(path) as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise InputError(f"{path} holds no pick: expected a file that Pick Sample wrote.")
