@@ -70,6 +70,12 @@ def checked_count(value: Any, what: str, low: int, high: int) -> int:
     return int(value)
 
 
+def check_kind(value: Any, kind: Any, what: str, expected: str) -> None:
+    """Raise ``InputError`` for a ``value`` of another type, which ``expected`` names in words."""
+    if not isinstance(value, kind):
+        raise InputError(f"{what} is {shown(value)}; expected {expected}.")
+
+
 def check_bytes(file: Path, most: int = sys.maxsize) -> None:
     """Raise ``InputError`` where ``file`` is not regular, or larger than could be read; a pipe
     would never end. Raises ``OSError``, too."""

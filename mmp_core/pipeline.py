@@ -20,7 +20,14 @@ from .image.files import Picture, load_image
 from .image.masks import Region, cells_of, is_painted, mask_values
 from .image.pictures import Offset, check_offset, to_pil, to_pixels
 from .image.placement import Placement, Size
-from .outside import MOST_SAMPLES, MOST_SIDE, MOST_TEXT, checked_count, checked_text
+from .outside import (
+    MOST_SAMPLES,
+    MOST_SIDE,
+    MOST_TEXT,
+    check_kind,
+    checked_count,
+    checked_text,
+)
 from .state import MASKED, Prompt, TokenState
 from .variants.base import Answer
 
@@ -247,6 +254,8 @@ def grid_of(model: Model, size: Size) -> tuple[int, int]:
 def decode_text(model: Model, state: TokenState, *, masked: str = "") -> list[str]:
     """The text of each sample; ``masked`` stands for each masked position. Raises ``InputError``
     for tokens that the checkpoint does not have."""
+    check_kind(state, TokenState, "state", "tokens")
+    checked_text(masked, "masked")
     rows = model.transformer.config.embedding_size
     if state.text.numel() and not MASKED <= int(state.text.min()) <= int(state.text.max()) < rows:
         raise InputError(
@@ -275,6 +284,7 @@ def decode_pixels(
 
 def masked_pixels(model: Model, state: TokenState) -> Tensor:
     """(B, H, W) bool on the CPU: the pixels of masked image tokens."""
+    check_kind(state, TokenState, "state", "tokens")
     return _enlarged(state.image == MASKED, model.downsample).cpu()
 
 
@@ -282,6 +292,7 @@ def masked_pixels(model: Model, state: TokenState) -> Tensor:
 def _decode(model: Model, state: TokenState, fill: tuple[float, float, float]) -> Tensor:
     """(B, 3, H, W) in the tokenizer's range. Masked codes are decoded as the mean of the others,
     since the decoder mixes neighbours, and then painted over."""
+    check_kind(state, TokenState, "state", "tokens")
     painted = _colour(fill)
     tokenizer, codes = model.image_tokenizer, state.image.to(model.device)
     if not codes.numel():

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .errors import InputError
 from .image.placement import Placement
+from .options import Option, python_number
+from .outside import check_kind
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 MASKED = -1
 """Value of a masked position in a :class:`TokenState`."""
+_FRACTION = Option(float, 0.0, "", low=0.0, high=1.0, name="fraction")
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class TokenState(_Tensors):
 
     def __post_init__(self) -> None:
         text, image = self.text, self.image
+        for name, tokens in (("text", text), ("image", image)):
+            check_kind(tokens, Tensor, name, "a tensor")
         shaped = text.ndim == 2 and image.ndim == 3 and len(text) == len(image)
         if not shaped or {text.dtype, image.dtype} != {torch.int64}:
             raise ValueError(
@@ -161,7 +167,13 @@ class Prompt(_Tensors):
 
     def starting_from(self, initial: TokenState) -> Prompt:
         """The same conditions with another start, e.g. a re-masked or half-denoised state. On the
-        same canvas it keeps the prompt's placement."""
+        same canvas it keeps the prompt's placement. Raises ``InputError`` for another batch."""
+        check_kind(initial, TokenState, "initial", "tokens")
+        if initial.batch != self.batch:
+            raise InputError(
+                f"The tokens are a batch of {initial.batch}, the prompt one of {self.batch}: use "
+                "the prompt that the tokens were made with."
+            )
         if self.placement and (initial.batch, initial.grid) == (self.batch, self.initial.grid):
             initial = replace(initial, placement=self.placement)
         return replace(self, initial=initial)
@@ -232,9 +244,8 @@ class Trajectory:
     def at(self, fraction: float) -> Step:
         """The recorded step that stands after ``fraction`` (0 … 1) of the run's steps. 0 is what
         stands before the first, 1 the :attr:`end`; between two recorded steps the earlier one.
-        Raises ``ValueError`` where the fraction is out of range."""
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"fraction is {fraction}; expected 0 to 1.")
+        Raises ``InputError`` where the fraction is out of range."""
+        _FRACTION.check(fraction := python_number(fraction))
         done = round(fraction * self.total_steps)
         if done == self.total_steps:
             return self.end

@@ -110,10 +110,10 @@ def load_source(
 ) -> Model:
     """:func:`load_checkpoint` of one that :func:`open_checkpoint` has found and checked."""
     device = _usable(device)
-    whole = dtype == torch.int8
+    whole = dtype is torch.int8
     if whole:
         dtype = None
-    elif dtype is not None and dtype not in _COMPUTED_IN:
+    elif not isinstance(dtype, torch.dtype | None) or dtype not in (None, *_COMPUTED_IN):
         raise InputError(
             f"dtype is {shown(dtype)}; expected None, torch.float32, torch.bfloat16, torch.float16 "
             "or torch.int8."
@@ -133,7 +133,7 @@ def _usable(device: torch.device | str) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise InputError(
             f"device is {shown(device)}, which cannot be used here ({shortened(str(error))}): give "
             "cpu, or that of a GPU which this PyTorch finds."

@@ -8,8 +8,9 @@ from functools import partial
 
 import torch
 
-from ..errors import InputError, shown
+from ..errors import InputError
 from ..options import Option, python_number
+from ..outside import check_kind
 from ..state import MASKED, Prompt, Step, Trajectory
 from .policies import DenoisingModel, Policies, corrected_policies
 from .predictor import BranchOutputs, Predictor
@@ -51,8 +52,9 @@ def denoise(
     its hidden states are not finite: in the first step at once, else at the end.
     """
     _RECORD.check(python_number(record))
-    if not isinstance(settings, SamplerSettings | None):
-        raise InputError(f"settings is {shown(settings)}; expected settings of the sampler.")
+    check_kind(settings, SamplerSettings | None, "settings", "settings of the sampler")
+    check_kind(prompt, Prompt, "prompt", "a prompt")
+    check_kind(callback, Callable | None, "callback", "a function")
     if not prompt.batch:
         raise InputError("The prompt is a batch of 0: give one of at least one sample.")
     if settings is None:

@@ -16,6 +16,7 @@ from mmada_parallel.mmp_core import (
     denoise,
     encode_instruction,
     load_checkpoint,
+    masked_pixels,
     put_back,
 )
 from PIL import Image
@@ -112,3 +113,34 @@ def test_a_picture_that_was_closed_and_a_matrix(demo, prompt, tmp_path):
         grey = np.matrix(np.ones((64, 64)))
     drawn = TokenState(torch.zeros(1, 4).long(), torch.zeros(prompt.initial.image.shape).long())
     assert put_back(demo, prompt, grey, drawn, mode="all")[0].shape == (64, 64)
+
+
+@pytest.mark.parametrize("value", [7, "text", b"x", [], torch.zeros(2), np.array([1, 2])])
+def test_what_is_no_prompt_no_tokens_and_no_function(demo, prompt, value):
+    run = denoise(demo, prompt, steps())
+    for name, use in (
+        ("prompt", lambda: denoise(demo, value, steps())),
+        ("prompt", lambda: put_back(demo, value, PICTURE, tokens())),
+        ("callback", lambda: denoise(demo, prompt, steps(), callback=value)),
+        ("settings", lambda: put_back(demo, prompt, PICTURE, tokens(), settings=value)),
+        ("state", lambda: decode_text(demo, value)),
+        ("state", lambda: decode_image(demo, value)),
+        ("state", lambda: masked_pixels(demo, value)),
+        ("initial", lambda: prompt.starting_from(value)),
+        ("fraction", lambda: run.at(value)),
+        ("dtype", lambda: load_checkpoint("demo", dtype=value)),
+        ("device", lambda: load_checkpoint("demo", device=2**63)),
+    ):
+        with pytest.raises(InputError, match=f"^{name} is"):
+            use()
+    if not isinstance(value, torch.Tensor):
+        with pytest.raises(InputError, match="^text is"):
+            TokenState(value, run.final.image)
+    if not isinstance(value, str):
+        with pytest.raises(InputError, match="^masked is"):
+            decode_text(demo, run.final, masked=value)
+
+
+def test_tokens_of_another_batch_than_the_prompts(prompt):
+    with pytest.raises(InputError, match="tokens are a batch of 3, the prompt one of 1"):
+        prompt.starting_from(tokens(batch=3))
