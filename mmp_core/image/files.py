@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
@@ -46,6 +46,11 @@ _PROFILES = {b"RGB ": ("RGB", "RGBA"), b"GRAY": ("L", "LA", "I;16")}
 _LONGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 _NOTES_BYTES = 60_000
 """Of EXIF, of which JPEG holds 64 KB."""
+_PIECES, _PIXELS_A_PIECE = 20_000, 64
+"""How often a file may be read from before its size is known, and then once more for so many
+pixels."""
+_SCANS, _SCAN = 200, b"\xff\xda"
+"""Of a JPEG, each of which goes through all pixels: progressive ones have a dozen."""
 _SAVE_AS_PNG = "Open it in an image editor and save it as PNG."
 
 
@@ -138,6 +143,32 @@ def orientation_of(image: Image.Image) -> int:
         return 1
 
 
+class _Counted:
+    """A file from which Pillow, which goes through most formats piece by piece, reads so often at
+    most: one of nothing but pieces would hold it up for ever. ``scans``: that a JPEG may have."""
+
+    def __init__(self, stream: BinaryIO):
+        self._stream, self.left = stream, _PIECES
+        self.scans: int | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        return self._counted(self._stream.read(size))
+
+    def readline(self, size: int = -1) -> bytes:
+        return self._counted(self._stream.readline(size))
+
+    def _counted(self, content: bytes) -> bytes:
+        self.left -= 1
+        if self.scans is not None:
+            self.scans -= content.count(_SCAN)
+        if min(self.left, self.scans or 0) < 0:
+            raise OSError("it consists of too many pieces")
+        return content
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 @contextmanager
 def opened_picture(source: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
     """An identified picture, which the block decodes. Raises ``InputError``, whatever Pillow
@@ -145,7 +176,13 @@ def opened_picture(source: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd tags, which are not used; sizes, checked below
-            with Image.open(source) as image:
+            with ExitStack() as files:
+                if isinstance(source, Path):
+                    source = files.enter_context(source.open("rb"))
+                counted = _Counted(source)
+                image = files.enter_context(Image.open(cast(BinaryIO, counted)))
+                counted.left += image.width * image.height // _PIXELS_A_PIECE
+                counted.scans = _SCANS if image.format in ("JPEG", "MPO") else None
                 if image.format in _WITH_PROGRAMS:
                     raise InputError(f"{name} is {image.format}, which is not read. {_SAVE_AS_PNG}")
                 _check_size(image, name)

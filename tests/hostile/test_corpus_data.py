@@ -1,10 +1,17 @@
-"""The smallest dataset, or name in one, for each fault that a second search found."""
+"""The smallest dataset, picture, or name in one, for each fault that a second search found."""
+
+import io
+import struct
+import zlib
 
 import pytest
 from mmada_parallel.mmp_core import files
 from mmada_parallel.mmp_core.files import leads_out
+from mmada_parallel.mmp_core.image.files import load_image
 from mmada_parallel.training.data.dataset import open_dataset
+from PIL import Image
 
+from .limits import judged
 from .readers import RED
 from .test_corpus import refused
 
@@ -49,3 +56,49 @@ def test_a_picture_of_far_more_bytes_than_pixels(tmp_path, begin):
     with (tmp_path / "a.png").open("ab") as stream:
         stream.truncate(2**30)
     refused(lambda: open_dataset(tmp_path), "a.png", **FEW_SECONDS)
+
+
+def saved(form, **options):
+    buffer = io.BytesIO()
+    Image.effect_noise((500, 500), 50).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def chunk(kind, content=b""):
+    checked = kind + content
+    return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+
+def scanned_again(times):
+    """A progressive JPEG that goes through all of its pixels so often."""
+    buffer = io.BytesIO()
+    Image.new("L", (2000, 2000), 100).save(buffer, "JPEG", progressive=True)
+    first, *scans = buffer.getvalue().split(b"\xff\xda")
+    scans[1] = b"\xff\xda".join([scans[1]] * times)
+    return b"\xff\xda".join([first, *scans])
+
+
+PIECES = {
+    "chunks": lambda: saved("PNG")[:33] + chunk(b"abCd") * 100_000 + saved("PNG")[33:],
+    "chunks at the end": lambda: saved("PNG")[:-12] + chunk(b"abCd") * 100_000 + chunk(b"IEND"),
+    "comments": lambda: saved("JPEG")[:2] + b"\xff\xfe\0\2" * 200_000 + saved("JPEG")[2:],
+    "filling": lambda: saved("JPEG")[:2] + b"\xff" * 2**20 + saved("JPEG")[2:],
+    "lines": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n" + b"%a\n" * 2**18,
+    "numbers": lambda: b"P6\n" + b"#a\n" * 2**18,
+    "blocks": lambda: saved("GIF")[:781] + b"\x01" * 2**20,
+    "scans": lambda: scanned_again(2000),
+}
+
+
+@pytest.mark.parametrize("made", PIECES.values(), ids=PIECES)
+def test_a_picture_of_nothing_but_pieces(tmp_path, made):
+    (tmp_path / "a.png").write_bytes(made())
+    said = "too many pieces"
+    refused(lambda: load_image(tmp_path / "a.png"), said, seconds=2)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "PPM"])
+def test_a_whole_picture_is_of_few_pieces(tmp_path, form):
+    options = {"progressive": True} if form == "JPEG" else {}
+    (tmp_path / "a.png").write_bytes(saved(form, **options))
+    assert judged(lambda: load_image(tmp_path / "a.png"))[0] == "ok"
