@@ -193,7 +193,7 @@ def _check_step(step: Mapping[str, Any], kinds: Sequence[str], where: str) -> No
             f"expected {_either(kinds)}: take the tokenizer files of the checkpoint's repository."
         )
     check_pattern(step.get("pattern"), where)
-    for form in ("single", "pair"):
+    for form in ("single", "pair", "special_tokens"):
         if len(json.dumps(step.get(form))) > _LONGEST_TOKEN:
             raise CheckpointError(f"{where} adds more tokens to a text than this pack reads.")
 

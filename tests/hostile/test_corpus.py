@@ -139,6 +139,9 @@ TOKENIZERS = {
     "an endless template": {
         "post_processor": {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}] * 99}
     },
+    "a token of a million ids": {
+        "post_processor": {"type": "TemplateProcessing", "special_tokens": {"x": [0] * 10**6}}
+    },
     "a script": {"pre_tokenizer": {"type": "Lua"}},
     "a list for a step": {"decoder": []},
 }
