@@ -294,7 +294,7 @@ def _report(args: argparse.Namespace, answer: Answer, path: Path | None, seed: i
     if args.json:
         image = path and str(path.absolute())
         values = dict(text=answer.text, image=image, seed=seed, steps=answer.steps, seconds=seconds)
-        print(json.dumps(values, ensure_ascii=False))
+        print(json.dumps(values))
         return
     if answer.text:
         print(answer.text)

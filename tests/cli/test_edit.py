@@ -44,6 +44,12 @@ def test_json_is_one_object_with_the_promised_keys(edit, tmp_path):
     assert "denoising" in err and "2/2" in err
 
 
+def test_json_is_json_whatever_the_output_can_write(edit, tmp_path):
+    out = tmp_path / "🦊.png"
+    printed = edit("--quiet", "--json", out=out)[1]
+    assert printed.isascii() and json.loads(printed)["image"] == str(out)
+
+
 def test_the_picture_carries_how_it_was_made(edit, tmp_path):
     code, out, _ = edit("--seed", 5, "--json", "--joint-guidance", "1.5")
     with Image.open(tmp_path / "out.png") as image:
