@@ -6,9 +6,10 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, suppress
 from importlib import import_module, metadata
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 from ..demo.register import register as register_toy_world
 from ..mmp_core.errors import InputError, shortened
@@ -228,19 +229,23 @@ def _version() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv``; the exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files may have bytes that are no text
-            stream.reconfigure(errors="backslashreplace")
+    with redirect_stderr(cast(Any, _Notes(sys.stderr))):
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     code = 0
     try:
         code = _run(argv)
         if sys.stdout is not None:  # as it is where it was closed before the start
             sys.stdout.flush()
     except BrokenPipeError:  # whoever reads the output has closed it, such as `head`
-        _forget_output()
+        _forget(sys.stdout)
         return 1
     except OSError as error:
-        _forget_output()
+        _forget(sys.stdout)
         if not code:
             reason = error.strerror or error
             print(f"{PROGRAM}: the output cannot be written ({reason}).", file=sys.stderr)
@@ -248,9 +253,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _forget_output() -> None:
-    """What was printed and not written yet."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+class _Notes:
+    """Standard error, ``None`` where it is closed. What cannot be written there, such as notes and
+    progress to a full disk, is lost, and stops no work."""
+
+    def __init__(self, stream: TextIO | None):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._do(lambda stream: stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._do(lambda stream: stream.flush())
+
+    def _do(self, what: Callable[[TextIO], object]) -> None:
+        if self._stream is not None:
+            try:
+                what(self._stream)
+            except OSError:
+                _forget(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _forget(stream: TextIO | None) -> None:
+    """What was printed and not written yet, and all that will be printed."""
+    if stream is not None:
+        with suppress(OSError, ValueError):  # it is not a file of this process
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def run(args: argparse.Namespace) -> None:

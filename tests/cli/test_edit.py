@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 
 import pytest
 import torch
@@ -290,6 +291,11 @@ def test_ctrl_c_stops_with_130_and_leaves_nothing(edit, tmp_path, monkeypatch):
     code, out, err = edit("--quiet")
     assert (code, out, err) == (130, "", "\nmmada-parallel: stopped\n")
     assert [file.name for file in tmp_path.iterdir()] == ["scene.png"]
+
+
+def test_without_standard_error_the_work_is_done(edit, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert edit()[0] == 0 and (tmp_path / "out.png").exists()
 
 
 def test_sizes_are_fitted_and_it_is_said(edit, run, checkpoint, tmp_path):

@@ -149,6 +149,14 @@ def test_an_output_that_cannot_be_written_is_at_most_one_line(redirected, code, 
     assert done.returncode == code and len(lines) == 1 and lines[0].startswith(said)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a shell's redirections and /dev/full")
+@pytest.mark.parametrize("redirected", ["2>&-", "2>/dev/full", ">&- 2>/dev/full"])
+def test_an_error_that_cannot_be_written_is_not_written_elsewhere(redirected):
+    command = f"{sys.executable} -m mmada_parallel.cli train file nowhere.toml {redirected}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
 def test_a_reader_that_closes_early_is_no_error():
     command = [sys.executable, "-m", "mmada_parallel.cli", "check", "demo"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
