@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, suppress
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, suppress
 from importlib import import_module, metadata
 from typing import Any, NoReturn, TextIO, cast
 
@@ -33,7 +35,7 @@ first steps:
 exit codes:
   0    success
   2    invalid input or not enough disk or memory, with one line on standard error
-  130  stopped with Ctrl-C
+  130  stopped with Ctrl-C, or by SIGTERM
 """
 _EDIT = """\
 Edit a picture by an instruction. The command prints the model's reasoning and writes the picture as
@@ -228,7 +230,7 @@ def _version() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line ``argv``; the exit code."""
+    """Run the command line ``argv``, by default that of the process; the exit code."""
     with redirect_stderr(cast(Any, _Notes(sys.stderr))):
         return _main(argv)
 
@@ -291,6 +293,23 @@ def run(args: argparse.Namespace) -> None:
     getattr(import_module(f".{module}", __package__), function)(args)
 
 
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, of a cluster or a container, stops a command as Ctrl-C does."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # others may set no signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _run(argv: Sequence[str] | None) -> int:
     try:
         parser = build_parser()
@@ -298,7 +317,7 @@ def _run(argv: Sequence[str] | None) -> int:
         if not given:
             parser.print_help()
             return 0
-        with accessing():
+        with accessing(), _terminated_as_interrupted():
             run(parser.parse_args(given))
     except InputError as error:
         print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -306,6 +325,8 @@ def _run(argv: Sequence[str] | None) -> int:
     except SystemExit as end:  # argparse: help, version, usage errors
         return int(end.code or 0)
     except KeyboardInterrupt:
+        if argv is None:  # a second Ctrl-C would end what is left of the process with a trace
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         print(f"\n{PROGRAM}: stopped", file=sys.stderr)
         return INTERRUPTED
     return 0

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -343,19 +341,18 @@ def _train(
         def show_phase(phase: str, done: int, total: int) -> None:
             bar.set_description(f"{phase} {100 * done // total} %")
 
-        with _terminated_as_interrupted():
-            try:
-                run.train(show_step, show_phase)
-            except KeyboardInterrupt:
-                bar.close()
-                note(args, f"{run.folder.last_good} --resume continues it.")
-                if run.step and run.folder.saved_step == run.step and not run.policy.sharded:
-                    _finish(run, save)
-                raise
-            except Waiting as waiting:
-                bar.close()
-                say_where_to_vote(args, run.folder.path, waiting)
-                return
+        try:
+            run.train(show_step, show_phase)
+        except KeyboardInterrupt:
+            bar.close()
+            note(args, f"{run.folder.last_good} --resume continues it.")
+            if run.step and run.folder.saved_step == run.step and not run.policy.sharded:
+                _finish(run, save)
+            raise
+        except Waiting as waiting:
+            bar.close()
+            say_where_to_vote(args, run.folder.path, waiting)
+            return
     if run.step < run.settings.steps:
         note(args, f"stopped after step {run.step}: nothing improved for a while.")
     for line in run.watch.verdict().splitlines():
@@ -369,20 +366,6 @@ def _finish(run: TrainingRun, save: Save) -> None:
         weights = run.policy.state_dict()
         if run.ranks.first:
             print(f"{save(weights)}  ({run.step} steps)")
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """A cluster's SIGTERM stops the run as Ctrl-C does."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _save(args: argparse.Namespace, run: TrainingRun, weights: Mapping[str, Tensor]) -> Path:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import sys
 
 import pytest
@@ -290,6 +291,19 @@ def test_ctrl_c_stops_with_130_and_leaves_nothing(edit, tmp_path, monkeypatch):
     monkeypatch.setattr(draw, "denoise_in_batches", interrupt)
     code, out, err = edit("--quiet")
     assert (code, out, err) == (130, "", "\nmmada-parallel: stopped\n")
+    assert [file.name for file in tmp_path.iterdir()] == ["scene.png"]
+
+
+def test_sigterm_stops_as_ctrl_c_does(edit, tmp_path, monkeypatch):
+    def terminate(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(draw, "denoise_in_batches", terminate)
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("it would have died"))
+    try:
+        assert edit("--quiet") == (130, "", "\nmmada-parallel: stopped\n")
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert [file.name for file in tmp_path.iterdir()] == ["scene.png"]
 
 

@@ -2,11 +2,12 @@
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
-from mmada_parallel.cli.main import build_parser
+from mmada_parallel.cli.main import build_parser, main
 from mmada_parallel.mmp_core.options import options_of
 from mmada_parallel.mmp_core.sampler.settings import SamplerSettings
 from mmada_parallel.mmp_core.variants.registry import VARIANTS
@@ -155,6 +156,21 @@ def test_an_error_that_cannot_be_written_is_not_written_elsewhere(redirected):
     command = f"{sys.executable} -m mmada_parallel.cli train file nowhere.toml {redirected}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+def test_a_second_ctrl_c_changes_nothing(monkeypatch, capsys):
+    def interrupt(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules[main.__module__], "run", interrupt)
+    monkeypatch.setattr(sys, "argv", ["mmada-parallel", "check"])
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert main() == 130
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == "\nmmada-parallel: stopped\n"
 
 
 def test_a_reader_that_closes_early_is_no_error():
