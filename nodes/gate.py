@@ -7,7 +7,8 @@ through the API is any object, and its range is not looked at.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
 from functools import wraps
 from numbers import Integral, Real
 from typing import Any
@@ -16,12 +17,14 @@ import torch
 from comfy_api.v0_0_2 import io
 
 from ..mmp_core import MASKED, InputError, Prompt, TokenState, Trajectory
-from ..mmp_core.checkpoint.tokens import check_known
+from ..mmp_core.checkpoint.tensors import holds_values
+from ..mmp_core.checkpoint.tokens import check_known, check_placed
 from ..mmp_core.errors import shown
 from ..mmp_core.files import accessing
+from ..mmp_core.image.placement import Placement
 from ..mmp_core.memory import OutOfMemory, is_out_of_memory
 from ..mmp_core.options import Option
-from ..mmp_core.outside import checked_text
+from ..mmp_core.outside import MOST_SIDE, MOST_TEXT, checked_text
 from ..training.data.dataset import EditDataset
 from .host import HostedModel, interruptible
 from .pictures import strips
@@ -88,7 +91,7 @@ def checked(node: type[io.ComfyNode], given: Mapping[str, Any]) -> dict[str, Any
         if check := _CHECKS.get(each.get_io_type()):
             values[each.id] = check(each, value)
         elif known := _KINDS.get(each.get_io_type()):
-            _check_kind(each.id, value, *known)
+            values[each.id] = _of_kind(each.id, value, *known)
     _check_belonging(values)
     return values
 
@@ -97,25 +100,83 @@ def _check_belonging(values: Mapping[str, Any]) -> None:
     """Raise ``InputError`` for a prompt, tokens or a trajectory that the model beside them cannot
     read."""
     model = values.get("model")
+    if model is None:
+        return
     for name, value in values.items():
+        for state in _states(value):
+            _check_sides(name, state, model.model.downsample)
         try:
-            if model is None:
-                continue
             if isinstance(value, Prompt):
                 model.model.variant.check_prompt(value.task)
                 check_known(model.model, value.instruction, value.image)
                 check_known(model.model, value.without_text, value.reference)
             for state in _states(value):
                 check_known(model.model, state.text, state.image, low=MASKED)
-        except InputError as error:
+                check_placed(state, model.model)
+        except ValueError as error:
             raise InputError(f"{name} is of another checkpoint: {error}") from None
 
 
-def _check_kind(name: str, value: Any, kind: type, said: str) -> None:
+def _check_sides(name: str, state: TokenState, unit: int) -> None:
+    height, width = (tokens * unit for tokens in state.grid)
+    text = state.text.shape[1]
+    if text > MOST_TEXT or max(height, width) > MOST_SIDE:
+        raise InputError(
+            f"{name} has {text} text tokens and a picture of {width}x{height} pixels; expected at "
+            f"most {MOST_TEXT} text tokens and sides of {MOST_SIDE} pixels."
+        )
+
+
+def _of_kind(name: str, value: Any, kind: type, said: str) -> Any:
+    """``value``, whose tokens another pack may have moved from the CPU or spoilt."""
     if not isinstance(value, kind):
         raise InputError(f"{name} is of type {type(value).__name__}; expected {said}.")
+    if not isinstance(value, TokenState | Prompt | Trajectory):
+        return value
+    try:
+        whole = all(map(holds_values, _tensors(value))) and _alike(value)
+    except (ValueError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise InputError(f"{name} is damaged; expected {said}.")
     if not all(state.batch for state in _states(value)):
         raise InputError(f"{name} is a batch of 0; expected {said}.")
+    return value if all(tensor.is_cpu for tensor in _tensors(value)) else value.to("cpu")
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Those that a value of our own types holds, made again so that it checks what it is given."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple):
+        for each in value:
+            yield from _tensors(each)
+    elif is_dataclass(value) and not isinstance(value, type):
+        made = replace(value)
+        for field in fields(made):
+            yield from _tensors(getattr(made, field.name))
+
+
+def _alike(value: TokenState | Prompt | Trajectory) -> bool:
+    """Whether what ``value`` consists of fits together."""
+    steps = value.steps if isinstance(value, Trajectory) else ()
+    states = [*_states(value), *(one for s in steps for one in (s.state, s.after, s.guess))]
+    placed = [one for state in states for one in state.placement or ()]
+    if not all(isinstance(one, Placement) for one in placed):
+        return False
+    if isinstance(value, Prompt):
+        texts = value.instruction, value.unconditional, value.negative
+        codes = value.image, value.reference
+        return all(
+            tokens is None or (tokens.ndim, tokens.dtype) == (dimensions, torch.int64)
+            for dimensions, several in ((2, texts), (3, codes))
+            for tokens in several
+        )
+    texts = [state.text for state in states]
+    texts += [one for step in steps for one in (step.text_revealed, step.text_confidence)]
+    images = [state.image for state in states]
+    images += [one for step in steps for one in (step.image_revealed, step.image_confidence)]
+    return all(len({one.shape for one in several}) == 1 for several in (texts, images))
 
 
 def _states(value: Any) -> tuple[TokenState, ...]:

@@ -86,7 +86,7 @@ def load_tokens(path: str | Path, model: Model) -> TokenState:
     check_identity(metadata, token_identity(model), str(path))
     try:
         check_known(model, state.text, state.image, low=MASKED)
-        _check_placed(state, model)
+        check_placed(state, model)
     except ValueError as error:
         raise InputError(f"{path} is damaged: {error}") from None
     return state
@@ -135,7 +135,7 @@ def check_size(shapes: Mapping[str, Sequence[int]], model: Model, name: str) -> 
         )
 
 
-def _check_placed(state: TokenState, model: Model) -> None:
+def check_placed(state: TokenState, model: Model) -> None:
     """Raise ``ValueError`` where a picture of ``state`` has another size than its placement, or
     shows nothing of its original."""
     size = state.grid[1] * model.downsample, state.grid[0] * model.downsample

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from mmada_parallel.mmp_core import Step, TokenState, Trajectory
+from mmada_parallel.mmp_core import Prompt, Step, TokenState, Trajectory
 from mmada_parallel.mmp_core.errors import InputError
 
 WORD, PICTURE = "remove the red star", torch.rand(1, 32, 32, 3)
@@ -138,6 +138,8 @@ def test_tokens_and_prompts_of_another_checkpoint(guarded, model):
             image=torch.full_like(prompt.initial.image, image),
         )
         assert "another checkpoint" in refused(guarded["DecodeText"], model=model, tokens=tokens)
+    cut = replace(prompt.initial, image=prompt.initial.image[:, :2])
+    assert "its placement has size" in refused(guarded["DecodeText"], model=model, tokens=cut)
     prompt = replace(prompt, instruction=torch.full_like(prompt.instruction, rows))
     inputs = {"left": 16, "top": 0, "right": 0, "bottom": 0}
     message = refused(guarded["ExtendCanvas"], model=model, prompt=prompt, **inputs)
@@ -154,6 +156,74 @@ def test_a_trajectory_of_another_checkpoint(guarded, model):
             run = Trajectory((), *ends, 0)
             message = refused(guarded["TrajectorySheet"], model=model, trajectory=run, **shown)
             assert message.startswith("trajectory is of another checkpoint")
+
+
+def spoilt(state, **changes):
+    for name, value in changes.items():
+        object.__setattr__(state, name, value)
+    return state
+
+
+def known():
+    return TokenState(torch.zeros(1, 4).long(), torch.zeros(1, 2, 2).long())
+
+
+DAMAGED = {
+    "text without values": lambda: replace(known(), text=known().text.to("meta")),
+    "a picture without values": lambda: replace(known(), image=known().image.to("meta")),
+    "sparse": lambda: replace(known(), text=known().text.to_sparse()),
+    "no text": lambda: spoilt(known(), text=None),
+    "floats": lambda: spoilt(known(), image=known().image.float()),
+    "batches that differ": lambda: spoilt(known(), text=torch.zeros(2, 4).long()),
+    "a placement that is none": lambda: replace(known(), placement=(7,)),
+    "placements that are none": lambda: spoilt(known(), placement=7),
+    "nothing": lambda: object.__new__(TokenState),
+}
+
+
+@pytest.mark.parametrize("state", DAMAGED.values(), ids=DAMAGED)
+def test_tokens_that_another_pack_has_spoilt(guarded, model, state):
+    message = refused(guarded["DecodeText"], model=model, tokens=state())
+    assert message == "tokens is damaged; expected tokens from Parallel Denoise."
+    whole, step = known(), Step.before(known())
+    shown = {"model": model, "steps": 2, "columns": 1, "confidence": False}
+    for run in (
+        Trajectory((), state(), whole, 0),
+        Trajectory((spoilt(step, after=state()),), whole, whole, 1),
+        Trajectory((7,), whole, whole, 1),
+        Trajectory((replace(step, text_confidence=torch.ones(1, 5)),), whole, whole, 1),
+        Trajectory((), replace(whole, text=whole.text[:, :2]), whole, 0),
+    ):
+        message = refused(guarded["TrajectorySheet"], trajectory=run, **shown, side=64, sample=0)
+        assert message == "trajectory is damaged; expected a trajectory from Parallel Denoise."
+    ids = torch.zeros(1, 3).long()
+    for prompt in (
+        spoilt(Prompt(ids, ids, None, known()), initial=state()),
+        Prompt(ids.float(), ids, None, known()),
+        Prompt(ids, ids[:, 0], None, known()),
+        Prompt(ids, ids, ids, known()),
+        spoilt(Prompt(ids, ids, None, known()), instruction=None),
+    ):
+        inputs = {"left": 16, "top": 0, "right": 0, "bottom": 0, "prompt": prompt}
+        message = refused(guarded["ExtendCanvas"], model=model, **inputs)
+        assert message == "prompt is damaged; expected a prompt from Encode Instruction."
+
+
+def test_tokens_of_a_size_that_no_node_makes(guarded, model):
+    for text, grid in ((4, (1, 129)), (4, (129, 1)), (4097, (1, 1))):
+        tokens = TokenState.masked(1, text, grid)
+        message = refused(guarded["DecodeText"], model=model, tokens=tokens)
+        assert "expected at most 4096 text tokens and sides of 4096 pixels" in message
+
+
+def test_tokens_on_another_device_are_brought_back(guarded, model, monkeypatch):
+    """Another pack may move tokens to the GPU: here, what it says of itself."""
+    elsewhere = known()
+    monkeypatch.setattr(TokenState, "to", lambda self, device: (device, known())[1])
+    elsewhere.text.__class__ = type("Elsewhere", (torch.Tensor,), {"is_cpu": False})
+    node = guarded["PickSample"].PREPARE_CLASS_CLONE(None)
+    (picked,) = node.execute(tokens=elsewhere, index=0).result
+    assert picked.text.is_cpu
 
 
 def test_frames_that_would_not_fit_into_memory(guarded, model):
