@@ -62,6 +62,23 @@ class DeviceBudget:
             torch.cuda.empty_cache()
 
 
+def samples_at_once(
+    model: DenoisingModel,
+    prompt: Prompt,
+    settings: SamplerSettings,
+    estimate: MemoryEstimate,
+    budget: MemoryBudget,
+) -> int:
+    """How many samples of ``prompt`` to compute at once. Raises ``OutOfMemory``, with the numbers,
+    where not even one fits."""
+    samples = budget.samples(estimate, prompt.batch)
+    if samples == 0:
+        raise OutOfMemory(
+            _explained(model, prompt, settings, estimate, 1, sentence("Too little memory"))
+        )
+    return samples
+
+
 def chosen_in_batches(
     model: DenoisingModel,
     prompt: Prompt,
@@ -73,7 +90,11 @@ def chosen_in_batches(
     :func:`.target.chosen`. The first time that a size is denoised its forwards are timed."""
     check_reducible(target, settings.preset)
     budget = budget or DeviceBudget(model.device)
-    estimate = denoising_estimate(model, prompt, replace(settings, speed="cached"), record=0)
+    exact, estimate = (
+        denoising_estimate(model, prompt, replace(settings, speed=speed), record=0)
+        for speed in ("exact", "cached")
+    )
+    samples_at_once(model, prompt, replace(settings, speed="exact"), exact, budget)
     at_once = max(1, budget.samples(estimate, prompt.batch))
     budget.prepare(estimate, at_once)
     pace = pace_of(model, prompt[:at_once])
@@ -105,11 +126,7 @@ def denoise_in_batches(
     """
     settings, budget = settings or SamplerSettings(), budget or DeviceBudget(model.device)
     estimate = denoising_estimate(model, prompt, settings, record=record, picture=picture)
-    size, halved = budget.samples(estimate, prompt.batch), False
-    if size == 0:
-        raise OutOfMemory(
-            _explained(model, prompt, settings, estimate, 1, sentence("Too little memory"))
-        )
+    size, halved = samples_at_once(model, prompt, settings, estimate, budget), False
     batches: list[Trajectory] = []
     start, counted = 0, _Counted(callback)
     while start < prompt.batch and not counted.stopped:

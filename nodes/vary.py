@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..mmp_core import MASKED, InputError, Prompt, SamplerSettings, TokenState
 from ..mmp_core import Trajectory as Steps
+from ..mmp_core.batching import samples_at_once
 from ..mmp_core.errors import sentence
 from ..mmp_core.memory import denoising_estimate
 from ..mmp_core.variation import confidence_in, predicted_confidence, varied
@@ -74,7 +75,9 @@ class Vary(io.ComfyNode):
             prompt = started(prompt, tokens)
             settings = SamplerSettings(joint_guidance=0.0, text_steps=1, image_steps=1)
             estimate = denoising_estimate(model.model, prompt, settings, record=0)
-            model.memory_budget(prompt, previews=False).prepare(estimate, 1)
+            budget = model.memory_budget(prompt, previews=False)
+            samples_at_once(model.model, prompt, settings, estimate, budget)
+            budget.prepare(estimate, 1)
             confidence = predicted_confidence(
                 model.model, prompt, tokens, callback=lambda *_: stop_if_interrupted()
             )

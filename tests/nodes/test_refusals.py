@@ -49,9 +49,10 @@ def test_a_cpu_without_the_memory_refuses_before_the_first_step(
     monkeypatch.setattr(management, "get_free_memory", lambda device: 10_000)
     monkeypatch.setattr(management, "extra_reserved_memory", lambda: 0)
     monkeypatch.setattr(model.model.transformer, "forward", lambda *_, **__: pytest.fail("began"))
-    with pytest.raises(OutOfMemory, match="Too little memory") as told:
-        denoised(prompt, preview_every=previews)
-    assert "\n" not in str(told.value)
+    for target in ({}, {"at_most_seconds": 60.0}):
+        with pytest.raises(OutOfMemory, match="Too little memory") as told:
+            denoised(prompt, preview_every=previews, **target)
+        assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("previews", [1, 0])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from mmada_parallel.mmp_core import MASKED, InputError
+from mmada_parallel.mmp_core.memory import OutOfMemory
 
 
 def given(model, prompt, tokens, **changes):
@@ -29,6 +30,20 @@ def test_a_share_is_masked_again_and_said(run_node, model, encoded, denoised, wi
     again, _ = denoised(prompt, tokens=changed, seed=9, text_steps=2, image_steps=4).result
     kept = changed.image != MASKED
     assert torch.equal(again.image[kept], tokens.image[kept]) and (again.image != MASKED).all()
+
+
+def test_a_result_that_a_cpu_has_no_memory_to_ask_about_is_refused(
+    run_node, model, encoded, denoised, monkeypatch
+):
+    import comfy.model_management as management
+
+    prompt = encoded()
+    tokens, _ = denoised(prompt).result
+    monkeypatch.setattr(management, "get_free_memory", lambda device: 10_000)
+    monkeypatch.setattr(management, "extra_reserved_memory", lambda: 0)
+    monkeypatch.setattr(model.model.transformer, "forward", lambda *_, **__: pytest.fail("began"))
+    with pytest.raises(OutOfMemory, match="Too little memory: 1 result of"):
+        run_node("Vary", **given(model, prompt, tokens))
 
 
 def test_a_trajectory_of_another_run_is_refused(run_node, model, encoded, denoised):
