@@ -3,16 +3,21 @@
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 from comfy_api.v0_0_2 import io
 
 from ..mmp_core import InputError, TokenState
-from ..mmp_core.checkpoint.tokens import load_tokens, save_tokens
+from ..mmp_core.checkpoint.tokens import check_size, load_tokens, save_tokens
 from ..mmp_core.outside import checked_text
 from . import host
 from .host import folders
 from .types import Model, Schema, Tokens
+
+_MOST_PARTS, _MOST_WRITTEN = 1000, 2**24
+"""Parts of a workflow that are saved with tokens, and characters of all: a longer header than
+100 MB, in which quotation marks are written as up to four, cannot be read again."""
 
 
 class SaveTokens(io.ComfyNode):
@@ -43,6 +48,8 @@ class SaveTokens(io.ComfyNode):
     def execute(
         cls, model: host.HostedModel, tokens: TokenState, filename_prefix: str
     ) -> io.NodeOutput:
+        shapes = {"text": tokens.text.shape, "image": tokens.image.shape}
+        check_size(shapes, model.model, "tokens")  # of what Load Tokens would refuse
         model.prepare_decoding(tokens.grid)
         about = _written(cls.hidden.prompt, cls.hidden.extra_pnginfo)
         notes = about if host.metadata_wanted() else None
@@ -56,13 +63,15 @@ class SaveTokens(io.ComfyNode):
 
 def _written(prompt: Any, extra: Any) -> dict[str, str]:
     """A workflow as JSON by the names of its parts; without what another pack or the API put there
-    that cannot be written."""
+    that cannot be written, or is too long."""
     about = {"prompt": prompt, **(extra if isinstance(extra, Mapping) else {})}
-    written = {}
-    for name, value in about.items():
+    written, left = {}, _MOST_WRITTEN
+    for name, value in islice(about.items(), _MOST_PARTS):
         with suppress(TypeError, ValueError, RecursionError):
-            if value is not None:
-                written[checked_text(name, "extra_pnginfo")] = json.dumps(value)
+            text = json.dumps(value)
+            if value is not None and len(text) <= left:
+                written[checked_text(name, "extra_pnginfo")] = text
+                left -= len(text)
     return written
 
 

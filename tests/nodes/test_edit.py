@@ -206,8 +206,13 @@ def test_tokens_are_saved_found_and_loaded(
 
 @pytest.mark.parametrize(
     "extra",
-    ["text", [1], 7, {1: 2}, {"\ud800": 1}, {"a": {1}}, {"placement": "x", "format": "y"}],
-    ids=str,
+    [
+        *("text", [1], 7, {1: 2}, {"\ud800": 1}, {"a": {1}}, {"placement": "x", "format": "y"}),
+        {"long": '"' * 30_000_000},
+        {str(number): "x" * 10**6 for number in range(120)},
+        {str(number): 0 for number in range(10**6)},
+    ],
+    ids=lambda extra: str(extra)[:40],
 )
 def test_tokens_are_saved_whatever_comes_with_the_workflow(
     nodes, classes, run_node, model, trajectory, tmp_path, monkeypatch, extra
@@ -224,6 +229,16 @@ def test_tokens_are_saved_whatever_comes_with_the_workflow(
         assert file.metadata()["prompt"] == '{"1": {}}'
     (again,) = run_node("LoadTokens", model=model, file=f"{name} [output]")
     assert torch.equal(again.image, half.image)
+
+
+def test_tokens_that_could_not_be_loaded_again_are_not_saved(run_node, model):
+    with pytest.raises(InputError, match="tokens holds 1025 samples of .* expected at most 1024"):
+        run_node(
+            "SaveTokens",
+            model=model,
+            tokens=TokenState.masked(1025, 1, (1, 1)),
+            filename_prefix="a",
+        )
 
 
 def test_denoising_goes_on_from_any_step_with_other_settings(encoded, denoised):
