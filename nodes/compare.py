@@ -14,7 +14,8 @@ from ..mmp_core.checkpoint.adapters import read_adapter
 from ..mmp_core.options import options_of
 from ..training.loop.keeping import BEST, kept_adapters, named_adapters
 from ..training.weights.adapter_files import stored_tensors
-from ..views.examples import Answer, answers_sheet
+from ..views.examples import SIDE, Answer, answers_sheet
+from ..views.trajectory import frame_pixels
 from . import host
 from .host import folders, training_folders
 from .pictures import shown, to_pixels
@@ -23,6 +24,8 @@ from .types import Prompt as PromptType
 from .widgets import MOST_SEED, between, widget
 
 _SETTINGS = ("text_steps", "image_steps", "joint_guidance")
+_MOST_PIXELS = 500_000_000
+"""Of the sheet."""
 
 
 class CompareAdapters(io.ComfyNode):
@@ -94,6 +97,14 @@ class CompareAdapters(io.ComfyNode):
             raise InputError(
                 f"{run} has no adapter of step {step}, only of {', '.join(map(str, files))}."
             )
+        answers = len(files) + 1
+        pixels = answers * (frame_pixels(prompt.initial.grid, SIDE) + SIDE**2)
+        if pixels > _MOST_PIXELS:
+            raise InputError(
+                f"{answers} answers have {pixels / 1e6:.0f} million pixels; expected at most "
+                f"{_MOST_PIXELS / 1e6:.0f} million: move adapters out of {folder}, or choose a "
+                "picture that is less long."
+            )
         settings = SamplerSettings(seed=seed, **choices)
         progress = host.Progress(cls.hidden.unique_id)
         found: list[tuple[str, TokenState]] = []
@@ -113,17 +124,17 @@ class CompareAdapters(io.ComfyNode):
                 picture=adapted.picture_bytes(prompt.initial.grid, previews=False),
             )
             found.append((name, trajectory.final))
-            progress.show(number + 1, len(files) + 1)
+            progress.show(number + 1, answers)
         model.prepare_decoding(prompt.initial.grid)
-        answers = [
+        given = [
             Answer(name, decode_text(model.model, tokens)[0], _picture(model, tokens))
             for name, tokens in host.interruptible(found)
         ]
-        pixels = to_pixels([answers_sheet(answers)])
+        pixels = to_pixels([answers_sheet(given)])
         tokens = TokenState(
             torch.cat([t.text for _, t in found]), torch.cat([t.image for _, t in found])
         )
-        text = "\n".join(f"{answer.instruction}: {answer.text}" for answer in answers)
+        text = "\n".join(f"{answer.instruction}: {answer.text}" for answer in given)
         lora = stored_tensors(chosen)
         return io.NodeOutput(
             host.to_intermediate(pixels), tokens, lora, ui=shown(pixels, text, cls)

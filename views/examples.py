@@ -11,6 +11,8 @@ from .sheet import Word, beside, contact_sheet, lines_in, stacked
 
 _PAPER, _EMPTY, _FAINT = "#ffffff", "#f0f0f2", "#8e8e96"
 _GAP = 12
+SIDE = 128
+"""Height of each picture of an answer, in pixels, by default."""
 
 
 class Example(NamedTuple):
@@ -64,7 +66,7 @@ class Answer(NamedTuple):
     source: Image.Image | None = None
 
 
-def answers_sheet(answers: Iterable[Answer], *, columns: int = 2, side: int = 128) -> Image.Image:
+def answers_sheet(answers: Iterable[Answer], *, columns: int = 2, side: int = SIDE) -> Image.Image:
     """One frame per answer: the whole instruction over the source, if there is one, the picture and
     the text. ``side``: height of each picture in pixels."""
     frames = [_answer_frame(answer, side) for answer in answers]
@@ -73,7 +75,7 @@ def answers_sheet(answers: Iterable[Answer], *, columns: int = 2, side: int = 12
     return contact_sheet(padded, columns)
 
 
-def voting_sheet(groups: Sequence[Sequence[Answer]], *, side: int = 128) -> Image.Image | None:
+def voting_sheet(groups: Sequence[Sequence[Answer]], *, side: int = SIDE) -> Image.Image | None:
     """The answers of each group below those of the one before, four in a row, under their numbers
     from 1: 2.3 is the third of the second group. ``None`` of none."""
     sheets = []
@@ -88,7 +90,7 @@ def voting_sheet(groups: Sequence[Sequence[Answer]], *, side: int = 128) -> Imag
 
 def _answer_frame(answer: Answer, side: int) -> Image.Image:
     shown = [picture for picture in (answer.source, answer.picture) if picture]
-    resized = [p.resize((round(side * p.width / p.height), side)) for p in shown]
+    resized = [p.resize((max(1, round(side * p.width / p.height)), side)) for p in shown]
     gap, head = side // _GAP, side // 3
     strip = Image.new("RGB", (sum(p.width + gap for p in resized) - gap, side), _PAPER)
     left = 0

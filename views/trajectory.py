@@ -60,7 +60,7 @@ def trajectory_frames(
             picture = heated(decode_image(model, guess)[0], step.image_confidence[sample])
         else:
             picture = veiled_picture(model, guess, after)
-        picture = picture.resize((round(side * picture.width / picture.height), side))
+        picture = picture.resize((max(1, round(side * picture.width / picture.height)), side))
         frames.append(beside(picture, words, title))
     return frames
 

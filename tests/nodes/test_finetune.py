@@ -299,6 +299,12 @@ def test_adapters_that_a_run_kept_are_compared(sft, run_node, nodes, encoded, mo
         inputs = {"model": model, "prompt": prompt, "run": "run_00001", **options, **changes}
         with pytest.raises(InputError, match=told):
             run_node("CompareAdapters", **inputs)
+    for step in range(10, 6000):
+        (output / "run_00001" / "adapters" / f"step-{step:05}.safetensors").touch()
+    wide = encoded(width=4096, height=32)
+    inputs = {"model": model, "prompt": wide, "run": "run_00001", **options}
+    with pytest.raises(InputError, match="5993 answers have .* million pixels; expected at most"):
+        run_node("CompareAdapters", **inputs)
 
 
 def test_the_command_starts_the_run_of_a_node_again(sft, pararl, run_node, output, tmp_path):

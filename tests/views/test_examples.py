@@ -32,6 +32,11 @@ def test_pictures_of_unlike_shapes_make_one_sheet():
     assert sheet.getpixel((20, 40)) == (255, 0, 0)
 
 
+def test_a_picture_so_tall_that_nothing_of_its_width_is_left_is_shown_all_the_same():
+    tall = Image.new("RGB", (16, 4096), "red")
+    assert answers_sheet([Answer("paint", "it becomes red", tall, tall)]).height > 128
+
+
 def test_an_answer_stands_beside_what_was_edited_under_the_whole_instruction():
     instruction = "paint the orange triangle that is left of the red circle the colour of the sea"
     plain = answers_sheet([Answer(instruction, "it becomes blue", RED)])
