@@ -7,6 +7,7 @@ import html
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -130,7 +131,8 @@ class Progress:
         if _listens(server, event):
             server.send_sync(event, {"node": self.shown_id, **data}, server.client_id)
         elif send := core.usable(server, "send_progress_text", 3):
-            send(for_page(plain), self.shown_id, server.client_id)
+            with suppress(UnicodeEncodeError):  # in the node's id, which the API may choose
+                send(for_page(plain), self.shown_id, server.client_id)
 
 
 _listening: dict[tuple[str, str], object] = {}

@@ -357,6 +357,15 @@ def test_words_go_to_the_page_that_queued_the_prompt(host, monkeypatch):
     assert len(sent) == 3 and sent[2][0] == "&lt;b&gt; ░"
 
 
+def test_words_for_a_node_whose_id_cannot_be_sent_are_not(host, monkeypatch):
+    """A prompt of the API may call its nodes by half of an emoji."""
+    server = SimpleNamespace(
+        client_id="page", sockets={}, send_progress_text=lambda text, node, page: node.encode()
+    )
+    monkeypatch.setattr(host.page.PromptServer, "instance", server, raising=False)
+    host.Progress("\ud83d").show_words(3, 9, [("<b>", "new")], "<b>")
+
+
 def test_words_in_a_loop_reach_the_node_that_the_page_shows(host, monkeypatch):
     from comfy_execution import progress
     from comfy_execution.graph import DynamicPrompt
