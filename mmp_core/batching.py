@@ -22,7 +22,8 @@ from .memory import (
     module_bytes,
 )
 from .operations import pace_of
-from .sampler.loop import PRESETS, Callback, denoise
+from .outside import check_kind
+from .sampler.loop import PRESETS, Callback, check_given, denoise
 from .sampler.policies import DenoisingModel
 from .sampler.settings import SamplerSettings, Target
 from .state import Prompt, Step, Trajectory
@@ -88,6 +89,8 @@ def chosen_in_batches(
 ) -> Choice:
     """What meets ``target`` in batches of as many samples as ``budget`` has memory for; see
     :func:`.target.chosen`. The first time that a size is denoised its forwards are timed."""
+    check_given(model, prompt, settings, None, None)
+    check_kind(target, Target, "target", "what a run may take")
     check_reducible(target, settings.preset)
     budget = budget or DeviceBudget(model.device)
     exact, estimate = (
@@ -124,6 +127,8 @@ def denoise_in_batches(
     Raises ``OutOfMemory``, with the numbers, where that does not help, and on a CPU, which would
     swap, before the first step.
     """
+    check_given(model, prompt, settings, callback, record)
+    check_kind(on_batch, Callable | None, "on_batch", "a function")
     settings, budget = settings or SamplerSettings(), budget or DeviceBudget(model.device)
     estimate = denoising_estimate(model, prompt, settings, record=record, picture=picture)
     size, halved = samples_at_once(model, prompt, settings, estimate, budget), False

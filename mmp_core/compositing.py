@@ -29,7 +29,7 @@ from .image.files import Picture, image_of, levels_of, load_image, read_original
 from .image.masks import covered, is_painted, mask_values
 from .image.placement import Placement, Size
 from .image.put_back_settings import Mode, PutBackSettings
-from .outside import check_kind
+from .outside import check_kind, check_model
 from .pipeline import decode_pixels, masked_pixels
 from .state import MASKED, Prompt, TokenState
 
@@ -61,6 +61,7 @@ def put_back(
 
     Raises ``InputError`` for what does not belong together or cannot be read.
     """
+    check_model(model, "image_tokenizer", "device")
     check_kind(prompt, Prompt, "prompt", "a prompt")
     check_kind(settings, PutBackSettings | None, "settings", "settings of how to put back")
     choices: Any = {"mask": mask, "mode": mode, "settings": settings}

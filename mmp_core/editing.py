@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import Literal
+from typing import Any, Literal
 
 import regex
 import torch
@@ -17,7 +17,15 @@ from torch import Tensor
 from .checkpoint.load import Model
 from .errors import InputError, shortened, shown
 from .instructions import unknown_words
-from .outside import checked_text
+from .options import Option
+from .outside import (
+    MOST_SIDE,
+    MOST_TEXT,
+    check_kind,
+    check_model,
+    checked_count,
+    checked_text,
+)
 from .state import MASKED, Prompt, TokenState
 from .variants.base import MASKED_TEXT, pieces_of
 
@@ -25,6 +33,8 @@ REGEX_SECONDS, REGEX_LENGTH, REGEX_REPEATS = 0.5, 500, 1000
 """Limits of a pattern, which may come with somebody else's workflow: seconds to search, characters,
 and repetitions, since compiling it takes time and memory, too."""
 REGEX_TEXT = 200_000
+_SIDES = ("left", "top", "right", "bottom")
+_REST = Option(str, "auto", "", choices=("auto", "end", "undecided"), name="rest")
 _REPEATS = re.compile(r"[{,]\s*(\d+)\s*(?=[,}])")
 _VERBOSE = re.compile(r"\(\?[a-zA-Z0-9]*x")
 
@@ -32,6 +42,8 @@ _VERBOSE = re.compile(r"\(\?[a-zA-Z0-9]*x")
 def text_pieces(model: Model, state: TokenState) -> list[list[str]]:
     """Split each sample's text into one string per position, which together read as the text. A
     masked position is ``" ░"``, special tokens are empty."""
+    check_model(model, "tokenizer")
+    check_kind(state, TokenState, "state", "tokens")
     return [pieces_of(model.tokenizer, row.tolist()) for row in state.text]
 
 
@@ -42,7 +54,7 @@ def words_selected(pieces: Sequence[str], spans: str) -> list[bool]:
     Words are separated by spaces; a masked position is one. Raises ``InputError`` for a span that
     cannot be read or lies beyond the text.
     """
-    words = [match.span() for match in re.finditer(r"\S+", "".join(pieces))]
+    words = [match.span() for match in re.finditer(r"\S+", _joined(pieces))]
     chosen, rest = [], len(pieces)
     for part, first, last in word_spans(spans):
         end = len(words) if last is None else last
@@ -75,7 +87,7 @@ def pattern_selected(pieces: Sequence[str], pattern: str) -> list[bool]:
     if _VERBOSE.search(pattern):
         raise InputError("pattern has the flag x, for blanks that do not count: write it without.")
     repeats = math.prod(max(1, int(n)) for n in _REPEATS.findall(pattern))
-    text = "".join(pieces)
+    text = _joined(pieces)
     if len(text) > REGEX_TEXT:
         raise InputError(f"The text has {len(text)} characters; {REGEX_TEXT} can be searched.")
     if repeats > REGEX_REPEATS:
@@ -95,6 +107,13 @@ def pattern_selected(pieces: Sequence[str], pattern: str) -> list[bool]:
             f"pattern {pattern!r} took more than {REGEX_SECONDS:g} s to search; simplify it."
         ) from None
     return _overlapping(pieces, spans)
+
+
+def _joined(pieces: Sequence[str]) -> str:
+    check_kind(pieces, list | tuple, "pieces", "a list of texts")
+    for piece in pieces:
+        check_kind(piece, str, "pieces", "a list of texts")
+    return "".join(pieces)
 
 
 def _overlapping(pieces: Sequence[str], spans: Iterable[tuple[int, int]]) -> list[bool]:
@@ -118,11 +137,26 @@ def reopened(
 ) -> TokenState:
     """Mask the tokens where ``text`` (B or 1, T) or ``image`` (B or 1, H, W), both bool, are set.
     The others stay as they are, bit for bit."""
+    check_kind(state, TokenState, "state", "tokens")
+    for name, chosen, tokens in (("text", text, state.text), ("image", image, state.image)):
+        if chosen is not None:
+            _check_chosen(chosen, tokens, name)
     return replace(
         state,
         text=state.text if text is None else state.text.masked_fill(text, MASKED),
         image=state.image if image is None else state.image.masked_fill(image, MASKED),
     )
+
+
+def _check_chosen(chosen: Any, tokens: Tensor, name: str) -> None:
+    """Raise ``InputError`` for what does not choose among ``tokens``."""
+    expected = f"a bool tensor of {tuple(tokens.shape)}"
+    check_kind(chosen, Tensor, name, expected)
+    alike = chosen.ndim == tokens.ndim and all(
+        own in (1, wanted) for own, wanted in zip(chosen.shape, tokens.shape, strict=True)
+    )
+    if not alike or chosen.dtype != torch.bool or chosen.is_meta:
+        raise InputError(f"{name} is {shown(chosen)}; expected {expected}.")
 
 
 def fixed_text(
@@ -135,6 +169,9 @@ def fixed_text(
     on padded answers, nothing for others (the released variant A). Raises ``InputError`` for a text
     that does not fit, or has words that the tokenizer does not know.
     """
+    check_model(model, "tokenizer", "layout")
+    length = checked_count(length, "length", 0, MOST_TEXT)
+    _REST.check(rest)
     parts = checked_text(text, "The text").split(MASKED_TEXT)
     parts = [part.rstrip() for part in parts[:-1]] + parts[-1:]  # a word's space is its own token's
     ids: list[int] = []
@@ -167,6 +204,12 @@ def tokens_for(
     :func:`extended`; and the pixels that those add, by the sides that get any. ``downsample``:
     pixels per token. ``of_original``: pixels are those of the picture that ``prompt`` was fitted
     from, where it was, instead of those that the model sees."""
+    check_kind(prompt, Prompt, "prompt", "a prompt")
+    check_kind(sides, Mapping, "sides", "pixels by the names of sides")
+    for name, pixels in sides.items():
+        check_kind(name, str, "sides", "pixels by the names of sides")
+        Option(str, "", "", choices=_SIDES, name="sides").check(name)
+        checked_count(pixels, name, 0, MOST_SIDE)
     scale = prompt.placement[0].scale if of_original and prompt.placement else (1.0, 1.0)
     across, down = downsample * scale[0], downsample * scale[1]
     units = {"left": across, "top": down, "right": across, "bottom": down}
@@ -181,7 +224,11 @@ def extended(prompt: Prompt, *, left: int, top: int, right: int, bottom: int) ->
     they were in the picture; without any, the input picture is put there. Raises ``InputError``
     when nothing is added or no picture is given.
     """
-    if min(left, top, right, bottom) < 0 or not any((left, top, right, bottom)):
+    check_kind(prompt, Prompt, "prompt", "a prompt")
+    named = {"left": left, "top": top, "right": right, "bottom": bottom}
+    for name, count in named.items():
+        checked_count(count, name, 0, MOST_SIDE)
+    if not any(named.values()):
         raise InputError("Nothing is added: give at least one side a positive number of pixels.")
     image = prompt.initial.image
     if not image.numel():

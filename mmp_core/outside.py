@@ -76,6 +76,13 @@ def check_kind(value: Any, kind: Any, what: str, expected: str) -> None:
         raise InputError(f"{what} is {shown(value)}; expected {expected}.")
 
 
+def check_model(model: Any, *parts: str) -> None:
+    """Raise ``InputError`` for a ``model`` without ``parts``, which are names of attributes."""
+    name, expected = "model", "a loaded checkpoint"
+    if not all(hasattr(model, part) for part in parts):
+        raise InputError(f"{name} is {shown(model)}; expected {expected}.")
+
+
 def check_bytes(file: Path, most: int = sys.maxsize) -> None:
     """Raise ``InputError`` where ``file`` is not regular, or larger than could be read; a pipe
     would never end. Raises ``OSError``, too."""

@@ -25,6 +25,7 @@ from .outside import (
     MOST_SIDE,
     MOST_TEXT,
     check_kind,
+    check_model,
     checked_count,
     checked_text,
 )
@@ -34,6 +35,7 @@ from .variants.base import Answer
 GREY = (0.5, 0.5, 0.5)
 NO_PICTURE = (0, 0)
 """The size of the result where the answer is text alone."""
+_ENCODED_BY = ("variant", "layout", "image_tokenizer")
 _log = logging.getLogger(__name__)
 
 
@@ -72,6 +74,7 @@ def encode_instruction(
     Raises ``InputError`` for a size, length, picture, mask or region that cannot be used, and for
     a task that the family was not trained on, or a negative instruction for one that has none.
     """
+    check_model(model, *_ENCODED_BY)
     checked_text(instruction, "The instruction")
     checked_text(negative, "The negative instruction")
     batch = checked_count(batch, "batch", 1, MOST_SAMPLES)
@@ -157,6 +160,8 @@ def task_answer(model: Model, task: str) -> Answer | None:
 def encode_image(model: Model, image: Picture, *, offset: Offset = "center") -> Tensor:
     """Codes (1, h, w) of a picture, cropped or squashed as its family does. Its size is about the
     area of the checkpoint's default size, see :func:`seen_size`."""
+    check_model(model, *_ENCODED_BY)
+    check_offset(offset)
     return encode_seen(model, [_fitted(model, load_image(image), offset)])
 
 
@@ -254,6 +259,7 @@ def grid_of(model: Model, size: Size) -> tuple[int, int]:
 def decode_text(model: Model, state: TokenState, *, masked: str = "") -> list[str]:
     """The text of each sample; ``masked`` stands for each masked position. Raises ``InputError``
     for tokens that the checkpoint does not have."""
+    check_model(model, "transformer", "layout")
     check_kind(state, TokenState, "state", "tokens")
     checked_text(masked, "masked")
     rows = model.transformer.config.embedding_size
@@ -270,20 +276,23 @@ def decode_image(
 ) -> list[Image.Image]:
     """The picture of each sample, masked patches in the colour ``fill`` (RGB, 0 … 1); 0x0 pixels
     where the answer is text alone."""
-    return to_pil(_decode(model, state, fill), model.image_tokenizer.pixel_range)
+    pixels = _decode(model, state, fill)
+    return to_pil(pixels, model.image_tokenizer.pixel_range)
 
 
 def decode_pixels(
     model: Model, state: TokenState, *, fill: tuple[float, float, float] = GREY
 ) -> Tensor:
     """The same as a float tensor (B, H, W, 3) in 0 … 1 on the CPU."""
+    decoded = _decode(model, state, fill).float()
     low, high = model.image_tokenizer.pixel_range
-    pixels = (_decode(model, state, fill).float() - low) / (high - low)
+    pixels = (decoded - low) / (high - low)
     return pixels.permute(0, 2, 3, 1).clamp(0, 1).cpu().contiguous()
 
 
 def masked_pixels(model: Model, state: TokenState) -> Tensor:
     """(B, H, W) bool on the CPU: the pixels of masked image tokens."""
+    check_model(model, "image_tokenizer")
     check_kind(state, TokenState, "state", "tokens")
     return _enlarged(state.image == MASKED, model.downsample).cpu()
 
@@ -292,6 +301,7 @@ def masked_pixels(model: Model, state: TokenState) -> Tensor:
 def _decode(model: Model, state: TokenState, fill: tuple[float, float, float]) -> Tensor:
     """(B, 3, H, W) in the tokenizer's range. Masked codes are decoded as the mean of the others,
     since the decoder mixes neighbours, and then painted over."""
+    check_model(model, "image_tokenizer", "device")
     check_kind(state, TokenState, "state", "tokens")
     painted = _colour(fill)
     tokenizer, codes = model.image_tokenizer, state.image.to(model.device)

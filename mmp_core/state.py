@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, shown
 from .image.placement import Placement
 from .options import Option, python_number
-from .outside import check_kind
+from .outside import check_kind, checked_text
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 MASKED = -1
 """Value of a masked position in a :class:`TokenState`."""
+_RANKS = {"instruction": 2, "unconditional": 2, "image": 3, "reference": 3, "negative": 2}
 _FRACTION = Option(float, 0.0, "", low=0.0, high=1.0, name="fraction")
 
 
@@ -61,7 +62,8 @@ class TokenState(_Tensors):
     ``image``: (B, H, W) int64, codebook indices, ``MASKED`` where masked.
     ``placement``: where each sample's picture lies in the one it was made from, where there is one.
 
-    Raises ``ValueError`` on wrong ranks, dtypes or unequal batch sizes.
+    Raises ``InputError`` on wrong ranks, dtypes or unequal batch sizes, and for tensors without
+    values.
     """
 
     text: Tensor
@@ -72,14 +74,16 @@ class TokenState(_Tensors):
         text, image = self.text, self.image
         for name, tokens in (("text", text), ("image", image)):
             check_kind(tokens, Tensor, name, "a tensor")
+            _check_values(tokens, name)
         shaped = text.ndim == 2 and image.ndim == 3 and len(text) == len(image)
         if not shaped or {text.dtype, image.dtype} != {torch.int64}:
-            raise ValueError(
+            raise InputError(
                 "TokenState needs int64 text (B, T) and image (B, H, W) of one batch size, got "
                 f"{text.dtype} {tuple(text.shape)} and {image.dtype} {tuple(image.shape)}."
             )
+        check_kind(self.placement, tuple | None, "placement", "one for each sample")
         if self.placement is not None and len(self.placement) != len(text):
-            raise ValueError(f"TokenState has {len(self.placement)} placements for {len(text)}.")
+            raise InputError(f"TokenState has {len(self.placement)} placements for {len(text)}.")
 
     @classmethod
     def masked(cls, batch: int, text_length: int, grid: tuple[int, int]) -> TokenState:
@@ -122,10 +126,19 @@ class Prompt(_Tensors):
     negative: Tensor | None = None
 
     def __post_init__(self) -> None:
+        check_kind(self.initial, TokenState, "initial", "tokens")
+        checked_text(self.task, "task")
+        for name, rank in _RANKS.items():
+            tokens, expected = getattr(self, name), f"a tensor of {rank} dimensions"
+            if tokens is None and name not in ("instruction", "unconditional"):
+                continue
+            if not isinstance(tokens, Tensor) or tokens.ndim != rank:
+                raise InputError(f"{name} is {shown(tokens)}; expected {expected}.")
+            _check_values(tokens, name)
         batches = {self.instruction.shape[0], self.unconditional.shape[0], self.initial.batch}
         batches |= {len(codes) for codes in self._optional if codes is not None}
         if len(batches) != 1:
-            raise ValueError(f"Prompt needs one batch size for all its parts, got {batches}.")
+            raise InputError(f"Prompt needs one batch size for all its parts, got {batches}.")
 
     @property
     def _optional(self) -> tuple[Tensor | None, ...]:
@@ -147,9 +160,11 @@ class Prompt(_Tensors):
 
     @classmethod
     def stack(cls, prompts: Sequence[Prompt]) -> Prompt:
-        """Prompts of equal shapes as one batch. Raises ``ValueError`` when shapes differ."""
+        """Prompts of equal shapes as one batch. Raises ``InputError`` when shapes differ."""
+        for prompt in prompts:
+            check_kind(prompt, Prompt, "prompts", "a list of prompts")
         if len({p.task for p in prompts}) != 1:
-            raise ValueError("Prompts for different tasks cannot be stacked.")
+            raise InputError("Prompts for different tasks cannot be stacked.")
         placements = [p.placement for p in prompts if p.placement is not None]
         return cls(
             _stacked([p.instruction for p in prompts]),
@@ -183,16 +198,21 @@ class Prompt(_Tensors):
         return replace(self, instruction=self.unconditional, negative=None)
 
 
+def _check_values(tokens: Tensor, name: str) -> None:
+    if tokens.is_meta or tokens.layout != torch.strided:
+        raise InputError(f"{name} is sparse or has no values: give an ordinary tensor.")
+
+
 def _stacked_some(parts: list[Tensor | None], what: str) -> Tensor | None:
     given = [part for part in parts if part is not None]
     if len(given) not in (0, len(parts)):
-        raise ValueError(f"Prompts with and without {what} cannot be stacked.")
+        raise InputError(f"Prompts with and without {what} cannot be stacked.")
     return _stacked(given) if given else None
 
 
 def _stacked(tensors: list[Tensor]) -> Tensor:
     if len({tensor.shape[1:] for tensor in tensors}) != 1:
-        raise ValueError(f"Prompts of shapes {[tuple(t.shape) for t in tensors]} differ.")
+        raise InputError(f"Prompts of shapes {[tuple(t.shape) for t in tensors]} differ.")
     return torch.cat(tensors)
 
 

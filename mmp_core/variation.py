@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, shown
+from .options import python_number
+from .outside import check_kind, check_model, field
 from .sampler.guidance import CONDITIONAL
 from .sampler.policies import DenoisingModel
 from .sampler.predictor import BranchOutputs, Predictor
 from .state import MASKED, Prompt, TokenState, Trajectory
+
+_SHARE = field(float, 0, 1)
 
 
 class Confidence(NamedTuple):
@@ -26,6 +30,7 @@ class Confidence(NamedTuple):
 def confidence_in(trajectory: Trajectory) -> Confidence:
     """With what confidence each token was unmasked, as far as the steps were recorded: of others
     the latest guess before. 1 for tokens that were given at the start."""
+    check_kind(trajectory, Trajectory, "trajectory", "a trajectory")
     initial = trajectory.initial
     text, image = (initial.text != MASKED).float(), (initial.image != MASKED).float()
     for step in trajectory:
@@ -45,6 +50,10 @@ def predicted_confidence(
     """The probability of each token of ``state`` by one forward of ``prompt`` with the whole answer
     masked: how far the prompt alone decides it. 0 where masked. ``callback`` is called before each
     sample, and may raise."""
+    check_model(model, "transformer", "layout", "device")
+    check_kind(prompt, Prompt, "prompt", "a prompt")
+    check_kind(state, TokenState, "state", "tokens")
+    check_kind(callback, Callable, "callback", "a function")
     texts, images = [], []
     layout, choices = model.layout, model.layout.text_choices
     for sample in range(state.batch):
@@ -88,8 +97,11 @@ def varied(
     Already masked ones stay masked. Raises ``InputError`` for a share out of range, and for a
     confidence of another shape.
     """
+    check_kind(state, TokenState, "state", "tokens")
+    check_kind(confidence, Confidence, "confidence", "that of a trajectory")
+    check_kind(end_of_text, int | None, "end_of_text", "the id of a token")
     for name, share in (("text", text), ("image", image)):
-        if not 0 <= share <= 1:
+        if not _SHARE.fits(python_number(share)):
             raise InputError(f"The share of the {name} is {shown(share)}; expected 0 to 1.")
     shapes = confidence.text.shape, confidence.image.shape
     if shapes != (state.text.shape, state.image.shape):

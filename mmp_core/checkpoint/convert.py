@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, shown
 from ..files import readable_size, writable_file, writing
 from ..model.formats import FORMATS, Format
 from ..model.lora import adaptable_layers
@@ -62,8 +62,8 @@ def convert(
 
 def check_kind(quantize: str) -> None:
     """Raise ``InputError`` for what is not one of :data:`KINDS`."""
-    if quantize not in KINDS:
-        raise InputError(f"quantize is {quantize!r}; expected {', '.join(KINDS)}.")
+    if not isinstance(quantize, str) or quantize not in KINDS:
+        raise InputError(f"quantize is {shown(quantize)}; expected {', '.join(KINDS)}.")
 
 
 def write_packed(

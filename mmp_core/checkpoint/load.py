@@ -24,6 +24,7 @@ from ..model.transformer import (
     sdpa_attention,
 )
 from ..variants.base import Layout, Variant
+from ..variants.registry import variant_named
 from .packed import open_packed
 from .read_ahead import read_ahead
 from .report import report_of
@@ -146,6 +147,8 @@ def open_checkpoint(
     path: str | Path, *, image_tokenizer_path: str | Path | None = None, family: Family = None
 ) -> Source:
     """Find and check a checkpoint's files without reading weights."""
+    if not isinstance(family, str | None) or family:
+        family = variant_named(family)
     place = EMBEDDED.get(str(path)) or checked_path(path, "The checkpoint")
     given = None
     if image_tokenizer_path is not None:

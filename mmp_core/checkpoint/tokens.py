@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,10 +15,17 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import InputError, shown
+from ..errors import InputError, shortened, shown
 from ..files import checked_path, existing_file, replacing, writing
 from ..image.placement import Placement
-from ..outside import MOST_SAMPLES, MOST_SIDE, MOST_TEXT
+from ..outside import (
+    MOST_SAMPLES,
+    MOST_SIDE,
+    MOST_TEXT,
+    check_kind,
+    check_model,
+    checked_text,
+)
 from ..state import MASKED, TokenState
 from .load import Model
 from .tensors import open_safetensors
@@ -31,6 +39,7 @@ def token_identity(model: Model) -> dict[str, str]:
     """What tokens depend on: ``variant``, and checksums of ``vocabulary`` and ``codebook``.
     Checkpoints that were trained further from one another share them. The image tokenizer's weights
     must be loaded."""
+    check_model(model, "tokenizer", "image_tokenizer", "layout")
     words = json.dumps(model.tokenizer.get_vocab(), sort_keys=True).encode()
     codes = torch.arange(model.layout.codebook_size, device=model.device).view(1, 1, -1)
     with torch.no_grad():
@@ -53,6 +62,11 @@ def save_tokens(
     """Write ``state`` to ``path``, whole or not at all; the placement stands in the header.
     ``notes``: more metadata for it. ``new``: raise ``AlreadyExists`` in place of replacing a
     file."""
+    check_kind(state, TokenState, "state", "tokens")
+    check_kind(notes, Mapping | None, "notes", "texts by their names")
+    for name, text in (notes or {}).items():
+        name = checked_text(name, "The name of a note", sys.maxsize)
+        checked_text(text, shortened(name), sys.maxsize)
     tensors = {"text": state.text.cpu().contiguous(), "image": state.image.cpu().contiguous()}
     metadata = {**(notes or {}), "format": FORMAT, **token_identity(model)}
     metadata.pop("placement", None)
@@ -67,6 +81,7 @@ def load_tokens(path: str | Path, model: Model) -> TokenState:
     """Read what :func:`save_tokens` wrote. Raises ``InputError`` for a file that is no such file,
     is damaged, or holds tokens of a checkpoint with another variant, vocabulary or codebook than
     ``model``'s."""
+    check_model(model, "tokenizer", "image_tokenizer", "layout", "downsample")
     path = existing_file(path, "The tokens", "give a file that Save Tokens wrote")
     try:
         with open_safetensors(path) as file:
@@ -76,7 +91,7 @@ def load_tokens(path: str | Path, model: Model) -> TokenState:
             shapes = {name: file.get_slice(name).get_shape() for name in ("text", "image")}
             check_size(shapes, model, str(path))
             placement = _placement(metadata.get("placement"))
-            state = TokenState(file.get_tensor("text"), file.get_tensor("image"), placement)
+            state = _state(file.get_tensor("text"), file.get_tensor("image"), placement)
     except InputError:
         raise
     except (
@@ -146,6 +161,14 @@ def check_placed(state: TokenState, model: Model) -> None:
             raise ValueError(f"its placement has size {placement.size}, its picture {size}")
         if not (left < width and top < height and right > 0 and bottom > 0):
             raise ValueError(f"its placement has box {placement.box}, outside of the original")
+
+
+def _state(text: Tensor, image: Tensor, placement: Any) -> TokenState:
+    """Raises ``ValueError``, which is not yet a sentence about the file, where it is none."""
+    try:
+        return TokenState(text, image, placement)
+    except InputError as error:
+        raise ValueError(str(error)) from None
 
 
 def _placement(written: str | None) -> tuple[Placement, ...] | None:

@@ -83,7 +83,8 @@ def fit_image(
 
 def check_offset(offset: Offset) -> None:
     """Raise ``InputError`` for one that says nothing."""
-    if offset != "center" and not isinstance(offset, random.Random):
+    centred = isinstance(offset, str) and offset == "center"
+    if not centred and not isinstance(offset, random.Random):
         raise InputError(f"offset is {shown(offset)}; expected 'center' or a random.Random.")
 
 

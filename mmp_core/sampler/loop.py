@@ -10,7 +10,7 @@ import torch
 
 from ..errors import InputError
 from ..options import Option, python_number
-from ..outside import check_kind
+from ..outside import check_kind, check_model
 from ..state import MASKED, Prompt, Step, Trajectory
 from .policies import DenoisingModel, Policies, corrected_policies
 from .predictor import BranchOutputs, Predictor
@@ -51,12 +51,8 @@ def denoise(
     Raises ``InputError`` for settings or tokens that do not fit the model, and ``NotFinite`` where
     its hidden states are not finite: in the first step at once, else at the end.
     """
-    _RECORD.check(python_number(record))
-    check_kind(settings, SamplerSettings | None, "settings", "settings of the sampler")
-    check_kind(prompt, Prompt, "prompt", "a prompt")
-    check_kind(callback, Callable | None, "callback", "a function")
-    if not prompt.batch:
-        raise InputError("The prompt is a batch of 0: give one of at least one sample.")
+    check_given(model, prompt, settings, callback, record)
+    check_kind(policies, Policies | None, "policies", "policies of the sampler")
     if settings is None:
         settings = SamplerSettings.of_profile("recommended", model.variant, prompt.task)
     prompt = prompt.to(model.device)
@@ -81,6 +77,23 @@ def denoise(
     predictor.check_finite(last.state)
     final = policies.selection.finish(last.after, last.guess)
     return Trajectory(tuple(steps), prompt.initial, final, total, predictor.operations)
+
+
+def check_given(
+    model: DenoisingModel,
+    prompt: Prompt,
+    settings: SamplerSettings | None,
+    callback: Callback | None,
+    record: int | None,
+) -> None:
+    """Raise ``InputError`` for what :func:`denoise` cannot be given."""
+    check_model(model, "transformer", "layout", "device")
+    _RECORD.check(python_number(record))
+    check_kind(settings, SamplerSettings | None, "settings", "settings of the sampler")
+    check_kind(prompt, Prompt, "prompt", "a prompt")
+    check_kind(callback, Callable | None, "callback", "a function")
+    if not prompt.batch:
+        raise InputError("The prompt is a batch of 0: give one of at least one sample.")
 
 
 def take_step(predictor: Predictor, policies: Policies, index: int, last: Step) -> Step:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..errors import InputError
 from ..options import Option, check, option, python_number
+from ..outside import checked_text
 from .remasking import REMASKING
 from .schedule import SCHEDULES
 
@@ -172,6 +173,7 @@ class SamplerSettings:
         """
         from ..variants.registry import variant_named  # families import the sampler
 
+        checked_text(task, "task")
         family = variant_named(variant)
         defaults = {"joint_guidance": 0.0, "preset": "upstream", **family.upstream_settings}
         settings = cls(**{**defaults, **family.settings_for(task), **overrides})
@@ -184,9 +186,13 @@ class SamplerSettings:
     ) -> SamplerSettings:
         """What a family recommends for ``task``, the same with fewer steps for a quick look, or its
         reference's values: :meth:`upstream`."""
+        from ..variants.registry import variant_named  # families import the sampler
+
         _PROFILE.check(profile)
+        checked_text(task, "task")
         if profile == "reference":
             return cls.upstream(variant, task=task, **overrides)
+        variant = variant_named(variant)
         values = {**variant.recommended, **variant.settings_for(task)}
         if profile == "quick look":
             for name in ("text_steps", "image_steps"):
