@@ -5,21 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from PIL import Image
 from torch import Tensor
 
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.editing import fixed_text
-from ...mmp_core.errors import InputError, sentence
+from ...mmp_core.errors import InputError, sentence, shown
 from ...mmp_core.files import accessing, checked_path
 from ...mmp_core.image.pictures import Size
-from ...mmp_core.outside import MOST_SAMPLES, MOST_TEXT, checked_count
+from ...mmp_core.options import Option
+from ...mmp_core.outside import (
+    MOST_SAMPLES,
+    MOST_TEXT,
+    check_kind,
+    check_model,
+    checked_count,
+)
 from ...mmp_core.pipeline import grid_of, seen_size
 from ...mmp_core.state import TokenState
 from ...mmp_core.variants.base import MASKED_TEXT, Variant
@@ -31,6 +39,7 @@ from .sources import KINDS, is_manifest
 from .variations import changed_cells, described, image_weight, varied
 
 BadItems = Literal["skip", "fail"]
+_BAD_ITEMS = Option(str, "skip", "", choices=get_args(BadItems), name="bad_items")
 Skipped = tuple[str, str]
 """Name of an item and why it cannot be used."""
 
@@ -112,6 +121,11 @@ def open_dataset(
     "fail", one of them cannot.
     """
     path = checked_path(path, "The dataset")
+    _BAD_ITEMS.check(bad_items)
+    limit = None if limit is None else checked_count(limit, "limit", 1, sys.maxsize)
+    repeats = checked_count(repeats, "repeats", 1, sys.maxsize)
+    check_kind(settings, DataSettings | None, "settings", "settings of the data")
+    check_kind(callback, Callable | None, "callback", "a function")
     settings = settings or DataSettings()
     items, skipped = [], []
     unread = _unread_items(path, callback)
@@ -140,6 +154,11 @@ def open_dataset(
 def joined(datasets: Sequence[EditDataset], callback: Counted | None = None) -> EditDataset:
     """The items of several datasets as one; of more than one, named by their dataset, too.
     ``callback(done, total)`` counts the items of each now and then."""
+    name, expected = "datasets", "a list of datasets"
+    if not isinstance(datasets, list | tuple) or not datasets:
+        raise InputError(f"{name} is {shown(datasets)}; expected {expected}.")
+    for each in datasets:
+        check_kind(each, EditDataset, name, expected)
     if len(datasets) == 1:
         return datasets[0]
     items = [replace(i, name=f"{d.place}/{i.name}") for d in datasets for i in counted(d, callback)]
@@ -257,6 +276,9 @@ def tokenised(
     Raises ``InputError`` as :func:`open_dataset` does, and for a family that does not answer with
     text and picture together.
     """
+    check_kind(dataset, EditDataset, "dataset", "a dataset")
+    check_model(model, "default_text_length", "variant", "layout", "image_tokenizer")
+    check_kind(callback, Callable | None, "callback", "a function")
     length = model.default_text_length if text_length is None else text_length
     checked_count(length, "text_length", 0, MOST_TEXT)
     _check_answers(model, length)

@@ -12,6 +12,7 @@ import torch
 
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.errors import InputError
+from ...mmp_core.outside import check_kind
 from ..cases import Case
 from ..data.apart import origin_of
 from ..data.items import counted
@@ -43,6 +44,7 @@ class DPORun(TrainingRun):
         policy: Policy,
         **options: Any,
     ):
+        check_kind(settings, DPOSettings, "settings", "settings of DPO")
         super().__init__(model, cases, settings, folder, policy=policy, **options)
         if policy.sharded:
             raise InputError("DPO cannot train weights that are sharded: train an adapter.")

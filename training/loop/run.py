@@ -23,9 +23,10 @@ from torch.utils.checkpoint import checkpoint
 
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.errors import InputError, NotFinite
-from ...mmp_core.files import accessing
+from ...mmp_core.files import accessing, checked_path
 from ...mmp_core.memory import OutOfMemory, is_out_of_memory
 from ...mmp_core.model.transformer import MaskedDiffusionTransformer
+from ...mmp_core.outside import check_kind, check_model
 from ..cases import Case, Cases, EndlessCases
 from ..data.apart import set_apart
 from ..data.items import Counted, counted
@@ -80,6 +81,8 @@ class TrainingRun:
         about: Mapping[str, str] | None = None,
         callback: Counted | None = None,
     ):
+        check_model(model, "transformer", "layout")
+        _check_parts(cases, settings, policy, ranks, watched, about, callback)
         if not isinstance(cases, EndlessCases) and not len(cases):
             raise InputError("There are no cases to train on: give a dataset that is not empty.")
         if settings.ema and policy.sharded:
@@ -88,7 +91,7 @@ class TrainingRun:
         self.callback = callback
         self.cases, held_out = set_apart(cases, settings.held_out, watched.held_out, callback)
         self.model, self.policy, self.settings = model, policy, settings
-        self.folder, self.ranks = RunFolder(Path(folder)), ranks or Ranks()
+        self.folder, self.ranks = RunFolder(checked_path(folder, "folder")), ranks or Ranks()
         self.parameters = dict(policy.named_parameters())
         self.optimizers = OPTIMIZERS[settings.optimizer](self.parameters, settings)
         self.average = Average(self.parameters, settings.ema) if settings.ema else None
@@ -152,6 +155,8 @@ class TrainingRun:
         memory runs out, or a file cannot be written; and :class:`Waiting`. May be called within
         ``inference_mode``, as hosts do, if the model was not loaded there.
         """
+        check_kind(callback, Callable | None, "callback", "a function")
+        check_kind(progress, Callable | None, "progress", "a function")
         with self._held():
             if not self.step and self.folder.saved_step is None:
                 self.watch.refuse_leftovers()
@@ -333,6 +338,24 @@ class TrainingRun:
             "processes": str(self.ranks.count),
             **self.about,
         }
+
+
+def _check_parts(
+    cases: Any, settings: Any, policy: Any, ranks: Any, watched: Any, about: Any, callback: Any
+) -> None:
+    """Raise ``InputError`` for what no run is made of."""
+    for value, kind, name, expected in (
+        (cases, Sequence | EndlessCases, "cases", "tokenised cases"),
+        (settings, RunSettings, "settings", "settings of a run"),
+        (policy, Policy, "policy", "what is trained of the model"),
+        (ranks, Ranks | None, "ranks", "the processes of the run"),
+        (watched, Watched | None, "watched", "what is looked at between steps"),
+        (about, Mapping | None, "about", "texts by their names"),
+    ):
+        check_kind(value, kind, name, expected)
+    check_kind(callback, Callable | None, "callback", "a function")
+    if isinstance(cases, Sequence) and len(cases):
+        check_kind(cases[0], Case, "cases", "tokenised cases")
 
 
 class DivergenceError(InputError):

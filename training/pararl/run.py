@@ -35,7 +35,7 @@ from torch import Tensor
 
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.errors import InputError, shown
-from ...mmp_core.outside import field
+from ...mmp_core.outside import check_kind, field
 from ..cases import Case, Cases, Pair, Reward
 from ..loop.draw import draw_cases
 from ..loop.run import (
@@ -102,6 +102,8 @@ class ParaRLRun(TrainingRun):
         policy: Policy,
         **options: Any,
     ):
+        check_kind(settings, ParaRLSettings, "settings", "settings of ParaRL")
+        check_kind(reward, Callable, "reward", "a function")
         super().__init__(model, cases, settings, folder, policy=policy, **options)
         for case in self.watch.watched.guard:
             case.needed_target()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...mmp_core.errors import InputError
+from ...mmp_core.outside import checked_text
 
 if TYPE_CHECKING:
     from ..cases import Reward
@@ -214,7 +215,7 @@ def by_votes(specs: Sequence[str]) -> bool:
 
 def _split_weight(spec: str) -> tuple[str, float]:
     """``spec`` without the weight after its last ``=``, and the weight."""
-    named, mark, number = spec.rpartition("=")
+    named, mark, number = checked_text(spec, "The reward").rpartition("=")
     try:
         return (named, float(number)) if mark else (spec, 1.0)
     except ValueError:  # an = within a folder's name

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.errors import InputError
+from ...mmp_core.outside import check_kind
 from ..cases import Case, Cases, EndlessCases
 from ..data.apart import halves
 from ..data.items import counted
@@ -42,6 +43,8 @@ class SFTRun(TrainingRun):
         policy: Policy,
         **options: Any,
     ):
+        check_kind(settings, SFTSettings, "settings", "settings of SFT")
+        check_kind(options.get("watched"), Watched | None, "watched", "what is looked at")
         watched, self.rehearsed = options.pop("watched", None) or Watched(), list[Case]()
         if settings.rehearsal:
             guard, self.rehearsed = halves(watched.guard)

@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ...mmp_core.errors import InputError, shown
 from ...mmp_core.model.config import BLOCK_LAYERS
 from ...mmp_core.model.lora import Adapter, AttachedAdapter, LayerShape, adaptable_layers
 from ...mmp_core.model.transformer import MaskedDiffusionTransformer
+from ...mmp_core.outside import check_kind
 
 
 class Policy(ABC):
@@ -84,8 +86,10 @@ class LoRA(Adapter, Policy):
         seed: int = 0,
         start: Mapping[str, Tensor] | None = None,
     ):
-        if rank < 1:
-            raise InputError(f"The rank is {rank}: it must be 1 or more.")
+        _check_transformer(transformer)
+        check_kind(start, Mapping | None, "start", "the tensors of an adapter")
+        if isinstance(rank, bool) or not isinstance(rank, Integral) or rank < 1:
+            raise InputError(f"The rank is {shown(rank)}: it must be 1 or more.")
         self.rank, self.alpha = rank, float(rank if alpha is None else alpha)
         self.dora = dora = dora if start is None else is_dora(start)
         adapted = adaptable_layers(transformer, layers)
@@ -212,6 +216,7 @@ class FullWeights(Policy):
     """
 
     def __init__(self, transformer: MaskedDiffusionTransformer):
+        _check_transformer(transformer)
         refuse_quantised(transformer)
         self._transformer = transformer.requires_grad_(True)
         self._before = {name: self._copy(p) for name, p in transformer.named_parameters()}
@@ -242,6 +247,12 @@ class FullWeights(Policy):
 
     def detach(self) -> None:
         self._transformer.requires_grad_(False)
+
+
+def _check_transformer(transformer: Any) -> None:
+    check_kind(
+        transformer, MaskedDiffusionTransformer, "transformer", "that of a loaded checkpoint"
+    )
 
 
 def refuse_quantised(transformer: MaskedDiffusionTransformer) -> None:
