@@ -13,6 +13,10 @@ from ...mmp_core.model.formats import Format
 from ...mmp_core.model.quantised import WeightOnlyLinear
 from ...mmp_core.model.transformer import Attention, RMSNorm, sdpa_attention
 from . import core
+from .page import interruptible
+
+_QUERIES = 1024
+"""That a CPU computes at a time; of 768 and more PyTorch rounds each as it does all at once."""
 
 
 def operations(dtype: torch.dtype, device: torch.device) -> type:
@@ -89,11 +93,17 @@ class StreamedQuantisedLinear(WeightOnlyLinear, core.Streamed):
             return torch.nn.Module._apply(self, fn, recurse)
 
 
+def _attention_in_parts(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    parts = interruptible(q.split(_QUERIES, 2))
+    return torch.cat([sdpa_attention(part, k, v) for part in parts], 1)
+
+
 def attention(device: torch.device) -> Attention:
-    """ComfyUI's attention; on a CPU PyTorch's, which is faster there."""
+    """ComfyUI's attention; on a CPU PyTorch's, which is faster there, in parts between which a run
+    may be interrupted: one layer of a large canvas takes many seconds."""
     attend = core.fused_attention()
     if comfy.model_management.is_device_cpu(device) or attend is None:
-        return sdpa_attention
+        return _attention_in_parts
 
     def attended(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return attend(q, k, v, q.shape[1], skip_reshape=True, low_precision_attention=False)
