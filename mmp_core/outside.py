@@ -23,6 +23,8 @@ MOST_SAMPLES, MOST_TEXT, MOST_SIDE = 1024, 4096, 4096
 no memory could use more."""
 JSON_BYTES = 2**20
 """Of a JSON file or line, unless more is said."""
+_JSON_VALUES = 2**22
+"""Of a JSON file, each of which takes many times the bytes that it is written with."""
 
 
 def field(
@@ -143,8 +145,10 @@ def head_of(file: Path, most: int = 2**16) -> str:
 def parsed_json(text: str, name: str, error: type[InputError] = CheckpointError) -> dict[str, Any]:
     """The JSON object that ``text`` is. Raises ``error`` for anything else, nested too deep."""
     try:
+        if text.count(",") + text.count("[") + text.count("{") > _JSON_VALUES:
+            raise ValueError(f"more than {_JSON_VALUES} values")
         content = json.loads(text)
-    except (ValueError, RecursionError, TypeError) as problem:
+    except (ValueError, RecursionError, TypeError, AttributeError) as problem:
         why = _said(problem)
         raise error(sentence(f"{name} is not JSON and cannot be read ({why}).")) from None
     if not isinstance(content, dict):

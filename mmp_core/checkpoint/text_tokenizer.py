@@ -37,6 +37,10 @@ _PARTS = {
 _LONGEST_PUT, _MOST_PUT = 4, 3
 """Characters that a step may put in place of others, and how many steps may put more than one."""
 _MOST_PARTS, _LONGEST_TOKEN, _LONGEST_PATTERN, _REPEATS_IN_A_ROW = 16, 1000, 500, 3
+_MOST_ADDED, _ADDED_CHARACTERS = 2**14, 2**20
+"""Tokens beside the vocabulary, and their characters: the library searches texts for all of them
+at once, and takes minutes and gigabytes to prepare that."""
+_SETTINGS_CHARACTERS = 2**22
 
 
 class TextTokenizer:
@@ -95,6 +99,8 @@ def tokenizer_of(texts: Mapping[str, str], name: str) -> TextTokenizer:
     with tempfile.TemporaryDirectory() as folder, reading(name):
         for file, text in texts.items():
             if file.endswith(".json"):
+                if file != FILE:
+                    check_settings(text, f"{file} in {name}")
                 content = parsed_json(text, f"{file} in {name}")
                 check_fields(content, _SETTINGS, f"{file} in {name}")
                 if file == _CONFIG:  # older versions of transformers read the files that it names
@@ -111,8 +117,9 @@ def _names_file(key: str) -> bool:
 def check_any_tokenizer(text: str, name: str) -> None:
     """Check the text of a ``tokenizer.json`` that may be of any kind, for what would never end.
     Raises ``CheckpointError``."""
-    longer = 0
-    for step in _objects(parsed_json(text, name)):
+    longer, content = 0, parsed_json(text, name)
+    check_added(content.get("added_tokens"), name)
+    for step in _objects(content):
         check_pattern(step.get("pattern"), name)
         content = step.get("content") if step.get("type") == "Replace" else ""
         longer += isinstance(content, str) and len(content) > 1
@@ -120,13 +127,44 @@ def check_any_tokenizer(text: str, name: str) -> None:
             raise CheckpointError(f"{name} makes texts longer than this pack reads.")
 
 
+def check_settings(text: str, name: str) -> None:
+    """Check the text of a file beside ``tokenizer.json``, which may add tokens, too. Raises
+    ``CheckpointError``."""
+    if len(text) > _SETTINGS_CHARACTERS:
+        raise CheckpointError(
+            f"{name} has {len(text)} characters; expected at most {_SETTINGS_CHARACTERS}."
+        )
+    content = parsed_json(text, name)
+    for values in _objects(content):
+        check_added(list(values), name)
+    check_added([text for text in _nested(content) if isinstance(text, str)], name)
+
+
+def check_added(tokens: Any, name: str) -> None:
+    """Raises ``CheckpointError`` for more ``tokens``, texts or objects of one, than can be added
+    in no time."""
+    tokens = tokens if isinstance(tokens, list) else []
+    said = [token.get("content") if isinstance(token, dict) else token for token in tokens]
+    characters = sum(len(token) for token in said if isinstance(token, str))
+    if len(said) > _MOST_ADDED or characters > _ADDED_CHARACTERS:
+        raise CheckpointError(
+            f"{name} adds {len(said)} tokens of {characters} characters; expected at most "
+            f"{_MOST_ADDED} of {_ADDED_CHARACTERS} together."
+        )
+
+
 def _objects(value: Any) -> Iterator[dict[str, Any]]:
     """All that are nested in ``value``."""
+    return (each for each in _nested(value) if isinstance(each, dict))
+
+
+def _nested(value: Any) -> Iterator[Any]:
+    """``value`` and all that is in it."""
     waiting = [value]
     while waiting:
         value = waiting.pop()
+        yield value
         if isinstance(value, dict):
-            yield value
             waiting += value.values()
         elif isinstance(value, list):
             waiting += value
@@ -157,6 +195,7 @@ def check_tokenizer(text: str, name: str) -> int:
             _check_step(step, kinds, f"the {part} of {name}")
     if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
         raise CheckpointError(f"{name} has added_tokens that are not a list of tokens.")
+    check_added(added, name)
     words = model.get("vocab")
     if not isinstance(words, dict):
         raise CheckpointError(f"{name} has no vocab of words and ids.")

@@ -30,6 +30,13 @@ def test_words_of_a_clip_that_would_not_end(place, tmp_path, change):
     refused(lambda: check_clip(clip), "tokenizer.json")
 
 
+def test_words_that_are_added_to_a_clip_without_end(place, tmp_path):
+    clip = clip_of(place, tmp_path / "clip")
+    many = [f"<{i}>" for i in range(200_000)]
+    edit(clip / "tokenizer_config.json", additional_special_tokens=many)
+    refused(lambda: check_clip(clip), "tokenizer_config.json", "200000 tokens")
+
+
 def test_the_words_of_the_released_clip_are_read(place, tmp_path):
     clip = clip_of(place, tmp_path / "clip")
     pattern = (

@@ -125,6 +125,38 @@ def test_a_tokenizer_config_names_no_files(place, monkeypatch):
     assert seen == [{"model_max_length": 77}]
 
 
+def added(count, length):
+    token = {"special": True, "single_word": False, "lstrip": False, "rstrip": False}
+    return [
+        {**token, "normalized": False, "id": i, "content": f"{i}".ljust(length, "z")}
+        for i in range(count)
+    ]
+
+
+ADDED = {
+    "long": ("tokenizer.json", lambda: {"added_tokens": added(20_000, 900)}),
+    "many": ("tokenizer.json", lambda: {"added_tokens": added(70_000, 6)}),
+    "special": (
+        "tokenizer_config.json",
+        lambda: {"additional_special_tokens": [f"<{i}>" for i in range(200_000)]},
+    ),
+    "decoded": (
+        "tokenizer_config.json",
+        lambda: {"added_tokens_decoder": dict(enumerate(added(20_000, 900)))},
+    ),
+    "named": ("added_tokens.json", lambda: {f"<{i}>": i for i in range(200_000)}),
+    "nested": ("tokenizer.json", lambda: {"x": [[]] * 5_000_000}),
+}
+
+
+@pytest.mark.parametrize("file, made", ADDED.values(), ids=ADDED)
+def test_a_tokenizer_that_adds_more_than_any(place, file, made):
+    """The library takes minutes, or all memory and the process, before it refuses."""
+    texts = {"tokenizer.json": (place.folder / "A" / "tokenizer.json").read_text(), file: "{}"}
+    texts |= {file: json.dumps(json.loads(texts[file]) | made())}
+    refused(lambda: tokenizer_of(texts, "it"), f"{file} in it", seconds=1, memory=2**28)
+
+
 def test_an_image_tokenizer_whose_weights_are_not_numbers(folder):
     file = folder / "vqvae" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)

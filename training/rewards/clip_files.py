@@ -16,7 +16,13 @@ from torch import Tensor
 from ...mmp_core import CheckpointError, InputError
 from ...mmp_core.checkpoint.adapters import PEFT_CONFIG
 from ...mmp_core.checkpoint.tensors import read_pickled
-from ...mmp_core.checkpoint.text_tokenizer import FILE, FILE_BYTES, check_any_tokenizer, reading
+from ...mmp_core.checkpoint.text_tokenizer import (
+    FILE,
+    FILE_BYTES,
+    check_any_tokenizer,
+    check_settings,
+    reading,
+)
 from ...mmp_core.errors import NotFinite
 from ...mmp_core.files import accessing
 from ...mmp_core.outside import check_fields, field, parsed_json, read_text
@@ -36,6 +42,7 @@ _SIZES = {
 }
 """Of a tower, in the words of open_clip and of transformers. A ResNet's layers, and the sides of a
 picture, may be lists."""
+_TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _USUAL_WIDTH, _USUAL_PATCH = 512, 16
 _ADDED = 3
 """Places left free for the start, end and class tokens that tokenizers add."""
@@ -261,6 +268,9 @@ def _check_words(folder: Path) -> None:
     """Raises ``CheckpointError`` for a tokenizer that would not end on some text."""
     if (file := folder / FILE).is_file():
         check_any_tokenizer(read_text(file, FILE_BYTES), str(file))
+    for file in (folder / name for name in _TOKENIZER_SETTINGS):
+        if file.is_file():
+            check_settings(read_text(file, FILE_BYTES), str(file))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
