@@ -74,9 +74,9 @@ def check_transformer(config: Mapping[str, Any], weights: Mapping[str, Tensor], 
     if model.head_dim % 2:
         raise CheckpointError(f"{name} has heads of {model.head_dim} numbers; expected pairs.")
     blocks = {int(match[1]) for key in weights if (match := _BLOCK.fullmatch(key))}
-    if blocks and max(blocks) + 1 != model.n_layers:
+    if blocks and (len(blocks) != model.n_layers or max(blocks) >= model.n_layers):
         raise CheckpointError(
-            f"{name} has n_layers {model.n_layers}, the weights {max(blocks) + 1}: they do not "
+            f"{name} has n_layers {model.n_layers}, the weights {len(blocks)}: they do not "
             "match, or the weights are incomplete."
         )
     first = "model.transformer.blocks.0."

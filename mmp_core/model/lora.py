@@ -103,8 +103,15 @@ class LowRank(nn.Module):
             through = layer.forward(a.to(like.dtype)).float().T
             a, b = a.float(), b.float()
             lengths = self.squares(layer, like) + 2 * scale * (through * b).sum(dim=1)
-            lengths = (lengths + scale**2 * ((b @ (a @ a.T)) * b).sum(dim=1)).clamp_min(0).sqrt()
+            lengths = (lengths + scale**2 * _squared_rows(b, a)).clamp_min(0).sqrt()
         return self.lora_magnitude_vector.to(like.device) / lengths.clamp_min(_LEAST_LENGTH)
+
+
+def _squared_rows(b: Tensor, a: Tensor) -> Tensor:
+    """The squared lengths of the rows of ``b @ a``, with at most the memory of either."""
+    if a.shape[0] <= a.shape[1]:
+        return ((b @ (a @ a.T)) * b).sum(dim=1)
+    return torch.cat([(part @ a).square().sum(dim=1) for part in b.split(_ROWS_AT_ONCE)])
 
 
 def adaptable_layers(

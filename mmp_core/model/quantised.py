@@ -21,6 +21,7 @@ from . import fp4, int8
 from .formats import BLOCK, FORMATS, Format
 
 _MARKER = ".comfy_quant"
+_MARKER_BYTES = 1024
 _RAW = {1: torch.int8, 4: torch.int32}
 TensorMap = Callable[[Tensor], Tensor]
 
@@ -80,7 +81,10 @@ def formats_of(weights: Mapping[str, Tensor]) -> dict[str, Format]:
     formats = {}
     for layer in (name[: -len(_MARKER)] for name in weights if name.endswith(_MARKER)):
         try:
-            name = json.loads(bytes(weights[layer + _MARKER].tolist()))["format"]
+            marked = weights[layer + _MARKER]
+            if marked.dtype != torch.uint8 or marked.numel() > _MARKER_BYTES:
+                raise ValueError
+            name = json.loads(bytes(marked.tolist()))["format"]
             formats[layer] = known[name]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise CheckpointError(

@@ -14,6 +14,8 @@ from mmada_parallel.mmp_core.checkpoint.inspect import inspect_checkpoint
 from mmada_parallel.mmp_core.checkpoint.load import open_checkpoint
 from mmada_parallel.mmp_core.checkpoint.tensors import MOST_TENSORS
 from mmada_parallel.mmp_core.checkpoint.text_tokenizer import tokenizer_of
+from mmada_parallel.mmp_core.model.lora import CastOperations, LayerShape, LowRank
+from mmada_parallel.mmp_core.model.quantised import formats_of
 from mmada_parallel.training.loop.folder import RunFolder
 from safetensors.torch import load_file, save_file
 
@@ -123,6 +125,35 @@ def test_a_tokenizer_config_names_no_files(place, monkeypatch):
               "model_max_length": 77}  # fmt: skip
     tokenizer_of(texts | {"tokenizer_config.json": json.dumps(config)}, "it")
     assert seen == [{"model_max_length": 77}]
+
+
+def test_a_rank_far_above_the_sizes_of_its_layer():
+    """Its matrices are small; the product of one with itself has 14 GB."""
+    low_rank = LowRank(LayerShape(16, 16, 60_000, dora=True), CastOperations)
+    for values in low_rank.parameters():
+        values.data.fill_(0.01)
+    layer = torch.nn.Linear(16, 16, bias=False)
+    with torch.no_grad():
+        whole = (layer.weight + low_rank.lora_B.weight @ low_rank.lora_A.weight).norm(dim=1)
+
+    def scaled():
+        torch.testing.assert_close(low_rank.row_scale(layer, torch.zeros(1, 16), 1.0), 0.01 / whole)
+
+    assert judged(scaled, seconds=3, memory=200 * 2**20)[0] == "ok"
+
+
+@pytest.mark.parametrize("marker", [torch.zeros(1, dtype=torch.uint8), torch.zeros(1)])
+def test_a_marker_of_a_format_that_fills_memory(marker):
+    weights = {"x.comfy_quant": marker.expand(2**32)}
+    refused(lambda: formats_of(weights), "x is quantised in an unknown format", seconds=2)
+
+
+def test_many_layers_of_which_there_is_but_the_last(folder):
+    weights = load_file(folder / "model.safetensors")
+    edit(folder / "config.json", n_layers=1024)
+    weights["model.transformer.blocks.1023.x"] = torch.zeros(1)
+    save_file(weights, folder / "model.safetensors")
+    refused(lambda: load_checkpoint(folder), "n_layers 1024, the weights", seconds=1)
 
 
 def added(count, length):
