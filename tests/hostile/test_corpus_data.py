@@ -43,6 +43,12 @@ def test_a_table_that_unpacks_to_more_than_pictures_do(tmp_path):
     refused(lambda: open_dataset(tmp_path / "a.parquet"), "it unpacks to", **FEW_SECONDS)
 
 
+def test_a_manifest_of_one_long_line_with_an_emoji(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"x" * 2**27 + "\N{SMILING FACE WITH HALO}".encode())
+    refused(lambda: open_dataset(tmp_path / "a.jsonl"), "line 1: it has", "bytes; expected",
+            seconds=3, memory=300 * 2**20)  # fmt: skip
+
+
 def test_a_manifest_of_more_lines_than_fit(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b"\n" * 2**24)
     refused(lambda: open_dataset(tmp_path / "a.jsonl"), "lines; expected at most", **FEW_SECONDS)
