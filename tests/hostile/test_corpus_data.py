@@ -9,6 +9,7 @@ from mmada_parallel.mmp_core import files
 from mmada_parallel.mmp_core.files import leads_out
 from mmada_parallel.mmp_core.image.files import load_image
 from mmada_parallel.training.data.dataset import open_dataset
+from mmada_parallel.training.data.tables import _columns
 from PIL import Image
 
 from .limits import judged
@@ -41,6 +42,28 @@ def test_a_table_that_unpacks_to_more_than_pictures_do(tmp_path):
     table = pa.table({"instruction": ["red"] * 3, "image": [bytes(2**27)] * 3})
     parquet.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
     refused(lambda: open_dataset(tmp_path / "a.parquet"), "it unpacks to", **FEW_SECONDS)
+
+
+def test_a_table_of_values_that_are_written_as_what_they_share(tmp_path):
+    """Its header says that it unpacks to a few bytes each."""
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    schema = pa.schema({"instruction": pa.string(), "image": pa.binary()})
+    shared = {"image": "DELTA_BYTE_ARRAY", "instruction": "PLAIN"}
+    rows = {"instruction": ["red"] * 50, "image": [bytes(2**20 + i) for i in range(50)]}
+    options = {"use_dictionary": False, "compression": "zstd", "column_encoding": shared}
+    with parquet.ParquetWriter(tmp_path / "a.parquet", schema, **options) as writer:
+        for _ in range(22):
+            writer.write_table(pa.table(rows, schema))
+    refused(lambda: open_dataset(tmp_path / "a.parquet"), "it unpacks to more", **FEW_SECONDS)
+
+
+def test_of_a_picture_in_a_table_its_bytes_alone_are_read():
+    pa = pytest.importorskip("pyarrow")
+    picture = pa.struct({"path": pa.string(), "bytes": pa.binary(), "more": pa.binary()})
+    schema = pa.schema({"image": picture, "instruction": pa.string(), "other": pa.string()})
+    assert _columns(schema) == ["image.bytes", "instruction"]
 
 
 def test_a_manifest_of_one_long_line_with_an_emoji(tmp_path):

@@ -22,6 +22,8 @@ from .items import MOST_ITEMS, Counted, Item, UnreadItem, checked_picture, count
 _SAVED, _SAVED_SPLITS = ("dataset_info.json", "state.json"), "dataset_dict.json"
 _ALWAYS_UNPACKED, _MOST_GROWTH = 2**28, 200
 """Bytes that a file of parquet may always unpack to, and how many times its own size it may."""
+_ALWAYS_REPEATED, _ROWS_AT_ONCE = 2**30, 64
+"""The same where texts and bytes that are the same count each time."""
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -177,7 +179,7 @@ def parquet_items(path: Path, callback: Counted | None = None) -> list[UnreadIte
     """An item per row of the files, in the order of their names; columns as in a manifest,
     pictures as bytes or as Hugging Face stores them. Other columns are left out."""
     try:
-        from pyarrow import parquet
+        from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise InputError(
             f"Files of parquet need pyarrow, which cannot be imported ({error}): run "
@@ -188,23 +190,20 @@ def parquet_items(path: Path, callback: Counted | None = None) -> list[UnreadIte
     count, tables = 0, []
     for file in files:
         try:
-            with parquet.ParquetFile(file) as opened:
-                names, metadata = opened.schema_arrow.names, opened.metadata
-                count += metadata.num_rows
-                _check_growth(file, metadata)
-            _check_count(path, count)
-            columns = [name for name in names if name in FIELDS]
+            with parquet.ParquetFile(file, memory_map=True) as opened:
+                names, count = opened.schema_arrow.names, count + opened.metadata.num_rows
+                _check_count(path, count)
+                columns = _columns(opened.schema_arrow)
+                _check_growth(file, opened, columns, callback)
             # texts and bytes that are the same are kept once
-            same = [part for name in columns for part in (name, f"{name}.bytes")]
-            tables.append(
-                parquet.read_table(file, columns=columns, memory_map=True, read_dictionary=same)
-            )
+            with parquet.ParquetFile(file, memory_map=True, read_dictionary=columns) as opened:
+                tables.append(opened.read(columns=columns))
         except InputError:
             raise
-        except Exception as error:
+        except (ArrowException, ValueError, TypeError, LookupError, OSError, MemoryError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"{file} cannot be read as parquet ({reason}): replace it.") from None
-        if "instruction" not in columns:
+        if "instruction" not in names:
             others = any_of(names) if names else "none"
             raise InputError(
                 f"{file} has no column instruction, but {others}: rename its columns to "
@@ -220,12 +219,33 @@ def _check_count(path: Path, count: int) -> None:
         raise InputError(f"{path} has {count} rows; expected at most {MOST_ITEMS}.")
 
 
-def _check_growth(file: Path, metadata: Any) -> None:
-    """Raise ``ValueError`` where ``file`` says that it unpacks to far more than pictures do."""
+def _columns(schema: Any) -> list[str]:
+    """Those that are read; of what Hugging Face stores of a picture, its bytes."""
+    from pyarrow.types import is_struct
+
+    kinds = {field.name: field.type for field in schema if field.name in FIELDS}
+    pictures = {name: kind for name, kind in kinds.items() if is_struct(kind)}
+    stored = {name for name, kind in pictures.items() if kind.get_field_index("bytes") >= 0}
+    return [f"{name}.bytes" if name in stored else name for name in kinds]
+
+
+def _check_growth(
+    file: Path, opened: Any, columns: Sequence[str], callback: Counted | None
+) -> None:
+    """Raise ``ValueError`` where ``file`` says that it unpacks to far more than pictures do, or
+    does so: what it says may be false."""
+    metadata, grown = opened.metadata, _MOST_GROWTH * file.stat().st_size
     groups = range(metadata.num_row_groups)
     unpacked = sum(metadata.row_group(number).total_byte_size for number in groups)
-    if unpacked > max(_ALWAYS_UNPACKED, _MOST_GROWTH * file.stat().st_size):
+    if unpacked > max(_ALWAYS_UNPACKED, grown):
         raise ValueError(f"it unpacks to {unpacked} bytes")
+    unpacked = rows = 0
+    for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=columns, use_threads=False):
+        if callback:
+            callback(rows, metadata.num_rows)
+        rows, unpacked = rows + batch.num_rows, unpacked + batch.nbytes
+        if unpacked > max(_ALWAYS_REPEATED, grown):
+            raise ValueError(f"it unpacks to more than {unpacked} bytes")
 
 
 def _parquet_item(rows: _ParquetRows, index: int) -> Item:
