@@ -119,7 +119,7 @@ def check_any_tokenizer(text: str, name: str) -> None:
     Raises ``CheckpointError``."""
     longer, content = 0, parsed_json(text, name)
     check_added(content.get("added_tokens"), name)
-    for step in _objects(content):
+    for step in objects_in(content):
         check_pattern(step.get("pattern"), name)
         content = step.get("content") if step.get("type") == "Replace" else ""
         longer += isinstance(content, str) and len(content) > 1
@@ -135,7 +135,7 @@ def check_settings(text: str, name: str) -> None:
             f"{name} has {len(text)} characters; expected at most {_SETTINGS_CHARACTERS}."
         )
     content = parsed_json(text, name)
-    for values in _objects(content):
+    for values in objects_in(content):
         check_added(list(values), name)
     check_added([text for text in _nested(content) if isinstance(text, str)], name)
 
@@ -153,7 +153,7 @@ def check_added(tokens: Any, name: str) -> None:
         )
 
 
-def _objects(value: Any) -> Iterator[dict[str, Any]]:
+def objects_in(value: Any) -> Iterator[dict[str, Any]]:
     """All that are nested in ``value``."""
     return (each for each in _nested(value) if isinstance(each, dict))
 

@@ -7,6 +7,7 @@ import pytest
 from mmada_parallel.training.rewards.clip_files import check_clip, read_towers
 from safetensors.torch import load_file, save_file
 
+from .readers import RED
 from .test_corpus import edit, refused
 
 
@@ -34,7 +35,7 @@ def test_words_that_are_added_to_a_clip_without_end(place, tmp_path):
     clip = clip_of(place, tmp_path / "clip")
     many = [f"<{i}>" for i in range(200_000)]
     edit(clip / "tokenizer_config.json", additional_special_tokens=many)
-    refused(lambda: check_clip(clip), "tokenizer_config.json", "200000 tokens")
+    refused(lambda: check_clip(clip), "tokenizer_config.json", "tokens of")
 
 
 def test_the_words_of_the_released_clip_are_read(place, tmp_path):
@@ -56,6 +57,36 @@ def test_a_clip_that_would_download_its_tower(place, tmp_path):
     config["model_cfg"]["vision_cfg"] |= {"timm_model_name": "x", "timm_model_pretrained": True}
     (clip / "open_clip_config.json").write_text(json.dumps(config))
     refused(lambda: check_clip(clip), "to be downloaded")
+
+
+@pytest.mark.parametrize("tower, change, said", [
+    ("text_cfg", {"context_length": 8192, "width": 16}, "context_length"),
+    ("vision_cfg", {"attentional_pool": True, "attn_pooler_queries": 10**7}, "cannot hold"),
+    ("vision_cfg", {"timm_model_name": "vit_giant_patch14_224"}, "cannot hold"),
+    ("text_cfg", {"tokenizer_kwargs": {"bpe_path": "/x"}}, "to be downloaded"),
+])  # fmt: skip
+def test_a_clip_of_sizes_that_its_weights_contradict(place, tmp_path, tower, change, said):
+    pytest.importorskip("open_clip")
+    clip = clip_of(place, tmp_path / "clip")
+    config = json.loads((clip / "open_clip_config.json").read_text())
+    config["model_cfg"][tower] |= change
+    (clip / "open_clip_config.json").write_text(json.dumps(config))
+    refused(lambda: read_towers(clip, "cpu"), said, seconds=4, memory=2**29)
+
+
+def test_a_clip_that_enlarges_pictures_beyond_reason(place, tmp_path):
+    shutil.copytree(place.folder / "transformers", tmp_path / "clip")
+    sizes = {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 10**7}}
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(sizes))
+    refused(lambda: check_clip(tmp_path / "clip"), "preprocessor_config.json", "width 10000000")
+
+
+def test_a_clip_that_prepares_pictures_for_another(place, tmp_path):
+    pytest.importorskip("open_clip")
+    clip = clip_of(place, tmp_path / "clip")
+    edit(clip / "open_clip_config.json", preprocess_cfg={"mean": [0.5, 0.5], "std": [1, 1]})
+    towers = read_towers(clip, "cpu")
+    refused(lambda: towers.images([RED], "cpu"), "cannot read pictures as its settings say")
 
 
 def test_a_clip_that_names_another_model(place, tmp_path):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +22,40 @@ from ...mmp_core.checkpoint.text_tokenizer import (
     FILE_BYTES,
     check_any_tokenizer,
     check_settings,
+    objects_in,
     reading,
 )
-from ...mmp_core.errors import NotFinite
+from ...mmp_core.errors import NotFinite, shortened, shown
 from ...mmp_core.files import accessing
+from ...mmp_core.memory import is_out_of_memory
 from ...mmp_core.outside import check_fields, field, parsed_json, read_text
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 TRANSFORMERS_CONFIG, TRANSFORMERS_WEIGHTS = "config.json", "model.safetensors"
 
-_ROWS = ("vocab_size", "context_length", "max_position_embeddings", "embed_dim", "projection_dim")
+_ROWS = (
+    *("vocab_size", "context_length", "max_position_embeddings", "embed_dim", "projection_dim"),
+    "attn_pooler_queries",
+)
 """Sizes of which a tower has a matrix, by its width."""
 _SIZES = {
     **dict.fromkeys(("layers", "num_hidden_layers"), field(int, 1, 1024)),
     **dict.fromkeys(("width", "hidden_size", "intermediate_size"), field(int, 1, 2**17)),
     **dict.fromkeys(("image_size", "patch_size"), field(int, 1, 2**12)),
     **dict.fromkeys(_ROWS, field(int, 1, 2**24)),
+    "context_length": field(int, 1, 4096),  # of which open_clip makes a square
     "mlp_ratio": field(float, above=0, high=64),
 }
 """Of a tower, in the words of open_clip and of transformers. A ResNet's layers, and the sides of a
 picture, may be lists."""
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_SIDE = field(int, 1, 4096)
+_SIDES = {
+    *("size", "crop_size", "pad_size", "height", "width", "shortest_edge", "longest_edge"),
+    *("max_height", "max_width"),
+}
+"""Of a picture, in the words of transformers: open_clip's are those of the tower."""
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _USUAL_WIDTH, _USUAL_PATCH = 512, 16
 _ADDED = 3
@@ -72,6 +86,7 @@ class OpenClipTowers(Towers):
         config, weights = _read_open_clip(folder)
         open_clip = _import_open_clip()
         name = f"local-dir:{folder}"
+        _check_trunk(folder / CONFIG, config, weights)
         try:
             if weights.suffix == ".bin":  # open_clip itself retries unsafely on a TypeError
                 read_pickled(weights)
@@ -92,8 +107,10 @@ class OpenClipTowers(Towers):
         return _finite(self.model.encode_text(ids.to(device), normalize=True), self._name)
 
     def images(self, images: Sequence[Image.Image], device: torch.device | str) -> Tensor:
-        pixels = torch.stack([self._preprocess(image) for image in images])
-        return _finite(self.model.encode_image(pixels.to(device), normalize=True), self._name)
+        with _seeing(self._name):
+            pixels = torch.stack([self._preprocess(image) for image in images])
+            features = self.model.encode_image(pixels.to(device), normalize=True)
+        return _finite(features, self._name)
 
     def fits(self, text: str) -> bool:
         tokenizer = self.tokenizer
@@ -144,10 +161,11 @@ class TransformersTowers(Towers):
         return _finite(F.normalize(_features(features), dim=-1), self._name)
 
     def images(self, images: Sequence[Image.Image], device: torch.device | str) -> Tensor:
-        pixels = self._processor(images=list(images), return_tensors="pt")["pixel_values"]
-        features = self.model.get_image_features(
-            pixel_values=pixels.to(device, next(self.model.parameters()).dtype)
-        )
+        with _seeing(self._name):
+            pixels = self._processor(images=list(images), return_tensors="pt")["pixel_values"]
+            features = self.model.get_image_features(
+                pixel_values=pixels.to(device, next(self.model.parameters()).dtype)
+            )
         return _finite(F.normalize(_features(features), dim=-1), self._name)
 
     def fits(self, text: str) -> bool:
@@ -159,6 +177,20 @@ class TransformersTowers(Towers):
 def _features(output: Any) -> Tensor:
     """What transformers 4 gives as a tensor and 5 within an output."""
     return output if isinstance(output, Tensor) else output.pooler_output
+
+
+@contextmanager
+def _seeing(name: str) -> Iterator[None]:
+    """Turn what pictures raise that were not prepared as the model needs them into one sentence."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise CheckpointError(
+            f"The CLIP {name} cannot read pictures as its settings say ({shortened(str(error))}): "
+            "put all files of the checkpoint there again."
+        ) from error
 
 
 def _finite(features: Tensor, name: str) -> Tensor:
@@ -192,6 +224,38 @@ def _read_open_clip(folder: Path) -> tuple[dict[str, Any], Path]:
     _check_words(folder)
     _check_sizes(folder / CONFIG, config, weights)
     return config, weights
+
+
+def _check_pictures(folder: Path) -> None:
+    """Raises ``CheckpointError`` where settings ask for larger pictures than towers see."""
+    for file in (folder / name for name in _PROCESSORS):
+        if file.is_file():
+            for settings in objects_in(parsed_json(read_text(file), str(file))):
+                for side in _SIDES & settings.keys():
+                    values = settings[side]
+                    for value in values if isinstance(values, list) else [values]:
+                        if not isinstance(value, dict):
+                            check_fields({side: value}, {side: _SIDE}, str(file))
+
+
+def _check_trunk(path: Path, config: Mapping[str, Any], weights: Path) -> None:
+    """Raises ``CheckpointError`` for a tower that timm knows by a name alone and that ``weights``
+    cannot hold a byte each of, before it is built."""
+    if not (name := config["vision_cfg"].get("timm_model_name")):
+        return
+    try:
+        import timm
+
+        with torch.device("meta"):
+            trunk = timm.create_model(name, pretrained=False, num_classes=0)
+    except Exception as error:
+        raise _unreadable(path.parent, "an open_clip checkpoint", error) from error
+    values, stored = sum(each.numel() for each in trunk.parameters()), weights.stat().st_size
+    if values > stored:
+        raise CheckpointError(
+            f"{path} has the tower {shown(name)} of {values} values, which the {stored} bytes of "
+            f"{weights.name} cannot hold: put the files of one checkpoint there."
+        )
 
 
 def _check_sizes(path: Path, config: Mapping[str, Any], weights: Path) -> None:
@@ -261,6 +325,7 @@ def _check_transformers(folder: Path) -> None:
             f"{folder} has {PEFT_CONFIG} beside a CLIP: put the CLIP into a folder of its own."
         )
     _check_words(folder)
+    _check_pictures(folder)
     _check_sizes(path, config, folder / TRANSFORMERS_WEIGHTS)
 
 
@@ -286,6 +351,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         text, vision, _ = config["text_cfg"], config["vision_cfg"], config["embed_dim"]
         elsewhere = text.get("hf_model_name") or ":" in str(vision.get("timm_model_name"))
         elsewhere = elsewhere or vision.get("timm_model_pretrained")
+        elsewhere = elsewhere or (text.get("tokenizer_kwargs") or {}).get("bpe_path")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} cannot be read as a config of open_clip ({error!r}): put the checkpoint's own "
