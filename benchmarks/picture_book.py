@@ -2,9 +2,9 @@
 
 ``python -m mmada_parallel.benchmarks.picture_book sheet OUT.png [--seed N]`` draws tasks, before
 and after, with their words. ``… judge --scenes N`` prints how many scenes are read right as drawn,
-with noise, blurred, as JPEG, with shifted colours, at half the size, and, with ``--tokenizer
-FOLDER`` (one with a vqvae folder), through its image tokenizer; and how many are refused that have
-one patch of another thing.
+with noise, blurred, as JPEG, with shifted colours, at half the size; and how many are refused that
+have one patch of another thing. ``--tokenizer FOLDER`` (one with a vqvae folder) draws the tasks as
+its image tokenizer gives them, or reads scenes through it, too.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Spoil = Callable[[Image.Image], Image.Image]
 _SIDE, _TEXT = 256, 96
 
 
-def sheet(seed: int, rows: int) -> Image.Image:
+def sheet(seed: int, rows: int, through: Spoil) -> Image.Image:
     """One task of each kind, and more: input and result side by side, words below."""
     kinds = Task.kinds()
     picture = Image.new("RGB", (2 * (2 * _SIDE + 24), rows * (_SIDE + _TEXT)), "white")
@@ -48,7 +48,7 @@ def sheet(seed: int, rows: int) -> Image.Image:
         top = number // 2 * (_SIDE + _TEXT)
         for column, scene in enumerate((made.before, made.after)):
             if scene is not None:
-                picture.paste(scene.picture(), (left + column * (_SIDE + 4), top))
+                picture.paste(through(scene.picture()), (left + column * (_SIDE + 4), top))
         words = [f"“{made.instruction}”", *textwrap.wrap(spoken(made.sentence), 74)]
         place = (left + 4, top + _SIDE + 6)
         ImageDraw.Draw(picture).text(place, "\n".join(words), "black", ImageFont.load_default(14))
@@ -148,14 +148,15 @@ def main() -> None:
     read = commands.add_parser("judge")
     read.add_argument("--scenes", type=int, default=200)
     read.add_argument("--landscapes", type=int, default=12)
-    read.add_argument("--tokenizer", type=Path)
     for command in (drawn, read):
+        command.add_argument("--tokenizer", type=Path)
         command.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    trip = round_trip(args.tokenizer) if args.tokenizer else None
     if args.command == "sheet":
-        sheet(args.seed, args.rows).save(args.out, optimize=True)
+        sheet(args.seed, args.rows, trip or Image.Image.copy).save(args.out, optimize=True)
         return
-    more = {"through the image tokenizer": round_trip(args.tokenizer)} if args.tokenizer else {}
+    more = {"through the image tokenizer": trip} if trip else {}
     print(json.dumps(measured(args.scenes, args.seed, more, args.landscapes), indent=1))
 
 

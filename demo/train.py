@@ -183,6 +183,8 @@ def write_checkpoint(
     (out / "config.json").write_text(json.dumps(recipe.model_config(), indent=1))
     for file in (f for part in ("vqvae", "clip") for f in sorted((parts / part).glob("*"))):
         copy = out / file.parent.name / file.name
+        if copy == file:
+            continue
         copy.parent.mkdir(exist_ok=True)
         if file.suffix == ".safetensors":
             save_tensors(

@@ -1,8 +1,9 @@
 """Train the picture book's checkpoint: ``python -m mmada_parallel.demo.picture_book.train``.
 
-First the image tokenizer, then the transformer, an SFT run, then the checkpoint folder in the
-released layout. With ``--minutes`` it stops after so many and keeps its state in ``--folder``; the
-same command goes on from there, and says when nothing is left to do. A short ParaRL follows by
+First the image tokenizer, where there is none (there is one in ``checkpoint/``), then the
+transformer, an SFT run, then the checkpoint folder in the released layout. With ``--minutes`` it
+stops after so many and keeps its state in ``--folder``; the same command goes on from there, and
+says when nothing is left to do. A short ParaRL follows by
 ``mmada-parallel train pararl --data picture-book --model FOLDER``.
 """
 
@@ -31,8 +32,9 @@ from .vq import train_vq
 CPU = replace(CPU_RECIPE, steps=9000, decay_steps=3000, batch_size=128, micro_batch=64)
 CUDA = replace(CUDA_RECIPE, steps=5000, decay_steps=4000, batch_size=1024, micro_batch=1024)
 
+CHECKPOINT = Path(__file__).with_name("checkpoint")
 TOKENIZER = {
-    "cpu": {"encoder_steps": 2000, "decoder_steps": 8000, "pictures": 4},
+    "cpu": {"encoder_steps": 1500, "decoder_steps": 7000, "pictures": 4},
     "cuda": {"encoder_steps": 1000, "decoder_steps": 4000, "pictures": 16},
 }
 
@@ -82,17 +84,19 @@ def pausing(minutes: float | None) -> Callable[..., None]:
 def train(
     folder: Path,
     out: Path,
+    parts: Path,
     settings: SFTSettings,
     device: str,
     check: Callable[..., None],
     **tokenizer: int,
 ) -> None:
-    """Go on in ``folder`` with what is not yet done. Raises :class:`Paused` from ``check``."""
-    if not (folder / "vqvae" / "diffusion_pytorch_model.safetensors").exists():
+    """Go on in ``folder`` with what is not yet done. ``parts``: the folder of the image tokenizer,
+    which is trained if it is not there. Raises :class:`Paused` from ``check``."""
+    if not (parts / "vqvae" / "diffusion_pytorch_model.safetensors").exists():
         sizes = TOKENIZER["cuda" if device == "cuda" else "cpu"] | tokenizer
-        train_vq(folder, device=device, progress=check, **sizes)
+        train_vq(parts, device=device, progress=check, **sizes)
     book = recipe()
-    run = transformer_run(folder, settings, device, folder, recipe=book)
+    run = transformer_run(folder, settings, device, parts, recipe=book)
     if run.resume():
         print(f"resuming after step {run.step}", flush=True)
 
@@ -102,7 +106,7 @@ def train(
 
     run.train(logged)
     with run.averaged():
-        write_result(run, folder, out, run.policy.state_dict(), book)
+        write_result(run, parts, out, run.policy.state_dict(), book)
 
 
 def main() -> None:
@@ -111,6 +115,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=Path("build/picture-book"))
     parser.add_argument("--out", type=Path, help="the checkpoint (default: FOLDER/checkpoint)")
+    parser.add_argument("--parts", type=Path, default=CHECKPOINT, help="of the image tokenizer")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=max(0, (os.cpu_count() or 1) - 2))
     parser.add_argument("--minutes", type=float, help="stop after so many, to be resumed")
@@ -124,7 +129,8 @@ def main() -> None:
     settings = replace(settings_for(args.device), workers=args.workers, **chosen)
     out = args.out or args.folder / "checkpoint"
     try:
-        train(args.folder, out, settings, args.device, pausing(args.minutes), **tokenizer)
+        check = pausing(args.minutes)
+        train(args.folder, out, args.parts, settings, args.device, check, **tokenizer)
     except Paused:
         print("Time is up; the same command goes on from here.", flush=True)
     else:

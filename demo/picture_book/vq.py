@@ -2,7 +2,8 @@
 
 As the toy world's, its codebook is given: a vector of one-hot parts for what a patch is of, so that
 similar patches have near but distinct vectors. A code says what thing a patch is of, not what light
-it stands in or what is behind it: the decoder sees that from the codes around it.
+it stands in or what is behind it: the decoder sees that from the codes around it. Two parts more
+say whether a patch is in an odd row or column, by which the decoder finds its place inside it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ from .scenes import (
 
 _PARTS = (TIMES, GROUNDS, range(GRID), range(GRID), KINDS, ("", *COLOURS), SIZES, range(BOX[0]))
 _PARTS += (range(BOX[1]),)
-WIDTH = sum(map(len, _PARTS))
+_AT = sum(map(len, _PARTS))
+WIDTH = _AT + 2
 CODE_WEIGHT = 4.0
 """What the error of a patch of a thing counts; most patches are landscape."""
 
@@ -52,11 +54,12 @@ def config() -> dict[str, Any]:
 
 
 def codebook() -> Tensor:
-    """(codes, WIDTH) float32, entries 0 or 1."""
+    """(codes, WIDTH) float32, entries 0 or 1, of the last two -1 or 1."""
     rows = torch.zeros(code_count(), WIDTH)
     starts = np.cumsum([0, *map(len, _PARTS[:-1])])
 
-    def mark(code: int, parts: dict[int, Any]) -> None:
+    def mark(code: int, at: tuple[int, int], parts: dict[int, Any]) -> None:
+        rows[code, _AT:] = torch.tensor([1.0 - 2 * (index % 2) for index in at])
         for part, value in parts.items():
             rows[code, starts[part] + list(_PARTS[part]).index(value)] = 1
 
@@ -65,12 +68,12 @@ def codebook() -> Tensor:
             for row, codes in enumerate(Scene(time, ground).codes()):
                 for column, code in enumerate(codes):
                     of = {0: time} if row < GRID // 2 else {1: ground}
-                    mark(code, of | {2: row, 3: column})
+                    mark(code, (row, column), of | {2: row, 3: column})
     for thing in (thing for things in CONTENTS.values() for thing in things):
         for (row, column), code in np.ndenumerate(thing_codes(thing)):
             if code >= 0:
                 looks = {4: thing.kind, 5: thing.colour, 6: thing.size}
-                mark(int(code), looks | {7: row, 8: column})
+                mark(int(code), (row, column), looks | {7: row, 8: column})
     return rows
 
 
@@ -115,10 +118,13 @@ def train_vq(
 
     def encoder_error(codes: Tensor, pixels: Tensor) -> Tensor:
         noise = torch.randn_like(pixels) * 0.05 * torch.rand((), device=device)
-        return F.mse_loss(model.latents(pixels + noise), model.vectors(codes).detach())
+        with torch.autocast(device, torch.bfloat16):
+            latents = model.latents(pixels + noise)
+        return F.mse_loss(latents.float(), model.vectors(codes).detach())
 
     def decoder_error(codes: Tensor, pixels: Tensor) -> Tensor:
-        decoded = model.decode_vectors(model.vectors(codes).detach())
+        with torch.autocast(device, torch.bfloat16):
+            decoded = model.decode_vectors(model.vectors(codes).detach()).float()
         weight = torch.where(codes >= FIRST_THING, CODE_WEIGHT, 1.0)[:, None]
         weight = F.interpolate(weight / weight.mean(), scale_factor=PATCH, mode="nearest")
         gap = decoded - pixels

@@ -28,7 +28,7 @@ def small():
 
 def run(folder, check):
     steps = {"encoder_steps": 2, "decoder_steps": 2, "pictures": 1}
-    train.train(folder, folder / "checkpoint", SETTINGS, "cpu", check, **steps)
+    train.train(folder, folder / "checkpoint", folder, SETTINGS, "cpu", check, **steps)
     return folder / "checkpoint"
 
 

@@ -18,9 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 WITH_COMFYUI = {"torch", "transformers", "safetensors", "numpy", "pillow", "regex", "tqdm"}
 """regex comes with transformers."""
 WITH_DEPENDENCIES = {
-    *("filelock", "huggingface_hub", "pyarrow", "tokenizers", "triton", "typing_extensions")
+    *("filelock", "huggingface_hub", "pyarrow", "timm", "tokenizers", "triton", "typing_extensions")
 }
-"""Come with transformers, torch or datasets; triton where there is a GPU, and is not needed."""
+"""Come with transformers, torch, open_clip_torch or datasets; triton where there is a GPU,
+and is not needed."""
 NOT_SHIPPED = {"benchmarks", "scripts", "tests"}
 
 
