@@ -102,8 +102,10 @@ def attention(device: torch.device) -> Attention:
     """ComfyUI's attention; on a CPU PyTorch's, which is faster there, in parts between which a run
     may be interrupted: one layer of a large canvas takes many seconds."""
     attend = core.fused_attention()
-    if comfy.model_management.is_device_cpu(device) or attend is None:
+    if comfy.model_management.is_device_cpu(device):
         return _attention_in_parts
+    if attend is None:
+        return sdpa_attention
 
     def attended(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return attend(q, k, v, q.shape[1], skip_reshape=True, low_precision_attention=False)

@@ -262,7 +262,7 @@ def test_a_failure_while_writing_leaves_nothing_and_keeps_what_was_there(
     before = sorted(tmp_path.iterdir())
 
     def fail(image, file, **options):
-        file.write_bytes(b"half a picture")
+        file.write(b"half a picture")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", fail)

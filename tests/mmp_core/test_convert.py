@@ -405,11 +405,11 @@ def test_a_conversion_goes_on_from_the_same_sources_only(spoilt, tmp_path, monke
     out = tmp_path / "out.safetensors"
     source, write, written = open_checkpoint(spoilt), module._write, []
 
-    def stopping(file, position, blocks):
+    def stopping(file, position, *rest):
         if len(written) == 9:
             raise KeyboardInterrupt
         written.append(position)
-        write(file, position, blocks)
+        write(file, position, *rest)
 
     def begin():
         written.clear()

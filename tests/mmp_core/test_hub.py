@@ -281,9 +281,9 @@ def test_ten_kills_of_a_conversion_change_nothing(released, tmp_path, monkeypatc
     convert(source, tmp_path / "calm.safetensors", quantize="int8")
     write = convert_module._write
 
-    def slow_write(file, position, blocks):
+    def slow_write(*parts):
         time.sleep(0.01)
-        write(file, position, blocks)
+        write(*parts)
 
     monkeypatch.setattr(convert_module, "_write", slow_write)
     killed_at_random_moments(lambda: convert(source, out, quantize="int8"), 3, out, out.unlink)

@@ -169,9 +169,9 @@ def known():
 
 
 DAMAGED = {
-    "text without values": lambda: replace(known(), text=known().text.to("meta")),
-    "a picture without values": lambda: replace(known(), image=known().image.to("meta")),
-    "sparse": lambda: replace(known(), text=known().text.to_sparse()),
+    "text without values": lambda: spoilt(known(), text=known().text.to("meta")),
+    "a picture without values": lambda: spoilt(known(), image=known().image.to("meta")),
+    "sparse": lambda: spoilt(known(), text=known().text.to_sparse()),
     "no text": lambda: spoilt(known(), text=None),
     "floats": lambda: spoilt(known(), image=known().image.float()),
     "batches that differ": lambda: spoilt(known(), text=torch.zeros(2, 4).long()),
@@ -200,8 +200,8 @@ def test_tokens_that_another_pack_has_spoilt(guarded, model, state):
     for prompt in (
         spoilt(Prompt(ids, ids, None, known()), initial=state()),
         Prompt(ids.float(), ids, None, known()),
-        Prompt(ids, ids[:, 0], None, known()),
-        Prompt(ids, ids, ids, known()),
+        spoilt(Prompt(ids, ids, None, known()), unconditional=ids[:, 0]),
+        spoilt(Prompt(ids, ids, None, known()), image=ids),
         spoilt(Prompt(ids, ids, None, known()), instruction=None),
     ):
         inputs = {"left": 16, "top": 0, "right": 0, "bottom": 0, "prompt": prompt}
