@@ -38,6 +38,13 @@ def test_words_that_are_added_to_a_clip_without_end(place, tmp_path):
     refused(lambda: check_clip(clip), "tokenizer_config.json", "tokens of")
 
 
+def test_words_that_the_model_of_a_clip_lacks(place, tmp_path):
+    clip = clip_of(place, tmp_path / "clip")
+    edit(clip / "tokenizer_config.json", pad_token="<new>")
+    towers = read_towers(clip, "cpu")
+    refused(lambda: towers.texts(["make it red", ""], "cpu"), "words that its model lacks")
+
+
 def test_the_words_of_the_released_clip_are_read(place, tmp_path):
     clip = clip_of(place, tmp_path / "clip")
     pattern = (

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...mmp_core import CheckpointError, InputError
 from ...mmp_core.checkpoint.adapters import PEFT_CONFIG
@@ -104,10 +104,13 @@ class OpenClipTowers(Towers):
     def texts(self, texts: Sequence[str], device: torch.device | str) -> Tensor:
         with reading(self._name):
             ids = self.tokenizer(list(texts))
-        return _finite(self.model.encode_text(ids.to(device), normalize=True), self._name)
+        _check_known(ids, self.model, self._name)
+        with _using(self._name, "texts"):
+            features = self.model.encode_text(ids.to(device), normalize=True)
+        return _finite(features, self._name)
 
     def images(self, images: Sequence[Image.Image], device: torch.device | str) -> Tensor:
-        with _seeing(self._name):
+        with _using(self._name, "pictures"):
             pixels = torch.stack([self._preprocess(image) for image in images])
             features = self.model.encode_image(pixels.to(device), normalize=True)
         return _finite(features, self._name)
@@ -155,13 +158,15 @@ class TransformersTowers(Towers):
                 max_length=self._context,
                 return_tensors="pt",
             ).to(device)
-        features = self.model.get_text_features(
-            input_ids=ids["input_ids"], attention_mask=ids["attention_mask"]
-        )
+        _check_known(ids["input_ids"], self.model, self._name)
+        with _using(self._name, "texts"):
+            features = self.model.get_text_features(
+                input_ids=ids["input_ids"], attention_mask=ids["attention_mask"]
+            )
         return _finite(F.normalize(_features(features), dim=-1), self._name)
 
     def images(self, images: Sequence[Image.Image], device: torch.device | str) -> Tensor:
-        with _seeing(self._name):
+        with _using(self._name, "pictures"):
             pixels = self._processor(images=list(images), return_tensors="pt")["pixel_values"]
             features = self.model.get_image_features(
                 pixel_values=pixels.to(device, next(self.model.parameters()).dtype)
@@ -179,16 +184,26 @@ def _features(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
+def _check_known(ids: Tensor, model: nn.Module, name: str) -> None:
+    """Raises ``CheckpointError`` for words beyond the model's, which would end a GPU's process."""
+    words = max(m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding))
+    if ids.numel() and int(ids.max()) >= words:
+        raise CheckpointError(
+            f"The tokenizer of the CLIP {name} has words that its model lacks: put all files of "
+            "the checkpoint there again."
+        )
+
+
 @contextmanager
-def _seeing(name: str) -> Iterator[None]:
-    """Turn what pictures raise that were not prepared as the model needs them into one sentence."""
+def _using(name: str, what: str) -> Iterator[None]:
+    """Turn what pictures or texts raise that are not as the model needs them into one sentence."""
     try:
         yield
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         if is_out_of_memory(error):
             raise
         raise CheckpointError(
-            f"The CLIP {name} cannot read pictures as its settings say ({shortened(str(error))}): "
+            f"The CLIP {name} cannot read {what} as its settings say ({shortened(str(error))}): "
             "put all files of the checkpoint there again."
         ) from error
 
