@@ -15,9 +15,9 @@ from torch import Tensor
 
 from .checkpoint.load import Model
 from .errors import InputError, sentence
+from .files import Tell
 from .image.blending import Fine, Layer, blended, original_part
 from .image.changes import (
-    Tell,
     affine_change,
     changed_area,
     dilated,

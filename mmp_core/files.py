@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -14,6 +14,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .errors import InputError, shortened, shown
+
+Tell = Callable[[], object]
+"""Called between parts of long work; may raise, which ends it."""
 
 _ON_WINDOWS = os.name == "nt"
 _PREFIX = 40

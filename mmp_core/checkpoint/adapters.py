@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, InputError, shortened, shown
-from ..files import accessing, checked_path
+from ..files import Tell, accessing, checked_path
 from ..model.lora import Adapter, CastOperations, LayerShape, adaptable_layers
 from ..outside import check_fields, field
-from .load import Model, Tell, load_module
+from .load import Model, load_module
 from .tensors import SafetensorsFiles, holds_values, read_json
 
 PREFIX = "base_model.model."

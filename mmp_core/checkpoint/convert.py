@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, InputError, shown
-from ..files import readable_size, writable_file, writing
+from ..files import Tell, readable_size, writable_file, writing
 from ..model.formats import FORMATS, Format
 from ..model.lora import adaptable_layers
 from ..model.quantised import formats_of, marker, parts_of
-from .load import Model, Tell, build_model, check_complete, open_checkpoint
+from .load import Model, build_model, check_complete, open_checkpoint
 from .merge import Merged, sha256_of
 from .packed import IMAGE_PREFIX, packed_metadata
 from .partial import Partial, partial

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, InputError, shortened, shown
-from ..files import accessing, checked_path
+from ..files import Tell, accessing, checked_path
 from ..image.tokenizer import ImageTokenizer
 from ..model.config import ModelConfig
 from ..model.formats import FORMATS
@@ -32,7 +32,6 @@ from .source import Family, Source, assumption, open_folder
 from .tensors import Outline, outline_of
 from .text_tokenizer import TextTokenizer, reading
 
-Tell = Callable[[], object]
 _COMPUTED_IN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _log = logging.getLogger(__name__)
 

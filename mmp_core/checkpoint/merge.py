@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, shown
+from ..files import Tell
 from ..model.lora import STRENGTH
 from .adapters import PEFT_CONFIG, PEFT_WEIGHTS, build_adapter, doubt_about, read_adapter
-from .load import Model, Tell
+from .load import Model
 
 _log = logging.getLogger(__name__)
 

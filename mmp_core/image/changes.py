@@ -5,20 +5,17 @@ Pictures are (C, H, W) float tensors in 0 … 1, areas (H, W).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..files import Tell
 from .masks import largest_near
 
 LEAST_CHANGE = 0.03
 """Smoothed changes below this are none, of a range of 1."""
 _SIGMA = 3.0
 """Of the widest Gaussian that is computed in full."""
-Tell = Callable[[], object]
-"""Called between two passes over a picture; may raise."""
 _BRIGHTNESS = (0.299, 0.587, 0.114)
 _FLAT = 1e-3
 """Variance below which a picture has no structure to speak of."""

@@ -46,7 +46,7 @@ def score(
     together = [pair for part in pairs for pair in part]
     if progress:
         progress("rewards", 0, len(together))
-    asked: Sequence[Pair] = Watched(together, progress) if progress else together
+    asked: Sequence[Pair] = _Told(together, progress) if progress else together
     values = checked(reward, asked, name_of(reward)).split([len(part) for part in pairs])
     shaped = zip(rolled, values[: len(rolled)], strict=True)
     rewards = [part.view(len(r.groups), -1, r.size) for r, part in shaped]
@@ -57,7 +57,7 @@ def score(
     return Scores(rewards, judged, len(together))
 
 
-class Watched(Sequence[Pair]):
+class _Told(Sequence[Pair]):
     """``pairs``; ``progress`` is told of each that a reward looks at, and may raise."""
 
     def __init__(self, pairs: Sequence[Pair], progress: PhaseCallback):

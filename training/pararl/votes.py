@@ -21,11 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...mmp_core.checkpoint.load import Model, Tell
+from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.checkpoint.tensors import open_safetensors
 from ...mmp_core.checkpoint.tokens import check_known
 from ...mmp_core.errors import InputError, shown
-from ...mmp_core.files import accessing, is_plain_name, replacing, writing
+from ...mmp_core.files import Tell, accessing, is_plain_name, replacing, writing
 from ...mmp_core.outside import check_bytes, field, parsed_json, read_text
 from ...mmp_core.state import MASKED, Prompt, TokenState
 from ..cases import Pair
