@@ -28,9 +28,9 @@ SMOOTHED = 8
 _ARMS_COMPARED: tuple[tuple[Arm, Arm], ...] = (
     ("trajectory", "trajectory, 48 steps"),
     ("trajectory, 48 steps", "output"),
-    ("trajectory, 48 steps", "output, equal calls"),
     ("trajectory, 48 steps", "s = 3"),
     ("s = 3", "output"),
+    ("s = 3", "output, equal calls"),
     *((f"s = {s}", "s = 3") for s in (1, 2, 4)),
 )
 COMPARED: dict[str, tuple[tuple[Arm, str], tuple[Arm, str]]] = {

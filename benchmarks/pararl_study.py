@@ -68,7 +68,9 @@ Arm = Literal[
 ARMS: tuple[Arm, ...] = get_args(Arm)
 """The start itself; rewards along the trajectory, of the longer and of the shorter training; all
 others in the shorter one: rewards of the final pair alone, with as many rollouts, and with as many
-calls of the reward; and the paper's own rule (its Eq. 3) at s steps."""
+calls of the reward as the paper makes; and the paper's own rule (its Eq. 3) at s steps."""
+PAPER_CALLS = 3
+"""Of the reward per rollout, in the paper (s = 3)."""
 JUDGED: dict[str, tuple[Arm, ...]] = {
     "unguided": ("none", "trajectory, 48 steps"),
     "text first": ("none",),
@@ -92,12 +94,6 @@ class Method:
     kl: float = 1e-4
     rank: int = 16
     sft_steps: int = 400
-
-    @property
-    def calls(self) -> int:
-        """Of the reward per rollout, along its trajectory. Gains take one more than there are
-        steps, where all are scored."""
-        return self.scored + (self.along == "gain")
 
 
 FEW = SamplerSettings(text_steps=8, image_steps=8, text_temperature=1.0, joint_guidance=0.0)
@@ -136,7 +132,7 @@ class Work:
 
 
 def settings_of(arm: Arm, method: Method, seed: int) -> ParaRLSettings:
-    groups = method.groups * (method.calls if arm == "output, equal calls" else 1)
+    groups = method.groups * (PAPER_CALLS if arm == "output, equal calls" else 1)
     scored, reward_at = method.scored, "output"
     if arm.startswith("trajectory"):
         reward_at = method.along
