@@ -250,11 +250,15 @@ def _check_files(args: argparse.Namespace) -> None:
         writable_file(args.text_out, "--text-out")
     if args.mask_out:
         writable_file(args.mask_out, "--mask-out", (".png",))
+    given = {"the picture": args.image, "--mask": args.mask, "--reference": args.reference}
+    read = {file.resolve(): name for name, file in given.items() if file}
     taken: dict[Path, str] = {}
     for option in ("out", "text_out", "mask_out"):
         if file := getattr(args, option):
-            name = f"--{option.replace('_', '-')}"
-            other = taken.setdefault(file.resolve(), name)
+            name, place = f"--{option.replace('_', '-')}", file.resolve()
+            if place in read and (option, read[place]) != ("out", "the picture"):
+                raise InputError(f"{name} is {file}, {read[place]}, and would replace it.")
+            other = taken.setdefault(place, name)
             if other != name:
                 raise InputError(f"{other} and {name} are both {file}: give each its own file.")
 

@@ -120,6 +120,10 @@ def test_a_size_asks_for_the_models_own_picture(run, large, tmp_path):
         (("--mask-out", "HERE/out.png"), "--out and --mask-out are both"),
         (("--text-out", "HERE/out.png"), "--out and --text-out are both"),
         (("--text-out", "HERE/a.png", "--mask-out", "HERE/a.png"), "--text-out and --mask-out"),
+        (("--text-out", "HERE/in.png"), "in.png, the picture, and would replace it"),
+        (("--mask-out", "HERE/./in.png"), "in.png, the picture, and would replace it"),
+        (("--mask", "HERE/in.png", "--mask-out", "HERE/in.png"), "and would replace it"),
+        (("--reference", "HERE/other.png", "--out", "HERE/other.png"), "other.png, --reference,"),
         (("--put-back-threshold", 3), "threshold is 3"),
         (("--put-back-feather", -1), "feather is -1"),
     ],
@@ -127,7 +131,10 @@ def test_a_size_asks_for_the_models_own_picture(run, large, tmp_path):
 def test_bad_options_are_one_line_before_the_work(run, large, tmp_path, arguments, message):
     large[1].save(tmp_path / "in.png")
     out = ("--out", tmp_path / "out.png")
+    large[1].save(tmp_path / "other.png")
+    before = (tmp_path / "in.png").read_bytes(), (tmp_path / "other.png").read_bytes()
     arguments = [str(argument).replace("HERE", str(tmp_path)) for argument in arguments]
     code, _, err = run("edit", tmp_path / "in.png", large[0], *out, *FAST, *arguments)
     assert code == 2 and message in err and len(err.splitlines()) == 1
+    assert before == ((tmp_path / "in.png").read_bytes(), (tmp_path / "other.png").read_bytes())
     assert not (tmp_path / "out.png").exists()

@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from mmada_parallel.mmp_core import InputError
 from mmada_parallel.tests.mmp_core.tiny import write_checkpoint
 from mmada_parallel.tests.training.ranks_worker import JOBS, PARARL, one_of_two, run_of, work
-from mmada_parallel.training.loop.ranks import Ranks
+from mmada_parallel.training.loop.ranks import Ranks, launched_ranks
 
 pytest.importorskip("accelerate")
 
@@ -98,3 +98,28 @@ def test_more_processes_than_groups_are_refused(checkpoint, tmp_path):
 
     with pytest.raises(InputError, match="4 groups for 5 processes"):
         run_of(checkpoint, "pararl", "lora", tmp_path, Many())
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"WORLD_SIZE": "two"},
+        {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"},
+        {"LOCAL_RANK": "first"},
+        {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": "99999999"},
+    ],
+)
+def test_variables_of_torchrun_that_are_wrong_are_one_sentence(variables, monkeypatch):
+    from accelerate.state import AcceleratorState
+
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "")  # what accelerate sets is undone with it
+        monkeypatch.delenv(name)
+    variables = {"TORCHELASTIC_RUN_ID": "1", "OMP_NUM_THREADS": "1", **variables}
+    for name, value in ({"MASTER_PORT": "29500"} | variables).items():
+        monkeypatch.setenv(name, value)
+    try:
+        with pytest.raises(InputError, match=r"do not find each other \(.*torchrun"):
+            launched_ranks("cpu")
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from ...mmp_core.errors import InputError
+from ...mmp_core.errors import InputError, shortened
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -99,7 +99,7 @@ class AcceleratedRanks(Ranks):
 def launched_ranks(device: str) -> Ranks:
     """The processes that ``accelerate launch`` (or ``torchrun``) began, each on ``device``.
 
-    Raises ``InputError`` where accelerate is not installed.
+    Raises ``InputError`` where accelerate is missing, or the processes do not find each other.
     """
     if not torch.distributed.is_available() or not torch.distributed.is_torchelastic_launched():
         return Ranks()
@@ -111,4 +111,12 @@ def launched_ranks(device: str) -> Ranks:
             "Several processes train together through accelerate: pip install accelerate."
         ) from None
     patient = InitProcessGroupKwargs(timeout=_PATIENCE)
-    return AcceleratedRanks(Accelerator(cpu=device == "cpu", kwargs_handlers=[patient]))
+    try:
+        accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[patient])
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
+        raise InputError(
+            f"The processes that train together do not find each other ({shortened(str(error))}): "
+            "start them by accelerate launch or torchrun, with its variables of the environment "
+            "as it sets them."
+        ) from None
+    return AcceleratedRanks(accelerator)
