@@ -9,7 +9,7 @@ from mmada_parallel.mmp_core import files
 from mmada_parallel.mmp_core.files import leads_out
 from mmada_parallel.mmp_core.image.files import load_image
 from mmada_parallel.training.data.dataset import open_dataset
-from mmada_parallel.training.data.tables import _columns
+from mmada_parallel.training.data.tables import _columns, parquet_items
 from PIL import Image
 
 from .limits import judged
@@ -57,6 +57,63 @@ def test_a_table_of_values_that_are_written_as_what_they_share(tmp_path):
         for _ in range(22):
             writer.write_table(pa.table(rows, schema))
     refused(lambda: open_dataset(tmp_path / "a.parquet"), "it unpacks to more", **FEW_SECONDS)
+
+
+def test_a_table_whose_header_is_false_of_many_columns(tmp_path, monkeypatch):
+    """A page unpacks to 2 GiB at the most, which must not come once for each column."""
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    read, write = [], {"compression": "zstd", "use_dictionary": False}
+    batches = parquet.ParquetFile.iter_batches
+
+    def noted(self, *args, columns, **options):
+        read.append(columns)
+        return batches(self, *args, columns=columns, **options)
+
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", noted)
+    names = ("instruction", "think", "image")
+    long = {name: ["red" * 1000] * 3 for name in names}
+    parquet.write_table(pa.table(long), tmp_path / "a.parquet", **write)
+    parquet_items(tmp_path / "a.parquet")
+    assert read == [[name] for name in names]
+
+
+@pytest.fixture
+def saved_texts(tmp_path):
+    """A dataset of three texts that Hugging Face's library saved, and its file of them."""
+    datasets = pytest.importorskip("datasets")
+    texts = [f"make it red {number}" for number in range(3)]
+    rows = datasets.Dataset.from_dict({"instruction": texts, "think": texts})
+    rows.save_to_disk(tmp_path / "saved")
+    return tmp_path / "saved", next((tmp_path / "saved").glob("*.arrow"))
+
+
+@pytest.mark.parametrize("offsets", [(2**30, 2**30 + 13), (13, 2**31 - 1), (-(2**31) + 5, 26)])
+def test_a_saved_dataset_whose_texts_lie_beyond_its_file(saved_texts, offsets):
+    """Texts were read from anywhere in memory; where nothing is, the process ended."""
+    folder, file = saved_texts
+    content, own = file.read_bytes(), struct.pack("<4i", 0, 13, 26, 39)
+    assert own in content
+    file.write_bytes(content.replace(own, struct.pack("<4i", offsets[0], 13, 26, offsets[1])))
+    refused(lambda: open_dataset(folder), "cannot be read as a dataset", "ffset", "save it again")
+
+
+@pytest.mark.parametrize("form", ["zstd", "lz4", None])
+@pytest.mark.parametrize("kept_once", [False, True])
+def test_a_saved_dataset_that_unpacks_to_any_size(saved_texts, form, kept_once):
+    pa = pytest.importorskip("pyarrow")
+    folder, file = saved_texts
+    rows = pa.ipc.open_stream(file.read_bytes()).read_all()
+    if kept_once:
+        rows = rows.set_column(1, "think", rows["think"].dictionary_encode())
+    options = pa.ipc.IpcWriteOptions(compression=form)
+    with pa.ipc.new_stream(str(file), rows.schema, options=options) as stream:
+        stream.write_table(rows)
+    if form:
+        refused(lambda: open_dataset(folder), f"{file.name} is compressed")
+    elif not kept_once:
+        assert len(open_dataset(folder)) == 3
 
 
 def test_of_a_picture_in_a_table_its_bytes_alone_are_read():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,8 @@ _ALWAYS_UNPACKED, _MOST_GROWTH = 2**28, 200
 """Bytes that a file of parquet may always unpack to, and how many times its own size it may."""
 _ALWAYS_REPEATED, _ROWS_AT_ONCE = 2**30, 64
 """The same where texts and bytes that are the same count each time."""
+_DICTIONARY, _BATCH = 2, 3
+"""Kinds of Arrow's messages that hold values."""
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -46,14 +49,15 @@ def saved_items(folder: Path, callback: Counted | None = None) -> list[UnreadIte
     _check_files(folder)
     try:
         rows = datasets.load_from_disk(str(folder))
+        columns = [name for name in rows.column_names if name in FIELDS]
+        rows.data.select(columns).validate(full=True)  # places beyond the file are read otherwise
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{folder} cannot be read as a dataset ({reason}): save it again."
         ) from error
     _check_count(folder, len(rows))
-    rows = rows.with_format(None)
-    rows = rows.select_columns([name for name in rows.column_names if name in FIELDS])
+    rows = rows.with_format(None).select_columns(columns)
     _check_columns(folder, rows.features, datasets)
     for name in {*PICTURE_FIELDS} & set(rows.column_names):
         rows = rows.cast_column(name, datasets.Image(decode=False))
@@ -62,7 +66,8 @@ def saved_items(folder: Path, callback: Counted | None = None) -> list[UnreadIte
 
 
 def _check_files(folder: Path) -> None:
-    """Refuse a dataset whose list of files leads elsewhere."""
+    """Refuse a dataset whose list of files leads elsewhere, or with a file that is compressed,
+    which its library never writes, and which may unpack to any size as it is opened."""
     state = folder / "state.json"
     try:
         files = parsed_json(read_text(state), state.name).get("_data_files")
@@ -75,6 +80,49 @@ def _check_files(folder: Path) -> None:
                 f"{folder} cannot be read as a dataset (state.json names the file {shown(name)}): "
                 "save it again."
             )
+        if (folder / name).is_file() and _is_compressed(folder / name):
+            raise InputError(
+                f"{folder} cannot be read as a dataset ({name} is compressed): save it again."
+            )
+
+
+def _is_compressed(file: Path) -> bool:
+    """Whether values in a stream of Arrow are; one that cannot be read is left to its reader."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(file)) as source:
+            messages = pa.ipc.MessageReader.open_stream(source)
+            return any(_holds_compressed(bytes(message.metadata)) for message in messages)
+    except (pa.ArrowException, OSError, struct.error):
+        return False
+
+
+def _holds_compressed(message: bytes) -> bool:
+    """Whether an Arrow message (a FlatBuffers table, ``format/Message.fbs`` of Arrow) says so of
+    its values."""
+
+    def field(table: int, number: int) -> int:
+        """Where a table's field is; 0: it has none."""
+        names = table - struct.unpack_from("<i", message, table)[0]
+        place = 4 + 2 * number
+        if place >= struct.unpack_from("<H", message, names)[0]:
+            return 0
+        offset = struct.unpack_from("<H", message, names + place)[0]
+        return offset and table + offset
+
+    def within(place: int) -> int:
+        return place + struct.unpack_from("<I", message, place)[0]
+
+    root = within(0)
+    kind, header = field(root, 1), field(root, 2)
+    batch = message[kind] if kind and header else 0
+    if batch not in (_DICTIONARY, _BATCH):
+        return False
+    table = within(header)
+    if batch == _DICTIONARY:
+        table = within(field(table, 1))
+    return field(table, 3) != 0
 
 
 def _check_columns(folder: Path, features: Mapping[str, Any], datasets: Any) -> None:
@@ -239,13 +287,15 @@ def _check_growth(
     unpacked = sum(metadata.row_group(number).total_byte_size for number in groups)
     if unpacked > max(_ALWAYS_UNPACKED, grown):
         raise ValueError(f"it unpacks to {unpacked} bytes")
-    unpacked = rows = 0
-    for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=columns, use_threads=False):
-        if callback:
-            callback(rows, metadata.num_rows)
-        rows, unpacked = rows + batch.num_rows, unpacked + batch.nbytes
-        if unpacked > max(_ALWAYS_REPEATED, grown):
-            raise ValueError(f"it unpacks to more than {unpacked} bytes")
+    unpacked = 0
+    for column in columns:  # each alone, since a page may unpack to 2 GiB
+        rows = 0
+        for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=[column], use_threads=False):
+            if callback:
+                callback(rows, metadata.num_rows)
+            rows, unpacked = rows + batch.num_rows, unpacked + batch.nbytes
+            if unpacked > max(_ALWAYS_REPEATED, grown):
+                raise ValueError(f"it unpacks to more than {unpacked} bytes")
 
 
 def _parquet_item(rows: _ParquetRows, index: int) -> Item:
