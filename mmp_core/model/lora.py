@@ -123,12 +123,14 @@ def adaptable_layers(
     ``layers``: last components of the names wanted. The head is not among them, since
     :meth:`MaskedDiffusionTransformer.logits` uses its weight directly. Raises ``InputError``.
     """
-    if unknown := sorted(set(layers) - set(BLOCK_LAYERS)):
-        raise InputError(
-            f"{', '.join(unknown)} cannot be adapted: choose among {', '.join(BLOCK_LAYERS)}."
-        )
-    if not layers:
-        raise InputError(f"No layers to adapt: choose among {', '.join(BLOCK_LAYERS)}.")
+    known = ", ".join(BLOCK_LAYERS)
+    if isinstance(layers, str) or not isinstance(layers, Collection):
+        raise InputError(f"layers is {shown(layers)}; expected some of {known}.")
+    if unknown := [layer for layer in layers if layer not in BLOCK_LAYERS]:
+        names = ", ".join(sorted(map(str, unknown)))
+        raise InputError(f"{names} cannot be adapted: choose among {known}.")
+    if not len(layers):
+        raise InputError(f"No layers to adapt: choose among {known}.")
     return {
         name: layer
         for name, layer in transformer.named_modules()

@@ -10,7 +10,9 @@ from mmada_parallel.training.dpo.settings import DPOSettings
 from mmada_parallel.training.loop.settings import RunSettings
 from mmada_parallel.training.pararl.run import ParaRLRun
 from mmada_parallel.training.pararl.settings import ParaRLSettings
+from mmada_parallel.training.rewards.consistency import ConsistencyReward
 from mmada_parallel.training.rewards.registry import weighted_reward
+from mmada_parallel.training.rewards.weighted import Weighted
 from mmada_parallel.training.sft.run import SFTRun
 from mmada_parallel.training.sft.settings import SFTSettings
 from mmada_parallel.training.weights.policies import FullWeights, LoRA
@@ -73,6 +75,25 @@ def test_runs_and_what_they_train(demo, tmp_path, value):
                 sft(policy=policy, **{name: [value]})
         with pytest.raises(InputError, match="^cases is"):
             sft(cases=[value], policy=policy)
+
+
+@pytest.mark.parametrize("value", [*WRONG, float("nan")])
+def test_what_adapters_and_rewards_are_made_of(demo, value):
+    reward = ConsistencyReward()
+    uses = [
+        ("parts", lambda: Weighted(value)),
+        ("parts", lambda: Weighted([[value]])),
+        ("reward", lambda: Weighted([(value, 1.0)])),
+        ("layers", lambda: LoRA(demo.transformer, layers=value)),
+        ("alpha", lambda: LoRA(demo.transformer, alpha=[value])),
+        ("seed", lambda: LoRA(demo.transformer, seed=[value])),
+        ("The weight of consistency", lambda: Weighted([(reward, [value])])),
+    ]
+    for name, use in uses:
+        with pytest.raises(InputError, match=f"^({name} (is|has)|.* cannot be adapted)"):
+            use()
+    with pytest.raises(InputError, match="^consistency:.* is a share of the picture"):
+        ConsistencyReward(value)
 
 
 @pytest.mark.parametrize("value", [None, 7, b"clip:demo", ["checker"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ...mmp_core.errors import InputError
+from ...mmp_core.errors import InputError, shown
 from ..cases import Case, Pair
 
 SHARE = 0.25
@@ -34,8 +35,10 @@ class ConsistencyReward:
     name = "consistency"
 
     def __init__(self, share: float = SHARE):
-        if not 0 <= share < 1:
-            raise InputError(f"consistency:{share:g} is a share of the picture: give 0 to 0.99.")
+        if not isinstance(share, Real) or not 0 <= share < 1:
+            raise InputError(
+                f"consistency:{shown(share)} is a share of the picture: give 0 to 0.99."
+            )
         self._share = share
 
     def __call__(self, pairs: Sequence[Pair]) -> Tensor:

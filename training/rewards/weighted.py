@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
 
-from ...mmp_core.errors import InputError
+from ...mmp_core.errors import InputError, shown
+from ...mmp_core.outside import check_kind
 from ..cases import Pair, Reward
 
 
@@ -23,12 +25,18 @@ class Weighted:
     name = "weighted"
 
     def __init__(self, parts: Sequence[tuple[Reward, float]]):
+        check_kind(parts, Sequence, "parts", "rewards, each with its weight")
         if not parts:
             raise InputError("There is no reward: give at least one.")
         self._parts: dict[str, tuple[Reward, float]] = {}
-        for reward, weight in parts:
-            if not math.isfinite(weight):
-                raise InputError(f"The weight of {name_of(reward)} is {weight}: give a number.")
+        for part in parts:
+            if not isinstance(part, Sequence) or isinstance(part, str) or len(part) != 2:
+                raise InputError(f"parts has {shown(part)}; expected a reward with its weight.")
+            reward, weight = part
+            check_kind(reward, Callable, "reward", "something that scores pairs")
+            if not isinstance(weight, Real) or not math.isfinite(weight):
+                given = shown(weight)
+                raise InputError(f"The weight of {name_of(reward)} is {given}: give a number.")
             name, same = name_of(reward), 1
             while name in self._parts:
                 same += 1

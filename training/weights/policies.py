@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from ...mmp_core.errors import InputError, shown
 from ...mmp_core.model.config import BLOCK_LAYERS
 from ...mmp_core.model.lora import Adapter, AttachedAdapter, LayerShape, adaptable_layers
 from ...mmp_core.model.transformer import MaskedDiffusionTransformer
-from ...mmp_core.outside import check_kind
+from ...mmp_core.outside import check_kind, checked_count
 
 
 class Policy(ABC):
@@ -90,6 +90,9 @@ class LoRA(Adapter, Policy):
         check_kind(start, Mapping | None, "start", "the tensors of an adapter")
         if isinstance(rank, bool) or not isinstance(rank, Integral) or rank < 1:
             raise InputError(f"The rank is {shown(rank)}: it must be 1 or more.")
+        if alpha is not None and (not isinstance(alpha, Real) or not math.isfinite(alpha)):
+            raise InputError(f"alpha is {shown(alpha)}; expected a number.")
+        seed = checked_count(seed, "seed", 0, 2**64 - 1)
         self.rank, self.alpha = rank, float(rank if alpha is None else alpha)
         self.dora = dora = dora if start is None else is_dora(start)
         adapted = adaptable_layers(transformer, layers)
