@@ -18,6 +18,8 @@ UNPAINTED = 0.05
 """Values below this are unpainted: what resizing and lossy files leave beside a stroke."""
 _ROUNDING = 1e-5
 """Shares of an image token up to this are rounding."""
+_BAND = 16
+"""Rows of a grid at once."""
 _COVERAGE = Option(float, 0.0, "", low=0.0, high=1.0, name="coverage")
 _GROW = Option(int, 0, "", low=0, high=4096, name="grow")
 Region = tuple[int, int, int, int]
@@ -45,8 +47,13 @@ def covered(mask: Tensor, grid: tuple[int, int], box: Box | None = None) -> Tens
     left, top, right, bottom = box or (0.0, 0.0, float(width), float(height))
     rows = _overlaps(top, bottom, grid[0], height).to(mask.device)
     columns = _overlaps(left, right, grid[1], width).to(mask.device)
-    painted = torch.where(mask >= UNPAINTED, mask, 0).float()
-    return rows @ painted @ columns.T
+    bands = []  # most pixels are in no cell of a band
+    for band in rows.split(_BAND):
+        own = band.any(0).nonzero()[:, 0].tolist() or [0]
+        pixels = slice(own[0], own[-1] + 1)
+        near = mask[..., pixels, :]
+        bands.append(band[:, pixels] @ torch.where(near >= UNPAINTED, near, 0).float())
+    return torch.cat(bands, -2) @ columns.T
 
 
 def _overlaps(first: float, last: float, cells: int, pixels: int) -> Tensor:

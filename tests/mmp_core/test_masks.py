@@ -252,6 +252,19 @@ def test_growing_takes_rows_and_columns_and_not_the_area_of_its_window(monkeypat
     assert cells_of(mask, (64, 64), grow=20).any() and max(windows) == 41
 
 
+def test_pixels_are_read_for_the_rows_of_image_tokens_that_are_near(monkeypatch):
+    """All 16,384 rows of a mask for each of 512 rows of image tokens took seconds."""
+    read, where = [], torch.where
+
+    def recorded(chosen, *values):
+        read.append(chosen.shape[-2])
+        return where(chosen, *values)
+
+    monkeypatch.setattr(torch, "where", recorded)
+    cells_of(torch.rand(1, 2000, 10), (64, 1))
+    assert sum(read) < 1.01 * 2000 and max(read) < 0.3 * 2000
+
+
 def test_the_largest_near_is_that_of_a_square_window():
     maps = torch.rand(2, 20, 30, generator=torch.Generator().manual_seed(0))
     wanted = torch.nn.functional.max_pool2d(maps[:, None], 7, 1, 3)[:, 0]
