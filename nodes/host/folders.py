@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from stat import S_ISREG
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import folder_paths
 
@@ -104,7 +104,22 @@ def paths_in(folder: Path, pattern: str = "*") -> list[Path]:
     return []
 
 
-def is_a(kind: Callable[[Path], object], path: Path) -> bool:
+def folders_and_files(folder: Path, endings: tuple[str, ...]) -> tuple[list[Path], list[Path]]:
+    """Folders in ``folder``, and files with one of ``endings``, that are not hidden; nothing where
+    it may not be read, or is gone by now."""
+    folders, files = [], []
+    with suppress(OSError, ValueError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if is_a(os.DirEntry.is_dir, entry):
+                folders.append(folder / entry.name)
+            elif entry.name.lower().endswith(endings):
+                files.append(folder / entry.name)
+    return folders, files
+
+
+def is_a(kind: Callable[[Any], object], path: Path | os.DirEntry[str]) -> bool:
     """Whether ``path`` is of a kind; not where it may not be read, or is gone by now."""
     with suppress(OSError, ValueError):
         return bool(kind(path))

@@ -16,11 +16,19 @@ from ...mmp_core.outside import checked_text
 from ...training.data.fields import PICTURES
 from ...training.data.fields import listed as listed_files
 from ...training.data.registry import GENERATED, GeneratedDataset
-from ...training.data.sources import KINDS, files_of
+from ...training.data.sources import FILES, KINDS, files_of
 from ...training.dpo.preferences import picks_in
 from ...training.loop.keeping import kept_adapters
 from .core import leave_if_interrupted
-from .folders import FOLDER, check_name, file_states, is_a, not_listed, paths_in
+from .folders import (
+    FOLDER,
+    check_name,
+    file_states,
+    folders_and_files,
+    is_a,
+    not_listed,
+    paths_in,
+)
 
 _OF_THE_PAGE = ("3d", "clipspace", "pasted")
 """Folders in the input folder that ComfyUI's page makes itself."""
@@ -34,17 +42,16 @@ def generated_datasets() -> dict[str, GeneratedDataset]:
 
 
 def _input_entries() -> Iterator[tuple[str, Path]]:
-    """What lies in the input folder, as deep as datasets are looked for, by its name from there."""
+    """Folders in the input folder, as deep as datasets are looked for, and files that may be one,
+    by their names from there. Pictures may be many, and are only listed."""
     root = Path(folder_paths.get_input_directory())
 
     def visit(folder: Path, depth: int) -> Iterator[Path]:
-        for path in paths_in(folder):
-            inside = is_a(Path.is_dir, path)
-            if path.name.startswith(".") or (inside and not depth):
-                continue
+        folders, files = folders_and_files(folder, FILES)
+        yield from files
+        for path in folders if depth else ():
             yield path
-            if inside:
-                yield from visit(path, depth - 1)
+            yield from visit(path, depth - 1)
 
     for path in visit(root, _DATASET_DEPTH):
         yield path.relative_to(root).as_posix(), path

@@ -1,6 +1,7 @@
 """Load Edit Dataset: what is offered, what comes out, and when it runs again."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,6 +191,23 @@ def test_what_makes_no_item_is_refused(run_node, input_folder):
     with pytest.raises(InputError, match="instruction is empty"):
         run_node("CollectDataset", dataset="mine", instruction=" ", image=pictures)
     assert not list(input_folder.iterdir())
+
+
+def test_pictures_in_the_input_folder_are_not_looked_at_one_by_one(
+    names, input_folder, monkeypatch
+):
+    """The list is made anew for every page: each of 10,000 pictures took 0.2 ms each time."""
+    write_items(input_folder / "pets", *map(str, range(200)))
+    for number in range(200):
+        (input_folder / f"{number}.png").touch()
+    looked, stat = [], Path.stat
+
+    def counted(path, **options):
+        looked.append(path)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", counted)
+    assert names()[-1] == "pets" and len(looked) < 20
 
 
 def test_a_folder_that_cannot_be_used_is_listed_with_the_reason(nodes, load, input_folder):

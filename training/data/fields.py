@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from os.path import splitext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,8 +21,18 @@ PICTURE_FIELDS = ("image", "target", "mask")
 
 
 def listed(folder: Path) -> list[Path]:
+    """What is in ``folder`` and not hidden, by name. Raises ``InputError``."""
+    return [folder / name for name in sorted(_names(folder))]
+
+
+def endings_in(folder: Path) -> set[str]:
+    """Of :func:`listed`, in lower case; quick where these are many. Raises ``InputError``."""
+    return {splitext(name)[1].lower() for name in _names(folder)}
+
+
+def _names(folder: Path) -> list[str]:
     try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        return [name for name in os.listdir(folder) if not name.startswith(".")]
     except OSError as error:
         raise InputError(f"{folder} cannot be listed ({error.strerror or error}).") from None
 

@@ -14,7 +14,16 @@ from ...mmp_core.errors import InputError, sentence
 from ...mmp_core.files import is_file, leads_out
 from ...mmp_core.image.files import opened_picture
 from ...mmp_core.outside import check_bytes, parsed_json, read_text
-from .fields import FIELDS, PICTURE_FIELDS, PICTURES, any_of, item_of, listed, read_field
+from .fields import (
+    FIELDS,
+    PICTURE_FIELDS,
+    PICTURES,
+    any_of,
+    endings_in,
+    item_of,
+    listed,
+    read_field,
+)
 from .items import (
     MOST_ITEMS,
     Counted,
@@ -250,12 +259,16 @@ def files_of(path: Path, callback: Counted | None = None) -> list[Path]:
     return [path, *sorted(there, key=str)]  # paths take four times as long to compare
 
 
+FILES = (".jsonl", ".parquet")
+"""Endings of files that are datasets."""
+
+
 def is_manifest(path: Path) -> bool:
     return path.suffix.lower() == ".jsonl" and path.is_file()
 
 
 def holds_instructions(path: Path) -> bool:
-    return path.is_dir() and any(file.suffix.lower() == ".txt" for file in listed(path))
+    return path.is_dir() and ".txt" in endings_in(path)
 
 
 class DatasetKind(NamedTuple):

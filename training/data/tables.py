@@ -17,7 +17,16 @@ from PIL import Image
 from ...mmp_core.errors import InputError, sentence, shortened, shown
 from ...mmp_core.files import is_plain_name
 from ...mmp_core.outside import parsed_json, read_text
-from .fields import FIELDS, PICTURE_FIELDS, PICTURES, any_of, item_of, listed, read_field
+from .fields import (
+    FIELDS,
+    PICTURE_FIELDS,
+    PICTURES,
+    any_of,
+    endings_in,
+    item_of,
+    listed,
+    read_field,
+)
 from .items import MOST_ITEMS, Counted, Item, UnreadItem, checked_picture, counted
 
 _SAVED, _SAVED_SPLITS = ("dataset_info.json", "state.json"), "dataset_dict.json"
@@ -201,7 +210,7 @@ def _import_datasets() -> Any:
 def is_parquet(path: Path) -> bool:
     """A file of parquet, or a folder of such without pictures beside them."""
     if path.is_dir():
-        endings = {file.suffix.lower() for file in listed(path)}
+        endings = endings_in(path)
         return ".parquet" in endings and not endings & {*PICTURES}
     return path.suffix.lower() == ".parquet" and path.is_file()
 
