@@ -137,8 +137,14 @@ def draw_gains(arms: Mapping[str, Any], file: Path) -> None:
     from matplotlib import pyplot
 
     conditions = [name for name in CONDITIONS if any(name in arm for arm in arms.values())]
-    size = (1 + 3.2 * len(conditions), 4.5)
-    figure, rows = pyplot.subplots(1, len(conditions), figsize=size, sharey=True, squeeze=False)
+    widths = [1 + sum(name in arm for arm in arms.values()) for name in conditions]
+    figure, rows = pyplot.subplots(
+        *(1, len(conditions)),
+        figsize=(1 + 0.65 * sum(widths), 5),
+        width_ratios=widths,
+        sharey=True,
+        squeeze=False,
+    )
     for axes, condition in zip(rows[0], conditions, strict=True):
         shown = [name for name in arms if condition in arms[name]]
         axes.axhline(0, color="gray", linewidth=1)
@@ -152,7 +158,7 @@ def draw_gains(arms: Mapping[str, Any], file: Path) -> None:
                 axes.errorbar([x], [found["gain"]], half, fmt="o", color=color, label=label)
                 each = [statistics.mean(own) for own in found["by start"].values()]
                 axes.plot([x + 0.08] * len(each), each, ".", color=color, alpha=0.5)
-        axes.set_xticks(range(len(shown)), shown, rotation=20, ha="right")
+        axes.set_xticks(range(len(shown)), shown, rotation=45, ha="right")
         axes.set_title(condition)
     rows[0][0].set_ylabel("points gained over the start\n(95 % interval over starts; dots: starts)")
     rows[0][0].legend()

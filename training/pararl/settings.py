@@ -56,7 +56,8 @@ class ParaRLSettings(RunSettings):
         "gain",
         "gain: text and picture are scored while they are half formed, and each of the scored "
         "steps is judged by how much it raised the score. trajectory: it is judged by the score "
-        "itself, as in the paper. output: only the finished pair is scored, for comparison.",
+        "itself, as in the paper. output: only the finished pair is scored, which did no worse on "
+        "the toy world.",
         choices=get_args(RewardAt),
     )
     inner_epochs: int = option(
