@@ -84,7 +84,7 @@ def _check_files(folder: Path) -> None:
         raise InputError(f"{folder} cannot be read as a dataset: {error} Save it again.") from None
     for file in files if isinstance(files, list) else [None]:
         name = file.get("filename") if isinstance(file, dict) else None
-        if not is_plain_name(name):
+        if not isinstance(name, str) or not is_plain_name(name):
             raise InputError(
                 f"{folder} cannot be read as a dataset (state.json names the file {shown(name)}): "
                 "save it again."
