@@ -96,14 +96,16 @@ def _check_files(folder: Path) -> None:
 
 
 def _is_compressed(file: Path) -> bool:
-    """Whether values in a stream of Arrow are; one that cannot be read is left to its reader."""
+    """Whether values in a stream of Arrow are, or may be; what Arrow refuses is left to it."""
     import pyarrow as pa
 
     try:
         with pa.memory_map(str(file)) as source:
             messages = pa.ipc.MessageReader.open_stream(source)
             return any(_holds_compressed(bytes(message.metadata)) for message in messages)
-    except (pa.ArrowException, OSError, struct.error):
+    except (struct.error, IndexError):
+        return True
+    except (pa.ArrowException, OSError):
         return False
 
 
