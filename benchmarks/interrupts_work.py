@@ -65,7 +65,7 @@ class Place:
         listed = asyncio.run(nodes.MMaDAParallelExtension().get_node_list())
         self._classes = {node.define_schema().node_id: node for node in listed}
 
-    def node(self, name: str, **inputs: Any) -> Any:
+    def node(self, name: str, /, **inputs: Any) -> Any:
         node = self._classes[f"MMaDAParallel{name}"].PREPARE_CLASS_CLONE(None)
         with torch.inference_mode():
             return node.execute(**inputs)
