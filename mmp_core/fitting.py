@@ -251,7 +251,7 @@ def selected_cells(
     """(B, H, W) bool: the image tokens of each sample that ``masks`` (B, h, w) select, see
     :func:`mask_box`, and a sentence where they select nothing. ``callback`` is called before each
     sample, and may raise."""
-    if not is_painted(masks):
+    if not any(map(is_painted, masks)):
         nothing = torch.zeros(state.image.shape, dtype=torch.bool)
         return nothing, [sentence("The mask is not painted: it selects nothing.")]
     cells = []
@@ -265,6 +265,8 @@ def selected_cells(
 def in_turn(things: Tensor, count: int, name: str, wanted: str) -> tuple[Tensor, list[str]]:
     """``count`` rows of ``things`` (N, …) in turn; a sentence where N is not 1 or that."""
     notes = [] if len(things) in (1, count) else [count_note(name, len(things), count, wanted)]
+    if len(things) in (1, count):  # as they are: large masks take a second per GiB to copy
+        return things.expand(count, *things.shape[1:]), notes
     return things[torch.arange(count) % len(things)], notes
 
 
