@@ -265,8 +265,8 @@ def selected_cells(
 def in_turn(things: Tensor, count: int, name: str, wanted: str) -> tuple[Tensor, list[str]]:
     """``count`` rows of ``things`` (N, …) in turn; a sentence where N is not 1 or that."""
     notes = [] if len(things) in (1, count) else [count_note(name, len(things), count, wanted)]
-    if len(things) in (1, count):  # as they are: large masks take a second per GiB to copy
-        return things.expand(count, *things.shape[1:]), notes
+    if len(things) == count:  # large masks take a second per GiB to copy
+        return things, notes
     return things[torch.arange(count) % len(things)], notes
 
 
