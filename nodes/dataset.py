@@ -139,7 +139,7 @@ class LoadEditDataset(io.ComfyNode):
         spread = [opened[i * len(opened) // count] for i in range(count)]
         pixels, report = (
             to_pixels([dataset_sheet(list(map(_example, host.interruptible(spread))))]),
-            opened.report(),
+            opened.report(callback),
         )
         image = host.to_intermediate(pixels)
         ui = shown(pixels, report, cls)

@@ -252,7 +252,7 @@ def _cases(
         text_length=inputs.text_length or None,
         callback=callback,
     )
-    for line in summed_up(cases.skipped, 20):
+    for line in summed_up(cases.skipped, 20, _ask):
         _log.warning("MMaDA-Parallel: skipped %s", line)
     return cases.cases
 

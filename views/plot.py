@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -20,7 +21,7 @@ _TOP, _BOTTOM, _RIGHT = 36, 48, 20
 _PADDING, _TICK = 8, 4
 _LEGEND_ROW, _LEGEND_COLUMN, _SWATCH = 18, 44, 14
 _LEGEND_ROWS = (SIZE[1] - _TOP - _BOTTOM) // _LEGEND_ROW
-_MANY_POINTS = 40
+_MANY_POINTS, _MOST_POINTS = 40, 4000
 _FRAME, _GRID, _INK = "#9a9a9a", "#e6e6e6", "#303030"
 _COLOURS = (
     "#1f77b4",
@@ -61,8 +62,9 @@ def line_plot(
 ) -> Image.Image:
     """An RGB picture of 640x400 pixels with one line per column of ``values`` (S, B) over ``x``.
 
-    ``x``: S whole numbers that do not decrease. Values that are not finite leave a gap. With more
-    than one column a legend numbers them from 0; with ``names``, one for each, it gives these.
+    ``x``: S whole numbers that do not decrease. Values that are not finite leave a gap; of more
+    than 4000, which no picture shows apart, the lowest and highest of each stretch are drawn. With
+    more than one column a legend numbers them from 0; with ``names``, one for each, it gives these.
     ``joined=False`` draws points without lines.
 
     Raises ``ValueError`` for other shapes or an empty plot.
@@ -72,7 +74,9 @@ def line_plot(
             f"line_plot needs values (S, B) and S places, got {tuple(values.shape)} and {len(x)}."
         )
     font = ImageFont.load_default(13)
-    columns = values.detach().cpu().double().T.tolist()
+    values = values.detach().cpu().double()
+    shown = _shown(values)
+    columns, steps = values.gather(0, shown).T.tolist(), torch.as_tensor(x)[shown].T.tolist()
     labels = list(names) or [str(number) for number in range(len(columns)) if len(columns) > 1]
     pitch = _LEGEND_COLUMN
     if names:
@@ -82,10 +86,10 @@ def line_plot(
     canvas = Image.new("RGB", (SIZE[0] * _SCALE, SIZE[1] * _SCALE), "white")
     draw = ImageDraw.Draw(canvas)
     _draw_grid(draw, horizontal, vertical)
-    for column, colour in zip(columns, colours, strict=True):
+    for column, own, colour in zip(columns, steps, colours, strict=True):
         places = [
             (horizontal.at(a), vertical.at(v)) if math.isfinite(v) else None
-            for a, v in zip(x, column, strict=True)
+            for a, v in zip(own, column, strict=True)
         ]
         _draw_line(draw, places, colour, joined)
     picture = canvas.resize(SIZE, Image.Resampling.LANCZOS)
@@ -93,6 +97,23 @@ def line_plot(
     _write_axes(draw, horizontal, vertical, font, x_label, y_label)
     _draw_legend(draw, list(zip(colours, labels, strict=False)), horizontal.end, pitch, font)
     return picture
+
+
+def _shown(values: Tensor) -> Tensor:
+    """Which of the values (S, B) are drawn, (K, B): all, or of more than ``_MOST_POINTS`` the
+    lowest and the highest of each stretch."""
+    count, width = values.shape
+    if count <= _MOST_POINTS:
+        return torch.arange(count)[:, None].expand(-1, width)
+    length = math.ceil(2 * count / _MOST_POINTS)
+    first = torch.arange(0, count, length)
+    gaps = values.new_full((len(first) * length - count, width), math.nan)
+    stretches = torch.cat((values, gaps)).view(-1, length, width)
+    finite = stretches.isfinite()
+    lowest = stretches.where(finite, math.inf).argmin(1)
+    highest = stretches.where(finite, -math.inf).argmax(1)
+    places = torch.stack((lowest, highest), 1).sort(1).values
+    return (places + first[:, None, None]).flatten(0, 1)
 
 
 def _axes(

@@ -23,10 +23,16 @@ class HostedClip(ClipScorer):
         offload_device = comfy.model_management.unet_offload_device()
         with torch.inference_mode(False):  # so that it can score while something is trained
             super().__init__(folder, device=offload_device)
+        for module in self.model.modules():  # a batch of a large one takes a processor long
+            module.register_forward_pre_hook(lambda *_: stop_if_interrupted())
         self.device = comfy.model_management.get_torch_device()
         self.patcher = comfy.model_patcher.ModelPatcher(
             self.model, load_device=self.device, offload_device=offload_device
         )
+
+    def ask(self) -> None:
+        """The run may be interrupted."""
+        stop_if_interrupted()
 
     def prepare(self) -> None:
         """Load all of it, since its layers cannot be streamed. The run may be interrupted."""

@@ -208,6 +208,34 @@ def test_interruption_stops_between_steps(score, demo, tokens, trajectory):
             score(model=demo, **inputs)
 
 
+@pytest.mark.parametrize("images", [True, False], ids=["pictures", "texts"])
+def test_interruption_stops_a_clip_between_pictures_and_between_layers(host, monkeypatch, images):
+    import comfy.model_management as management
+
+    clip, count = host.load_clip("demo"), 8
+    work = clip.image_features if images else clip.text_features
+    given = [render(TASKS[0].after)] * count if images else [f"word {n}" for n in range(count)]
+    asked = []
+
+    def ask():
+        asked.append(None)
+        if len(asked) == stop:
+            raise management.InterruptProcessingException
+
+    monkeypatch.setattr(management, "throw_exception_if_processing_interrupted", ask)
+    stop = 0
+    expected = work(given)
+    total = len(asked)
+    assert total > 10 + count * images
+    for stop in range(1, total + 1):
+        asked.clear()
+        with pytest.raises(management.InterruptProcessingException):
+            work(given)
+        assert len(asked) == stop
+    stop = 0
+    assert torch.equal(work(given), expected)
+
+
 def test_only_folders_with_a_config_are_offered_as_clips(host, folders, tmp_path, monkeypatch):
     import folder_paths
 

@@ -1,9 +1,11 @@
 """Training and its data can be interrupted between any few of many items."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from mmada_parallel.mmp_core import InputError
 from mmada_parallel.tests.training.tiny_cases import QUICK, brightness, cases, new_run, tiny_model
 from mmada_parallel.training.data import items
 from mmada_parallel.training.data.apart import set_apart
@@ -68,6 +70,18 @@ def test_items_are_counted_before_the_first_is_read(kind, told, tell, tmp_path):
     del told[:]
     open_dataset(path, callback=tell)
     assert len(told) >= 2 * MANY
+
+
+def test_reasons_of_what_cannot_be_used_are_counted(told, tell, tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text("\n".join([json.dumps({"instruction": "a", "image": "b.png"})] * MANY))
+    with pytest.raises(InputError, match=f"for {MANY - 1} more"):
+        open_dataset(path, callback=tell)
+    assert len(told) >= 3 * MANY
+    del told[:]
+    skipped = tuple((f"line {n}", "image is missing") for n in range(MANY))
+    report = replace(many("a"), skipped=skipped).report(tell)
+    assert f"{MANY} skipped" in report and len(told) == MANY
 
 
 def test_the_files_of_a_manifest_are_counted(told, tell, tmp_path):

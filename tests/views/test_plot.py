@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -71,3 +73,16 @@ def test_points_without_lines():
 def test_other_shapes_are_refused(shape, places):
     with pytest.raises(ValueError, match="needs values"):
         line_plot(torch.zeros(shape), range(places), **LABELS)
+
+
+def test_a_long_line_keeps_its_peaks_and_its_ends():
+    values = torch.zeros(1_000_003, 2)
+    values[:, 1] = 0.5
+    values[654_321, 0], values[123_456, 0], values[7, 1] = 1, -1, math.nan
+    picture = line_plot(values, range(len(values)), **LABELS)
+    rows, columns = drawn(picture, FIRST, legend=50)
+    _, other = drawn(picture, SECOND, legend=50)
+    assert rows.max() - rows.min() > 250
+    for row, share in ((rows.min(), 0.654321), (rows.max(), 0.123456)):
+        place = columns[rows == row].mean()
+        assert abs(place - other.min() - share * (other.max() - other.min())) < 4

@@ -76,8 +76,8 @@ class EditDataset(Sequence[Item]):
         ]
         return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
-    def report(self) -> str:
-        """A few lines on the items and on those that were skipped."""
+    def report(self, callback: Counted | None = None) -> str:
+        """A few lines on the items and on those that were skipped, which ``callback`` counts."""
         edits = sum(item.image is not None for item in self.items)
         complete = sum(item.think is not None and item.target is not None for item in self.items)
         lines = [
@@ -89,7 +89,7 @@ class EditDataset(Sequence[Item]):
         ]
         if self.skipped:
             lines.append(sentence(f"{len(self.skipped)} skipped:"))
-            lines += [f"  {line}" for line in summed_up(self.skipped, _LISTED)]
+            lines += [f"  {line}" for line in summed_up(self.skipped, _LISTED, callback)]
         return "\n".join(lines)
 
 
@@ -140,7 +140,7 @@ def open_dataset(
             skipped.append((item.name, str(reason)))
     if callback:
         callback(len(unread), len(unread))
-    _refuse(path.name, len(items), skipped, bad_items)
+    _refuse(path.name, len(items), skipped, bad_items, callback)
     forms = varied(items, settings, repeats, callback)
     options = {
         "data": (f"{path.absolute()}={repeats}",),
@@ -197,7 +197,13 @@ def _advice(path: Path) -> str:
     return sentence("put name.png and its instruction, name.txt, there.")
 
 
-def _refuse(place: str, usable: int, skipped: Sequence[Skipped], bad_items: BadItems) -> None:
+def _refuse(
+    place: str,
+    usable: int,
+    skipped: Sequence[Skipped],
+    bad_items: BadItems,
+    callback: Counted | None,
+) -> None:
     """Raise ``InputError`` where nothing is left, or something is bad and that is fatal."""
     if usable and (bad_items == "skip" or not skipped):
         return
@@ -206,14 +212,14 @@ def _refuse(place: str, usable: int, skipped: Sequence[Skipped], bad_items: BadI
         if usable
         else sentence(f"No item of {place} can be used.")
     )
-    raise InputError(" ".join([many, *summed_up(skipped, _NAMED)]))
+    raise InputError(" ".join([many, *summed_up(skipped, _NAMED, callback)]))
 
 
-def summed_up(skipped: Sequence[Skipped], most: int) -> list[str]:
+def summed_up(skipped: Sequence[Skipped], most: int, callback: Counted | None = None) -> list[str]:
     """At most ``most`` sentences on why items cannot be used, the commonest reason first; of more
     than three items with the same reason, one stands for all. The last sentence counts the rest."""
     groups: dict[tuple[str, str], list[Skipped]] = {}
-    for name, reason in skipped:
+    for name, reason in counted(skipped, callback):
         groups.setdefault(_kind_of(name, reason), []).append((name, reason))
     lines, rest = [], 0
     for same in sorted(groups.values(), key=len, reverse=True):
@@ -312,7 +318,7 @@ def tokenised(
             cases.append(_case(model, item, size, text, length, store.codes))
         except InputError as reason:
             skipped.append((item.name, str(reason)))
-    _refuse(dataset.place, len(cases), skipped, dataset.bad_items)
+    _refuse(dataset.place, len(cases), skipped, dataset.bad_items, callback)
     return TokenisedDataset(tuple(cases), tuple(skipped), store.note)
 
 

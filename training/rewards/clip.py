@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,10 +81,18 @@ class ClipScorer:
         """(N, D) float32 on the CPU, normalised. The CLIP sees what its own preprocessing leaves,
         most often the middle square."""
 
+        def each(batch: Sequence[Image.Image]) -> Iterator[Image.Image]:
+            for image in batch:
+                self.ask()
+                yield image.convert("RGB")
+
         def encode(batch: Sequence[Image.Image]) -> Tensor:
-            return self.towers.images([image.convert("RGB") for image in batch], self.device)
+            return self.towers.images(each(batch), self.device)
 
         return self._encoded(images, encode)
+
+    def ask(self) -> None:
+        """Called before each picture: a host may raise here."""
 
     def prepare(self) -> None:
         """Called before each batch: a host brings the model to ``device`` here, and may raise."""

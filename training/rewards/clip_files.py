@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,8 @@ class Towers(ABC):
         """(N, D) normalised."""
 
     @abstractmethod
-    def images(self, images: Sequence[Image.Image], device: torch.device | str) -> Tensor:
-        """(N, D) normalised, of RGB pictures."""
+    def images(self, images: Iterable[Image.Image], device: torch.device | str) -> Tensor:
+        """(N, D) normalised, of RGB pictures, each of which is needed once."""
 
     @abstractmethod
     def fits(self, text: str) -> bool:
@@ -109,7 +109,7 @@ class OpenClipTowers(Towers):
             features = self.model.encode_text(ids.to(device), normalize=True)
         return _finite(features, self._name)
 
-    def images(self, images: Sequence[Image.Image], device: torch.device | str) -> Tensor:
+    def images(self, images: Iterable[Image.Image], device: torch.device | str) -> Tensor:
         with _using(self._name, "pictures"):
             pixels = torch.stack([self._preprocess(image) for image in images])
             features = self.model.encode_image(pixels.to(device), normalize=True)
@@ -165,13 +165,16 @@ class TransformersTowers(Towers):
             )
         return _finite(F.normalize(_features(features), dim=-1), self._name)
 
-    def images(self, images: Sequence[Image.Image], device: torch.device | str) -> Tensor:
+    def images(self, images: Iterable[Image.Image], device: torch.device | str) -> Tensor:
         with _using(self._name, "pictures"):
-            pixels = self._processor(images=list(images), return_tensors="pt")["pixel_values"]
+            pixels = torch.cat([self._pixels(image) for image in images])
             features = self.model.get_image_features(
                 pixel_values=pixels.to(device, next(self.model.parameters()).dtype)
             )
         return _finite(F.normalize(_features(features), dim=-1), self._name)
+
+    def _pixels(self, image: Image.Image) -> Tensor:
+        return self._processor(images=[image], return_tensors="pt")["pixel_values"]
 
     def fits(self, text: str) -> bool:
         with reading(self._name):
