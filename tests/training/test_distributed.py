@@ -106,6 +106,8 @@ def test_more_processes_than_groups_are_refused(checkpoint, tmp_path):
         {"WORLD_SIZE": "two"},
         {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"},
         {"LOCAL_RANK": "first"},
+        {"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost"},
+        {"WORLD_SIZE": "2", "RANK": "-1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost"},
         {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": "99999999"},
     ],
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
@@ -112,6 +113,7 @@ def launched_ranks(device: str) -> Ranks:
         ) from None
     patient = InitProcessGroupKwargs(timeout=_PATIENCE)
     try:
+        _check_rank(os.environ)
         accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[patient])
     except (ValueError, KeyError, RuntimeError, OSError) as error:
         raise InputError(
@@ -120,3 +122,11 @@ def launched_ranks(device: str) -> Ranks:
             "as it sets them."
         ) from None
     return AcceleratedRanks(accelerator)
+
+
+def _check_rank(variables: Mapping[str, str]) -> None:
+    """Raises ``ValueError`` for a rank that there is not: its process would wait for others that
+    never come."""
+    rank, count = (int(variables.get(name) or 0) for name in ("RANK", "WORLD_SIZE"))
+    if count and not 0 <= rank < count:
+        raise ValueError(f"RANK is {rank}, and WORLD_SIZE {count}")
