@@ -18,8 +18,9 @@ from ..files import Tell, readable_size, writable_file, writing
 from ..model.formats import FORMATS, Format
 from ..model.lora import adaptable_layers
 from ..model.quantised import formats_of, marker, parts_of
+from ..outside import check_kind
 from .load import Model, build_model, check_complete, open_checkpoint
-from .merge import Merged, sha256_of
+from .merge import Merged, check_adapters, sha256_of
 from .packed import IMAGE_PREFIX, packed_metadata
 from .partial import Partial, partial
 from .source import Family, Source
@@ -60,7 +61,7 @@ def convert(
     write_packed(source, out, quantize, adapters, progress=progress)
 
 
-def check_kind(quantize: str) -> None:
+def check_quantize(quantize: str) -> None:
     """Raise ``InputError`` for what is not one of :data:`KINDS`."""
     if not isinstance(quantize, str) or quantize not in KINDS:
         raise InputError(f"quantize is {shown(quantize)}; expected {', '.join(KINDS)}.")
@@ -77,7 +78,9 @@ def write_packed(
 ) -> None:
     """As :func:`convert`, for a source that is open. ``keep``: after an error or an interrupt, too,
     what is written stays for the next call to go on from."""
-    check_kind(quantize)
+    check_quantize(quantize)
+    check_adapters(adapters)
+    check_kind(progress, Callable | None, "progress", "a function")
     _check_out(source, out)
     model = _model_of(source)
     if adapters:  # are recognised by the final norm

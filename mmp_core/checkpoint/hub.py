@@ -25,7 +25,7 @@ from ..errors import CheckpointError, InputError
 from ..files import checked_path, readable_size, writing
 from ..variants.base import Variant
 from ..variants.registry import variant_named
-from .convert import check_kind, write_packed
+from .convert import check_quantize, write_packed
 from .partial import Partial
 from .places import IMAGE_FILES, TRANSFORMER_FILES
 from .source import TOKENIZER_FILES, open_folder
@@ -260,7 +260,7 @@ def download(
     """
     variant, into = variant_named(family), checked_path(into, "--into")
     if quantize is not None:
-        check_kind(quantize)
+        check_quantize(quantize)
     if variant.repository is None:
         raise InputError(f"No repository of {variant.name} is known.")
     out = into / (f"{variant.name}-{quantize}.safetensors" if quantize else variant.name)

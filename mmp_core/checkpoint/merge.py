@@ -13,10 +13,20 @@ from torch import Tensor
 from ..errors import InputError, shown
 from ..files import Tell
 from ..model.lora import STRENGTH
+from ..outside import check_kind
 from .adapters import PEFT_CONFIG, PEFT_WEIGHTS, build_adapter, doubt_about, read_adapter
 from .load import Model
 
 _log = logging.getLogger(__name__)
+
+
+def check_adapters(adapters: Sequence[tuple[str | Path, float]]) -> None:
+    """Raise ``InputError`` for what is not pairs of a file and a strength."""
+    name, expected = "adapters", "files of adapters, each with its strength"
+    check_kind(adapters, list | tuple, name, expected)
+    for pair in adapters:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise InputError(f"{name} is {shown(adapters)}; expected {expected}.")
 
 
 class Merged:

@@ -3,19 +3,30 @@
 import numpy as np
 import pytest
 import torch
-from mmada_parallel.mmp_core import InputError, load_checkpoint
+from mmada_parallel.mmp_core import (
+    InputError,
+    SamplerSettings,
+    denoise,
+    encode_instruction,
+    load_checkpoint,
+)
+from mmada_parallel.mmp_core.checkpoint.convert import convert
 from mmada_parallel.training.data.dataset import EditDataset, joined, open_dataset, tokenised
+from mmada_parallel.training.dpo.preferences import open_preferences, save_preference
 from mmada_parallel.training.dpo.run import DPORun
 from mmada_parallel.training.dpo.settings import DPOSettings
 from mmada_parallel.training.loop.settings import RunSettings
 from mmada_parallel.training.pararl.run import ParaRLRun
 from mmada_parallel.training.pararl.settings import ParaRLSettings
+from mmada_parallel.training.rewards.clip import DEMO_CLIP, ClipScorer, score_trajectory
 from mmada_parallel.training.rewards.consistency import ConsistencyReward
 from mmada_parallel.training.rewards.registry import weighted_reward
 from mmada_parallel.training.rewards.weighted import Weighted
 from mmada_parallel.training.sft.run import SFTRun
 from mmada_parallel.training.sft.settings import SFTSettings
+from mmada_parallel.training.weights.adapter_files import save_adapter
 from mmada_parallel.training.weights.policies import FullWeights, LoRA
+from PIL import Image
 
 WRONG = [7, "text", {"a": 1}, np.array([1, 2]), torch.zeros(2)]
 
@@ -100,3 +111,78 @@ def test_what_adapters_and_rewards_are_made_of(demo, value):
 def test_rewards_are_named_by_texts(value):
     with pytest.raises(InputError, match="^The reward is"):
         weighted_reward([value], lambda place: None, EditDataset("none", ()))
+
+
+@pytest.fixture(scope="module")
+def answered(demo):
+    prompt = encode_instruction(demo, "draw a blue star on white")
+    settings = SamplerSettings(text_steps=2, image_steps=2, joint_guidance=0.0)
+    return prompt, denoise(demo, prompt, settings)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return ClipScorer(DEMO_CLIP)
+
+
+@pytest.mark.parametrize("value", WRONG)
+def test_scores(demo, clip, answered, value):
+    red = Image.new("RGB", (64, 64), "red")
+    _, trajectory = answered
+    uses = [
+        ("images", lambda: clip.score(["a"], value)),
+        ("images", lambda: clip.score(["a"], [value])),
+        ("texts", lambda: clip.score(value, [red])),
+        ("scorer", lambda: score_trajectory(value, demo, trajectory)),
+        ("model", lambda: score_trajectory(clip, value, trajectory)),
+        ("trajectory", lambda: score_trajectory(clip, demo, value)),
+        ("texts", lambda: score_trajectory(clip, demo, trajectory, texts=value)),
+        ("images", lambda: score_trajectory(clip, demo, trajectory, images=value)),
+        ("callback", lambda: score_trajectory(clip, demo, trajectory, callback=value)),
+    ]
+    if not isinstance(value, str):
+        uses += [
+            ("The CLIP", lambda: ClipScorer(value)),
+            ("texts", lambda: clip.score([value], [red])),
+        ]
+    for name, use in uses:
+        with pytest.raises(InputError, match=f"^{name} is"):
+            use()
+
+
+def test_as_many_texts_as_pictures_are_scored(demo, clip, answered):
+    _, trajectory = answered
+    red = Image.new("RGB", (64, 64), "red")
+    for given in ({"texts": ["a", "b"]}, {"texts": ["a"], "images": [red, red]}):
+        with pytest.raises(InputError, match=r"^There are \d texts and \d images"):
+            score_trajectory(clip, demo, trajectory, **given)
+    with pytest.raises(InputError, match="^There are 1 texts and 2 images"):
+        score_trajectory(clip, demo, trajectory, images=[red, red])
+
+
+@pytest.mark.parametrize("value", WRONG)
+def test_what_is_written(demo, answered, tmp_path, value):
+    prompt, trajectory = answered
+    state, file = trajectory.final, tmp_path / "a.safetensors"
+    with LoRA(demo.transformer, rank=1) as policy:
+        uses = [
+            ("metadata", lambda: save_adapter(file, policy, value)),
+            ("source|The adapter holds", lambda: save_adapter(file, value)),
+            ("prompt", lambda: save_preference(tmp_path, demo, value, state, 0)),
+            ("answers", lambda: save_preference(tmp_path, demo, prompt, value, 0)),
+            ("picked", lambda: save_preference(tmp_path, demo, prompt, state, [value])),
+            ("adapters", lambda: convert("demo", file, adapters=value)),
+            ("adapters", lambda: convert("demo", file, adapters=[value])),
+            ("The strength", lambda: convert("demo", file, adapters=[(file, [value])])),
+            ("progress", lambda: convert("demo", file, progress=value)),
+        ]
+        if not isinstance(value, str):
+            uses += [
+                ("The adapter", lambda: save_adapter(value, policy)),
+                ("The preferences", lambda: open_preferences(value)),
+                ("The preferences", lambda: save_preference(value, demo, prompt, state, 0)),
+            ]
+        for name, use in uses:
+            with pytest.raises(InputError, match=f"^({name})"):
+                use()
+    assert not list(tmp_path.iterdir())

@@ -21,7 +21,7 @@ from ...mmp_core.checkpoint.tensors import open_safetensors
 from ...mmp_core.checkpoint.tokens import check_identity, check_known, check_size, token_identity
 from ...mmp_core.errors import InputError, shown
 from ...mmp_core.files import accessing, checked_path, replacing, writing
-from ...mmp_core.outside import MOST_TEXT, checked_count
+from ...mmp_core.outside import MOST_TEXT, check_kind, checked_count
 from ...mmp_core.pipeline import decode_image, decode_text
 from ...mmp_core.state import MASKED, Prompt, TokenState
 from ..cases import Case
@@ -100,6 +100,8 @@ def save_preference(
     one of them.
     """
     folder = checked_path(folder, "The preferences")
+    check_kind(prompt, Prompt, "prompt", "a prompt")
+    check_kind(answers, TokenState, "answers", "tokens")
     _check_alike(prompt, answers)
     checked_count(picked, "picked", 0, answers.batch - 1)
     best = answers[picked : picked + 1]

@@ -21,6 +21,7 @@ from ...mmp_core import (
 )
 from ...mmp_core.checkpoint.load import DEMO
 from ...mmp_core.files import checked_path
+from ...mmp_core.outside import check_kind
 from ..cases import Pair
 from .clip_files import read_towers
 
@@ -42,7 +43,7 @@ class ClipScorer:
     """
 
     def __init__(self, folder: str | Path, *, device: torch.device | str = "cpu"):
-        self.towers = read_towers(Path(folder), device)
+        self.towers = read_towers(checked_path(folder, "The CLIP"), device)
         self.model, self.device = self.towers.model, device
 
     def score(self, texts: Sequence[str], images: Sequence[Image.Image]) -> Tensor:
@@ -51,10 +52,9 @@ class ClipScorer:
         A text longer than the CLIP's context scores the mean of its :meth:`parts`. A text without
         words scores 0: it agrees with nothing. Raises ``InputError`` for unequal numbers.
         """
-        if len(texts) != len(images):
-            raise InputError(
-                f"There are {len(texts)} texts and {len(images)} images: give one text for each."
-            )
+        _check_texts(texts)
+        _check_pictures(images)
+        _check_as_many(len(texts), len(images))
         return (self.text_features(texts) * self.image_features(images)).sum(dim=-1)
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
@@ -63,6 +63,7 @@ class ClipScorer:
         The mean is not normalised again, so that a text's score is the mean of its parts' scores;
         zeros for a text without words.
         """
+        _check_texts(texts)
         parts = [self.parts(text) for text in texts]
         distinct = dict.fromkeys(part for of_text in parts for part in of_text)
         places = {part: i for i, part in enumerate(distinct)}
@@ -89,6 +90,7 @@ class ClipScorer:
         def encode(batch: Sequence[Image.Image]) -> Tensor:
             return self.towers.images(each(batch), self.device)
 
+        _check_pictures(images)
         return self._encoded(images, encode)
 
     def ask(self) -> None:
@@ -171,7 +173,14 @@ def score_trajectory(
     those of the trajectory. ``callback(done, total)`` counts rows, is called before each picture,
     too, and may raise.
     """
+    check_kind(scorer, ClipScorer, "scorer", "a CLIP")
+    check_kind(trajectory, Trajectory, "trajectory", "a trajectory")
+    check_kind(callback, Callable, "callback", "a function")
     final = trajectory.final
+    for given, check in ((texts, _check_texts), (images, _check_pictures)):
+        if given is not None:
+            check(given)
+    _check_as_many(*(final.batch if given is None else len(given) for given in (texts, images)))
     states = [*((step.after, step.guess) for step in trajectory.steps), (final, final)]
     last_texts, last_codes, rows = texts, None, []
     text_features = image_features = torch.zeros(0)  # computed below unless given
@@ -189,6 +198,25 @@ def score_trajectory(
             last_codes, image_features = guess.image, scorer.image_features(pictures)
         rows.append((text_features * image_features).sum(dim=-1))
     return torch.stack(rows)
+
+
+def _check_texts(texts: Any) -> None:
+    name, expected = "texts", "a list of texts"
+    check_kind(texts, list | tuple, name, expected)
+    for text in texts:
+        check_kind(text, str, name, expected)
+
+
+def _check_pictures(images: Any) -> None:
+    name, expected = "images", "a list of pictures"
+    check_kind(images, list | tuple, name, expected)
+    for image in images:
+        check_kind(image, Image.Image, name, expected)
+
+
+def _check_as_many(texts: int, images: int) -> None:
+    if texts != images:
+        raise InputError(f"There are {texts} texts and {images} images: give one text for each.")
 
 
 def clip_folder(name: str | Path) -> Path:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ...mmp_core.checkpoint.adapters import PREFIX, adapter_state, base_metadata, read_adapter
 from ...mmp_core.checkpoint.tensors import SafetensorsFiles
-from ...mmp_core.files import replacing
+from ...mmp_core.files import checked_path, replacing
+from ...mmp_core.outside import check_kind
 from .policies import LoRA
 
 __all__ = ["adapter_tensors", "base_metadata", "read_adapter", "save_adapter", "stored_tensors"]
@@ -44,6 +45,12 @@ def save_adapter(
     ``metadata``: for the header, such as :func:`base_metadata` and the settings of the run; rank,
     alpha and layers of an adapter in training are added.
     """
+    path = checked_path(path, "The adapter")
+    check_kind(source, LoRA | Mapping, "source", "an adapter")
+    check_kind(metadata, Mapping | None, "metadata", "texts by their names")
+    for name, text in (metadata or {}).items():
+        check_kind(name, str, "metadata", "texts by their names")
+        check_kind(text, str, f"metadata {name}", "text")
     about = {"format": "pt", **(metadata or {})}
     if isinstance(source, LoRA):
         layers = sorted({name.rpartition(".")[2] for name in source.shapes})
@@ -53,5 +60,5 @@ def save_adapter(
             "layers": ", ".join(layers),
         }
     tensors = adapter_tensors(source)
-    with replacing(Path(path)) as temporary:
+    with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=about)
