@@ -161,10 +161,11 @@ def write_result(
     out: Path,
     weights: Mapping[str, Tensor],
     recipe: Recipe | None = None,
+    **metadata: str,
 ) -> Path:
     """Write the trained ``weights`` to the folder ``out``, in bf16."""
     halved = {name: weight.bfloat16().cpu() for name, weight in weights.items()}
-    write_checkpoint(out, parts, halved, {"sft_steps": str(run.step)}, recipe)
+    write_checkpoint(out, parts, halved, {"sft_steps": str(run.step), **metadata}, recipe)
     return out
 
 

@@ -2,8 +2,9 @@
 
 First the image tokenizer, where there is none (there is one in ``checkpoint/``), then the
 transformer, an SFT run, then the checkpoint folder in the released layout. With ``--minutes`` it
-stops after so many and keeps its state in ``--folder``; the same command goes on from there, and
-says when nothing is left to do. A short ParaRL follows by
+stops after so many and keeps its state in ``--folder``, beside a checkpoint of what there is; the
+same command goes on from there, and says when nothing is left to do. ``--start`` begins with the
+weights of such a checkpoint and the tasks after its own. A short ParaRL follows by
 ``mmada-parallel train pararl --data picture-book --model FOLDER``.
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from ...mmp_core.variants.base import Layout
 from ...training.cases import Case, EndlessCases
@@ -44,18 +46,17 @@ def settings_for(device: str) -> SFTSettings:
 
 
 class BookCases(EndlessCases):
-    """Case ``i`` is task ``i``; none has a combination that is held out."""
+    """Case ``i`` is task ``first + i``; none has a combination that is held out."""
 
-    fingerprint = "picture book"
-
-    def __init__(self, layout: Layout):
-        self.layout = layout
+    def __init__(self, layout: Layout, first: int = 0):
+        self.layout, self.first = layout, first
+        self.fingerprint = f"picture book from {first}" if first else "picture book"
 
     def __getitem__(self, number: int) -> Case:
-        return to_case(number, task(number), self.layout, CHANGED_WEIGHT)
+        return to_case(number, task(self.first + number), self.layout, CHANGED_WEIGHT)
 
 
-def recipe() -> Recipe:
+def recipe(first: int = 0) -> Recipe:
     sizes = {
         "world": "picture-book",
         "codes": code_count(),
@@ -63,7 +64,7 @@ def recipe() -> Recipe:
         "text_length": Task.text_length,
     }
     guard = [task(seed, held_out=True, kinds=(kind,)) for seed, kind in enumerate(Task.kinds())]
-    return Recipe(words(), sizes, lambda layout, settings: BookCases(layout), guard)
+    return Recipe(words(), sizes, lambda layout, settings: BookCases(layout, first), guard)
 
 
 class Paused(Exception):
@@ -88,15 +89,18 @@ def train(
     settings: SFTSettings,
     device: str,
     check: Callable[..., None],
+    start: Path | None = None,
     **tokenizer: int,
 ) -> None:
     """Go on in ``folder`` with what is not yet done. ``parts``: the folder of the image tokenizer,
-    which is trained if it is not there. Raises :class:`Paused` from ``check``."""
+    which is trained if it is not there. ``start``: a checkpoint whose weights a new run begins
+    with. Raises :class:`Paused` from ``check``."""
     if not (parts / "vqvae" / "diffusion_pytorch_model.safetensors").exists():
         sizes = TOKENIZER["cuda" if device == "cuda" else "cpu"] | tokenizer
         train_vq(parts, device=device, progress=check, **sizes)
-    book = recipe()
-    run = transformer_run(folder, settings, device, parts, recipe=book)
+    first = examples_of(start) if start else 0
+    book = recipe(first)
+    run = transformer_run(folder, settings, device, parts, start=start, recipe=book)
     if run.resume():
         print(f"resuming after step {run.step}", flush=True)
 
@@ -104,9 +108,23 @@ def train(
         print(json.dumps(line), flush=True)
         check()
 
-    run.train(logged)
-    with run.averaged():
-        write_result(run, parts, out, run.policy.state_dict(), book)
+    def write() -> None:
+        examples = str(first + run.step * settings.batch_size)
+        with run.averaged():
+            write_result(run, parts, out, run.policy.state_dict(), book, examples=examples)
+
+    try:
+        run.train(logged)
+    except Paused:
+        write()
+        raise
+    write()
+
+
+def examples_of(checkpoint: Path) -> int:
+    """How many tasks a checkpoint was trained on."""
+    with safe_open(checkpoint / "model.safetensors", "pt") as file:
+        return int(file.metadata()["examples"])
 
 
 def main() -> None:
@@ -115,6 +133,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=Path("build/picture-book"))
     parser.add_argument("--out", type=Path, help="the checkpoint (default: FOLDER/checkpoint)")
+    parser.add_argument("--start", type=Path, help="a checkpoint whose weights to begin with")
     parser.add_argument("--parts", type=Path, default=CHECKPOINT, help="of the image tokenizer")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=max(0, (os.cpu_count() or 1) - 2))
@@ -130,7 +149,7 @@ def main() -> None:
     out = args.out or args.folder / "checkpoint"
     try:
         check = pausing(args.minutes)
-        train(args.folder, out, args.parts, settings, args.device, check, **tokenizer)
+        train(args.folder, out, args.parts, settings, args.device, check, args.start, **tokenizer)
     except Paused:
         print("Time is up; the same command goes on from here.", flush=True)
     else:

@@ -7,7 +7,7 @@ import torch
 from mmada_parallel.demo import train as shared
 from mmada_parallel.demo.picture_book import train, vq
 from mmada_parallel.demo.picture_book.scenes import code_count
-from mmada_parallel.demo.picture_book.tasks import is_held_out
+from mmada_parallel.demo.picture_book.tasks import is_held_out, task
 from mmada_parallel.mmp_core import load_checkpoint
 from mmada_parallel.mmp_core.instructions import unknown_words
 from safetensors.torch import load_file
@@ -26,28 +26,48 @@ def small():
         yield
 
 
-def run(folder, check):
+def run(folder, check=lambda *_: None, parts=None, start=None):
     steps = {"encoder_steps": 2, "decoder_steps": 2, "pictures": 1}
-    train.train(folder, folder / "checkpoint", folder, SETTINGS, "cpu", check, **steps)
+    place = folder / "checkpoint"
+    train.train(folder, place, parts or folder, SETTINGS, "cpu", check, start, **steps)
     return folder / "checkpoint"
 
 
 @pytest.fixture(scope="module")
 def checkpoint(small, tmp_path_factory):
-    return run(tmp_path_factory.mktemp("whole"), lambda *_: None)
+    return run(tmp_path_factory.mktemp("whole"))
 
 
 def test_a_run_in_pieces_ends_as_one_in_one_piece(checkpoint, small, tmp_path):
-    pieces = 0
-    while not (tmp_path / "checkpoint").exists():
+    pieces = written = 0
+    while True:
         try:
             run(tmp_path, train.pausing(0))
         except train.Paused:
             pieces += 1
-    assert pieces >= 6
+            written += (tmp_path / "checkpoint" / "model.safetensors").exists()
+        else:
+            break
+    assert pieces >= 6 and written == SETTINGS.steps  # what there is can be tried after each
     for name in ("model.safetensors", "vqvae/diffusion_pytorch_model.safetensors"):
         once, often = (load_file(place / name) for place in (checkpoint, tmp_path / "checkpoint"))
         assert all(torch.equal(often[key], value) for key, value in once.items())
+
+
+def test_another_run_goes_on_with_the_weights_and_the_tasks_that_follow(
+    checkpoint, small, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(shared.SFTRun, "train", lambda self, callback: None)
+    parts = checkpoint.parent
+    begun = run(tmp_path, parts=parts, start=checkpoint)
+    trained = SETTINGS.steps * SETTINGS.batch_size
+    assert train.examples_of(checkpoint) == train.examples_of(begun) == trained
+    before, after = (load_file(place / "model.safetensors") for place in (checkpoint, begun))
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    numbers = []
+    monkeypatch.setattr(train, "task", lambda number: numbers.append(number) or task(number))
+    train.BookCases(load_checkpoint(checkpoint).layout, trained)[0]
+    assert numbers == [trained]
 
 
 def test_the_checkpoint_loads_and_speaks_in_sentences(checkpoint):
