@@ -120,4 +120,7 @@ def python_number(value: Any) -> Any:
     """A number of another kind, such as NumPy's, as Python's own; anything else as it is."""
     if isinstance(value, bool | int | float) or not isinstance(value, Real):
         return value
-    return int(value) if isinstance(value, Integral) else float(value)
+    try:
+        return int(value) if isinstance(value, Integral) else float(value)
+    except OverflowError:  # a fraction beyond all floats
+        return value

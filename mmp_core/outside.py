@@ -11,10 +11,13 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError, InputError, sentence, shortened, shown
 from .options import Option
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LONGEST_TEXT = 20_000
 """Characters of an instruction or a reasoning text: many times what a model can read."""
@@ -83,6 +86,24 @@ def check_model(model: Any, *parts: str) -> None:
     name, expected = "model", "a loaded checkpoint"
     if not all(hasattr(model, part) for part in parts):
         raise InputError(f"{name} is {shown(model)}; expected {expected}.")
+
+
+def plain_tensor(value: Any) -> Tensor | None:
+    """``value``, if it is an ordinary tensor, each of whose numbers is in memory; ``None`` for any
+    other: sparse, nested, masked, quantised or packed, or without values. Signs and conjugates that
+    a view only notes are carried out, since NumPy does not know them."""
+    import torch  # which what reads a picture's file does without
+
+    if not isinstance(value, torch.Tensor) or isinstance(value, torch.masked.MaskedTensor):
+        return None
+    if value.is_meta or value.layout != torch.strided or value.is_nested or value.is_quantized:
+        return None
+    try:
+        if value.numel():
+            value[(0,) * value.ndim].clone().to(torch.complex64)
+    except (RuntimeError, TypeError):  # several values to an element
+        return None
+    return value.detach().resolve_conj().resolve_neg()
 
 
 def check_bytes(file: Path, most: int = sys.maxsize) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from .errors import InputError, shown
 from .image.placement import Placement
 from .options import Option, python_number
-from .outside import check_kind, checked_text
+from .outside import MOST_SAMPLES, check_kind, checked_count, checked_text, plain_tensor
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -46,11 +46,13 @@ class _Tensors:
 
     def repeat(self, n: int) -> Self:
         """Each sample ``n`` times: batch ``B`` becomes ``n·B`` (sample-major)."""
+        n = checked_count(n, "n", 0, MOST_SAMPLES)
         return self._map(lambda tensor: tensor.repeat_interleave(n, dim=0), rows=True)
 
     def __getitem__(self, samples: slice | Tensor) -> Self:
         if isinstance(samples, int):
             raise TypeError(f"One sample is a batch, too: take it with [{samples}:{samples + 1}].")
+        check_kind(samples, slice | Tensor, "samples", "a slice, or a tensor that chooses them")
         return self._map(lambda tensor: tensor[samples], rows=True)
 
 
@@ -161,6 +163,7 @@ class Prompt(_Tensors):
     @classmethod
     def stack(cls, prompts: Sequence[Prompt]) -> Prompt:
         """Prompts of equal shapes as one batch. Raises ``InputError`` when shapes differ."""
+        check_kind(prompts, list | tuple, "prompts", "a list of prompts")
         for prompt in prompts:
             check_kind(prompt, Prompt, "prompts", "a list of prompts")
         if len({p.task for p in prompts}) != 1:
@@ -199,7 +202,7 @@ class Prompt(_Tensors):
 
 
 def _check_values(tokens: Tensor, name: str) -> None:
-    if tokens.is_meta or tokens.layout != torch.strided:
+    if plain_tensor(tokens) is None:
         raise InputError(f"{name} is sparse or has no values: give an ordinary tensor.")
 
 

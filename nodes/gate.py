@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from functools import wraps
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -23,8 +23,8 @@ from ..mmp_core.errors import shown
 from ..mmp_core.files import accessing
 from ..mmp_core.image.placement import Placement
 from ..mmp_core.memory import OutOfMemory, is_out_of_memory
-from ..mmp_core.options import Option
-from ..mmp_core.outside import MOST_SIDE, MOST_TEXT, checked_text
+from ..mmp_core.options import Option, python_number
+from ..mmp_core.outside import MOST_SIDE, MOST_TEXT, checked_text, plain_tensor
 from ..training.data.dataset import EditDataset
 from .host import HostedModel, interruptible
 from .pictures import strips
@@ -192,9 +192,10 @@ def _number(each: Any, value: Any) -> int | float:
     whole = each.get_io_type() == "INT"
     if isinstance(value, Integral) and not isinstance(value, bool):
         value = int(value)
-    elif isinstance(value, Real) and not isinstance(value, bool):
-        number = float(value)
-        value = int(number) if whole and number.is_integer() else number
+    else:
+        value = python_number(value)
+        if whole and isinstance(value, float) and value.is_integer():
+            value = int(value)
     kind = int if whole else float
     Option(kind, 0, "", low=each.min, high=each.max, name=each.id).check(value)
     return value
@@ -233,7 +234,7 @@ _NAMES_OF_FILES = (
 
 
 def _picture(each: Any, value: Any) -> torch.Tensor:
-    value = _computable(value)
+    value = _computable(_plain(value))
     _check_tensor(each.id, value, (4,), "a batch of pictures")
     if value.shape[-1] not in (1, 3, 4):
         raise InputError(
@@ -242,10 +243,16 @@ def _picture(each: Any, value: Any) -> torch.Tensor:
     return value
 
 
+def _plain(value: Any) -> Any:
+    """A tensor as NumPy could take it, where it is an ordinary one; anything else as it is."""
+    plain = plain_tensor(value)
+    return value if plain is None else plain
+
+
 def _computable(value: Any) -> Any:
     """Floats of a dtype that NumPy lacks and PyTorch hardly computes in, such as bf16, in float32;
     anything else as it is."""
-    if isinstance(value, torch.Tensor) and value.is_floating_point():
+    if plain_tensor(value) is not None and value.is_floating_point():
         return value if value.dtype in _COMPUTABLE else value.float()
     return value
 
@@ -254,7 +261,9 @@ _COMPUTABLE = (torch.float16, torch.float32, torch.float64)
 
 
 def _mask(each: Any, value: Any) -> torch.Tensor:
-    value = value.float() if isinstance(value, torch.Tensor) and not value.is_complex() else value
+    value = _plain(value)
+    if plain_tensor(value) is not None and not value.is_complex():
+        value = value.float()
     _check_tensor(each.id, value, (2, 3), "masks")
     return value
 
@@ -270,7 +279,8 @@ def _check_tensor(name: str, value: Any, dimensions: tuple[int, ...], said: str)
             f"{name} has shape {tuple(value.shape)}; expected {said} with sides of 1 to "
             f"{LARGEST_SIDE} pixels."
         )
-    if not all(bool(part.isfinite().all()) for part in interruptible(strips(value.flatten(0, 1)))):
+    parts = interruptible(strips(value.flatten(0, 1)))
+    if not all(bool((255 * part.float()).isfinite().all()) for part in parts):  # as 8-bit levels
         raise InputError(
             f"{name} has values that are not finite numbers: look at the node that it comes from."
         )
@@ -278,12 +288,7 @@ def _check_tensor(name: str, value: Any, dimensions: tuple[int, ...], said: str)
 
 def _has_floats(value: Any) -> bool:
     """Whether ``value`` is a tensor of floats, each of which is in memory."""
-    return (
-        isinstance(value, torch.Tensor)
-        and value.is_floating_point()
-        and value.layout == torch.strided
-        and not value.is_meta
-    )
+    return plain_tensor(value) is not None and value.is_floating_point()
 
 
 def _named(value: Any) -> str:
@@ -291,6 +296,8 @@ def _named(value: Any) -> str:
         return "a tensor without values"
     if isinstance(value, torch.Tensor) and value.layout != torch.strided:
         return "a sparse tensor"
+    if isinstance(value, torch.Tensor) and plain_tensor(value) is None:
+        return "a tensor of a special kind"
     if isinstance(value, torch.Tensor):
         return f"a tensor of {str(value.dtype).removeprefix('torch.')}"
     return f"of type {type(value).__name__}"

@@ -148,7 +148,8 @@ def open_checkpoint(
     """Find and check a checkpoint's files without reading weights."""
     if not isinstance(family, str | None) or family:
         family = variant_named(family)
-    place = EMBEDDED.get(str(path)) or checked_path(path, "The checkpoint")
+    known = EMBEDDED.get(path) if isinstance(path, str) else None
+    place = known or checked_path(path, "The checkpoint")
     given = None
     if image_tokenizer_path is not None:
         given = checked_path(image_tokenizer_path, "The image tokenizer")

@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, ImageCms, PngImagePlugin, UnidentifiedImageErro
 
 from ..errors import InputError, sentence, shortened
 from ..files import existing_file, replacing, writable_file, writing
+from ..outside import plain_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,12 +115,13 @@ def image_of(pixels: np.ndarray | Tensor) -> Image.Image:
 def levels_of(pixels: np.ndarray | Tensor) -> np.ndarray:
     """The same values as an array of a dtype that pictures have. Raises ``InputError``."""
     if not isinstance(pixels, np.ndarray):
-        if pixels.is_meta or "strided" not in str(pixels.layout):
+        plain = plain_tensor(pixels)
+        if plain is None:
             raise InputError(
                 "The pixels are a tensor that is sparse or has no values: give others."
             )
-        pixels = pixels.detach().cpu()
-        pixels = (pixels.float() if pixels.is_floating_point() else pixels).numpy()
+        plain = plain.cpu()
+        pixels = (plain.float() if plain.is_floating_point() else plain).numpy()
     pixels = np.asarray(pixels)  # not a matrix
     floating = pixels.dtype.kind == "f"
     if not floating and pixels.dtype not in (np.uint8, np.uint16, bool):

@@ -197,10 +197,16 @@ def write_numbered(
 ) -> Path:
     """Let ``write`` make a file of :func:`free_output_path`, again with the next number where it
     raises ``AlreadyExists`` since another process took this one meanwhile."""
+    taken = None
     while True:
         path = free_output_path(prefix, ending, root)
-        with suppress(AlreadyExists):
+        try:
             write(path)
+        except AlreadyExists:
+            if path == taken:  # it cannot be seen in its folder
+                raise
+            taken = path
+        else:
             return path
 
 
@@ -209,8 +215,11 @@ def free_output_path(prefix: str, ending: str, root: str | None = None) -> Path:
     ``prefix``: folder and name."""
     checked_text(prefix, "filename_prefix", _LONGEST_PREFIX)
     try:
+        plain = os.path.normpath(prefix)  # ComfyUI counts only files that begin with a whole name
+        if os.path.basename(plain) in ("", os.curdir, os.pardir):
+            raise ValueError("it names no file")
         folder, name, number, *_ = folder_paths.get_save_image_path(
-            prefix, root or folder_paths.get_output_directory()
+            plain, root or folder_paths.get_output_directory()
         )
         return checked_path(Path(folder) / f"{name}_{number:05}_{ending}", "filename_prefix")
     except InputError:

@@ -141,6 +141,8 @@ _listening: dict[tuple[str, str], object] = {}
 
 def _listens(server: PromptServer, event: str) -> bool:
     """Whether the page that queued this run has said so since it last connected."""
+    if not isinstance(server.client_id, str):  # it comes from the body of /prompt as it is
+        return False
     connection = server.sockets.get(server.client_id)
     return connection is not None and _listening.get((server.client_id, event)) is connection
 

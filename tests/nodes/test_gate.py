@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -12,6 +13,14 @@ from mmada_parallel.mmp_core import Prompt, Step, TokenState, Trajectory
 from mmada_parallel.mmp_core.errors import InputError
 
 WORD, PICTURE = "remove the red star", torch.rand(1, 32, 32, 3)
+
+
+def packed(shape):
+    """Of several values to an element, where this PyTorch has it."""
+    dtype = getattr(torch, "float4_e2m1fn_x2", None)
+    return {"packed": torch.zeros(shape, dtype=torch.uint8).view(dtype)} if dtype else {}
+
+
 IMAGES = {
     "a number": 7,
     "a list": [1, 2],
@@ -30,6 +39,11 @@ IMAGES = {
     "an array": np.zeros((1, 32, 32, 3), "float32"),
     "sparse": torch.zeros(1, 32, 32, 3).to_sparse(),
     "without values": torch.zeros(1, 32, 32, 3, device="meta"),
+    "nested": torch.nested.nested_tensor([torch.rand(32, 32, 3), torch.rand(16, 16, 3)]),
+    "masked": torch.masked.masked_tensor(PICTURE, PICTURE > 0.5),
+    "beyond float32": torch.full((1, 32, 32, 3), 1e300, dtype=torch.float64),
+    "beyond 8-bit levels": torch.full((1, 32, 32, 3), 3e38),
+    **packed((1, 32, 32, 3)),
 }
 MASKS = {
     "a number": 7,
@@ -39,8 +53,25 @@ MASKS = {
     "infinite": torch.full((1, 32, 32), math.inf),
     "sparse": torch.zeros(1, 32, 32).to_sparse(),
     "without values": torch.zeros(1, 32, 32, device="meta"),
+    "nested": torch.nested.nested_tensor([torch.rand(32, 32), torch.rand(16, 16)]),
+    "masked": torch.masked.masked_tensor(PICTURE[..., 0], PICTURE[..., 0] > 0.5),
+    **packed((1, 32, 32)),
 }
-NUMBERS = [-1, 2**63, 2**64, 10**400, 1.5, math.nan, math.inf, "4", None, [], {}, True]
+NUMBERS = [
+    -1,
+    2**63,
+    2**64,
+    10**400,
+    Fraction(10**400),
+    1.5,
+    math.nan,
+    math.inf,
+    "4",
+    None,
+    [],
+    {},
+    True,
+]
 WORDS = [7, None, [], "\ud800", "a" * 30_000, b"bytes"]
 
 
@@ -108,13 +139,14 @@ def test_choices_that_there_are_not(guarded, model, choice):
     assert refused(guarded["LoadEditDataset"], dataset=choice, bad_items="skip", limit=0)
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "../../out", "/etc/x", "a\0b", "\ud800", "", 7])
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "../../out", "/etc/x", "a\0b", "\ud800", "", ".", "a/..", 7]
+)
 def test_names_of_files_to_write(guarded, model, name):
     tokens = guarded["EncodeInstruction"].PREPARE_CLASS_CLONE(None)
     tokens = tokens.execute(**encoding(model)).result[0].initial
-    if name:
-        message = refused(guarded["SaveTokens"], model=model, tokens=tokens, filename_prefix=name)
-        assert message.startswith("filename_prefix")
+    message = refused(guarded["SaveTokens"], model=model, tokens=tokens, filename_prefix=name)
+    assert message.startswith("filename_prefix")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "C:", "CON", "nul.txt", "a" * 101])
@@ -254,6 +286,17 @@ def test_pictures_in_any_floats(guarded, model, dtype):
     assert run("PutBack", **given, **settings)[0].shape == (1, 64, 64, 3)
 
 
+def test_views_that_numpy_does_not_know_are_taken(guarded, model):
+    negative = torch.zeros(1, 32, 32, 3, dtype=torch.complex64).conj().imag
+    node = guarded["EncodeInstruction"].PREPARE_CLASS_CLONE(None)
+    given = {"instruction": WORD, "width": 0, "height": 0, "text_length": 0}
+    seen, plain = (
+        node.execute(model=model, image=image, **given)[0].image
+        for image in (negative, negative.clone())
+    )
+    assert torch.equal(seen, plain)
+
+
 def test_encoding_a_batch_can_be_interrupted(guarded, model):
     from comfy import model_management
 
@@ -308,6 +351,6 @@ def test_a_node_runs_again_no_sooner_because_its_widgets_are_linked(guarded, nod
         assert first == second
         asked.append(node)
     assert len(asked) > 8
-    before = nodes.training_run.unfinished(None)
+    before = nodes.training_run.begun_with(None, None)
     nodes.training_run._interruptions["any"] += 1
-    assert nodes.training_run.unfinished(None) != before
+    assert nodes.training_run.begun_with(None, None) != before

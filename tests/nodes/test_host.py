@@ -357,6 +357,18 @@ def test_words_go_to_the_page_that_queued_the_prompt(host, monkeypatch):
     assert len(sent) == 3 and sent[2][0] == "&lt;b&gt; ░"
 
 
+@pytest.mark.parametrize("client", [["a"], {"a": 1}, None, 5])
+def test_a_page_may_call_itself_anything(host, monkeypatch, client):
+    """The body of /prompt says so, unchecked."""
+    sent = []
+    server = SimpleNamespace(
+        client_id=client, sockets={}, send_progress_text=lambda text, *_: sent.append(text)
+    )
+    monkeypatch.setattr(host.page.PromptServer, "instance", server, raising=False)
+    host.Progress("1").show_words(3, 9, [("<b>", "new")], "<b>")
+    assert sent in ([], ["&lt;b&gt;"])
+
+
 def test_words_for_a_node_whose_id_cannot_be_sent_are_not(host, monkeypatch):
     """A prompt of the API may call its nodes by half of an emoji."""
     server = SimpleNamespace(

@@ -1,11 +1,15 @@
 """What a script may give to datasets, rewards and runs: used, or refused in one sentence."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
 from mmada_parallel.mmp_core import (
     InputError,
+    Prompt,
     SamplerSettings,
+    TokenState,
     denoise,
     encode_instruction,
     load_checkpoint,
@@ -186,3 +190,39 @@ def test_what_is_written(demo, answered, tmp_path, value):
             with pytest.raises(InputError, match=f"^({name})"):
                 use()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "value", [*WRONG[1:], None, -1, 1.5, 2**63, pytest.param(10**5000, id="huge"), range(9)]
+)
+def test_samples_are_chosen_and_repeated(answered, value):
+    prompt, trajectory = answered
+    for tokens in (prompt, trajectory.final):
+        if not (type(value) is int and value == 7):
+            with pytest.raises(InputError, match="^n is"):
+                tokens.repeat(value)
+        if not isinstance(value, int | torch.Tensor):
+            with pytest.raises(InputError, match="^samples is"):
+                tokens[value]
+    with pytest.raises(InputError, match="^prompts is"):
+        Prompt.stack(value)
+
+
+def test_numbers_beyond_all_floats_and_names_that_are_none():
+    for value in (Fraction(10**400), 10**5000):
+        with pytest.raises(InputError, match="^text_steps is"):
+            SamplerSettings(text_steps=value)
+        with pytest.raises(InputError, match="^The checkpoint is"):
+            load_checkpoint(value)
+
+
+def test_tensors_that_are_none(demo):
+    parts = [torch.zeros(4).long(), torch.zeros(2).long()]
+    nested = torch.nested.nested_tensor(parts)
+    for make in (
+        lambda: TokenState(nested, torch.zeros(2, 2, 2).long()),
+        lambda: TokenState(torch.zeros(2, 4).long(), nested),
+        lambda: encode_instruction(demo, "draw a star", image=nested),
+    ):
+        with pytest.raises(InputError, match="sparse or has no values"):
+            make()
