@@ -131,8 +131,9 @@ class ParallelDenoise(io.ComfyNode):
                     picture=model.picture_bytes(prompt.initial.grid, previews=preview_every > 0),
                 )
             except Interrupted:
-                if reached := view.reached(prompt.initial):
-                    view.show_kept(reached, keep(model, reached))
+                reached = view.reached(prompt.initial)
+                if reached and (kept := keep(model, reached)):
+                    view.show_kept(reached, kept)
                 raise
             if choice:
                 took = choice.took(trajectory.operations, time.perf_counter() - began)

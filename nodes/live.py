@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
@@ -14,6 +15,7 @@ from PIL import Image
 from ..mmp_core import (
     MASKED,
     MASKED_TEXT,
+    InputError,
     Model,
     Step,
     TokenState,
@@ -40,6 +42,7 @@ _RECENT, _SURE = 10, 3
 """Steps over which the time per step is averaged, and fewest to say from it how much is left."""
 _CELL = 256
 _COLUMNS = 4
+_log = logging.getLogger(__name__)
 
 
 class LiveView:
@@ -199,8 +202,9 @@ class LiveView:
         self.progress.show_words(done, self._total, words, plain, said=said, **self._place, **more)
         self._shown = state
 
-    def _saved_sheet(self, steps: Sequence[Step], sample: int) -> dict[str, Any]:
-        """Where the pictures of ``steps`` lie, the last one being the result."""
+    def _saved_sheet(self, steps: Sequence[Step], sample: int) -> dict[str, Any] | None:
+        """Where the pictures of ``steps`` lie, the last one being the result; ``None`` where they
+        cannot be written, for which no result should be lost."""
         pictures, which = [], slice(sample, sample + 1)
         for step in steps[:-1]:
             stop_if_interrupted()
@@ -208,7 +212,11 @@ class LiveView:
         pictures.append(self._results[sample].copy())
         for picture in pictures:
             picture.thumbnail((_CELL, _CELL))
-        file = save_temporary(contact_sheet(pictures, _COLUMNS))
+        try:
+            file = save_temporary(contact_sheet(pictures, _COLUMNS))
+        except InputError as error:
+            _log.warning("MMaDA-Parallel: the steps cannot be looked at. %s", error)
+            return None
         columns, (width, height) = min(_COLUMNS, len(pictures)), pictures[0].size
         return {"file": file, "columns": columns, "width": width, "height": height}
 

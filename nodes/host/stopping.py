@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +13,13 @@ from aiohttp import web
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ...mmp_core import MASKED, TokenState
+from ...mmp_core import MASKED, InputError, TokenState
 from ...mmp_core.checkpoint.tokens import save_tokens
 from .folders import FOLDER, TOKENS_ENDING, write_numbered
 from .models import HostedModel
 from .page import Progress, sent
 
+_log = logging.getLogger(__name__)
 stops: Counter[str | None] = Counter()
 """How often a run of each node was stopped. A stopped result is not to be taken from the cache for
 that of a whole run, so the nodes' fingerprints count them."""
@@ -47,17 +49,21 @@ class Run:
         return keep(hosted, tokens)
 
 
-def keep(hosted: HostedModel, tokens: TokenState) -> str:
+def keep(hosted: HostedModel, tokens: TokenState) -> str | None:
     """Save the tokens of a run that ended early for Load Tokens, until ComfyUI ends. Their name
-    there."""
+    there; ``None`` where they cannot be written, for which nobody's result should be lost."""
     hosted.prepare_decoding(tokens.grid)
     temporary = folder_paths.get_temp_directory()
-    path = write_numbered(
-        lambda file: save_tokens(file, tokens, hosted.model, new=True),
-        f"{FOLDER}_stopped",
-        TOKENS_ENDING,
-        temporary,
-    )
+    try:
+        path = write_numbered(
+            lambda file: save_tokens(file, tokens, hosted.model, new=True),
+            f"{FOLDER}_stopped",
+            TOKENS_ENDING,
+            temporary,
+        )
+    except InputError as error:
+        _log.warning("MMaDA-Parallel: what was stopped is not kept. %s", error)
+        return None
     return f"{path.name} [temp]"
 
 

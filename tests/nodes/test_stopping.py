@@ -156,3 +156,30 @@ def test_a_stop_ends_the_rest_of_a_list_and_no_other_run(host, context):
     context.list_index, context.prompt_id = 1, "q"
     with host.stoppable(progress) as anew:
         assert not anew.stop_asked
+
+
+@pytest.fixture
+def temporary_is_full(tmp_path, monkeypatch):
+    import folder_paths
+
+    (tmp_path / "temp").touch()
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
+
+
+def test_a_result_is_not_lost_for_what_is_only_shown(encoded, denoised, temporary_is_full):
+    tokens, trajectory = (output := denoised(encoded(), record_steps=8)).result
+    assert MASKED not in tokens.image and trajectory.final is tokens
+    ((run,),) = output.ui["mmada_parallel_steps"]
+    assert run["samples"][0]["sheet"] is None and run["kept"] is None
+
+
+def test_a_stop_and_an_interrupt_stay_what_they_are(encoded, denoised, acting, temporary_is_full):
+    import comfy.model_management
+
+    acting(stop, 4)
+    output = denoised(encoded(), record_steps=128)
+    assert MASKED in output[0].image
+    assert output.ui["mmada_parallel_steps"][0][0]["kept"] is None
+    acting(interrupt, 4)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        denoised(encoded(), record_steps=128)
