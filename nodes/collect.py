@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from comfy_api.v0_0_2 import io
@@ -16,7 +17,7 @@ from ..mmp_core.files import replacing, writing
 from ..mmp_core.image.files import write_picture
 from ..mmp_core.outside import checked_text
 from ..training.data.items import SAME_RATIO
-from .host import interruptible, stop_if_interrupted, training_folders
+from .host import interruptible, stop_if_interrupted, times_gone, training_folders, wrote
 from .pictures import said, to_pictures
 from .types import Schema
 
@@ -77,8 +78,13 @@ class CollectDataset(io.ComfyNode):
                     display_name="count", tooltip="The number of items that the dataset now holds."
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> int:
+        return times_gone(cls.hidden.unique_id)
 
     @classmethod
     def validate_inputs(cls, instruction: str | None = None) -> bool | str:
@@ -124,6 +130,7 @@ class CollectDataset(io.ComfyNode):
                 )
             added += add_item(folder, texts, {".png": picture, ".target.png": wanted})
         held = sum(1 for file in folder.glob("*.txt") if not file.name.endswith(".think.txt"))
+        wrote(cls.hidden.unique_id, folder)
         note = f"{added} of {count} added to input/{dataset}, which now holds {held}."
         return io.NodeOutput(dataset, held, ui=said([note], cls))
 

@@ -78,8 +78,12 @@ class ConvertCheckpoint(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint: str, image_tokenizer: str, **inputs):
-        return folders.fingerprint(lambda: folders.checkpoint_paths(checkpoint, image_tokenizer))
+    def fingerprint_inputs(
+        cls, checkpoint: str, image_tokenizer: str, lora: str | None = None, **_
+    ):
+        sources = folders.fingerprint(lambda: folders.checkpoint_paths(checkpoint, image_tokenizer))
+        adapter = folders.fingerprint(lambda: folders.adapter_files(lora or folders.NO_ADAPTER))
+        return sources, adapter, host.times_gone(cls.hidden.unique_id)
 
     @classmethod
     def execute(
@@ -110,5 +114,6 @@ class ConvertCheckpoint(io.ComfyNode):
             image_tokenizer_path=image_path,
             progress=show,
         )
+        host.wrote(cls.hidden.unique_id, out)
         text = f"{out.name}: {readable_size(out.stat().st_size)}. Press R to list it."
         return io.NodeOutput(str(out), ui={"text": (text,)})

@@ -18,8 +18,8 @@ from ..training.rewards.registry import widget_values
 from ..training.sft.settings import SFTSettings
 from ..training.weights.settings import AdapterSettings
 from .host import HostedModel, folders, training_folders
-from .training_recipes import DPO, SFT, ParaRL
-from .training_run import TrainingInputs, train, unfinished
+from .training_recipes import DPO, SFT, ParaRL, clips_of
+from .training_run import TrainingInputs, begun_with, train
 from .types import Dataset, LoraModel, LossMap, Model, Schema
 from .widgets import between, widget
 
@@ -112,8 +112,15 @@ class ParaRLFinetune(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, run_name: str = "", **_: Any) -> Any:
-        return unfinished(run_name)
+    def fingerprint_inputs(
+        cls,
+        run_name: str = "",
+        reward: str | None = "",
+        more_rewards: str | None = "",
+        **widgets: Any,
+    ) -> Any:
+        clips = folders.fingerprint(lambda: clips_of(reward or "", more_rewards or ""))
+        return begun_with(cls.hidden.unique_id, run_name, **widgets), clips
 
     @classmethod
     def execute(
@@ -169,8 +176,8 @@ class SFTFinetune(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, run_name: str = "", **_: Any) -> Any:
-        return unfinished(run_name)
+    def fingerprint_inputs(cls, run_name: str = "", **widgets: Any) -> Any:
+        return begun_with(cls.hidden.unique_id, run_name, **widgets)
 
     @classmethod
     def execute(cls, model: HostedModel, dataset: EditDataset, **widgets: Any) -> io.NodeOutput:
@@ -216,8 +223,8 @@ class PreferenceFinetune(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, preferences: str, run_name: str = "", **_: Any) -> Any:
-        return unfinished(run_name), folders.fingerprint(
+    def fingerprint_inputs(cls, preferences: str, run_name: str = "", **widgets: Any) -> Any:
+        return begun_with(cls.hidden.unique_id, run_name, **widgets), folders.fingerprint(
             lambda: [training_folders.preference_set(preferences)]
         )
 

@@ -61,6 +61,10 @@ class ScoreAlignment(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, clip: str, **_: Any) -> Any:
+        return folders.fingerprint(lambda: [folders.clips().get(clip)])
+
+    @classmethod
     def execute(
         cls,
         clip: str,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ..training.cases import Case, Pair, Reward
@@ -89,6 +90,16 @@ class Recipe(ABC):
     @abstractmethod
     def samples(self, run: Any, count: int) -> list[Pair]:
         """Answers of the model as it is now."""
+
+
+def clips_of(reward: str, more: str) -> list[Path | None]:
+    """Folders of the CLIPs that rewards are made of. Raises ``InputError`` for unknown ones."""
+    kind, place = from_widget(reward)
+    places = [place] if kind.place else []
+    for name, place, _ in map(place_of, specs_in(more)):
+        if name in REWARDS and REWARDS[name].place:
+            places.append(place)
+    return [folders.clips().get(place) for place in places]
 
 
 class ParaRL(Recipe):

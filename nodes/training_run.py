@@ -38,6 +38,8 @@ from .pictures import to_pixels
 from .run_files import write_run_file_of
 from .training_recipes import Metrics, Recipe, part_name
 
+WAITS = "mmada_parallel_waits"
+"""In a result, the name of the run that waits for votes, for the page."""
 _ADAPTER = "adapter.safetensors"
 _MOST_SEQUENCES = 64
 _RECENT, _SURE = 10, 3
@@ -48,12 +50,18 @@ _log = logging.getLogger(__name__)
 _interruptions: Counter[str] = Counter()
 
 
-def unfinished(run_name: str | None) -> tuple[int, Any]:
-    """How many runs of a name were interrupted, and the votes of the newest: ComfyUI would else
-    take what such a run gave for the result of the next. ``None``, where the name is linked: of
-    all."""
+def begun_with(
+    node_id: str | None, run_name: str | None, existing_lora: str | None = None, **_: Any
+) -> tuple[Any, ...]:
+    """What a run depends on beside its widgets: how many of its name were interrupted, the votes of
+    the newest, whether its folder is gone, and the adapter that it begins with. ComfyUI would else
+    take what a run gave for the result of the next. ``run_name``: ``None``, where it is linked:
+    of all."""
     interrupted = _interruptions.total() if run_name is None else _interruptions[run_name]
-    return interrupted, host.votes_so_far(run_name)
+    adapter = folders.fingerprint(
+        lambda: folders.adapter_files(existing_lora or folders.NO_ADAPTER)
+    )
+    return interrupted, host.votes_so_far(run_name), host.times_gone(node_id), adapter
 
 
 @dataclass(frozen=True)
@@ -153,7 +161,9 @@ def train(
             own = _own_options(run, recipe, inputs)
             write_run_file_of(run, hosted, dataset, inputs.watched, own)
             view = TrainingView(progress, run, recipe, inputs.preview_every, memory.in_use, cost)
-            return _outputs(run, policy, view, inputs.run_name)
+            output = _outputs(run, policy, view, inputs.run_name)
+            host.wrote(node_id, folder)
+            return output
 
 
 def _ask(done: int, total: int) -> None:
@@ -177,6 +187,7 @@ def _outputs(run: TrainingRun, policy: LoRA, view: TrainingView, name: str) -> i
     """Train; after an interruption, too, the adapter as far as it is trained goes on to the nodes
     that follow, if there is one."""
     adapter, ended = run.folder.path / _ADAPTER, "Done."
+    waits: dict[str, tuple[str]] = {}
     try:
         run.train(view.callback, view.progress)
         if run.step < run.settings.steps:
@@ -193,9 +204,10 @@ def _outputs(run: TrainingRun, policy: LoRA, view: TrainingView, name: str) -> i
             raise
     except Waiting as waiting:
         ended = f"{waiting} Choose the best answers below, then queue again."
+        waits = {WAITS: (name,)}
         if not run.step:
             nothing = [host.nothing() for _ in range(4)]
-            return io.NodeOutput(*nothing, ui={"text": (view.show(ended),)})
+            return io.NodeOutput(*nothing, ui={"text": (view.show(ended),), **waits})
     try:
         with run.averaged():
             save_adapter(adapter, policy, {**run.metadata(), **base_metadata(run.model)})
@@ -215,7 +227,7 @@ def _outputs(run: TrainingRun, policy: LoRA, view: TrainingView, name: str) -> i
         {"loss": [line.get("loss", math.nan) for line in lines]},
         run.step,
         host.to_intermediate(to_pixels(curves)) if curves else host.nothing(),
-        ui={"text": (text,)},
+        ui={"text": (text,), **waits},
     )
 
 

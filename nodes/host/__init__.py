@@ -23,6 +23,7 @@ from .page import (
 from .stopping import Run, keep, stoppable, stops
 from .training import Interrupted, TrainingMemory, trainable
 from .votes import votes_so_far, waits
+from .written import times_gone, wrote
 
 __all__ = [
     "DTYPES",
@@ -46,9 +47,11 @@ __all__ = [
     "stop_if_interrupted",
     "stoppable",
     "stops",
+    "times_gone",
     "to_intermediate",
     "trainable",
     "votes_so_far",
     "waits",
     "with_adapter",
+    "wrote",
 ]

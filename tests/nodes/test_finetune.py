@@ -242,7 +242,7 @@ def test_interruption_keeps_the_run_and_says_where(pararl, shown, host, output, 
 def test_after_an_interruption_the_node_runs_again(pararl, shown, host, monkeypatch, nodes):
     import comfy.model_management as management
 
-    node = nodes.finetune.ParaRLFinetune
+    node = nodes.finetune.ParaRLFinetune.PREPARE_CLASS_CLONE(None)
     before = [node.fingerprint_inputs(run_name=name) for name in ("run", "other")]
 
     def show_text(self, text):
