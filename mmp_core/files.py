@@ -20,7 +20,9 @@ Tell = Callable[[], object]
 
 _ON_WINDOWS = os.name == "nt"
 _PREFIX = 40
-_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")
+_MARK = ".mmada-part"
+"""At the end of the names of files that are being written."""
+_TEMPORARY = re.compile(rf"\..+\.[a-z0-9_]{{8}}{re.escape(_MARK)}")
 _DEVICES = {"CON", "PRN", "AUX", "NUL"} | {f"{d}{i}" for d in ("COM", "LPT") for i in range(10)}
 _IMPOSSIBLE = {
     errno.ENAMETOOLONG: "the name is longer than the file system allows",
@@ -100,7 +102,7 @@ def writable_file(value: Any, what: str, endings: tuple[str, ...] = ()) -> Path:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=_temporary_prefix(path))
+            handle, name = tempfile.mkstemp(_MARK, _temporary_prefix(path), path.parent)
             os.close(handle)
             os.unlink(name)
         finally:
@@ -129,7 +131,7 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
     Raises ``OSError`` where the disk is full, also for what safetensors says of it, and, if
     ``new``, ``AlreadyExists`` in place of replacing a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_temporary_prefix(path))
+    handle, name = tempfile.mkstemp(_MARK, _temporary_prefix(path), path.parent)
     os.close(handle)
     temporary = Path(name)
     try:

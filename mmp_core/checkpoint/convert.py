@@ -19,7 +19,7 @@ from ..model.formats import FORMATS, Format
 from ..model.lora import adaptable_layers
 from ..model.quantised import formats_of, marker, parts_of
 from ..outside import check_kind
-from .load import Model, build_model, check_complete, open_checkpoint
+from .load import Model, build_model, check_complete, check_nothing_more, open_checkpoint
 from .merge import Merged, check_adapters, sha256_of
 from .packed import IMAGE_PREFIX, packed_metadata
 from .partial import Partial, partial
@@ -140,10 +140,12 @@ def _check_free_space(out: Path, needed: int) -> None:
 
 
 def _model_of(source: Source) -> Model:
-    """Without weights. Raises ``CheckpointError`` where tensors are missing."""
+    """Without weights. Raises ``CheckpointError`` where tensors are missing, or too many."""
     model = build_model(source)
     check_complete(model.transformer, source.weights, str(source.path))
     check_complete(model.image_tokenizer, source.image_weights, str(source.image_path))
+    check_nothing_more(model.transformer, source.weights, str(source.path))
+    check_nothing_more(model.image_tokenizer, source.image_weights, str(source.image_path))
     return model
 
 

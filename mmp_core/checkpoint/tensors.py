@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +16,7 @@ from torch import Tensor
 from ..errors import CheckpointError, shown
 from ..files import is_plain_name
 from ..outside import JSON_BYTES, check_bytes, parsed_json, read_text
+from .pickles import MOST_VALUES, check_pickled
 
 DTYPES = {
     "F64": torch.float64,
@@ -214,13 +214,9 @@ def _check_header(header: bytes, most: int) -> None:
 
 def read_pickled(file: Path, device: torch.device | str = "cpu", *, mmap: bool = False) -> Any:
     """What ``torch.save`` wrote to ``file``, of plain types and tensors alone. Raises whatever
-    ``torch.load`` raises, which is anything, and ``OSError`` for an archive that would be larger
-    than its file."""
+    ``torch.load`` raises, which is anything, and ``OSError`` as :func:`check_pickled`."""
     check_bytes(file)
-    if is_zipfile(file):
-        with ZipFile(file) as archive:
-            if any(entry.compress_type != ZIP_STORED for entry in archive.infolist()):
-                raise OSError("its tensors are compressed")
+    check_pickled(file)
     content = torch.load(file, map_location=device, weights_only=True, mmap=mmap)
     _check_values(content)
     return content
@@ -237,8 +233,8 @@ def _check_values(content: Any) -> None:
         if isinstance(value, list | tuple | set):
             count += len(value)
             waiting += value
-        if count > _MOST_VALUES:
-            raise OSError(f"it holds more than {_MOST_VALUES} values")
+        if count > MOST_VALUES:
+            raise OSError(f"it holds more than {MOST_VALUES} values")
 
 
 def holds_values(tensor: Any) -> bool:

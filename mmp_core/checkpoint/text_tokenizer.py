@@ -36,7 +36,7 @@ _PARTS = {
 }
 _LONGEST_PUT, _MOST_PUT = 4, 3
 """Characters that a step may put in place of others, and how many steps may put more than one."""
-_MOST_PARTS, _LONGEST_TOKEN, _LONGEST_PATTERN, _REPEATS_IN_A_ROW = 16, 1000, 500, 3
+_MOST_PARTS, _LONGEST_TOKEN, _LONGEST_PATTERN, _REPEATS_IN_A_ROW = 16, 1000, 500, 2
 _MOST_ADDED, _ADDED_CHARACTERS = 2**14, 2**20
 """Tokens beside the vocabulary, and their characters: the library searches texts for all of them
 at once, and takes minutes and gigabytes to prepare that."""
@@ -239,30 +239,62 @@ def _check_step(step: Mapping[str, Any], kinds: Sequence[str], where: str) -> No
 
 def is_quick(pattern: str) -> bool:
     """Whether a search for a regular expression takes no more than about the square of the text's
-    length: no group is repeated, there are no references, and few repetitions in a row."""
-    if len(pattern) > _LONGEST_PATTERN or re.search(r"\\[1-9kg]|\(\?[R&0-9(]", pattern):
+    length: no group is repeated, there are no references, and what follows two repetitions in a
+    row may always be left out, so that they never have to be divided in another way."""
+    if len(pattern) > _LONGEST_PATTERN or re.search(r"\\[1-9kg]|\(\?[R&0-9(~]", pattern):
         return False
     plain = re.sub(r"\\[pP]\{\^?\w+\}|\\x\{\w+\}|\\.", "a", pattern, flags=re.DOTALL)
     plain = re.sub(r"\[[^\[\]]*\]", "a", plain)
+    plain = re.sub(r"\(\?[imsx-]+\)", "", plain)
     if "[" in plain:
         return False
-    groups = [0]  # repetitions in a row, of each open group
-    before = ""
-    for part in re.findall(r"[*+]|\{\d*,?\d*\}|[()|]|[^*+{}()|]+|.", plain, flags=re.DOTALL):
-        if part == "(":
-            groups.append(0)
-        elif part == ")":
-            if len(groups) == 1:
-                return False
-            groups[-1] += groups.pop()
-        elif part == "|":
-            groups[-1] = 0
-        elif part[0] in "*+{":
-            groups[-1] += 1
-            if before == ")" or re.search(r"\d{3}", part) or groups[-1] > _REPEATS_IN_A_ROW:
-                return False
-        before = part
-    return len(groups) == 1
+    parts = _PARTS_OF_PATTERN.findall(plain)
+    try:
+        _, end = _repetitions(parts, 0, 0)
+    except ValueError:
+        return False
+    return end == len(parts)
+
+
+_PARTS_OF_PATTERN = re.compile(
+    r"\(\?[imsx-]*[:=!>]|\(\?<[=!]|\(\?<\w+>|[()|]|(?:[*+?]|\{\d*,?\d*\})[?+]?|.", re.DOTALL
+)
+
+
+def _repetitions(parts: Sequence[str], place: int, before: int) -> tuple[int, int]:
+    """How many repetitions in a row the alternatives from ``place`` end with at most, of which
+    ``before`` stand before them, and where they end. Raises ``ValueError`` for what is slow."""
+    most = row = before
+    while place < len(parts) and (part := parts[place]) != ")":
+        place += 1
+        if part == "|":
+            most, row = max(most, row), before
+            continue
+        group = part[0] == "("
+        last = _end_of(parts, place) if group else place - 1
+        sign = parts[last + 1] if last + 1 < len(parts) else ""
+        sign = sign if sign[:1] in ("*", "+", "?", "{") else ""
+        optional, repeated = sign.startswith(("*", "?", "{0", "{,")), sign[:1] in ("*", "+", "{")
+        if repeated and (group or re.search(r"\d{3}", sign)):
+            raise ValueError("it repeats a group, or something too often")
+        if row >= _REPEATS_IN_A_ROW and not optional and (not group or part[-1] in "=!"):
+            raise ValueError("what must follow divides repetitions anew")
+        if group:
+            inner, _ = _repetitions(parts, place, 0 if optional else row)
+            row = row + inner if optional else inner
+        row += repeated
+        place = last + 1 + bool(sign)
+    return max(most, row), place
+
+
+def _end_of(parts: Sequence[str], place: int) -> int:
+    """Where the group ends whose content begins at ``place``."""
+    depth = 1
+    for end in range(place, len(parts)):
+        depth += (parts[end][0] == "(") - (parts[end] == ")")
+        if not depth:
+            return end
+    raise ValueError("a group does not end")
 
 
 def _either(names: Sequence[str]) -> str:

@@ -52,6 +52,10 @@ _PIECES, _PIXELS_A_PIECE = 20_000, 64
 pixels."""
 _SCANS, _SCAN = 200, b"\xff\xda"
 """Of a JPEG, each of which goes through all pixels: progressive ones have a dozen."""
+_TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS = 322, 323, 324
+"""Tags of TIFF."""
+_MOST_PADDING, _SMALL = 4, 2**22
+"""How many times the pixels of a picture, or of a small one, its tiles may have."""
 _SAVE_AS_PNG = "Open it in an image editor and save it as PNG."
 
 
@@ -74,7 +78,12 @@ def load_mask(source: Picture | BinaryIO) -> Image.Image:
     with _decoded(source) as (image, name):
         if image.mode == "L" and not image.has_transparency_data:
             return _stripped(_upright(image).copy())
-        return _stripped(_rgb(image, name, BLACK).convert("L"))
+        upright, deep = _upright(image), ("I", "F", "LAB", "La")
+        if upright.mode in deep or upright.mode.startswith("I;16"):
+            return _stripped(_rgb(image, name, BLACK).convert("L"))
+        with _converting(image, name):
+            grey = _by_strips(upright, "L", lambda strip: _on_ground(strip, BLACK).convert("L"))
+        return _stripped(grey)
 
 
 def read_original(source: Picture | BinaryIO) -> Image.Image:
@@ -188,6 +197,7 @@ def opened_picture(source: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
                 if image.format in _WITH_PROGRAMS:
                     raise InputError(f"{name} is {image.format}, which is not read. {_SAVE_AS_PNG}")
                 _check_size(image, name)
+                _check_tiles(image, name)
                 yield image
     except InputError:
         raise
@@ -233,6 +243,18 @@ def _check_size(image: Image.Image, name: str) -> None:
         raise InputError(f"{_too_large(name)} It is {image.width}x{image.height}.")
 
 
+def _check_tiles(image: Image.Image, name: str) -> None:
+    """A TIFF of tiles decodes each as a whole, however little of it is in the picture."""
+    tags = getattr(image, "tag_v2", {})
+    width, height = (tags.get(tag) for tag in (_TILE_WIDTH, _TILE_LENGTH))
+    if width is None or height is None:
+        return
+    offsets = tags.get(_TILE_OFFSETS, ())
+    tiles = len(offsets) if isinstance(offsets, tuple) else 1
+    if tiles * width * height > _MOST_PADDING * max(image.width * image.height, _SMALL):
+        raise InputError(f"{name} is a TIFF of far larger tiles than it has pixels. {_SAVE_AS_PNG}")
+
+
 def _too_large(name: str) -> str:
     return sentence(f"{name} has more than {MOST_PIXELS // 10**6} million pixels: make it smaller.")
 
@@ -250,7 +272,7 @@ def _stripped(image: Image.Image) -> Image.Image:
 
 def _rgb(image: Image.Image, name: str, ground: tuple[int, int, int, int] = WHITE) -> Image.Image:
     """``ground``: what transparency is laid on."""
-    try:
+    with _converting(image, name):
         upright = _upright(image)
         if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
             return _eight_bit(upright).convert("RGB")
@@ -260,15 +282,39 @@ def _rgb(image: Image.Image, name: str, ground: tuple[int, int, int, int] = WHIT
             return converted or upright.convert("RGB")
         if upright.mode == "La":
             upright = upright.convert("LA")
-        if upright.has_transparency_data:
-            colours = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", colours.size, ground), colours)
-        return upright.convert("RGB")
+        return _by_strips(upright, "RGB", lambda strip: _on_ground(strip, ground))
+
+
+@contextmanager
+def _converting(image: Image.Image, name: str) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:
         raise InputError(
             f"{name} (mode {image.mode}) cannot be converted to RGB ({shortened(str(error))}). "
             f"{_SAVE_AS_PNG}"
         ) from error
+
+
+def _on_ground(image: Image.Image, ground: tuple[int, int, int, int]) -> Image.Image:
+    if image.has_transparency_data:
+        colours = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", colours.size, ground), colours)
+    return image.convert("RGB")
+
+
+def _by_strips(
+    image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    """``convert(image)``, of ``mode``, of a large one strip by strip: what lies between would take
+    several times its memory."""
+    if image.width * image.height <= _SMALL:
+        return convert(image)
+    whole, rows = Image.new(mode, image.size), max(1, _SMALL // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(image.height, top + rows))
+        whole.paste(convert(image.crop(box)), box)
+    return whole
 
 
 def _kept(image: Image.Image, name: str) -> Image.Image:
@@ -287,16 +333,26 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     """Deep greyscale as 8 bits. White is 65535 for I;16 and I, for F it is 1 where no value is
     larger and else 255; values beyond 0 … white are stretched from their own minimum and maximum.
     A transparent grey level becomes white."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))
-    low, high = 0.0, 65535.0
+    deep, low, high = np.asarray(image), 0.0, 65535.0
+    strips = [part for part in np.array_split(deep, -(-deep.size // _SMALL)) if part.size]
+
+    def values(strip: np.ndarray) -> np.ndarray:
+        return np.nan_to_num(strip.astype(np.float64))
+
+    least, most = (
+        float(best([best(values(strip)) for strip in strips])) for best in (np.min, np.max)
+    )
     if image.mode == "F":
-        high = 1.0 if values.max() <= 1.0 else 255.0
-    if values.min() < low or values.max() > high:
-        low, high = values.min(), values.max()
-    grey = np.round((values - low) / max(high - low, np.finfo(float).tiny) * 255).astype(np.uint8)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[values == transparent] = 255
+        high = 1.0 if most <= 1.0 else 255.0
+    if least < low or most > high:
+        low, high = least, most
+    grey, transparent = np.empty(deep.shape, np.uint8), image.info.get("transparency")
+    parts = np.array_split(grey, -(-deep.size // _SMALL))
+    for strip, part in zip(strips, [p for p in parts if p.size], strict=True):
+        own = values(strip)
+        part[:] = np.round((own - low) / max(high - low, np.finfo(float).tiny) * 255)
+        if isinstance(transparent, int):
+            part[own == transparent] = 255
     return Image.fromarray(grey)
 
 

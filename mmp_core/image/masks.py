@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ UNPAINTED = 0.05
 """Values below this are unpainted: what resizing and lossy files leave beside a stroke."""
 _ROUNDING = 1e-5
 """Shares of an image token up to this are rounding."""
-_BAND = 16
-"""Rows of a grid at once."""
+_BAND, _MOST_SHARES = 16, 2**13
+"""Rows or columns of a grid at once, and how many shares of their pixels at once where there are
+more of them: most pixels are in no cell of a band."""
 _COVERAGE = Option(float, 0.0, "", low=0.0, high=1.0, name="coverage")
 _GROW = Option(int, 0, "", low=0, high=4096, name="grow")
 Region = tuple[int, int, int, int]
@@ -45,23 +46,32 @@ def covered(mask: Tensor, grid: tuple[int, int], box: Box | None = None) -> Tens
     """
     height, width = mask.shape[-2:]
     left, top, right, bottom = box or (0.0, 0.0, float(width), float(height))
-    rows = _overlaps(top, bottom, grid[0], height).to(mask.device)
-    columns = _overlaps(left, right, grid[1], width).to(mask.device)
-    bands = []  # most pixels are in no cell of a band
-    for band in rows.split(_BAND):
-        own = band.any(0).nonzero()[:, 0].tolist() or [0]
-        pixels = slice(own[0], own[-1] + 1)
+    rows = []
+    for pixels, shares in _overlaps(top, bottom, grid[0], height):
         near = mask[..., pixels, :]
-        bands.append(band[:, pixels] @ torch.where(near >= UNPAINTED, near, 0).float())
-    return torch.cat(bands, -2) @ columns.T
+        painted = torch.where(near >= UNPAINTED, near, 0).float()
+        rows.append(shares.to(mask.device) @ painted)
+    strips = torch.cat(rows, -2)
+    columns = [
+        strips[..., pixels] @ shares.T.to(mask.device)
+        for pixels, shares in _overlaps(left, right, grid[1], width)
+    ]
+    return torch.cat(columns, -1)
 
 
-def _overlaps(first: float, last: float, cells: int, pixels: int) -> Tensor:
-    """(cells, pixels) float32: which share of each cell between two edges each pixel is."""
-    edges = torch.linspace(first, last, cells + 1, dtype=torch.float64)[:, None]
-    start = torch.arange(pixels, dtype=torch.float64)
-    shared = torch.minimum(edges[1:], start + 1) - torch.maximum(edges[:-1], start)
-    return (shared.clamp_min(0) * (cells / (last - first))).float()
+def _overlaps(first: float, last: float, cells: int, pixels: int) -> Iterator[tuple[slice, Tensor]]:
+    """Band by band of the cells between two edges: the pixels near it, and which share of each cell
+    each of them is, (cells, pixels) float32."""
+    edges = torch.linspace(first, last, cells + 1, dtype=torch.float64)
+    each = max(_BAND, math.isqrt(_MOST_SHARES * cells // max(1, pixels)))
+    for start in range(0, cells, each):
+        own = edges[start : start + each + 1, None]
+        begin = min(max(0, math.floor(own[0])), pixels - 1)
+        end = min(max(begin + 1, math.ceil(own[-1])), pixels)
+        places = torch.arange(begin, end, dtype=torch.float64)
+        shared = torch.minimum(own[1:], places + 1) - torch.maximum(own[:-1], places)
+        shares = (shared.clamp_min(0) * (cells / (last - first))).float()
+        yield slice(begin, end), shares
 
 
 def cells_of(

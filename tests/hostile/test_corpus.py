@@ -163,10 +163,33 @@ def test_tokenizers_that_would_not_end(changes):
         r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*"
         r"|\s*[\r\n]",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+"
+        r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     ],
 )
 def test_the_patterns_of_released_tokenizers_are_quick(pattern):
     assert is_quick(pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "([^.]*|b)" * 8 + r"(?!.|\n|\z)",
+        r"[^.]*[^.]*[^.]*(?!.|\n|\z)",
+        r"[^.]*[^.]*(?!.|\n|\z)",
+        r"\s*\s*x",
+        r"\s*(?:\s*x)",
+        r"\s*(\s*|y)z",
+        r"a*a*(?!)",
+        r"(?~b)(?~b)x",
+        r"(a|b",
+        r"(?<n>a)+",
+    ],
+)
+def test_patterns_that_divide_repetitions_anew_are_not(pattern):
+    assert not is_quick(pattern)
 
 
 def test_a_panic_of_the_library_is_a_sentence(folder):

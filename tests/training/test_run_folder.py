@@ -29,11 +29,13 @@ def test_last_good_says_what_is_safe(tmp_path):
 def test_what_was_half_written_is_removed(tmp_path):
     folder = RunFolder(tmp_path)
     folder.write({"step": 7})
-    (tmp_path / ".run.pt.ab12_xyz").write_bytes(b"half")
-    (tmp_path / ".log.jsonl.cd34efgh").write_bytes(b"half")
+    (tmp_path / ".run.pt.ab12_xyz.mmada-part").write_bytes(b"half")
+    (tmp_path / ".log.jsonl.cd34efgh.mmada-part").write_bytes(b"half")
+    (tmp_path / ".settings.template").write_text("somebody's own")
     with folder.held():
         assert folder.read("cpu")["step"] == 7
-    assert {file.name for file in tmp_path.iterdir()} <= {"run.pt", ".lock"}
+    assert {file.name for file in tmp_path.iterdir()} <= {"run.pt", ".lock", ".settings.template"}
+    assert (tmp_path / ".settings.template").read_text() == "somebody's own"
 
 
 def test_a_log_that_cannot_be_written_is_told(tmp_path):

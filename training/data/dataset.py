@@ -27,6 +27,7 @@ from ...mmp_core.outside import (
     check_kind,
     check_model,
     checked_count,
+    checked_text,
 )
 from ...mmp_core.pipeline import grid_of, seen_size
 from ...mmp_core.state import TokenState
@@ -135,9 +136,10 @@ def open_dataset(
         if callback:
             callback(done, len(unread))
         try:
+            checked_text(item.name, "the name of its file", sys.maxsize)
             items.append(described(item.read()) if settings.captions else item.read())
         except InputError as reason:
-            skipped.append((item.name, str(reason)))
+            skipped.append((item.name.encode(errors="replace").decode(), str(reason)))
     if callback:
         callback(len(unread), len(unread))
     _refuse(path.name, len(items), skipped, bad_items, callback)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ...mmp_core.errors import InputError, sentence, shortened, shown
 from ...mmp_core.files import is_plain_name
-from ...mmp_core.outside import parsed_json, read_text
+from ...mmp_core.outside import check_bytes, parsed_json, read_text
 from .fields import (
     FIELDS,
     PICTURE_FIELDS,
@@ -89,6 +89,8 @@ def _check_files(folder: Path) -> None:
                 f"{folder} cannot be read as a dataset (state.json names the file {shown(name)}): "
                 "save it again."
             )
+        if (folder / name).exists():
+            check_bytes(folder / name)
         if (folder / name).is_file() and _is_compressed(folder / name):
             raise InputError(
                 f"{folder} cannot be read as a dataset ({name} is compressed): save it again."
@@ -246,14 +248,14 @@ def parquet_items(path: Path, callback: Counted | None = None) -> list[UnreadIte
         ) from error
     files = listed(path) if path.is_dir() else [path]
     files = [file for file in files if file.suffix.lower() == ".parquet"]
-    count, tables = 0, []
+    count, tables, growth = 0, [], _Growth(sum(file.stat().st_size for file in files), callback)
     for file in files:
         try:
             with parquet.ParquetFile(file, memory_map=True) as opened:
                 names, count = opened.schema_arrow.names, count + opened.metadata.num_rows
                 _check_count(path, count)
                 columns = _columns(opened.schema_arrow)
-                _check_growth(file, opened, columns, callback)
+                growth.check(opened, columns)
             # texts and bytes that are the same are kept once
             with parquet.ParquetFile(file, memory_map=True, read_dictionary=columns) as opened:
                 tables.append(opened.read(columns=columns))
@@ -280,33 +282,40 @@ def _check_count(path: Path, count: int) -> None:
 
 def _columns(schema: Any) -> list[str]:
     """Those that are read; of what Hugging Face stores of a picture, its bytes."""
-    from pyarrow.types import is_struct
+    from pyarrow.types import is_nested, is_struct
 
     kinds = {field.name: field.type for field in schema if field.name in FIELDS}
     pictures = {name: kind for name, kind in kinds.items() if is_struct(kind)}
     stored = {name for name, kind in pictures.items() if kind.get_field_index("bytes") >= 0}
+    for name, kind in kinds.items():
+        if is_nested(kind) and name not in stored:
+            raise ValueError(f"its column {name} is of {shortened(str(kind))}")
     return [f"{name}.bytes" if name in stored else name for name in kinds]
 
 
-def _check_growth(
-    file: Path, opened: Any, columns: Sequence[str], callback: Counted | None
-) -> None:
-    """Raise ``ValueError`` where ``file`` says that it unpacks to far more than pictures do, or
-    does so: what it says may be false."""
-    metadata, grown = opened.metadata, _MOST_GROWTH * file.stat().st_size
-    groups = range(metadata.num_row_groups)
-    unpacked = sum(metadata.row_group(number).total_byte_size for number in groups)
-    if unpacked > max(_ALWAYS_UNPACKED, grown):
-        raise ValueError(f"it unpacks to {unpacked} bytes")
-    unpacked = 0
-    for column in columns:  # each alone, since a page may unpack to 2 GiB
-        rows = 0
-        for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=[column], use_threads=False):
-            if callback:
-                callback(rows, metadata.num_rows)
-            rows, unpacked = rows + batch.num_rows, unpacked + batch.nbytes
-            if unpacked > max(_ALWAYS_REPEATED, grown):
-                raise ValueError(f"it unpacks to more than {unpacked} bytes")
+class _Growth:
+    """Of files of ``stored`` bytes together: what they unpack to."""
+
+    def __init__(self, stored: int, callback: Counted | None):
+        self._most, self._callback = _MOST_GROWTH * stored, callback
+        self._said = self._unpacked = 0
+
+    def check(self, opened: Any, columns: Sequence[str]) -> None:
+        """Raise ``ValueError`` where an ``opened`` file says that it unpacks, with those before it,
+        to far more than pictures do, or does so: what it says may be false."""
+        metadata = opened.metadata
+        groups = range(metadata.num_row_groups)
+        self._said += sum(metadata.row_group(number).total_byte_size for number in groups)
+        if self._said > max(_ALWAYS_UNPACKED, self._most):
+            raise ValueError(f"it unpacks to {self._said} bytes")
+        for column in columns:  # each alone, since a page may unpack to 2 GiB
+            rows = 0
+            for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=[column], use_threads=False):
+                if self._callback:
+                    self._callback(rows, metadata.num_rows)
+                rows, self._unpacked = rows + batch.num_rows, self._unpacked + batch.nbytes
+                if self._unpacked > max(_ALWAYS_REPEATED, self._most):
+                    raise ValueError(f"it unpacks to more than {self._unpacked} bytes")
 
 
 def _parquet_item(rows: _ParquetRows, index: int) -> Item:

@@ -77,10 +77,17 @@ class RunFolder:
             except NotImplementedError:  # a file system without locks
                 pass
         try:
+            self._check_log()
             remove_half_written(self.path)
             yield
         finally:
             lock.release()
+
+    @accessing()
+    def _check_log(self) -> None:
+        """Raises ``InputError`` for a pipe, which would never end."""
+        if self.log_file.exists() and not self.log_file.is_dir():
+            check_bytes(self.log_file)
 
     def write(self, state: Mapping[str, Any]) -> None:
         """Replace the state. Raises ``InputError`` if that is not possible; the last one stays."""
@@ -149,6 +156,7 @@ class RunFolder:
 
     def log(self, line: Mapping[str, float]) -> None:
         """Append ``line``, which has its ``step``. Raises ``InputError`` where it cannot."""
+        self._check_log()
         short = {k: v if isinstance(v, int) else float(f"{v:.6g}") for k, v in line.items()}
         try:
             with open(self.log_file, "a", encoding="utf-8") as file:
