@@ -59,7 +59,9 @@ def summary(results: Path) -> dict[str, Any]:
     arms: dict[str, Any] = {}
     for arm in ARMS[1:]:
         own = [one for one in runs if one["arm"] == arm]
-        found = {c: gains(own, starts, (c, c)) for c in CONDITIONS if by_start(own, c, "agree")}
+        found = {
+            c: gains(own, starts, (c, c), starts) for c in CONDITIONS if by_start(own, c, "agree")
+        }
         if found:
             arms[arm] = found
     return arms
@@ -68,11 +70,12 @@ def summary(results: Path) -> dict[str, Any]:
 def comparisons(results: Path) -> dict[str, Any]:
     """Differences in points between the pairs of ``COMPARED`` that were run, over starts."""
     runs, found = read(results), {}
+    starts = [one for one in runs if one["arm"] == "none"]
     for name, ((arm, condition), (other, under)) in COMPARED.items():
         own = [one for one in runs if one["arm"] == arm]
         others = [one for one in runs if one["arm"] == other]
         if by_start(own, condition, "agree") and by_start(others, under, "agree"):
-            found[name] = gains(own, others, (condition, under))
+            found[name] = gains(own, others, (condition, under), starts)
     return found
 
 
@@ -95,23 +98,43 @@ def gains(
     runs: Sequence[dict[str, Any]],
     before: Sequence[dict[str, Any]],
     conditions: tuple[str, str],
+    starts: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Of ``runs`` under the first condition over ``before`` under the second, paired by start."""
+    """Of ``runs`` under the first condition over ``before`` under the second, paired by start. Of
+    those run on another kind of machine, where ``starts`` are others, gains are compared."""
     found: dict[str, Any] = {}
     for measure in MEASURES:
-        values = by_start(runs, conditions[0], measure)
-        bases = by_start(before, conditions[1], measure)
-        each = {
-            start: [value - statistics.mean(bases[start]) for value in own]
-            for start, own in values.items()
-            if start in bases
-        }
+        values, each = by_start(runs, conditions[0], measure), dict[int, list[float]]()
+        for one in runs:
+            others = alike(one, before, conditions[1])
+            if not others or conditions[0] not in one["judged"]:
+                continue
+            difference = _mean([one], conditions[0], measure) - _mean(
+                others, conditions[1], measure
+            )
+            if others[0]["machine"] != one["machine"]:
+                difference -= _mean(alike(one, starts, conditions[0]), conditions[0], measure)
+                difference += _mean(alike(others[0], starts, conditions[1]), conditions[1], measure)
+            each.setdefault(one["start"], []).append(difference)
         means = [statistics.mean(own) for own in each.values()]
         level = statistics.mean(map(statistics.mean, values.values()))
         found[measure] = {**interval(means), "level": level, "by start": each}
     agree = found.pop("agree")
     count = sum(map(len, agree["by start"].values()))
     return {**agree, "starts": len(agree["by start"]), "runs": count, "others": found}
+
+
+def alike(
+    one: dict[str, Any], runs: Sequence[dict[str, Any]], condition: str
+) -> list[dict[str, Any]]:
+    """Of ``runs`` from the same start and judged under ``condition`` those of the same kind of
+    machine, or all where there is none."""
+    same = [r for r in runs if r["start"] == one["start"] and condition in r["judged"]]
+    return [run for run in same if run["machine"] == one["machine"]] or same
+
+
+def _mean(runs: Sequence[dict[str, Any]], condition: str, measure: str) -> float:
+    return statistics.mean(100 * run["judged"][condition][measure] for run in runs)
 
 
 def interval(means: Sequence[float]) -> dict[str, float]:

@@ -185,7 +185,7 @@ def run(work: Work, arm: Arm, start: int, seed: int) -> dict[str, Any]:
         "seed": None if arm == "none" else seed,
         "method": name,
         "settings": asdict(method),
-        "machine": f"{platform.machine()}, torch {torch.__version__}, one thread, bfloat16",
+        "machine": machine(),
         "commit": commit(),
         **training,
         **result,
@@ -247,6 +247,15 @@ def judged(
         measures = evaluate.judge(model, tasks, seed=first, settings=settings, batch=50)
         results[name] = {"cases": count, **{m: measures[m] for m in (*MEASURES, "distinct")}}
     return results
+
+
+def machine() -> str:
+    """Kinds of processors round differently: from the same seed each gives another start, which is
+    judged there, too (``none``), as the base of what is trained from it."""
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    kind = "AMX" if amx else torch.backends.cpu.get_cpu_capability()
+    version = f"torch {torch.__version__}, one thread, bfloat16"
+    return f"{platform.machine()} with {kind}, {version}"
 
 
 def commit() -> str:

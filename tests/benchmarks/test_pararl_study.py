@@ -7,10 +7,11 @@ from mmada_parallel.benchmarks import pararl_report, pararl_study
 from mmada_parallel.benchmarks.pararl_study import FEW, Method, Work
 
 
-def write(folder, arm, start, seed, agree):
+def write(folder, arm, start, seed, agree, machine="here"):
     measures = dict.fromkeys(pararl_study.MEASURES, 0.5) | {"agree": agree}
     result = {"arm": arm, "start": start, "judged": {"trained": measures, "default": measures}}
-    (folder / f"start {start}, {arm}, {seed}.json").write_text(json.dumps(result))
+    result["machine"] = machine
+    (folder / f"start {start}, {arm}, {seed}, {machine}.json").write_text(json.dumps(result))
 
 
 def test_gains_are_paired_and_the_interval_is_over_starts(tmp_path):
@@ -43,6 +44,19 @@ def test_arms_and_conditions_are_compared_within_each_start(tmp_path):
     assert over["by start"] == {11: [pytest.approx(4.1)], 12: [pytest.approx(4.2)]}
     pararl_report.draw_gains(pararl_report.summary(tmp_path), tmp_path / "gains.png")
     assert (tmp_path / "gains.png").stat().st_size > 10_000
+
+
+def test_a_run_on_another_kind_of_machine_is_set_against_the_start_there(tmp_path):
+    """Where the start of the same seed is another model: 0.5 here, 0.3 there."""
+    for machine, agree in (("here", 0.5), ("there", 0.3)):
+        write(tmp_path, "none", 11, 1, agree, machine)
+    write(tmp_path, "output", 11, 1, 0.54)
+    write(tmp_path, "s = 3", 11, 1, 0.32, "there")
+    sums = pararl_report.summary(tmp_path)
+    assert sums["output"]["default"]["gain"] == pytest.approx(4)
+    assert sums["s = 3"]["default"]["gain"] == pytest.approx(2)
+    found = pararl_report.comparisons(tmp_path)["s = 3 over output, default"]
+    assert found["gain"] == pytest.approx(-2)
 
 
 def test_the_main_comparison_comes_first():
