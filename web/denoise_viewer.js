@@ -3,7 +3,7 @@
 // is saved with the workflow.
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
-import { addElement, eachResult, make, onLive, onRefused, onResult, passToCanvas, pathOf, runsElsewhere } from './page.js'
+import { addElement, ask, eachResult, make, onLive, onNotQueued, onRefused, onResult, passToCanvas, pathOf, runsElsewhere } from './page.js'
 import { localised, translated } from './words.js'
 
 const NODE = 'MMaDAParallelDenoise'
@@ -63,9 +63,11 @@ const SLIDER_KEYS = ['Arrow', 'Home', 'End', 'Page']
 
 const END_EVENTS = ['execution_success', 'execution_error', 'execution_interrupted']
 const running = new Set() // the viewers of the node that runs
+let goingOn = null // the widget that says from where
 
 class Viewer {
   live = false
+  problem = '' // why the run could not be stopped
 
   constructor(node) {
     this.node = node
@@ -128,6 +130,7 @@ class Viewer {
 
   reset() {
     this.recorded = this.sheet = null
+    this.problem = ''
     this.choices = []
     this.kept = []
     this.canvas.hidden = this.steps.hidden = true
@@ -171,7 +174,8 @@ class Viewer {
     const samples = batch > 1 ? [localised('sample {sample} of 0 to {last}', place)] : []
     const items = item ? [localised('item {item}', { item })] : []
     const which = [...items, ...samples].join(', ')
-    const note = this.stopButton.disabled ? localised('Stopping after this step.') : translated(said ?? '')
+    const stopping = this.stopButton.disabled && localised('Stopping after this step.')
+    const note = stopping || this.problem || translated(said ?? '')
     if (!kept) return this.showActions({ which, stop: true, note })
     this.kept[item] = kept
     this.showActions({ which, goOn: true, note: endedNote(ended, planned) })
@@ -186,10 +190,14 @@ class Viewer {
 
   async stop() {
     this.stopButton.disabled = true
+    this.problem = ''
     this.note.textContent = localised('Stopping after this step.')
     const body = new URLSearchParams({ client_id: api.clientId, node: this.executionId })
-    const answer = await api.fetchApi('/mmada_parallel/stop', { method: 'POST', body })
-    if (!answer.ok && this.live) this.note.textContent = await answer.text()
+    const answer = await ask('/mmada_parallel/stop', { method: 'POST', body })
+    if (answer?.ok || !this.live) return
+    this.problem = answer ? await answer.text() : localised('no answer from the server.')
+    this.note.textContent = this.problem
+    this.stopButton.disabled = false
   }
 
   /** Run the graph once with what the run that ended has left. */
@@ -197,8 +205,8 @@ class Viewer {
     const widget = this.node.widgets.find(({ name }) => name === GO_ON)
     widget.value = Array.from(this.kept, (file) => file ?? '').join('\n')
     widget.afterQueued = () => (widget.value = '')
+    goingOn = widget
     await app.queuePrompt(0, 1)
-    if (app.lastNodeErrors) widget.value = '' // refused
   }
 
   /** The run is over, whole or not. */
@@ -372,6 +380,9 @@ app.registerExtension({
       running.forEach((viewer) => viewer.end())
       running.clear()
     }
+    onNotQueued(() => {
+      if (goingOn) goingOn.value = ''
+    })
     for (const name of END_EVENTS) api.addEventListener(name, end)
   },
   nodeCreated(node) {

@@ -39,6 +39,9 @@ function remember(prompt, workflow) {
 
 api.addEventListener('execution_start', ({ detail }) => (runningPrompt = detail.prompt_id))
 
+/** The server's answer; null where none comes, as while it is started anew. */
+export const ask = (path, options) => api.fetchApi(path, options).catch(() => null)
+
 let created = 0 // the page takes widgets of one name at one node id for the same element
 
 /** A new element, at the end of `parent` if there is one. */
@@ -90,7 +93,7 @@ export function onLive(event, show) {
     if (!api.clientId || api.clientId === announced) return
     announced = api.clientId
     const body = new URLSearchParams({ client_id: announced, event })
-    api.fetchApi('/mmada_parallel/listen', { method: 'POST', body })
+    ask('/mmada_parallel/listen', { method: 'POST', body })
   }
   api.addEventListener('status', tell)
   api.addEventListener('reconnected', () => {
@@ -107,6 +110,10 @@ export function onLive(event, show) {
 const REFUSALS = ['InputError', 'CheckpointError', 'OutOfMemory'] // mmp_core
 
 const onReopened = []
+const onFailed = []
+
+/** Calls `then` when a prompt was not queued: it was refused, or the server did not answer. */
+export const onNotQueued = (then) => onFailed.push(then)
 
 app.registerExtension({
   name: 'mmada_parallel.page',
@@ -164,6 +171,7 @@ export function onRefused(show, clear) {
       return answer
     } catch (error) {
       refuseAll(workflow, error?.response?.node_errors)
+      onFailed.forEach((then) => then())
       throw error
     }
   }
@@ -218,8 +226,8 @@ export async function familyOf(node) {
   }
   const key = chosen.toString()
   if (!families.has(key)) {
-    const asked = api.fetchApi(`/mmada_parallel/family?${chosen}`)
-    families.set(key, asked.then((answer) => (answer.ok ? answer.json() : null)))
+    const asked = ask(`/mmada_parallel/family?${chosen}`)
+    families.set(key, asked.then((answer) => (answer?.ok ? answer.json() : null)))
     setTimeout(() => families.delete(key), 10000) // files may change
   }
   return families.get(key)

@@ -1,8 +1,8 @@
 // Files of tokens can be dropped on Load Tokens, or chosen by its button: they go into ComfyUI's input
 // folder by the page's own way of uploading.
-import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
-import { widgetOf } from './page.js'
+import { ask, widgetOf } from './page.js'
+import { localised } from './words.js'
 
 const NODE = 'MMaDAParallelLoadTokens'
 const ENDING = '.tokens.safetensors' // nodes/host/folders.py
@@ -17,9 +17,10 @@ async function upload(node, file) {
   }
   const body = new FormData()
   body.append('image', file) // the route takes any file
-  const answer = await api.fetchApi('/upload/image', { method: 'POST', body })
-  if (!answer.ok) {
-    complain(`${file.name} could not be uploaded: ${answer.status} ${answer.statusText}.`)
+  const answer = await ask('/upload/image', { method: 'POST', body })
+  if (!answer?.ok) {
+    const why = answer ? `${answer.status} ${answer.statusText}.` : localised('no answer from the server.')
+    complain(`${file.name} could not be uploaded: ${why}`)
     return
   }
   const { name, subfolder } = await answer.json()

@@ -2,12 +2,13 @@
 // kept by the server at once, in the run's folder. Nothing of it is saved with the workflow.
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
-import { addElement, allNodes, eachResult, make, onResult, passToCanvas } from './page.js'
+import { addElement, allNodes, ask, eachResult, make, onResult, passToCanvas, widgetOf } from './page.js'
 import { localised } from './words.js'
 
 const NODE = 'MMaDAParallelParaRLFinetune'
 const VOTES = '/mmada_parallel/votes' // nodes/host/votes.py
 const BY_VOTES = 'your votes' // training/rewards/registry.py
+const WAITS = 'mmada_parallel_waits' // nodes/training_run.py
 const SIZE = [720, 420]
 
 const STYLE = `
@@ -52,15 +53,15 @@ class Sheet {
     passToCanvas(this.element, () => this.element.matches(':focus-within'))
   }
 
-  /** Shows what the server has; one look at a time. */
-  async load() {
-    const name = this.node.widgets?.find((widget) => widget.name === 'run_name')?.value ?? ''
+  /** Shows what the server has of the run of this name; one look at a time. Of the name that the
+   * node has, without one: what comes in at its input is known from its result alone. */
+  async load(name = widgetOf(this.node, 'run_name')?.value ?? '') {
     const asked = (this.asked = `${name} ${Date.now()}`)
-    const answer = await api.fetchApi(`${VOTES}?${new URLSearchParams({ run_name: name })}`)
-    if (asked !== this.asked) return
+    const answer = await ask(`${VOTES}?${new URLSearchParams({ run_name: name })}`)
+    if (asked !== this.asked || !answer) return
     const sheet = answer.ok ? await answer.json() : null
     if (asked !== this.asked) return
-    this.sheet = sheet
+    Object.assign(this, { sheet, name })
     this.show(answer.ok ? '' : await answer.text())
   }
 
@@ -122,7 +123,7 @@ class Sheet {
     const { run, step } = this.sheet
     const body = JSON.stringify({ run, step, group: number, winners })
     const headers = { 'Content-Type': 'application/json' }
-    const send = () => api.fetchApi(VOTES, { method: 'POST', body, headers }).catch(() => null)
+    const send = () => ask(VOTES, { method: 'POST', body, headers })
     this.sent = this.sent.then(send) // in the order of the clicks
     const answer = await this.sent
     if (!answer?.ok) {
@@ -169,8 +170,14 @@ const byVotes = (node) =>
   node.widgets?.some(({ name, value }) => name?.startsWith('reward') && value === BY_VOTES)
 
 function look(node) {
+  if (byVotes(node)) sheets.get(node)?.load()
+}
+
+/** A result names the run that waits; one that names none ends what was waited with. */
+function lookAgain(node, output) {
   const sheet = sheets.get(node)
-  if (sheet && (byVotes(node) || sheet.sheet)) sheet.load()
+  const [name] = output?.[WAITS] ?? []
+  if (sheet && (name || sheet.sheet)) sheet.load(name ?? sheet.name)
 }
 
 app.registerExtension({
@@ -181,12 +188,12 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return
     sheets.set(node, new Sheet(node))
-    onResult(node, () => look(node))
+    onResult(node, (output) => lookAgain(node, output))
   },
   afterConfigureGraph() {
     for (const node of allNodes()) look(node)
   },
   onNodeOutputsUpdated(outputs) {
-    eachResult(outputs, look)
+    eachResult(outputs, lookAgain)
   }
 })

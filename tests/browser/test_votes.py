@@ -41,6 +41,28 @@ PRESS = """([group, answer]) => {
 }"""
 
 
+LINK_THE_NAME = """(name) => {
+    const node = app.graph.nodes.find((one) => one.type === 'MMaDAParallelParaRLFinetune')
+    const text = LiteGraph.createNode('PrimitiveString')
+    app.graph.add(text)
+    text.widgets[0].value = name
+    text.connect(0, node, node.inputs.findIndex((input) => input.name === 'run_name'))
+    const { subgraph } = app.graph.convertToSubgraph(new Set([node]))
+    app.canvas.setGraph(subgraph)
+}"""
+COPY = """() => {
+    const [node] = app.canvas.graph.nodes.filter((one) => one.comfyClass.endsWith('ParaRLFinetune'))
+    app.canvas.copyToClipboard(new Set([node]))
+    app.canvas.pasteFromClipboard()
+    return app.canvas.graph.nodes.filter((one) => one.comfyClass === node.comfyClass)
+        .map((one) => one.widgets.some((widget) => widget.type === 'votes'))
+}"""
+REMOVE = """() => {
+    const nodes = app.canvas.graph.nodes.filter((one) => one.comfyClass.endsWith('ParaRLFinetune'))
+    for (const node of nodes) app.canvas.graph.remove(node)
+}"""
+
+
 @pytest.fixture(scope="module")
 def comfy(tmp_path_factory):
     yield from serve_page("current", NEWEST, tmp_path_factory)
@@ -120,3 +142,46 @@ def test_a_voter_who_prefers_red_moves_the_run(comfy_page, vue):
     assert json.loads(lines[0])["tokens"] > 0 and len(lines) == 2
     (train,) = (i for i, n in comfy_page.api_prompt().items() if n["class_type"] == NODE)
     assert "Done." in comfy_page.widget_value(train, "shown_text")
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_votes_in_a_subgraph_on_a_run_whose_name_is_linked(comfy_page, vue):
+    page, name = comfy_page.page, f"linked {'vue' if vue else 'canvas'}"
+    comfy_page.open(vue=vue)
+    comfy_page.load(WORKFLOW, name)
+    for widget, value in {"run_name": "another", "steps": 2, "batch_size": 4}.items():
+        page.evaluate(SET, [widget, value])
+    page.evaluate(LINK_THE_NAME, name)
+    queued(comfy_page)
+    page.wait_for_function(SHOWN)
+    comfy_page.screenshot(f"votes-{name}")
+    votes = VOTES.replace("=page", "=" + name.replace(" ", "%20"))
+    wanted = vote_for_red(comfy_page)
+    page.wait_for_timeout(500)
+    assert [group["winners"] for group in page.evaluate(votes)["groups"]] == wanted
+    assert page.evaluate(COPY) == [True, False]
+    page.evaluate(REMOVE)
+    page.wait_for_function(GONE)
+    assert comfy_page.complaints() == [] and comfy_page.script_errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_a_server_that_is_away_is_said_and_leaves_no_script_error(comfy_page):
+    page = comfy_page.page
+    comfy_page.open()
+    comfy_page.load(WORKFLOW, "away")
+    for widget, value in {"run_name": "away", "steps": 2, "batch_size": 4}.items():
+        page.evaluate(SET, [widget, value])
+    queued(comfy_page)
+    page.wait_for_function(SHOWN)
+    before = page.evaluate(SAID)
+    page.route("**/mmada_parallel/**", lambda route: route.abort())
+    page.evaluate(PRESS, [0, 0])
+    page.wait_for_function(SAID.replace("textContent", "textContent.startsWith('Not saved')"))
+    comfy_page.load(WORKFLOW, "again")  # asks for votes, tasks and profiles
+    page.wait_for_timeout(1000)
+    page.unroute("**/mmada_parallel/**")
+    assert "4 of 4 to go" in before and comfy_page.script_errors == []
