@@ -94,6 +94,8 @@ def plain_tensor(value: Any) -> Tensor | None:
     a view only notes are carried out, since NumPy does not know them."""
     import torch  # which what reads a picture's file does without
 
+    from .memory import is_out_of_memory
+
     if not isinstance(value, torch.Tensor) or isinstance(value, torch.masked.MaskedTensor):
         return None
     if value.is_meta or value.layout != torch.strided or value.is_nested or value.is_quantized:
@@ -101,7 +103,9 @@ def plain_tensor(value: Any) -> Tensor | None:
     try:
         if value.numel():
             value[(0,) * value.ndim].clone().to(torch.complex64)
-    except (RuntimeError, TypeError):  # several values to an element
+    except (RuntimeError, TypeError) as error:  # several values to an element
+        if is_out_of_memory(error):
+            raise
         return None
     return value.detach().resolve_conj().resolve_neg()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from .errors import InputError, shown
 from .image.placement import Placement
 from .options import Option, python_number
-from .outside import MOST_SAMPLES, check_kind, checked_count, checked_text, plain_tensor
+from .outside import check_kind, checked_count, checked_text, plain_tensor
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -21,6 +21,7 @@ MASKED = -1
 """Value of a masked position in a :class:`TokenState`."""
 _RANKS = {"instruction": 2, "unconditional": 2, "image": 3, "reference": 3, "negative": 2}
 _FRACTION = Option(float, 0.0, "", low=0.0, high=1.0, name="fraction")
+_MOST_REPEATS = 10**6
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class _Tensors:
 
     def repeat(self, n: int) -> Self:
         """Each sample ``n`` times: batch ``B`` becomes ``n·B`` (sample-major)."""
-        n = checked_count(n, "n", 0, MOST_SAMPLES)
+        n = checked_count(n, "n", 0, _MOST_REPEATS)
         return self._map(lambda tensor: tensor.repeat_interleave(n, dim=0), rows=True)
 
     def __getitem__(self, samples: slice | Tensor) -> Self:

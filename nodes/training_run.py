@@ -20,6 +20,7 @@ from ..mmp_core.model.config import LAYER_SETS
 from ..training.cases import Case
 from ..training.data.dataset import EditDataset, summed_up, tokenised
 from ..training.data.guard import guard_of
+from ..training.data.items import counted
 from ..training.dpo.preferences import Preferences
 from ..training.loop.keeping import kept_samples
 from ..training.loop.memory import trained_parameters
@@ -233,10 +234,12 @@ def _outputs(run: TrainingRun, policy: LoRA, view: TrainingView, name: str) -> i
 
 def _plot(lines: list[dict[str, float]], metrics: list[str], label: str) -> Image.Image:
     """Metrics of the log over the steps; of several, each with its name."""
-    values = torch.tensor([[line.get(metric, math.nan) for metric in metrics] for line in lines])
+    values = [[line.get(metric, math.nan) for line in counted(lines, _ask)] for metric in metrics]
     names = tuple(map(part_name, metrics)) if len(metrics) > 1 else ()
-    steps = [int(line["step"]) for line in lines]
-    return line_plot(values, steps, x_label="step", y_label=label, names=names)
+    steps = [int(line["step"]) for line in counted(lines, _ask)]
+    columns = torch.stack([torch.tensor(column, dtype=torch.float64) for column in values], 1)
+    _ask(0, 0)
+    return line_plot(columns, steps, x_label="step", y_label=label, names=names)
 
 
 def _cases(

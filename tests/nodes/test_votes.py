@@ -25,7 +25,11 @@ def votes(nodes):
 
 
 def fingerprint(classes):
-    return classes["MMaDAParallelParaRLFinetune"].fingerprint_inputs(run_name="run")
+    return (
+        classes["MMaDAParallelParaRLFinetune"]
+        .PREPARE_CLASS_CLONE(None)
+        .fingerprint_inputs(run_name="run")
+    )
 
 
 def test_a_run_waits_and_goes_on_when_queued_again(pararl, shown, output, votes, classes):  # noqa: F811

@@ -64,7 +64,8 @@ class ClipScorer:
         zeros for a text without words.
         """
         _check_texts(texts)
-        parts = [self.parts(text) for text in texts]
+        parted = {text: self.parts(text) for text in dict.fromkeys(texts)}
+        parts = [parted[text] for text in texts]
         distinct = dict.fromkeys(part for of_text in parts for part in of_text)
         places = {part: i for i, part in enumerate(distinct)}
 
@@ -94,7 +95,7 @@ class ClipScorer:
         return self._encoded(images, encode)
 
     def ask(self) -> None:
-        """Called before each picture: a host may raise here."""
+        """Called before each picture and each part of a text: a host may raise here."""
 
     def prepare(self) -> None:
         """Called before each batch: a host brings the model to ``device`` here, and may raise."""
@@ -125,6 +126,7 @@ class ClipScorer:
         return [part for half in halves for part in self.parts(half)]
 
     def _fits(self, text: str) -> bool:
+        self.ask()
         return len(text) == 1 or self.towers.fits(text)
 
 
