@@ -234,7 +234,7 @@ _NAMES_OF_FILES = (
 
 
 def _picture(each: Any, value: Any) -> torch.Tensor:
-    value = _computable(_plain(value))
+    value = _computable(_plain(each.id, value, "a batch of pictures"))
     _check_tensor(each.id, value, (4,), "a batch of pictures")
     if value.shape[-1] not in (1, 3, 4):
         raise InputError(
@@ -243,16 +243,22 @@ def _picture(each: Any, value: Any) -> torch.Tensor:
     return value
 
 
-def _plain(value: Any) -> Any:
-    """A tensor as NumPy could take it, where it is an ordinary one; anything else as it is."""
+def _plain(name: str, value: Any, said: str) -> torch.Tensor:
+    """``value`` as NumPy could take it. Raises ``InputError`` where it is no ordinary tensor."""
     plain = plain_tensor(value)
-    return value if plain is None else plain
+    if plain is None:
+        raise _no_floats(name, value, said)
+    return plain
 
 
-def _computable(value: Any) -> Any:
+def _no_floats(name: str, value: Any, said: str) -> InputError:
+    return InputError(f"{name} is {_named(value)}; expected {said}, floats in 0 … 1.")
+
+
+def _computable(value: torch.Tensor) -> torch.Tensor:
     """Floats of a dtype that NumPy lacks and PyTorch hardly computes in, such as bf16, in float32;
     anything else as it is."""
-    if plain_tensor(value) is not None and value.is_floating_point():
+    if value.is_floating_point():
         return value if value.dtype in _COMPUTABLE else value.float()
     return value
 
@@ -261,16 +267,15 @@ _COMPUTABLE = (torch.float16, torch.float32, torch.float64)
 
 
 def _mask(each: Any, value: Any) -> torch.Tensor:
-    value = _plain(value)
-    if plain_tensor(value) is not None and not value.is_complex():
-        value = value.float()
+    value = _plain(each.id, value, "masks")
+    value = value if value.is_complex() else value.float()
     _check_tensor(each.id, value, (2, 3), "masks")
     return value
 
 
-def _check_tensor(name: str, value: Any, dimensions: tuple[int, ...], said: str) -> None:
-    if not _has_floats(value):
-        raise InputError(f"{name} is {_named(value)}; expected {said}, floats in 0 … 1.")
+def _check_tensor(name: str, value: torch.Tensor, dimensions: tuple[int, ...], said: str) -> None:
+    if not value.is_floating_point():
+        raise _no_floats(name, value, said)
     if value.ndim not in dimensions:
         raise InputError(f"{name} has shape {tuple(value.shape)}; expected {said}.")
     sides = value.shape[-2:] if len(dimensions) == 2 else value.shape[1:3]
@@ -284,11 +289,6 @@ def _check_tensor(name: str, value: Any, dimensions: tuple[int, ...], said: str)
         raise InputError(
             f"{name} has values that are not finite numbers: look at the node that it comes from."
         )
-
-
-def _has_floats(value: Any) -> bool:
-    """Whether ``value`` is a tensor of floats, each of which is in memory."""
-    return plain_tensor(value) is not None and value.is_floating_point()
 
 
 def _named(value: Any) -> str:

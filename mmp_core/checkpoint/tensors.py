@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, shown
 from ..files import is_plain_name
-from ..outside import JSON_BYTES, check_bytes, parsed_json, read_text
+from ..outside import JSON_BYTES, check_bytes, parsed_json, plain_tensor, read_text
 from .pickles import MOST_VALUES, check_pickled
 
 DTYPES = {
@@ -46,7 +46,6 @@ _MARKS = 10
 _LONGEST_NAME, _LONGEST_SIDE = 1000, 2**48
 _MOST_VALUES = 10**6
 """Of a pickled file, tensors counting as one: none of a run has as many."""
-_FOUR_BITS = getattr(torch, "float4_e2m1fn_x2", None)
 """A dtype that nothing can be computed from, in versions of torch that have it."""
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -239,13 +238,7 @@ def _check_values(content: Any) -> None:
 
 def holds_values(tensor: Any) -> bool:
     """Whether ``tensor`` is one that can be computed with."""
-    return (
-        isinstance(tensor, Tensor)
-        and tensor.layout == torch.strided
-        and not tensor.is_meta
-        and not tensor.is_quantized
-        and tensor.dtype != _FOUR_BITS
-    )
+    return plain_tensor(tensor) is not None
 
 
 def _opened(file: Path) -> Any:
