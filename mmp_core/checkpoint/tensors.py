@@ -44,9 +44,6 @@ _HEADER_BYTES, _COUNTED_BYTES = 10**8, 2**20
 _MARKS = 10
 """Quotation marks that a header has of each tensor; commas are fewer."""
 _LONGEST_NAME, _LONGEST_SIDE = 1000, 2**48
-_MOST_VALUES = 10**6
-"""Of a pickled file, tensors counting as one: none of a run has as many."""
-"""A dtype that nothing can be computed from, in versions of torch that have it."""
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
