@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from ..errors import InputError, sentence, shortened
 from ..files import existing_file, replacing, writable_file, writing
 from ..outside import plain_tensor
+from .modes import SAVE_AS_PNG, SMALL, eight_bit, kept, painted, rgb, stripped
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Picture: TypeAlias = "Image.Image | str | os.PathLike | np.ndarray | Tensor"
 """A path, a PIL image, or pixels, see :func:`image_of`."""
-WHITE, BLACK = (255, 255, 255, 255), (0, 0, 0, 255)
 MOST_PIXELS = 178_000_000
 """Larger pictures are refused before they are decoded: they are bombs, or need memory that a
 picture of a model's size is not worth."""
@@ -31,16 +31,6 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 QUALITY = 95
 """Of JPEG and WebP by default, of 1 … 100."""
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""How a picture is turned upright, by the values of EXIF's orientation that there are."""
 _WITH_PROGRAMS = ("EPS", "WMF")
 """Formats that other programs would have to run for."""
 _PROFILES = {b"RGB ": ("RGB", "RGBA"), b"GRAY": ("L", "LA", "I;16")}
@@ -54,9 +44,8 @@ _SCANS, _SCAN = 200, b"\xff\xda"
 """Of a JPEG, each of which goes through all pixels: progressive ones have a dozen."""
 _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS = 322, 323, 324
 """Tags of TIFF."""
-_MOST_PADDING, _SMALL = 4, 2**22
+_MOST_PADDING = 4
 """How many times the pixels of a picture, or of a small one, its tiles may have."""
-_SAVE_AS_PNG = "Open it in an image editor and save it as PNG."
 
 
 def load_image(source: Picture | BinaryIO) -> Image.Image:
@@ -69,21 +58,14 @@ def load_image(source: Picture | BinaryIO) -> Image.Image:
     Raises ``InputError`` naming the file: missing, damaged, not a picture, or too large a one.
     """
     with _decoded(source) as (image, name):
-        return _stripped(_rgb(image, name))
+        return stripped(rgb(image, name))
 
 
 def load_mask(source: Picture | BinaryIO) -> Image.Image:
     """What is white where painted, upright, of mode L. As :func:`load_image`, but with
     transparency laid on black: what is not there is not painted."""
     with _decoded(source) as (image, name):
-        if image.mode == "L" and not image.has_transparency_data:
-            return _stripped(_upright(image).copy())
-        upright, deep = _upright(image), ("I", "F", "LAB", "La")
-        if upright.mode in deep or upright.mode.startswith("I;16"):
-            return _stripped(_rgb(image, name, BLACK).convert("L"))
-        with _converting(image, name):
-            grey = _by_strips(upright, "L", lambda strip: _on_ground(strip, BLACK).convert("L"))
-        return _stripped(grey)
+        return stripped(painted(image, name))
 
 
 def read_original(source: Picture | BinaryIO) -> Image.Image:
@@ -93,7 +75,7 @@ def read_original(source: Picture | BinaryIO) -> Image.Image:
     :func:`load_image`. Raises ``InputError`` as it does."""
     with _decoded(source) as (image, name):
         profile = image.info.get("icc_profile")
-        whole = _stripped(_kept(image, name))
+        whole = stripped(kept(image, name))
     if isinstance(profile, bytes) and whole.mode in _PROFILES.get(profile[16:20], ()):
         whole.info["icc_profile"] = profile
     return whole
@@ -143,17 +125,6 @@ def levels_of(pixels: np.ndarray | Tensor) -> np.ndarray:
     return pixels
 
 
-def orientation_of(image: Image.Image) -> int:
-    """EXIF's orientation, 1 … 8; 1 where it says none, or one that does not exist."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            value = image.getexif().get(ExifTags.Base.Orientation)
-            return value if value in _TURNS else 1
-    except Exception:  # damaged EXIF raises anything; the pixels are as good as without it
-        return 1
-
-
 class _Counted:
     """A file from which Pillow, which goes through most formats piece by piece, reads so often at
     most: one of nothing but pieces would hold it up for ever. ``scans``: that a JPEG may have."""
@@ -195,7 +166,7 @@ def opened_picture(source: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
                 counted.left += image.width * image.height // _PIXELS_A_PIECE
                 counted.scans = _SCANS if image.format in ("JPEG", "MPO") else None
                 if image.format in _WITH_PROGRAMS:
-                    raise InputError(f"{name} is {image.format}, which is not read. {_SAVE_AS_PNG}")
+                    raise InputError(f"{name} is {image.format}, which is not read. {SAVE_AS_PNG}")
                 _check_size(image, name)
                 _check_tiles(image, name)
                 yield image
@@ -210,7 +181,7 @@ def opened_picture(source: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
     except Exception as error:  # Pillow's decoders raise anything on damaged data
         raise InputError(
             f"{name} cannot be read as a picture ({shortened(str(error))}); it is damaged or of an "
-            f"unknown format. {_SAVE_AS_PNG}"
+            f"unknown format. {SAVE_AS_PNG}"
         ) from error
 
 
@@ -251,109 +222,12 @@ def _check_tiles(image: Image.Image, name: str) -> None:
         return
     offsets = tags.get(_TILE_OFFSETS, ())
     tiles = len(offsets) if isinstance(offsets, tuple) else 1
-    if tiles * width * height > _MOST_PADDING * max(image.width * image.height, _SMALL):
-        raise InputError(f"{name} is a TIFF of far larger tiles than it has pixels. {_SAVE_AS_PNG}")
+    if tiles * width * height > _MOST_PADDING * max(image.width * image.height, SMALL):
+        raise InputError(f"{name} is a TIFF of far larger tiles than it has pixels. {SAVE_AS_PNG}")
 
 
 def _too_large(name: str) -> str:
     return sentence(f"{name} has more than {MOST_PIXELS // 10**6} million pixels: make it smaller.")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    turn = _TURNS.get(orientation_of(image))
-    return image if turn is None else image.transpose(turn)
-
-
-def _stripped(image: Image.Image) -> Image.Image:
-    """Forget what the file said beside pixels, the orientation above all, which was applied."""
-    image.info = {}
-    return image
-
-
-def _rgb(image: Image.Image, name: str, ground: tuple[int, int, int, int] = WHITE) -> Image.Image:
-    """``ground``: what transparency is laid on."""
-    with _converting(image, name):
-        upright = _upright(image)
-        if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
-            return _eight_bit(upright).convert("RGB")
-        if upright.mode == "LAB":
-            profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-            converted = ImageCms.profileToProfile(upright, *profiles, outputMode="RGB")
-            return converted or upright.convert("RGB")
-        if upright.mode == "La":
-            upright = upright.convert("LA")
-        return _by_strips(upright, "RGB", lambda strip: _on_ground(strip, ground))
-
-
-@contextmanager
-def _converting(image: Image.Image, name: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        raise InputError(
-            f"{name} (mode {image.mode}) cannot be converted to RGB ({shortened(str(error))}). "
-            f"{_SAVE_AS_PNG}"
-        ) from error
-
-
-def _on_ground(image: Image.Image, ground: tuple[int, int, int, int]) -> Image.Image:
-    if image.has_transparency_data:
-        colours = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", colours.size, ground), colours)
-    return image.convert("RGB")
-
-
-def _by_strips(
-    image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]
-) -> Image.Image:
-    """``convert(image)``, of ``mode``, of a large one strip by strip: what lies between would take
-    several times its memory."""
-    if image.width * image.height <= _SMALL:
-        return convert(image)
-    whole, rows = Image.new(mode, image.size), max(1, _SMALL // image.width)
-    for top in range(0, image.height, rows):
-        box = (0, top, image.width, min(image.height, top + rows))
-        whole.paste(convert(image.crop(box)), box)
-    return whole
-
-
-def _kept(image: Image.Image, name: str) -> Image.Image:
-    upright = _upright(image)
-    if upright.mode.startswith("I;16"):
-        return Image.fromarray(np.asarray(upright).astype(np.uint16))
-    transparent = upright.has_transparency_data
-    if upright.mode in ("1", "L", "LA", "La"):
-        return upright.convert("LA" if transparent else "L")
-    if upright.mode in ("RGB", "RGBA", "RGBX", "RGBa", "P", "PA"):
-        return upright.convert("RGBA" if transparent else "RGB")
-    return _rgb(image, name)
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Deep greyscale as 8 bits. White is 65535 for I;16 and I, for F it is 1 where no value is
-    larger and else 255; values beyond 0 … white are stretched from their own minimum and maximum.
-    A transparent grey level becomes white."""
-    deep, low, high = np.asarray(image), 0.0, 65535.0
-    strips = [part for part in np.array_split(deep, -(-deep.size // _SMALL)) if part.size]
-
-    def values(strip: np.ndarray) -> np.ndarray:
-        return np.nan_to_num(strip.astype(np.float64))
-
-    least, most = (
-        float(best([best(values(strip)) for strip in strips])) for best in (np.min, np.max)
-    )
-    if image.mode == "F":
-        high = 1.0 if most <= 1.0 else 255.0
-    if least < low or most > high:
-        low, high = least, most
-    grey, transparent = np.empty(deep.shape, np.uint8), image.info.get("transparency")
-    parts = np.array_split(grey, -(-deep.size // _SMALL))
-    for strip, part in zip(strips, [p for p in parts if p.size], strict=True):
-        own = values(strip)
-        part[:] = np.round((own - low) / max(high - low, np.finfo(float).tiny) * 255)
-        if isinstance(transparent, int):
-            part[own == transparent] = 255
-    return Image.fromarray(grey)
 
 
 def writable_picture(path: Any, what: str, quality: int | None = None) -> Path:
@@ -426,9 +300,9 @@ class _Told:
 def _for_lossy(image: Image.Image, form: str) -> Image.Image:
     profile = image.info.get("icc_profile")
     if image.mode == "I;16":
-        image = _eight_bit(image)
+        image = eight_bit(image)
     if form == "JPEG" and image.has_transparency_data:
-        grey, image = image.mode == "LA", _rgb(image, "the picture")
+        grey, image = image.mode == "LA", rgb(image, "the picture")
         image = image.convert("L") if grey else image
     image = image.copy()
     image.info = {} if profile is None else {"icc_profile": profile}

@@ -14,7 +14,7 @@ import pytest
 import torch
 from mmada_parallel.mmp_core import load_checkpoint
 from mmada_parallel.mmp_core.checkpoint.convert import convert
-from mmada_parallel.mmp_core.image import files
+from mmada_parallel.mmp_core.image import modes
 from mmada_parallel.mmp_core.image.files import load_image, load_mask
 from mmada_parallel.mmp_core.image.masks import covered
 from mmada_parallel.training.data.dataset import open_dataset
@@ -178,7 +178,7 @@ def test_large_pictures_are_the_same_strip_by_strip(monkeypatch, mode, turned):
     if turned:
         image.getexif()[0x0112] = 6
     whole = [read(image) for read in (load_image, load_mask)]
-    monkeypatch.setattr(files, "_SMALL", 100)
+    monkeypatch.setattr(modes, "SMALL", 100)
     for read, expected in zip((load_image, load_mask), whole, strict=True):
         found = read(image)
         assert (found.mode, found.size) == (expected.mode, expected.size)

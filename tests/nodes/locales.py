@@ -92,7 +92,7 @@ REFUSING = {
     "mmp_core": "batching compositing editing fitting instructions options outside pipeline "
     "target variation",
     "mmp_core/checkpoint": "adapters load places source tensors tokens",
-    "mmp_core/image": "files",
+    "mmp_core/image": "files modes",
     "mmp_core/sampler": "loop settings upstream",
     "mmp_core/variants": "base",
     "nodes": "collect compare decode denoise gate put_back score training_run trajectory vary",

@@ -13,7 +13,8 @@ from typing import Any, Protocol, TypeVar
 from PIL import Image
 
 from ...mmp_core.errors import InputError, sentence
-from ...mmp_core.image.files import opened_picture, orientation_of
+from ...mmp_core.image.files import opened_picture
+from ...mmp_core.image.modes import orientation_of
 from ...mmp_core.image.placement import Size
 from ...mmp_core.outside import checked_text
 

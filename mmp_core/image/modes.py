@@ -1,0 +1,150 @@
+"""What pixels of any mode become: upright, of 8 bits, on a ground."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms
+
+from ..errors import InputError, shortened
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How a picture is turned upright, by the values of EXIF's orientation that there are."""
+SAVE_AS_PNG = "Open it in an image editor and save it as PNG."
+WHITE, BLACK = (255, 255, 255, 255), (0, 0, 0, 255)
+SMALL = 2**22
+"""Pixels of a picture that is converted in one piece."""
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF's orientation, 1 … 8; 1 where it says none, or one that does not exist."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = image.getexif().get(ExifTags.Base.Orientation)
+            return value if value in _TURNS else 1
+    except Exception:  # damaged EXIF raises anything; the pixels are as good as without it
+        return 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turned as EXIF says; the image itself where that is so already."""
+    turn = _TURNS.get(orientation_of(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def stripped(image: Image.Image) -> Image.Image:
+    """Forget what the file said beside pixels, the orientation above all, which was applied."""
+    image.info = {}
+    return image
+
+
+def rgb(image: Image.Image, name: str, ground: tuple[int, int, int, int] = WHITE) -> Image.Image:
+    """Upright 8-bit RGB, transparency laid on ``ground``. ``name`` is for the message. Raises
+    ``InputError`` where the mode cannot be converted."""
+    with _converting(image, name):
+        turned = upright(image)
+        if turned.mode in ("I", "F") or turned.mode.startswith("I;16"):
+            return eight_bit(turned).convert("RGB")
+        if turned.mode == "LAB":
+            profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+            converted = ImageCms.profileToProfile(turned, *profiles, outputMode="RGB")
+            return converted or turned.convert("RGB")
+        if turned.mode == "La":
+            turned = turned.convert("LA")
+        return _by_strips(turned, "RGB", lambda strip: _on_ground(strip, ground))
+
+
+def painted(image: Image.Image, name: str) -> Image.Image:
+    """Upright mode L, transparency laid on black. Otherwise as :func:`rgb`."""
+    turned = upright(image)
+    if image.mode == "L" and not image.has_transparency_data:
+        return turned.copy()
+    if turned.mode in ("I", "F", "LAB", "La") or turned.mode.startswith("I;16"):
+        return rgb(image, name, BLACK).convert("L")
+    with _converting(image, name):
+        return _by_strips(turned, "L", lambda strip: _on_ground(strip, BLACK).convert("L"))
+
+
+def kept(image: Image.Image, name: str) -> Image.Image:
+    """Upright with 8 bits and its transparency, or 16 bits of grey: L, LA, RGB, RGBA or I;16.
+    Otherwise as :func:`rgb`."""
+    turned = upright(image)
+    if turned.mode.startswith("I;16"):
+        return Image.fromarray(np.asarray(turned).astype(np.uint16))
+    transparent = turned.has_transparency_data
+    if turned.mode in ("1", "L", "LA", "La"):
+        return turned.convert("LA" if transparent else "L")
+    if turned.mode in ("RGB", "RGBA", "RGBX", "RGBa", "P", "PA"):
+        return turned.convert("RGBA" if transparent else "RGB")
+    return rgb(image, name)
+
+
+def eight_bit(image: Image.Image) -> Image.Image:
+    """Deep greyscale as 8 bits. White is 65535 for I;16 and I, for F it is 1 where no value is
+    larger and else 255; values beyond 0 … white are stretched from their own minimum and maximum.
+    A transparent grey level becomes white."""
+    deep, low, high = np.asarray(image), 0.0, 65535.0
+    strips = [part for part in np.array_split(deep, -(-deep.size // SMALL)) if part.size]
+
+    def values(strip: np.ndarray) -> np.ndarray:
+        return np.nan_to_num(strip.astype(np.float64))
+
+    least, most = (
+        float(best([best(values(strip)) for strip in strips])) for best in (np.min, np.max)
+    )
+    if image.mode == "F":
+        high = 1.0 if most <= 1.0 else 255.0
+    if least < low or most > high:
+        low, high = least, most
+    grey, transparent = np.empty(deep.shape, np.uint8), image.info.get("transparency")
+    parts = np.array_split(grey, -(-deep.size // SMALL))
+    for strip, part in zip(strips, [p for p in parts if p.size], strict=True):
+        own = values(strip)
+        part[:] = np.round((own - low) / max(high - low, np.finfo(float).tiny) * 255)
+        if isinstance(transparent, int):
+            part[own == transparent] = 255
+    return Image.fromarray(grey)
+
+
+@contextmanager
+def _converting(image: Image.Image, name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise InputError(
+            f"{name} (mode {image.mode}) cannot be converted to RGB ({shortened(str(error))}). "
+            f"{SAVE_AS_PNG}"
+        ) from error
+
+
+def _on_ground(image: Image.Image, ground: tuple[int, int, int, int]) -> Image.Image:
+    if image.has_transparency_data:
+        colours = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", colours.size, ground), colours)
+    return image.convert("RGB")
+
+
+def _by_strips(
+    image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    """``convert(image)``, of ``mode``, of a large one strip by strip: what lies between would take
+    several times its memory."""
+    if image.width * image.height <= SMALL:
+        return convert(image)
+    whole, rows = Image.new(mode, image.size), max(1, SMALL // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(image.height, top + rows))
+        whole.paste(convert(image.crop(box)), box)
+    return whole
