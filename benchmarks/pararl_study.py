@@ -30,6 +30,7 @@ import torch
 from mmada_parallel.demo import evaluate, open_tasks, world
 from mmada_parallel.demo.dataset import HELD_OUT, cases_of
 from mmada_parallel.demo.reward import CheckerReward
+from mmada_parallel.demo.train import has_matrix_units
 from mmada_parallel.mmp_core import Model, SamplerSettings, load_checkpoint
 from mmada_parallel.mmp_core.checkpoint.load import DEMO
 from mmada_parallel.mmp_core.errors import InputError
@@ -252,8 +253,7 @@ def judged(
 def machine() -> str:
     """Kinds of processors round differently: from the same seed each gives another start, which is
     judged there, too (``none``), as the base of what is trained from it."""
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    kind = "AMX" if amx else torch.backends.cpu.get_cpu_capability()
+    kind = "AMX" if has_matrix_units() else torch.backends.cpu.get_cpu_capability()
     version = f"torch {torch.__version__}, one thread, bfloat16"
     return f"{platform.machine()} with {kind}, {version}"
 

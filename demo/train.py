@@ -81,7 +81,19 @@ ENCODER_STEPS, DECODER_STEPS, CLIP_STEPS = 1500, 4000, 7000
 
 
 def recipe_for(device: str) -> SFTSettings:
-    return CUDA_RECIPE if device == "cuda" else CPU_RECIPE
+    return CUDA_RECIPE if device == "cuda" else for_processor(CPU_RECIPE)
+
+
+def for_processor(settings: SFTSettings) -> SFTSettings:
+    """``settings`` with the dtype that this processor is faster in: without matrix units a step in
+    bfloat16 takes 1.6 times as long."""
+    return replace(settings, bf16=has_matrix_units())
+
+
+def has_matrix_units() -> bool:
+    """Whether the processor has units for matrices in bfloat16 (AMX)."""
+    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(asked and asked())
 
 
 @dataclass(frozen=True)
@@ -114,7 +126,7 @@ def toy() -> Recipe:
 
 
 def short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention by two matmuls, for the short sequences of the demo on a CPU."""
+    """Attention by two matmuls in bfloat16, for the short sequences of the demo on a CPU."""
     dtype, (q, k, v) = q.dtype, (t.bfloat16() for t in (q, k, v))
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     mixed = scores.float().softmax(-1).to(v.dtype) @ v
@@ -137,7 +149,7 @@ def transformer_run(
     begins with, random ones if ``None``.
     """
     recipe = recipe or toy()
-    attention = short_attention if device == "cpu" else sdpa_attention
+    attention = short_attention if device == "cpu" and settings.bf16 else sdpa_attention
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         if start is None:
             start = Path(temporary)

@@ -26,7 +26,14 @@ from ...mmp_core.variants.base import Layout
 from ...training.cases import Case, EndlessCases
 from ...training.sft.settings import SFTSettings
 from ..dataset import CHANGED_WEIGHT, to_case
-from ..train import CPU_RECIPE, CUDA_RECIPE, Recipe, transformer_run, write_result
+from ..train import (
+    CPU_RECIPE,
+    CUDA_RECIPE,
+    Recipe,
+    for_processor,
+    transformer_run,
+    write_result,
+)
 from .scenes import GRID, PATCH, code_count
 from .tasks import Task, task, words
 from .vq import train_vq
@@ -42,7 +49,7 @@ TOKENIZER = {
 
 
 def settings_for(device: str) -> SFTSettings:
-    return CUDA if device == "cuda" else CPU
+    return CUDA if device == "cuda" else for_processor(CPU)
 
 
 class BookCases(EndlessCases):

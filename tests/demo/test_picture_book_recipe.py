@@ -89,3 +89,9 @@ def test_no_task_to_train_on_has_a_combination_that_is_held_out(checkpoint):
     cases = train.BookCases(load_checkpoint(checkpoint, dtype=torch.float32).layout)
     assert not any(is_held_out(cases[number].facts) for number in range(30))
     assert all(is_held_out(made) for made in train.recipe().guard)
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_a_processor_computes_in_the_dtype_that_it_is_faster_in(units, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units, raising=False)
+    assert train.settings_for("cpu").bf16 is shared.recipe_for("cpu").bf16 is units
