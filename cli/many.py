@@ -21,6 +21,7 @@ from . import draw as one
 from .model import load_model, memory_explained, note, pick_device
 
 _LIST_BYTES = 2**24
+_MOST_JOBS = 100_000
 _LONGEST_NAME = 240
 """Bytes of a result's name, with room for a number and the ending."""
 
@@ -40,6 +41,7 @@ def instructions_of(given: str) -> list[str]:
         return [given]
     file = existing_file(given[1:], "the file of instructions", "give one instruction on each line")
     lines = read_text(file, _LIST_BYTES, InputError, str(file)).splitlines()
+    _check_count(len(lines))
     texts = [line.strip() for line in lines if line.strip()]
     if not texts:
         raise InputError(f"{file} holds no instruction: write one on each line.")
@@ -100,8 +102,9 @@ def _jobs(args: argparse.Namespace, instructions: Sequence[str], seed: int) -> l
     writable_picture(folder / "picture.png", "--out", args.quality)
     if not all(text.strip() for text in instructions) and args.reference is None:
         raise InputError("An instruction is empty; say what to change or to show.")
-    jobs, names = [], Counter()
-    for picture in _pictures(args.image):
+    jobs, names, pictures = [], Counter(), _pictures(args.image)
+    _check_count(len(pictures) * len(instructions))
+    for picture in pictures:
         for text in instructions:
             name = f"{one.slug(text)}_{seed}"
             if picture:
@@ -111,6 +114,14 @@ def _jobs(args: argparse.Namespace, instructions: Sequence[str], seed: int) -> l
             name += f"_{count}" if count > 1 else ""
             jobs.append(Job(picture, text, folder / f"{name}.png"))
     return jobs
+
+
+def _check_count(count: int) -> None:
+    if count > _MOST_JOBS:
+        raise InputError(
+            f"That makes {count} pictures; expected at most {_MOST_JOBS}: give fewer instructions "
+            "or pictures at a time."
+        )
 
 
 def _shortened(stem: str, most: int) -> str:

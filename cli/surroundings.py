@@ -16,6 +16,7 @@ from ..mmp_core.checkpoint.inspect import inspect_checkpoint
 from ..mmp_core.files import readable_size
 from ..mmp_core.memory import free_bytes
 from ..mmp_core.model.kernels import available
+from ..mmp_core.outside import head_of
 from .download import models_folder
 from .model import pick_device
 
@@ -53,11 +54,11 @@ def _versions(folder: Path) -> dict[str, str]:
 def _comfyui(folder: Path) -> str:
     """Version of the ComfyUI that ``folder`` is the models folder of."""
     try:
-        text = (folder.parents[1] / "comfyui_version.py").read_text(encoding="utf-8")
+        text = head_of(folder.parents[1] / "comfyui_version.py")
     except (OSError, IndexError):
         return "not found"
     version = re.search(r'__version__ = "(.+?)"', text)
-    return version[1] if version else "not known"
+    return version[1] if version else "not known" if text else "not found"
 
 
 def _named(device: torch.device) -> str:
@@ -77,10 +78,17 @@ def _models(folder: Path) -> dict[str, str]:
     """Each checkpoint that the nodes offer, in a line: what it is, or why it is not loaded."""
     places: dict[str, str | Path] = {"demo": "demo"}
     for path in sorted(folder.glob("*")) + sorted(folder.glob("*/*")):
-        inside = (path.parent / "config.json").is_file() and path.parent != folder
-        if not inside and (path.suffix == ".safetensors" or (path / "config.json").is_file()):
+        inside = path.parent != folder and _is_checkpoint(path.parent)
+        if not inside and (path.suffix == ".safetensors" or _is_checkpoint(path)):
             places[path.relative_to(folder).as_posix()] = path
     return {name: _line(place) for name, place in places.items()}
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    try:
+        return (folder / "config.json").is_file()
+    except OSError:  # which its line then says
+        return True
 
 
 def _line(place: str | Path) -> str:

@@ -18,7 +18,7 @@ from ..mmp_core import InputError, Model
 from ..mmp_core.checkpoint.adapters import check_variant, doubt_about
 from ..mmp_core.checkpoint.load import open_checkpoint
 from ..mmp_core.checkpoint.source import Source
-from ..mmp_core.files import checked_path, readable_size, writable_file
+from ..mmp_core.files import check_utf8, checked_path, readable_size, writable_file
 from ..mmp_core.memory import free_bytes
 from ..mmp_core.model.config import LAYER_SETS
 from ..mmp_core.options import options_of
@@ -178,7 +178,7 @@ def _source(args: argparse.Namespace) -> Source:
 
 
 def _check_run_folder(args: argparse.Namespace, folder: Path, option: str) -> None:
-    checked_path(folder, option)
+    check_utf8(checked_path(folder, option), option)
     begun = (folder / "run.pt").exists()
     if begun and not args.resume:
         raise InputError(

@@ -74,6 +74,17 @@ def checked_path(value: Any, what: str) -> Path:
     return path
 
 
+def check_utf8(path: Path, what: str) -> None:
+    """Raise ``InputError`` for a name in another encoding, by which some libraries open no file."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        text = shortened(str(path).encode(errors="replace").decode())
+        raise InputError(
+            f"{what} {text}: the name is not in UTF-8; rename the file, or the folder it is in."
+        ) from None
+
+
 @accessing()
 def existing_file(value: Any, what: str, advice: str) -> Path:
     """:func:`checked_path` of a regular file that is there. ``advice``: what to give instead."""
@@ -98,6 +109,8 @@ def writable_file(value: Any, what: str, endings: tuple[str, ...] = ()) -> Path:
         raise InputError(f"{what} {path} is not a regular file; give another name.")
     if endings and path.suffix.lower() not in endings:
         raise InputError(f"{what} {shortened(str(path))}: end the name in {' or '.join(endings)}.")
+    if path.suffix.lower() == ".safetensors":
+        check_utf8(path, what)
     missing = [folder for folder in path.absolute().parents if not folder.exists()]
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,13 @@ from typing import Any
 from .errors import InputError, shown
 
 
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can be
+        return False
+
+
 @dataclass(frozen=True)
 class Option:
     """What one field of a settings class may be.
@@ -49,9 +56,10 @@ class Option:
             return isinstance(value, self.kind)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
+        if self.kind is int and not isinstance(value, int):
+            return False
         return (
-            (isinstance(value, int) or math.isfinite(value))
-            and (self.kind is float or isinstance(value, int))
+            (self.kind is int or _is_finite(value))
             and (self.low is None or value >= self.low)
             and (self.high is None or value <= self.high)
             and (self.above is None or value > self.above)

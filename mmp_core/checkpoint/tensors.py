@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError, shown
-from ..files import is_plain_name
+from ..files import check_utf8, is_plain_name
 from ..outside import JSON_BYTES, check_bytes, parsed_json, plain_tensor, read_text
 from .pickles import MOST_VALUES, check_pickled
 
@@ -242,6 +242,7 @@ def _opened(file: Path) -> Any:
     try:
         return open_safetensors(file)
     except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
+        check_utf8(file, "The file")
         refuse_pointer(file)
         raise CheckpointError(
             f"{file} cannot be read ({error}): it is damaged or incomplete; download it again."

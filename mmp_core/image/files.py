@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -14,26 +15,33 @@ import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from ..errors import InputError, sentence, shortened
-from ..files import existing_file, replacing, writable_file, writing
+from ..files import existing_file, readable_size, replacing, writable_file, writing
 from ..outside import plain_tensor
 from .modes import SAVE_AS_PNG, SMALL, eight_bit, kept, painted, rgb, stripped
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_log = logging.getLogger(__name__)
 Picture: TypeAlias = "Image.Image | str | os.PathLike | np.ndarray | Tensor"
 """A path, a PIL image, or pixels, see :func:`image_of`."""
 MOST_PIXELS = 178_000_000
 """Larger pictures are refused before they are decoded: they are bombs, or need memory that a
 picture of a model's size is not worth."""
+_MOST_OF = {"JPEG2000": 40_000_000, "WEBP": 60_000_000, "AVIF": 90_000_000}
+"""The same of formats that take 11 to 19 bytes for each pixel, a gigabyte then, however few bytes
+the file has."""
+READ = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "TGA")
+"""Formats that are read. Others that Pillow knows run other programs (EPS, WMF), or are decoded by
+Python pixel by pixel."""
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """What is written, by the ending of the name."""
 QUALITY = 95
 """Of JPEG and WebP by default, of 1 … 100."""
 
-_WITH_PROGRAMS = ("EPS", "WMF")
-"""Formats that other programs would have to run for."""
 _PROFILES = {b"RGB ": ("RGB", "RGBA"), b"GRAY": ("L", "LA", "I;16")}
+_PROFILE_BYTES = {"PNG": PngImagePlugin.MAX_TEXT_CHUNK, "JPEG": 255 * 65_519}
+"""More are not read again, or are more than there are markers for."""
 _LONGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 _NOTES_BYTES = 60_000
 """Of EXIF, of which JPEG holds 64 KB."""
@@ -42,8 +50,12 @@ _PIECES, _PIXELS_A_PIECE = 20_000, 64
 pixels."""
 _SCANS, _SCAN = 200, b"\xff\xda"
 """Of a JPEG, each of which goes through all pixels: progressive ones have a dozen."""
+_RUN_LENGTHS = (1, 2)
+"""Compressions of BMP that Python decodes, and that may skip far beyond the picture."""
 _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS = 322, 323, 324
-"""Tags of TIFF."""
+_PARTS = (273, _TILE_OFFSETS)
+"""Tags of TIFF; where its strips or tiles are."""
+_COUNTED_AT_ONCE = 2**20
 _MOST_PADDING = 4
 """How many times the pixels of a picture, or of a small one, its tiles may have."""
 
@@ -162,13 +174,15 @@ def opened_picture(source: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
                 if isinstance(source, Path):
                     source = files.enter_context(source.open("rb"))
                 counted = _Counted(source)
-                image = files.enter_context(Image.open(cast(BinaryIO, counted)))
+                image = files.enter_context(Image.open(cast(BinaryIO, counted), formats=_known()))
                 counted.left += image.width * image.height // _PIXELS_A_PIECE
                 counted.scans = _SCANS if image.format in ("JPEG", "MPO") else None
-                if image.format in _WITH_PROGRAMS:
-                    raise InputError(f"{name} is {image.format}, which is not read. {SAVE_AS_PNG}")
                 _check_size(image, name)
-                _check_tiles(image, name)
+                if image.format == "BMP" and image.info.get("compression") in _RUN_LENGTHS:
+                    raise InputError(f"{name} is a BMP of run lengths. {SAVE_AS_PNG}")
+                if image.format == "TIFF":
+                    _check_tiles(image, name)
+                    _check_scans(image, source, name)
                 yield image
     except InputError:
         raise
@@ -176,7 +190,7 @@ def opened_picture(source: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
         raise InputError(_too_large(name)) from None
     except UnidentifiedImageError:
         raise InputError(
-            f"{name} is not a picture that can be read (PNG, JPEG, WebP …): replace it."
+            f"{name} is not a picture of a format that is read ({', '.join(READ)}): replace it."
         ) from None
     except Exception as error:  # Pillow's decoders raise anything on damaged data
         raise InputError(
@@ -210,8 +224,9 @@ def _decoded(source: Picture | BinaryIO) -> Iterator[tuple[Image.Image, str]]:
 def _check_size(image: Image.Image, name: str) -> None:
     if not image.width or not image.height:
         raise InputError(f"{name} is {image.width}x{image.height}; expected at least one pixel.")
-    if image.width * image.height > MOST_PIXELS:
-        raise InputError(f"{_too_large(name)} It is {image.width}x{image.height}.")
+    most = _MOST_OF.get(image.format or "", MOST_PIXELS)
+    if image.width * image.height > most:
+        raise InputError(f"{_too_large(name, most)} It is {image.width}x{image.height}.")
 
 
 def _check_tiles(image: Image.Image, name: str) -> None:
@@ -220,14 +235,39 @@ def _check_tiles(image: Image.Image, name: str) -> None:
     width, height = (tags.get(tag) for tag in (_TILE_WIDTH, _TILE_LENGTH))
     if width is None or height is None:
         return
-    offsets = tags.get(_TILE_OFFSETS, ())
-    tiles = len(offsets) if isinstance(offsets, tuple) else 1
+    tiles = max(1, len(_listed(tags.get(_TILE_OFFSETS))))
     if tiles * width * height > _MOST_PADDING * max(image.width * image.height, SMALL):
         raise InputError(f"{name} is a TIFF of far larger tiles than it has pixels. {SAVE_AS_PNG}")
 
 
-def _too_large(name: str) -> str:
-    return sentence(f"{name} has more than {MOST_PIXELS // 10**6} million pixels: make it smaller.")
+def _check_scans(image: Image.Image, stream: BinaryIO, name: str) -> None:
+    """Its library reads a TIFF's JPEGs, past :class:`_Counted`: one scan each is usual."""
+    if image.info.get("compression") not in ("jpeg", "tiff_jpeg"):
+        return
+    tags = getattr(image, "tag_v2", {})
+    left = _SCANS + len({at for tag in _PARTS for at in _listed(tags.get(tag))})
+    place, before = stream.tell(), b""
+    stream.seek(0)
+    while left >= 0 and (content := stream.read(_COUNTED_AT_ONCE)):
+        left -= (before + content).count(_SCAN)
+        before = content[-1:]
+    stream.seek(place)
+    if left < 0:
+        raise InputError(f"{name} is a TIFF of JPEGs of too many scans. {SAVE_AS_PNG}")
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else () if value is None else (value,)
+
+
+def _too_large(name: str, most: int = MOST_PIXELS) -> str:
+    return sentence(f"{name} has more than {most // 10**6} million pixels: make it smaller.")
+
+
+def _known() -> list[str]:
+    """Of :data:`READ`, what this Pillow has."""
+    Image.init()
+    return [form for form in READ if form in Image.OPEN]
 
 
 def writable_picture(path: Any, what: str, quality: int | None = None) -> Path:
@@ -272,15 +312,27 @@ def write_picture(
         options = {"pnginfo": _png_notes(notes or {})}
     elif notes:
         options["exif"] = _exif_notes(notes)
-    profile = image.info.get("icc_profile")
-    if isinstance(profile, bytes) and image.mode in _PROFILES.get(profile[16:20], ()):
-        options["icc_profile"] = profile
+    options["icc_profile"] = _profile_for(form, image)
     if form == "JPEG":
         options["subsampling"] = 0
     with writing(path), replacing(path) as file, file.open("wb") as stream:
         image.save(
             cast("BinaryIO", _Told(stream, tell)) if tell else stream, format=form, **options
         )
+
+
+def _profile_for(form: str, image: Image.Image) -> bytes | None:
+    """The colour profile of ``image``, where it is of its mode and the format can hold it."""
+    profile = image.info.get("icc_profile")
+    if not isinstance(profile, bytes) or image.mode not in _PROFILES.get(profile[16:20], ()):
+        return None
+    if len(profile) > _PROFILE_BYTES.get(form, len(profile)):
+        _log.warning(
+            "MMaDA-Parallel: left out a colour profile of %s, too large for %s; WebP keeps it.",
+            *(readable_size(len(profile)), form),
+        )
+        return None
+    return profile
 
 
 class _Told:

@@ -14,7 +14,7 @@ from mmada_parallel.mmp_core.errors import InputError
 from mmada_parallel.mmp_core.files import checked_path, existing_file, replacing, writable_file
 from mmada_parallel.mmp_core.image import files
 from mmada_parallel.training.data.items import checked_picture
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, features
 
 GRADIENT = Image.fromarray(
     np.stack(
@@ -247,12 +247,36 @@ def test_bombs_are_refused_before_they_are_decoded(tmp_path, monkeypatch, size, 
         checked_picture("it", png_header(*size), lambda: GRADIENT)
 
 
-def test_formats_that_run_programs_are_refused(tmp_path):
-    (tmp_path / "a.png").write_bytes(
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
-    )
-    with pytest.raises(InputError, match="EPS"):
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+FITS = b"".join(
+    f"{card:<80}".encode() for card in ("SIMPLE  = T", "BITPIX  = 8", "NAXIS = 0", "END")
+)
+
+
+@pytest.mark.parametrize("content", [EPS, FITS, b"P6 9 9 255 " + bytes(243), b"BLP1" + bytes(200)])
+def test_formats_that_run_programs_or_are_decoded_by_python_are_refused(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(InputError, match="format that is read .PNG, JPEG, WEBP.*replace it"):
         files.load_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("form", files.READ)
+def test_each_format_that_is_named_is_read(tmp_path, form):
+    if form == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow lacks AVIF")
+    GRADIENT.save(tmp_path / "a", form)
+    assert files.load_image(tmp_path / "a").size == GRADIENT.size
+
+
+@pytest.mark.parametrize("ending", files.FORMATS)
+@pytest.mark.parametrize("size", [2**20, 2**20 + 1, 255 * 65_519 + 1])
+def test_what_is_written_with_a_large_profile_is_read_again(tmp_path, caplog, ending, size):
+    original = GRADIENT.copy()
+    original.info["icc_profile"] = profile = b"\0" * 16 + b"RGB " + bytes(size - 20)
+    files.write_picture(tmp_path / f"a{ending}", original)
+    kept = files.read_original(tmp_path / f"a{ending}").info.get("icc_profile") == profile
+    most = {".png": 2**20, ".webp": size}.get(ending, 255 * 65_519)
+    assert kept is (size <= most) and bool(caplog.messages) is not kept
 
 
 NAMES = [

@@ -76,7 +76,7 @@ def test_every_kind_of_bad_item_is_named_with_its_reason(tmp_path):
         "strip": "strip.png is 900x100: expected sides at most 8 times apart",
         "shapes": "its picture is 64x48 and its target 64x64: make both of one shape",
         "damaged": "damaged.png cannot be read as a picture",
-        "none": "none.png is not a picture that can be read (PNG, JPEG, WebP …): replace it.",
+        "none": "none.png is not a picture of a format that is read (PNG, JPEG, ",
         "latin": "latin.txt is not UTF-8",
         "alone": "alone.png has no alone.txt beside it",
         "lost": "lost.target.png has no lost.txt beside it",

@@ -188,8 +188,10 @@ def _unread_items(path: Path, callback: Counted | None) -> list[UnreadItem]:
 
 def _advice(path: Path) -> str:
     """What to do about a dataset without items."""
-    if not path.is_dir():
+    if is_manifest(path):
         return sentence('write a line such as {"image": "a.png", "instruction": "…"}.')
+    if not path.is_dir():
+        return sentence("give one with rows.")
     inside = sorted(path.iterdir())
     for manifest in filter(is_manifest, inside):
         return sentence(f"did you mean its manifest {manifest.name}?")

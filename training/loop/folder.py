@@ -14,7 +14,14 @@ from filelock import FileLock, Timeout
 
 from ...mmp_core.checkpoint.tensors import read_pickled
 from ...mmp_core.errors import InputError, shortened, shown
-from ...mmp_core.files import accessing, checked_path, remove_half_written, replacing, writing
+from ...mmp_core.files import (
+    accessing,
+    check_utf8,
+    checked_path,
+    remove_half_written,
+    replacing,
+    writing,
+)
 from ...mmp_core.memory import is_out_of_memory
 from ...mmp_core.outside import check_bytes, field
 from ..data.items import Counted, counted
@@ -42,6 +49,7 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = checked_path(path, "The folder of the run")
+        check_utf8(self.path, "The folder of the run")
         self.saved_step: int | None = None
         self._board: Any = None
 
