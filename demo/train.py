@@ -98,16 +98,20 @@ def has_matrix_units() -> bool:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a world's checkpoint is made of. ``said``: its words, ``None`` for the
-    toy's. ``config``: of the model, but
-    its sizes. ``cases``: what it is trained on. ``guard``: tasks that it is never trained on, which
-    go with it. ``colours``: that their pictures are reduced to, if to any."""
+    """What a world's checkpoint is made of.
+
+    ``said``: its words, ``None`` for the toy's. ``config``: of the model, but its sizes. ``cases``:
+    what it is trained on. ``guard``: tasks that it is never trained on, which go with it.
+    ``colours``: that their pictures are reduced to, if to any. ``layers``: a checkpoint of the same
+    sizes whose layers it begins with, if any, but for embedding and head.
+    """
 
     said: Sequence[str] | None
     config: Mapping[str, Any]
     cases: Callable[[Layout, SFTSettings], EndlessCases]
     guard: Sequence[AnyTask[Any]]
     colours: int | None = None
+    layers: Path | None = None
 
     def model_config(self) -> dict[str, Any]:
         config: dict[str, Any] = {**SIZES, **self.config}
@@ -155,6 +159,8 @@ def transformer_run(
             start = Path(temporary)
             transformer = MaskedDiffusionTransformer(ModelConfig.from_dict(recipe.model_config()))
             initialise(transformer, settings.seed)
+            if recipe.layers:
+                transformer.blocks.load_state_dict(_layers_of(recipe.layers))
             write_checkpoint(start, parts, transformer.state_dict(), recipe=recipe)
         model = load_checkpoint(start, device=device, dtype=torch.float32, attention=attention)
     return SFTRun(
@@ -165,6 +171,12 @@ def transformer_run(
         policy=FullWeights(model.transformer),
         ranks=ranks,
     )
+
+
+def _layers_of(checkpoint: Path) -> dict[str, Tensor]:
+    prefix = "model.transformer.blocks."
+    weights = load_file(checkpoint / "model.safetensors")
+    return {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
 
 
 def write_result(

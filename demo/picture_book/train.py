@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from ...mmp_core.checkpoint.load import DEMO
 from ...mmp_core.variants.base import Layout
 from ...training.cases import Case, EndlessCases
 from ...training.sft.settings import SFTSettings
@@ -38,9 +39,19 @@ from .scenes import GRID, PATCH, code_count
 from .tasks import Task, task, words
 from .vq import train_vq
 
-CPU = replace(CPU_RECIPE, steps=9000, decay_steps=3000, batch_size=128, micro_batch=64)
+CPU = replace(
+    CPU_RECIPE,
+    steps=18_000,
+    decay_steps=6000,
+    batch_size=64,
+    micro_batch=64,
+    learning_rate=1.6e-3,
+    warmup_steps=50,
+)
 CUDA = replace(CUDA_RECIPE, steps=5000, decay_steps=4000, batch_size=1024, micro_batch=1024)
 
+LAYERS: Path | None = DEMO
+"""The toy's layers learn the book sooner than random ones: 225 steps for 300 of 64 tasks."""
 CHECKPOINT = Path(__file__).with_name("checkpoint")
 TOKENIZER = {
     "cpu": {"encoder_steps": 1500, "decoder_steps": 7000, "pictures": 4},
@@ -71,7 +82,7 @@ def recipe(first: int = 0) -> Recipe:
         "text_length": Task.text_length,
     }
     guard = [task(seed, held_out=True, kinds=(kind,)) for seed, kind in enumerate(Task.kinds())]
-    return Recipe(words(), sizes, lambda layout, settings: BookCases(layout, first), guard)
+    return Recipe(words(), sizes, lambda layout, _: BookCases(layout, first), guard, layers=LAYERS)
 
 
 class Paused(Exception):

@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from mmada_parallel.demo.picture_book import drawing, scenes
+import torch
+from mmada_parallel.demo.picture_book import drawing, scenes, train
 from mmada_parallel.demo.picture_book.edits import EDITS
 from mmada_parallel.demo.picture_book.scenes import (
     CONTENTS,
@@ -29,6 +30,9 @@ from mmada_parallel.demo.picture_book.tasks import (
     words,
 )
 from mmada_parallel.demo.picture_book.words import staying
+from mmada_parallel.demo.train import transformer_run
+from mmada_parallel.mmp_core.checkpoint.load import DEMO
+from safetensors.torch import load_file
 
 THINGS = [thing for things in CONTENTS.values() for thing in things]
 HOUSE, CAT = Thing("house", "red", "big"), Thing("cat", "blue", "small")
@@ -156,3 +160,10 @@ def test_a_slot_holds_things_of_its_layer_only():
     for made in (task(seed) for seed in range(60)):
         assert all(thing.layer == slot.layer for slot, thing in made.after.placed().items())
     assert len(SLOTS) == 8 and Slot("sky", 3) in SLOTS
+
+
+def test_training_begins_with_the_layers_of_the_toy(tmp_path):
+    run = transformer_run(tmp_path, train.CPU, "cpu", train.CHECKPOINT, recipe=train.recipe())
+    toy, begun = load_file(DEMO / "model.safetensors"), run.policy.state_dict()
+    blocks = [name for name in begun if ".blocks." in name]
+    assert blocks and all(torch.equal(begun[n], toy[n].to(begun[n].dtype)) for n in blocks)

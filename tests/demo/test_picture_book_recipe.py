@@ -12,7 +12,8 @@ from mmada_parallel.mmp_core import load_checkpoint
 from mmada_parallel.mmp_core.instructions import unknown_words
 from safetensors.torch import load_file
 
-SETTINGS = replace(train.CPU, steps=2, decay_steps=1, warmup_steps=1, batch_size=2, micro_batch=2)
+FEW = {"decay_steps": 1, "warmup_steps": 1, "batch_size": 2, "micro_batch": 2}
+SETTINGS = replace(train.CPU, steps=2, **FEW)
 SMALL = {"d_model": 16, "n_layers": 1, "n_heads": 1, "mlp_hidden_size": 16}
 
 
@@ -23,6 +24,7 @@ def small():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vq, "config", lambda: tokenizer)
         patch.setattr(shared, "SIZES", SMALL)
+        patch.setattr(train, "LAYERS", None)
         yield
 
 
