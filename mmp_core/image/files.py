@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from ..errors import InputError, sentence, shortened
 from ..files import existing_file, readable_size, replacing, writable_file, writing
 from ..outside import plain_tensor
-from .modes import SAVE_AS_PNG, SMALL, eight_bit, kept, painted, rgb, stripped
+from .modes import SAVE_AS_PNG, SMALL, eight_bit, kept, no_memory, painted, rgb, stripped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -188,6 +188,8 @@ def opened_picture(source: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
         raise
     except Image.DecompressionBombError:
         raise InputError(_too_large(name)) from None
+    except MemoryError:  # or a line that is too long for Pillow
+        raise InputError(no_memory(name)) from None
     except UnidentifiedImageError:
         raise InputError(
             f"{name} is not a picture of a format that is read ({', '.join(READ)}): replace it."
@@ -207,6 +209,8 @@ def _decoded(source: Picture | BinaryIO) -> Iterator[tuple[Image.Image, str]]:
         _check_size(source, "the image given")
         try:
             source.load()
+        except MemoryError:
+            raise InputError(no_memory("the image given")) from None
         except Exception as error:
             reason = shortened(str(error))
             raise InputError(f"the image given cannot be read ({reason}): open it anew.") from None

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
-from ..errors import InputError, shortened
+from ..errors import InputError, sentence, shortened
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -93,35 +93,41 @@ def kept(image: Image.Image, name: str) -> Image.Image:
 
 def eight_bit(image: Image.Image) -> Image.Image:
     """Deep greyscale as 8 bits. White is 65535 for I;16 and I, for F it is 1 where no value is
-    larger and else 255; values beyond 0 … white are stretched from their own minimum and maximum.
-    A transparent grey level becomes white."""
+    larger and else 255; values beyond 0 … white are stretched from their own minimum and maximum,
+    which leave out what is infinite. A transparent grey level becomes white."""
     deep, low, high = np.asarray(image), 0.0, 65535.0
-    strips = [part for part in np.array_split(deep, -(-deep.size // SMALL)) if part.size]
+    strips = _parts(deep)
 
     def values(strip: np.ndarray) -> np.ndarray:
-        return np.nan_to_num(strip.astype(np.float64))
+        return np.nan_to_num(strip.astype(np.float64), posinf=np.inf, neginf=-np.inf)
 
-    least, most = (
-        float(best([best(values(strip)) for strip in strips])) for best in (np.min, np.max)
-    )
+    finite = (own[np.isfinite(own)] for own in map(values, strips))
+    ends = [(float(own.min()), float(own.max())) for own in finite if own.size] or [(0.0, 0.0)]
+    least, most = min(low for low, _ in ends), max(high for _, high in ends)
     if image.mode == "F":
         high = 1.0 if most <= 1.0 else 255.0
     if least < low or most > high:
         low, high = least, most
     grey, transparent = np.empty(deep.shape, np.uint8), image.info.get("transparency")
-    parts = np.array_split(grey, -(-deep.size // SMALL))
-    for strip, part in zip(strips, [p for p in parts if p.size], strict=True):
+    for strip, part in zip(strips, _parts(grey), strict=True):
         own = values(strip)
-        part[:] = np.round((own - low) / max(high - low, np.finfo(float).tiny) * 255)
+        scaled = (own - low) / max(high - low, np.finfo(float).tiny) * 255
+        part[:] = np.round(scaled).clip(0, 255)
         if isinstance(transparent, int):
             part[own == transparent] = 255
     return Image.fromarray(grey)
+
+
+def no_memory(name: str) -> str:
+    return sentence(f"{name} takes more memory than there is: make it smaller.")
 
 
 @contextmanager
 def _converting(image: Image.Image, name: str) -> Iterator[None]:
     try:
         yield
+    except MemoryError:
+        raise InputError(no_memory(name)) from None
     except Exception as error:
         raise InputError(
             f"{name} (mode {image.mode}) cannot be converted to RGB ({shortened(str(error))}). "
@@ -140,11 +146,20 @@ def _by_strips(
     image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]
 ) -> Image.Image:
     """``convert(image)``, of ``mode``, of a large one strip by strip: what lies between would take
-    several times its memory."""
+    several times its memory. Strips of a wide one are parts of its rows."""
     if image.width * image.height <= SMALL:
         return convert(image)
-    whole, rows = Image.new(mode, image.size), max(1, SMALL // image.width)
+    columns = min(image.width, SMALL)
+    whole, rows = Image.new(mode, image.size), SMALL // columns
     for top in range(0, image.height, rows):
-        box = (0, top, image.width, min(image.height, top + rows))
-        whole.paste(convert(image.crop(box)), box)
+        for left in range(0, image.width, columns):
+            right, bottom = min(image.width, left + columns), min(image.height, top + rows)
+            box = (left, top, right, bottom)
+            whole.paste(convert(image.crop(box)), box)
     return whole
+
+
+def _parts(values: np.ndarray) -> list[np.ndarray]:
+    """Views of a contiguous array, one part after the other."""
+    flat = values.reshape(-1)
+    return [flat[start : start + SMALL] for start in range(0, flat.size, SMALL)]

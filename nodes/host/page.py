@@ -17,6 +17,7 @@ import comfy.utils
 import folder_paths
 import torch
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from comfy_execution.graph_utils import ExecutionBlocker
 from PIL import Image
 from server import PromptServer
@@ -156,7 +157,7 @@ async def sent(read: Callable[[], Awaitable[Any]]) -> Any:
     be read: it is damaged, or compressed or encoded in no known way."""
     try:
         return await read()
-    except (ValueError, LookupError, RuntimeError, web.RequestPayloadError):
+    except (ValueError, LookupError, RuntimeError, HttpProcessingError, web.RequestPayloadError):
         return None
 
 

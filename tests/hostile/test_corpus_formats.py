@@ -4,7 +4,9 @@ import gzip
 import io
 import os
 import struct
+import zlib
 
+import numpy as np
 import pytest
 from mmada_parallel.cli import many, surroundings
 from mmada_parallel.mmp_core.checkpoint.convert import convert
@@ -18,7 +20,7 @@ from PIL import Image, features
 
 from .limits import judged
 from .test_corpus import refused
-from .test_corpus_data import scanned_again
+from .test_corpus_data import chunk, scanned_again
 
 READERS = [load_image, load_mask, read_original]
 GIGABYTE = 2**30
@@ -166,3 +168,65 @@ def test_names_in_another_encoding(tmp_path):
 def test_a_number_that_no_float_can_be(name):
     with pytest.raises(InputError, match=name):
         SFTSettings(**{name: 10**400})
+
+
+def wide(kind, width):
+    """A PNG one pixel high, of nothing: of grey with 16 bits, of grey with alpha, of a palette."""
+    colours, bits, size = {"grey": (0, 16, 2), "alpha": (4, 8, 2), "palette": (3, 8, 1)}[kind]
+    packed, left = zlib.compressobj(9), 1 + width * size
+    content = b"".join(packed.compress(bytes(min(2**22, left - n))) for n in range(0, left, 2**22))
+    start = png_header(width, 1, bits, colours)
+    middle = chunk(b"PLTE", bytes(6)) + chunk(b"tRNS", b"\x80") if kind == "palette" else b""
+    return start + middle + chunk(b"IDAT", content + packed.flush()) + chunk(b"IEND")
+
+
+def png_header(width, height, bits, colours):
+    fields = struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", fields)
+
+
+@pytest.mark.parametrize("read", [load_image, load_mask])
+@pytest.mark.parametrize("kind", ["grey", "alpha", "palette"])
+def test_a_picture_of_one_long_row_takes_a_gigabyte_at_most(tmp_path, kind, read):
+    (tmp_path / "a.png").write_bytes(wide(kind, 60_000_000))
+    verdict, said = judged(lambda: read(tmp_path / "a.png"), memory=GIGABYTE)
+    assert verdict == "ok", said
+
+
+def test_a_row_that_is_too_long_for_its_reader(tmp_path):
+    (tmp_path / "a.png").write_bytes(wide("grey", 170_000_000))
+    refused(lambda: load_image(tmp_path / "a.png"), "takes more memory than there is")
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_memory_that_runs_out_is_no_damage(tmp_path, read):
+    packed = zlib.compressobj(9)
+    content = b"".join(packed.compress(bytes(1 + 4 * 9000)) for _ in range(9000)) + packed.flush()
+    whole = png_header(9000, 9000, 8, 6) + chunk(b"IDAT", content) + chunk(b"IEND")
+    (tmp_path / "a.png").write_bytes(whole)
+    said = "takes more memory than there is: make it smaller."
+    refused(lambda: read(tmp_path / "a.png"), said, memory=2**26)
+
+
+@pytest.mark.parametrize("infinite", [[np.inf], [-np.inf], [np.inf, -np.inf, np.nan]])
+def test_infinite_values_leave_the_others_alone(tmp_path, infinite):
+    values = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1))
+    plain = Image.fromarray(values.copy())
+    values.flat[: len(infinite)] = infinite
+    Image.fromarray(values).save(tmp_path / "depth.tif")
+    found, expected = (np.asarray(load_mask(x)) for x in (tmp_path / "depth.tif", plain))
+    assert (found.flat[len(infinite) :] == expected.flat[len(infinite) :]).all()
+    ends = [255 if value > 0 else 0 for value in infinite]
+    assert found.flat[: len(infinite)].tolist() == ends
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no pipes among files")
+def test_a_pipe_in_a_folder_of_parquet(tmp_path):
+    pytest.importorskip("pyarrow")
+    os.mkfifo(tmp_path / "a.parquet")
+    refused(lambda: open_dataset(tmp_path), "a.parquet is not a regular file", seconds=3)
+
+
+def test_half_an_emoji_in_the_name_of_a_field(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"\\ud83d": "x", "instruction": "make it red"}\n')
+    refused(lambda: open_dataset(tmp_path / "a.jsonl"), "unknown \\ud83d")

@@ -113,6 +113,8 @@ PART = b'--a\r\nContent-Disposition: form-data; name="node"\r\n%s\r\n\r\nx\r\n--
         (b"a=b", f"{FORM}; charset=no-such-one"),
         (b"x", "multipart/form-data"),
         (b"x", PARTS),
+        (b"--a\r\nContent-Dis", PARTS),
+        (b"--a\r\n: x\r\n\r\n", PARTS),
         (PART.replace(b"name", b"nome") % b"", PARTS),
         (PART % b"Content-Transfer-Encoding: none", PARTS),
         (PART % b"Content-Type: text/plain; charset=no-such-one", PARTS),

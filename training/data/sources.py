@@ -216,12 +216,17 @@ def _fields(line: bytes) -> dict[str, str]:
     fields = parsed_json(text, name, InputError)
     if unknown := fields.keys() - set(FIELDS):
         raise InputError(
-            f"it has the unknown {any_of(sorted(unknown))}: expected {any_of(FIELDS)}."
+            f"it has the unknown {_readable(any_of(sorted(unknown)))}: expected {any_of(FIELDS)}."
         )
     for key, value in fields.items():
         if value is not None and not isinstance(value, str):
             raise InputError(f"its {key} is not a string.")
     return {key: value for key, value in fields.items() if value is not None}
+
+
+def _readable(text: str) -> str:
+    """With what is no text, half an emoji, written as its number."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _named_files(folder: Path, fields: Mapping[str, str]) -> dict[str, Path]:

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from ...mmp_core.errors import InputError, sentence, shortened, shown
-from ...mmp_core.files import is_plain_name
+from ...mmp_core.files import accessing, is_plain_name
 from ...mmp_core.outside import check_bytes, parsed_json, read_text
 from .fields import (
     FIELDS,
@@ -248,6 +248,9 @@ def parquet_items(path: Path, callback: Counted | None = None) -> list[UnreadIte
         ) from error
     files = listed(path) if path.is_dir() else [path]
     files = [file for file in files if file.suffix.lower() == ".parquet"]
+    with accessing():
+        for file in files:
+            check_bytes(file)
     count, tables, growth = 0, [], _Growth(sum(file.stat().st_size for file in files), callback)
     for file in files:
         try:
