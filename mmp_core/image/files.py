@@ -88,9 +88,15 @@ def read_original(source: Picture | BinaryIO) -> Image.Image:
     with _decoded(source) as (image, name):
         profile = image.info.get("icc_profile")
         whole = stripped(kept(image, name))
-    if isinstance(profile, bytes) and whole.mode in _PROFILES.get(profile[16:20], ()):
+    if _fitting(profile, whole) is not None:
         whole.info["icc_profile"] = profile
     return whole
+
+
+def _fitting(profile: Any, image: Image.Image) -> bytes | None:
+    """``profile`` where it is a colour profile of pixels of this mode."""
+    fits = isinstance(profile, bytes) and image.mode in _PROFILES.get(profile[16:20], ())
+    return profile if fits else None
 
 
 def image_of(pixels: np.ndarray | Tensor) -> Image.Image:
@@ -327,10 +333,8 @@ def write_picture(
 
 def _profile_for(form: str, image: Image.Image) -> bytes | None:
     """The colour profile of ``image``, where it is of its mode and the format can hold it."""
-    profile = image.info.get("icc_profile")
-    if not isinstance(profile, bytes) or image.mode not in _PROFILES.get(profile[16:20], ()):
-        return None
-    if len(profile) > _PROFILE_BYTES.get(form, len(profile)):
+    profile = _fitting(image.info.get("icc_profile"), image)
+    if profile is not None and len(profile) > _PROFILE_BYTES.get(form, len(profile)):
         _log.warning(
             "MMaDA-Parallel: left out a colour profile of %s, too large for %s; WebP keeps it.",
             *(readable_size(len(profile)), form),
