@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from ..errors import InputError, sentence, shortened
 from ..files import existing_file, readable_size, replacing, writable_file, writing
+from ..interruption import ask
 from ..outside import plain_tensor
 from .modes import SAVE_AS_PNG, SMALL, eight_bit, kept, no_memory, painted, rgb, stripped
 
@@ -145,7 +146,8 @@ def levels_of(pixels: np.ndarray | Tensor) -> np.ndarray:
 
 class _Counted:
     """A file from which Pillow, which goes through most formats piece by piece, reads so often at
-    most: one of nothing but pieces would hold it up for ever. ``scans``: that a JPEG may have."""
+    most: one of nothing but pieces would hold it up for ever. ``scans``: that a JPEG may have. It
+    asks at each piece whether to go on."""
 
     def __init__(self, stream: BinaryIO):
         self._stream, self.left = stream, _PIECES
@@ -158,6 +160,7 @@ class _Counted:
         return self._counted(self._stream.readline(size))
 
     def _counted(self, content: bytes) -> bytes:
+        ask()
         self.left -= 1
         if self.scans is not None:
             self.scans -= content.count(_SCAN)

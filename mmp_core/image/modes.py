@@ -10,6 +10,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
 from ..errors import InputError, sentence, shortened
+from ..interruption import ask
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -99,6 +100,7 @@ def eight_bit(image: Image.Image) -> Image.Image:
     strips = _parts(deep)
 
     def values(strip: np.ndarray) -> np.ndarray:
+        ask()
         return np.nan_to_num(strip.astype(np.float64), posinf=np.inf, neginf=-np.inf)
 
     finite = (own[np.isfinite(own)] for own in map(values, strips))
@@ -146,7 +148,8 @@ def _by_strips(
     image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]
 ) -> Image.Image:
     """``convert(image)``, of ``mode``, of a large one strip by strip: what lies between would take
-    several times its memory. Strips of a wide one are parts of its rows."""
+    several times its memory. Strips of a wide one are parts of its rows. Asks before each whether
+    to go on."""
     if image.width * image.height <= SMALL:
         return convert(image)
     columns = min(image.width, SMALL)
@@ -155,6 +158,7 @@ def _by_strips(
         for left in range(0, image.width, columns):
             right, bottom = min(image.width, left + columns), min(image.height, top + rows)
             box = (left, top, right, bottom)
+            ask()
             whole.paste(convert(image.crop(box)), box)
     return whole
 

@@ -9,7 +9,7 @@ from mmada_parallel.mmp_core import InputError
 from mmada_parallel.tests.training.tiny_cases import QUICK, brightness, cases, new_run, tiny_model
 from mmada_parallel.training.data import items
 from mmada_parallel.training.data.apart import set_apart
-from mmada_parallel.training.data.dataset import EditDataset, joined, open_dataset
+from mmada_parallel.training.data.dataset import EditDataset, joined, open_dataset, tokenised
 from mmada_parallel.training.data.items import Item
 from mmada_parallel.training.data.sources import KINDS, files_of
 from mmada_parallel.training.loop.folder import RunFolder
@@ -18,6 +18,7 @@ from mmada_parallel.training.pararl.rollout import Group, roll_out
 from mmada_parallel.training.pararl.scores import score
 from mmada_parallel.training.sft.batches import Windows
 from mmada_parallel.training.sft.settings import SFTSettings
+from PIL import Image
 
 MANY = 12
 
@@ -70,6 +71,39 @@ def test_items_are_counted_before_the_first_is_read(kind, told, tell, tmp_path):
     del told[:]
     open_dataset(path, callback=tell)
     assert len(told) >= 2 * MANY
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "I;16"])
+def test_a_large_picture_of_a_dataset_is_asked_about_while_it_is_read(mode, told, tmp_path):
+    side = 2400  # larger than what is converted in one piece
+    picture = Image.new("L" if mode == "P" else mode, (side, side))
+    (picture.convert(mode) if mode == "P" else picture).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("draw a red star")
+
+    def stop_at(count):
+        def ask(*now):
+            told.append(now)
+            if len(told) == count:
+                raise Stopped
+
+        return ask
+
+    dataset = open_dataset(tmp_path, callback=stop_at(None))
+    opened = len(told)
+    assert opened > 4
+    for count in (2, opened // 2):
+        del told[:]
+        with pytest.raises(Stopped):
+            open_dataset(tmp_path, callback=stop_at(count))
+    model = tiny_model(tmp_path / "model")
+    del told[:]
+    tokenised(dataset, model, need_target=False, callback=stop_at(None))
+    encoded = len(told)
+    assert encoded > 6
+    for count in range(2, encoded, 7):
+        del told[:]
+        with pytest.raises(Stopped):
+            tokenised(dataset, model, need_target=False, callback=stop_at(count))
 
 
 def test_reasons_of_what_cannot_be_used_are_counted(told, tell, tmp_path):

@@ -6,6 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ...mmp_core.checkpoint.tokens import token_identity
 from ...mmp_core.errors import InputError
 from ...mmp_core.files import accessing, replacing
 from ...mmp_core.image.pictures import Size
+from ...mmp_core.interruption import asking
 from ...mmp_core.outside import check_bytes
 from ...mmp_core.pipeline import encode_seen, grid_of
 from .items import MOST_ITEMS, Picture
@@ -148,11 +150,12 @@ def encode_pictures(
                 if callback:
                     callback(done, total)
                 seen = {}
-                for key in part:
-                    try:
-                        seen[key] = model.variant.fit(wanted[key][0].read(), size)
-                    except InputError as error:
-                        failed[key] = str(error)
+                with asking(partial(callback, done, total) if callback else None):
+                    for key in part:
+                        try:
+                            seen[key] = model.variant.fit(wanted[key][0].read(), size)
+                        except InputError as error:
+                            failed[key] = str(error)
                 _encode(model, seen, cache)
                 done += len(part)
         if callback:

@@ -20,6 +20,7 @@ from ...mmp_core.editing import fixed_text
 from ...mmp_core.errors import InputError, sentence, shown
 from ...mmp_core.files import accessing, checked_path
 from ...mmp_core.image.pictures import Size
+from ...mmp_core.interruption import asking
 from ...mmp_core.options import Option
 from ...mmp_core.outside import (
     MOST_SAMPLES,
@@ -137,7 +138,9 @@ def open_dataset(
             callback(done, len(unread))
         try:
             checked_text(item.name, "the name of its file", sys.maxsize)
-            items.append(described(item.read()) if settings.captions else item.read())
+            with asking(partial(callback, done, len(unread)) if callback else None):
+                read = item.read()
+            items.append(described(read) if settings.captions else read)
         except InputError as reason:
             skipped.append((item.name.encode(errors="replace").decode(), str(reason)))
     if callback:
