@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import io
 import os
@@ -21,6 +22,8 @@ from . import drawing_options, options, training_options
 PROGRAM = "mmada-parallel"
 INTERRUPTED = 130
 _LONGEST_ERROR = 1000
+_AGAIN = 0.05
+"""Seconds until a Ctrl-C that was lost is raised again."""
 
 _DESCRIPTION = """\
 Edit and generate pictures with MMaDA-Parallel: a reasoning text and a picture, denoised in
@@ -294,19 +297,32 @@ def run(args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, of a cluster or a container, stops a command as Ctrl-C does."""
+def _stoppable() -> Iterator[None]:
+    """SIGTERM, of a cluster or a container, stops a command as Ctrl-C does, and neither is lost in
+    callbacks whose exceptions Python ignores: its imports have such ones."""
 
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
+    def again(lost: Any) -> None:
+        if isinstance(lost.exc_value, KeyboardInterrupt):  # here it would be lost once more
+            waiting.append(threading.Timer(_AGAIN, _thread.interrupt_main))
+            waiting[-1].start()
+        else:
+            ignored(lost)
+
     if threading.current_thread() is not threading.main_thread():  # others may set no signals
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    waiting: list[threading.Timer] = []
+    before, ignored = signal.signal(signal.SIGTERM, stop), sys.unraisablehook
+    sys.unraisablehook = again
     try:
         yield
     finally:
+        sys.unraisablehook = ignored
+        for timer in waiting:
+            timer.cancel()
         signal.signal(signal.SIGTERM, before)
 
 
@@ -317,7 +333,7 @@ def _run(argv: Sequence[str] | None) -> int:
         if not given:
             parser.print_help()
             return 0
-        with accessing(), _terminated_as_interrupted():
+        with accessing(), _stoppable():
             run(parser.parse_args(given))
     except InputError as error:
         print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)

@@ -5,6 +5,8 @@ import os
 import re
 import signal
 import sys
+import time
+import weakref
 
 import pytest
 import torch
@@ -304,6 +306,24 @@ def test_sigterm_stops_as_ctrl_c_does(edit, tmp_path, monkeypatch):
         assert edit("--quiet") == (130, "", "\nmmada-parallel: stopped\n")
     finally:
         signal.signal(signal.SIGTERM, before)
+    assert [file.name for file in tmp_path.iterdir()] == ["scene.png"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_callback_whose_exceptions_are_ignored_is_not_lost(
+    edit, tmp_path, monkeypatch, number
+):
+    def work(*args, **kwargs):
+        kept = type("Kept", (), {})()
+        callback = weakref.ref(kept, lambda _: os.kill(os.getpid(), number))
+        del kept
+        assert callback() is None
+        for _ in range(1000):
+            time.sleep(0.01)
+        pytest.fail("the signal was lost")
+
+    monkeypatch.setattr(draw, "denoise_in_batches", work)
+    assert edit("--quiet") == (130, "", "\nmmada-parallel: stopped\n")
     assert [file.name for file in tmp_path.iterdir()] == ["scene.png"]
 
 
