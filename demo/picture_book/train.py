@@ -59,6 +59,18 @@ TOKENIZER = {
 }
 
 
+_OF_RUN = {
+    "steps": int,
+    "decay_steps": int,
+    "warmup_steps": int,
+    "batch_size": int,
+    "learning_rate": float,
+    "ema": float,
+}
+_OF_TOKENIZER = {"encoder_steps": int, "decoder_steps": int}
+"""What the command may set otherwise."""
+
+
 def settings_for(device: str) -> SFTSettings:
     return CUDA if device == "cuda" else for_processor(CPU)
 
@@ -156,13 +168,12 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=max(0, (os.cpu_count() or 1) - 2))
     parser.add_argument("--minutes", type=float, help="stop after so many, to be resumed")
-    names = ("steps", "decay_steps", "batch_size", "encoder_steps", "decoder_steps")
-    for name in names:
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int)
+    for name, kind in (*_OF_RUN.items(), *_OF_TOKENIZER.items()):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind)
     args = parser.parse_args()
     torch.set_float32_matmul_precision("high")
-    chosen = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    tokenizer = {n: chosen.pop(n) for n in names[3:] if n in chosen}
+    chosen = {name: value for name in _OF_RUN if (value := getattr(args, name)) is not None}
+    tokenizer = {name: v for name in _OF_TOKENIZER if (v := getattr(args, name)) is not None}
     settings = replace(settings_for(args.device), workers=args.workers, **chosen)
     out = args.out or args.folder / "checkpoint"
     try:
