@@ -143,12 +143,17 @@ def _not_of_lora(key: Any, name: str) -> InputError:
 
 
 def _check_tensors(tensors: Mapping[Any, Any], name: str) -> None:
-    """Raises ``InputError`` where another node gave no names of tensors with values."""
+    """Raises ``InputError`` where another node gave no names of tensors with values of their own:
+    an expanded one can be far larger than memory."""
     for key, tensor in tensors.items():
-        if not isinstance(key, str) or not holds_values(tensor):
+        if not isinstance(key, str) or not holds_values(tensor) or tensor.nbytes > _held(tensor):
             raise InputError(
                 f"{name} holds {shown(key)}, which is not a LoRA matrix that can be read here."
             )
+
+
+def _held(tensor: Tensor) -> int:
+    return tensor.untyped_storage().nbytes()
 
 
 def _add_magnitudes(state: dict[str, Tensor], magnitudes: dict[str, Tensor], name: str) -> None:

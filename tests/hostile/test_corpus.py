@@ -260,6 +260,10 @@ PAIR = {"x.lora_A.weight": torch.ones(2, 4), "x.lora_B.weight": torch.ones(4, 2)
         {"x.lora_A.weight": None},
         {"x.lora_A.weight": torch.ones(2, 4, device="meta")},
         {"x.lora_A.weight": torch.ones(2, 4).to_sparse()},
+        {
+            "x.lora_A.weight": torch.ones(1).expand(2**34, 4),
+            "x.lora_B.weight": torch.ones(1).expand(4, 2**34),
+        },
     ],
 )
 def test_adapters_that_are_none(changes):
