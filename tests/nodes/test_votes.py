@@ -5,9 +5,6 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from aiohttp import StreamReader
-from aiohttp.base_protocol import BaseProtocol
-from aiohttp.test_utils import make_mocked_request
 from mmada_parallel.mmp_core import InputError
 from mmada_parallel.tests.nodes.test_finetune import output, pararl, shown, trained  # noqa: F401
 
@@ -122,6 +119,10 @@ PART = b'--a\r\nContent-Disposition: form-data; name="node"\r\n%s\r\n\r\nx\r\n--
     ],
 )
 def test_what_cannot_be_read_is_no_vote_and_no_form(host, votes, sent, kind):
+    from aiohttp import StreamReader
+    from aiohttp.base_protocol import BaseProtocol
+    from aiohttp.test_utils import make_mocked_request
+
     def request():
         content = StreamReader(BaseProtocol(asyncio.get_running_loop()), 2**16)
         content.feed_data(sent)
