@@ -19,7 +19,13 @@ from ..mmp_core.memory import decoding_bytes
 from ..training.loop.keeping import named_adapters
 from ..views.examples import Answer, answers_sheet
 from .draw import encoded, task_of
-from .model import check_settings, load_model, memory_explained, settings_of
+from .model import (
+    check_settings,
+    load_model,
+    memory_explained,
+    refuse_replacing,
+    settings_of,
+)
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -27,6 +33,8 @@ def compare(args: argparse.Namespace) -> None:
     args.seed = secrets.randbelow(2**32) if args.seed is None else args.seed
     check_settings(args, args.seed)
     out = writable_file(args.out or args.folder / "compared.png", "--out", (".png",))
+    if args.image is not None:
+        refuse_replacing(args, [("--image", args.image)])
     adapters = list(named_adapters(args.folder))
     if not adapters:
         raise InputError(

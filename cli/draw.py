@@ -44,7 +44,14 @@ from ..mmp_core.sampler.settings import Target
 from ..mmp_core.target import check_reducible
 from . import many
 from .drawing_options import put_back_options
-from .model import check_settings, load_model, memory_explained, note, settings_of
+from .model import (
+    check_settings,
+    load_model,
+    memory_explained,
+    note,
+    refuse_replacing,
+    settings_of,
+)
 from .options import given
 
 _LONGEST_NAME = 48
@@ -250,17 +257,23 @@ def _check_files(args: argparse.Namespace) -> None:
         writable_file(args.text_out, "--text-out")
     if args.mask_out:
         writable_file(args.mask_out, "--mask-out", (".png",))
-    given = {"the picture": args.image, "--mask": args.mask, "--reference": args.reference}
-    read = {file.resolve(): name for name, file in given.items() if file}
+    refuse_replacing(args, _inputs(args))
+    if args.image:
+        refuse_replacing(args, [("the picture", args.image)], ("text_out", "mask_out"))
     taken: dict[Path, str] = {}
     for option in ("out", "text_out", "mask_out"):
         if file := getattr(args, option):
-            name, place = f"--{option.replace('_', '-')}", file.resolve()
-            if place in read and (option, read[place]) != ("out", "the picture"):
-                raise InputError(f"{name} is {file}, {read[place]}, and would replace it.")
-            other = taken.setdefault(place, name)
+            name = f"--{option.replace('_', '-')}"
+            other = taken.setdefault(file.resolve(), name)
             if other != name:
                 raise InputError(f"{other} and {name} are both {file}: give each its own file.")
+
+
+def _inputs(args: argparse.Namespace) -> list[tuple[str, Path]]:
+    """Files that are read beside the picture, which may be replaced, and the checkpoint."""
+    named = [("--mask", args.mask), ("--reference", args.reference)]
+    named += [("the file of instructions", many.list_file(text)) for text in args.instructions]
+    return [(name, file) for name, file in named if file]
 
 
 def _free_path(instruction: str, seed: int) -> Path:

@@ -35,11 +35,18 @@ class Job:
     out: Path
 
 
+def list_file(given: str) -> Path | None:
+    """The file of ``@FILE``. Raises ``InputError`` where there is none."""
+    if not given.startswith("@"):
+        return None
+    return existing_file(given[1:], "the file of instructions", "give one instruction on each line")
+
+
 def instructions_of(given: str) -> list[str]:
     """The instruction that was given, or for ``@FILE`` those in a text file, one on each line."""
-    if not given.startswith("@"):
+    file = list_file(given)
+    if file is None:
         return [given]
-    file = existing_file(given[1:], "the file of instructions", "give one instruction on each line")
     lines = read_text(file, _LIST_BYTES, InputError, str(file)).splitlines()
     _check_count(len(lines))
     texts = [line.strip() for line in lines if line.strip()]

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from ..mmp_core import InputError, Model, SamplerSettings
-from ..mmp_core.checkpoint.adapters import build_adapter, doubt_about, read_adapter
+from ..mmp_core.checkpoint.adapters import adapter_file, build_adapter, doubt_about, read_adapter
 from ..mmp_core.checkpoint.load import load_source, open_checkpoint
 from ..mmp_core.memory import OutOfMemory, computes_in_float32, is_out_of_memory
 from ..mmp_core.options import options_of
 from .options import given
+
+_WRITTEN = ("out", "text_out", "mask_out", "output")
+"""Options that name a file to be written."""
 
 
 def pick_device(name: str) -> str:
@@ -36,6 +40,8 @@ def load_model(args: argparse.Namespace) -> Model:
     source = open_checkpoint(
         args.model, image_tokenizer_path=args.image_tokenizer, family=args.family
     )
+    refuse_replacing(args, [("a file of the checkpoint", file) for file in source.files])
+    refuse_replacing(args, [("an adapter that is read", adapter_file(f)) for f, _ in args.lora])
     note(args, f"loading {args.model} on {device}")
     dtype = None if args.dtype in (None, "auto") else getattr(torch, args.dtype)
     model = load_source(source, device=device, dtype=dtype)
@@ -48,6 +54,21 @@ def load_model(args: argparse.Namespace) -> Model:
         if doubt := doubt_about(model, metadata, str(file)):
             note(args, doubt)
     return model
+
+
+def refuse_replacing(
+    args: argparse.Namespace,
+    read: Iterable[tuple[str, Path]],
+    options: Sequence[str] = _WRITTEN,
+) -> None:
+    """Raise ``InputError`` where a file that one of ``options`` names, to be written, is one of
+    those that are ``read``, each with what it is."""
+    places = {file.resolve(): what for what, file in read}
+    for option in options:
+        file = getattr(args, option, None)
+        if file and (what := places.get(file.resolve())):
+            name = f"--{option.replace('_', '-')}"
+            raise InputError(f"{name} is {file}, {what}, and would replace it.")
 
 
 def check_settings(args: argparse.Namespace, seed: int) -> None:

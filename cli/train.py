@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..mmp_core import InputError, Model
-from ..mmp_core.checkpoint.adapters import check_variant, doubt_about
+from ..mmp_core.checkpoint.adapters import adapter_file, check_variant, doubt_about
 from ..mmp_core.checkpoint.load import open_checkpoint
 from ..mmp_core.checkpoint.source import Source
 from ..mmp_core.files import check_utf8, checked_path, readable_size, writable_file
@@ -45,7 +45,7 @@ from ..training.weights.offload import offload, streamed_bytes
 from ..training.weights.policies import FullWeights, LoRA, Policy, is_dora, rank_and_layers
 from ..training.weights.settings import AdapterSettings
 from ..training.weights.sharded import ShardedWeights
-from .model import load_model, memory_explained, note, pick_device
+from .model import load_model, memory_explained, note, pick_device, refuse_replacing
 from .options import given
 from .training_data import (
     cases_from,
@@ -95,11 +95,13 @@ def pararl(args: argparse.Namespace) -> None:
         args.reward = [GENERATED[place].reward]
     dataset = dataset_of(args)
     device = pick_device(args.device)
-    reward = weighted_reward(
-        args.reward,
-        lambda place: ClipScorer(clip_folder(place), device=device),
-        dataset,
-    )
+
+    def scorer(place: str) -> ClipScorer:
+        folder = clip_folder(place)
+        refuse_replacing(args, [("a file of the CLIP", file) for file in folder.glob("*")])
+        return ClipScorer(folder, device=device)
+
+    reward = weighted_reward(args.reward, scorer, dataset)
     with memory_explained():
         cases = partial(cases_from, args, dataset, need_target=False)
         parts = _prepared(args, cases, settings, pararl_bytes, need_target=False)
@@ -133,6 +135,7 @@ def dpo(args: argparse.Namespace) -> None:
     sources = [
         (open_preferences(place), times) for place, times in map(place_and_repeats, args.data)
     ]
+    refuse_replacing(args, [("a pick", file) for picks, _ in sources for file in picks.files])
 
     def cases(model: Model) -> list[Case]:
         read = [case for picks, times in sources for case in picks.cases(model) * times]
@@ -166,6 +169,8 @@ def _sft_from_nothing(args: argparse.Namespace) -> None:
 def _check_places(args: argparse.Namespace) -> None:
     """Refuse, before anything is loaded, what cannot be written or resumed."""
     writable_file(args.output, "--output", (".safetensors",))
+    if args.existing_lora:
+        refuse_replacing(args, [("--existing-lora", adapter_file(args.existing_lora))])
     if args.full:
         check_source(_source(args))
     _check_run_folder(args, run_folder(args), "--run-folder")

@@ -47,6 +47,12 @@ _ENDS = ("wte", "ff_out", "lm_head")
 """Last parts of the names of embedding and output layer; of a block's layer in ``blocks``."""
 
 
+def adapter_file(path: str | Path) -> Path:
+    """Where the tensors of a file or of a folder of PEFT are. Raises ``InputError``."""
+    file = checked_path(path, "The adapter")
+    return file / PEFT_WEIGHTS if file.is_dir() else file
+
+
 @accessing()
 def read_adapter(
     path: str | Path, tell: Tell = lambda: None
@@ -54,9 +60,7 @@ def read_adapter(
     """Read a file or PEFT folder: the state of an :class:`~.lora.Adapter` of scale 1, and metadata.
     ``tell`` is called for each layer, and may raise. Raises ``InputError`` for a file that is
     missing, damaged, pickled or holds no plain LoRA."""
-    file = checked_path(path, "The adapter")
-    if file.is_dir():
-        file = file / PEFT_WEIGHTS
+    file = adapter_file(path)
     if not file.is_file():
         raise InputError(f"No adapter at {file}: give a .safetensors file, or a folder of PEFT.")
     if file.suffix != ".safetensors":

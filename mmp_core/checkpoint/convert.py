@@ -19,6 +19,7 @@ from ..model.formats import FORMATS, Format
 from ..model.lora import adaptable_layers
 from ..model.quantised import formats_of, marker, parts_of
 from ..outside import check_kind
+from .adapters import adapter_file
 from .load import Model, build_model, check_complete, check_nothing_more, open_checkpoint
 from .merge import Merged, check_adapters, sha256_of
 from .packed import IMAGE_PREFIX, packed_metadata
@@ -81,7 +82,7 @@ def write_packed(
     check_quantize(quantize)
     check_adapters(adapters)
     check_kind(progress, Callable | None, "progress", "a function")
-    _check_out(source, out)
+    _check_out(source, out, [adapter_file(file) for file, _ in adapters])
     model = _model_of(source)
     if adapters:  # are recognised by the final norm
         model.transformer.layers["ln_f"].load_state_dict(
@@ -119,13 +120,12 @@ def write_packed(
                 tell()
 
 
-def _check_out(source: Source, out: Path) -> None:
+def _check_out(source: Source, out: Path, adapters: Sequence[Path]) -> None:
     if source.path.is_file():
         raise InputError(f"{source.path} is one file already; give the folder it was made from.")
     if formats_of(source.weights):
         raise InputError(f"{source.path} is quantised already; give the folder it was made from.")
-    files = source.weights.files if isinstance(source.weights, SafetensorsFiles) else []
-    if out.resolve() in {file.resolve() for file in (*files, source.image_path)}:
+    if out.resolve() in {file.resolve() for file in (*source.files, *adapters)}:
         raise InputError(f"{out} is read by this conversion; give another name.")
 
 

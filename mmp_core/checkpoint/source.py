@@ -64,6 +64,14 @@ class Source:
     origin: Mapping[str, str] = field(default_factory=dict)
     room: int = 0
 
+    @property
+    def files(self) -> list[Path]:
+        """Those that are read; of a folder, all in it that a checkpoint has beside its weights."""
+        files = self.weights.files if isinstance(self.weights, SafetensorsFiles) else []
+        files = [*files, self.image_path, self.image_path.with_name("config.json")]
+        names = ("config.json", *TOKENIZER_FILES) if self.path.is_dir() else ()
+        return [*files, *(self.path / name for name in names)]
+
 
 def open_folder(
     folder: Path,
