@@ -132,6 +132,18 @@ def check_known(model: Model, text: Tensor | None, codes: Tensor | None, *, low:
             )
 
 
+def check_words(model: Model, text: Tensor) -> None:
+    """Raise ``InputError`` for text tokens that the corrected sampler never chooses, so that they
+    have no likelihood to train: the mask's, image codes, and whatever else is no text."""
+    choices = model.layout.text_choices
+    words = (choices.start <= text) & (text < choices.stop) & (text != model.layout.mask_id)
+    if not words.all():
+        raise InputError(
+            f"its text has the token {int(text[~words][0])}, which is no word: training is on "
+            "answers of the corrected preset."
+        )
+
+
 def check_size(shapes: Mapping[str, Sequence[int]], model: Model, name: str) -> None:
     """Raise ``InputError`` for tokens that nothing of this pack makes, before they are read."""
     text, image = shapes["text"], shapes["image"]

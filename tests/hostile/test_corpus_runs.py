@@ -13,6 +13,7 @@ import pytest
 import torch
 from mmada_parallel.cli.run_file import read_run_file
 from mmada_parallel.cli.training_options import add_sft
+from mmada_parallel.mmp_core.checkpoint.tokens import check_words
 from mmada_parallel.mmp_core.errors import InputError
 from mmada_parallel.training.loop.folder import RunFolder
 from mmada_parallel.training.pararl.votes import VotingRound
@@ -20,7 +21,7 @@ from mmada_parallel.training.rewards.clip_files import read_towers
 from mmada_parallel.training.weights.sharded import _check_moments
 from mmada_parallel.views.strip import samples_strip
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from .limits import judged
 from .readers import RED
@@ -123,13 +124,23 @@ def test_moments_of_one_byte_that_bitsandbytes_did_not_save(change):
         _check_moments("AdamW8bit", PACKED | change, shape)
 
 
+def becomes(token):
+    """All that a step knows is one and the same token."""
+    return lambda each: each.where(each < 0, token)
+
+
 ROLLOUTS = {
     "0.index": (lambda each: each + 10**9, lambda each: each.float(), lambda each: each[:-1]),
     "0.finite": (lambda each: each.float(), lambda each: each[:1]),
     "0.text_revealed": (lambda each: ~each, lambda each: each[:1], lambda each: each & False),
     "0.image_revealed": (lambda each: ~each, lambda each: each.flatten()),
-    "0.state.text": (lambda each: each * 0 - 7, lambda each: each * 0 + 10**9),
-    "0.after.image": (lambda each: each * 0 - 7, lambda each: each[:, :1]),
+    "0.state.text": (
+        lambda each: each * 0 - 7,
+        lambda each: each * 0 + 10**9,
+        lambda each: each * 0,
+    ),
+    "0.after.text": (becomes(0), lambda each: each * 0 - 1),
+    "0.after.image": (lambda each: each * 0 - 7, lambda each: each[:, :1], becomes(0)),
 }
 
 
@@ -139,7 +150,7 @@ def test_rollouts_that_waited_for_other_votes(place, tmp_path, name):
     file = tmp_path / "run" / "votes" / "step-00000" / "rollouts.safetensors"
     with safe_open(file, framework="pt") as opened:
         about = opened.metadata()
-    tensors, said = load_file(file), "rollouts.safetensors cannot be read"
+    tensors, said = load(file.read_bytes()), "rollouts.safetensors cannot be read"
     read = partial(read_rollouts, place, tmp_path / "run", None)
     for change in ROLLOUTS[name]:
         spoilt = dict(tensors)
@@ -153,6 +164,12 @@ def test_rollouts_that_waited_for_other_votes(place, tmp_path, name):
         refused(read, said, seconds=10)
     save_file(tensors, file, about)
     assert judged(read)[0] == "ok"
+
+
+def test_rollouts_of_text_that_is_no_word(place):
+    layout = place.model.layout
+    for token in (layout.mask_id, layout.image_offset):
+        refused(lambda token=token: check_words(place.model, torch.tensor([0, token])), "no word")
 
 
 @pytest.mark.parametrize("number", ["1", 1.5, None, [1], True])

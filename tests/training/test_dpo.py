@@ -14,7 +14,7 @@ from mmada_parallel.training.dpo.preferences import ENDING, open_preferences, sa
 from mmada_parallel.training.dpo.run import DPORun
 from mmada_parallel.training.dpo.settings import DPOSettings
 from mmada_parallel.training.weights.policies import FullWeights, LoRA
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 SETTINGS = DPOSettings(
     steps=4,
@@ -233,11 +233,13 @@ def test_what_cannot_be_compared_is_refused(model, tmp_path):
     other = replace(prompt.repeat(2), image=torch.tensor([[[1, 1], [1, 1]], [[1, 2], [1, 1]]]))
     half = TokenState(batch.text.masked_fill(batch.text == batch.text[0, 0], MASKED), batch.image)
     longer = answers(model, 2, 5, text=5)
+    code = replace(batch, text=batch.text * 0 + model.layout.image_offset)
     for asked, given, reason in (
         (prompt, same, "are the same"),
         (other, batch, "different prompts"),
         (prompt, half, "not finished"),
         (prompt, longer, "no answers to this prompt"),
+        (prompt, code, "its text has the token .*, which is no word"),
     ):
         with pytest.raises(InputError, match=reason):
             save_preference(tmp_path / "picks", model, asked, given, 0)
@@ -252,7 +254,8 @@ def test_what_cannot_be_compared_is_refused(model, tmp_path):
 def test_spoilt_files_are_refused(model, tmp_path):
     prompt, batch = cases(model, 1)[0].prompt, answers(model, 3, 5)
     file = save_preference(tmp_path / "picks", model, prompt, batch, 1)
-    good, tensors = file.read_bytes(), load_file(file)
+    good = file.read_bytes()
+    tensors = load(good)  # not of the file, which changes below
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as opened:
@@ -282,8 +285,12 @@ def test_spoilt_files_are_refused(model, tmp_path):
         ("input", tensors["input"] * 0 + MASKED),
         ("input", tensors["input"][:, 0]),
         ("input", tensors["input"][:, :0]),
+        ("input", torch.zeros(1, 4096 // model.downsample + 1, 1).long()),
+        ("picked.text", tensors["picked.text"] * 0 + model.layout.mask_id),
+        ("rejected.text", tensors["rejected.text"] * 0 + model.layout.image_offset + 1),
+        ("initial.text", tensors["initial.text"][0, 0]),
     ):
         save_file({**tensors, name: spoilt.contiguous()}, file, header)
         refused(file.name.removesuffix(ENDING))
     save_file({n: t for n, t in tensors.items() if n != "picked.text"}, file, header)
-    refused("cannot be read")
+    refused("it lacks picked.text")

@@ -18,7 +18,13 @@ from torch import Tensor
 
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.checkpoint.tensors import open_safetensors
-from ...mmp_core.checkpoint.tokens import check_identity, check_known, check_size, token_identity
+from ...mmp_core.checkpoint.tokens import (
+    check_identity,
+    check_known,
+    check_size,
+    check_words,
+    token_identity,
+)
 from ...mmp_core.errors import InputError, shown
 from ...mmp_core.files import accessing, checked_path, replacing, writing
 from ...mmp_core.outside import MOST_TEXT, check_kind, checked_count
@@ -30,6 +36,9 @@ FORMAT = "mmada-parallel preference 1"
 ENDING = ".preference.safetensors"
 _CONDITIONS = {"instruction": 2, "unconditional": 2, "input": 3, "reference": 3}
 """The dimensions of what a prompt has beside its initial state."""
+_NEEDED = {"instruction", "unconditional"} | {
+    f"{name}.{part}" for name in ("initial", "picked", "rejected") for part in ("text", "image")
+}
 
 
 @dataclass(frozen=True)
@@ -121,6 +130,10 @@ def save_preference(
     rejected = answers[torch.tensor(others, device=answers.text.device)]
     if any((tokens == MASKED).any() for tokens in (answers.text, answers.image)):
         raise InputError("The samples are not finished: denoise them to the end before picking.")
+    try:
+        check_words(model, _answered(prompt, answers))
+    except InputError as error:
+        raise InputError(f"The samples cannot be learned from: {error}") from None
     tensors = _tensors_of(prompt[:1])
     tensors |= {"picked.text": best.text, "picked.image": best.image}
     tensors |= {"rejected.text": rejected.text, "rejected.image": rejected.image}
@@ -169,6 +182,11 @@ def _check_alike(prompt: Prompt, answers: TokenState) -> None:
         raise InputError("The samples are no answers to this prompt: connect the one they answer.")
 
 
+def _answered(prompt: Prompt, answers: TokenState) -> Tensor:
+    """The text of answers to one prompt, without what was given."""
+    return answers.text[:, prompt.initial.text[0] == MASKED]
+
+
 def _tensors_of(prompt: Prompt) -> dict[str, Tensor]:
     tensors = {
         "instruction": prompt.instruction,
@@ -188,16 +206,7 @@ def _cases_of(path: Path, model: Model, identity: Mapping[str, str]) -> list[Cas
             if metadata.get("format") != FORMAT:
                 raise InputError(f"{path} holds no pick: expected a file that Pick Sample wrote.")
             names = list(file.keys())
-            shapes = {name: file.get_slice(name).get_shape() for name in names}
-            for name in ("initial", "picked", "rejected"):
-                parts = {part: shapes[f"{name}.{part}"] for part in ("text", "image")}
-                check_size(parts, model, str(path))
-            for name in {*names} - {"rejected.text", "rejected.image"}:
-                if shapes[name][0] != 1 or max(shapes[name][1:], default=0) > MOST_TEXT:
-                    raise ValueError(f"{name} has the shape {shown(shapes[name])}")
-            for name, dimensions in _CONDITIONS.items():
-                if name in shapes and (len(shapes[name]) != dimensions or not min(shapes[name])):
-                    raise ValueError(f"{name} has the shape {shown(shapes[name])}")
+            _check_shapes({n: file.get_slice(n).get_shape() for n in names}, model, str(path))
             check_identity(metadata, identity, str(path))
             tensors = {name: file.get_tensor(name) for name in names}
             if {tensor.dtype for tensor in tensors.values()} != {torch.int64}:
@@ -212,6 +221,23 @@ def _cases_of(path: Path, model: Model, identity: Mapping[str, str]) -> list[Cas
         OSError, RuntimeError, MemoryError, SafetensorError, ValueError, TypeError, LookupError,
     ) as error:  # fmt: skip
         raise InputError(f"{path} cannot be read ({error}): delete it, and pick again.") from None
+
+
+def _check_shapes(shapes: Mapping[str, list[int]], model: Model, place: str) -> None:
+    """Raise ``InputError`` or ``ValueError`` before anything is read."""
+    if missing := sorted(_NEEDED - {*shapes}):
+        raise ValueError(f"it lacks {missing[0]}")
+    for name in ("initial", "picked", "rejected"):
+        parts = {part: shapes[f"{name}.{part}"] for part in ("text", "image")}
+        check_size(parts, model, place)
+    for name in {*shapes} - {"rejected.text", "rejected.image"}:
+        if shapes[name][:1] != [1] or max(shapes[name][1:], default=0) > MOST_TEXT:
+            raise ValueError(f"{name} has the shape {shown(shapes[name])}")
+    for name, dimensions in _CONDITIONS.items():
+        if name in shapes and (len(shapes[name]) != dimensions or not min(shapes[name])):
+            raise ValueError(f"{name} has the shape {shown(shapes[name])}")
+    for name in {"input", "reference"} & {*shapes}:
+        check_size({"text": shapes["instruction"], "image": shapes[name]}, model, place)
 
 
 def _parsed(
@@ -236,6 +262,7 @@ def _parsed(
         _check_alike(prompt, answers)
         if (answers.text == MASKED).any() or (answers.image == MASKED).any():
             raise ValueError("an answer has masked tokens")
+        check_words(model, _answered(prompt, answers))
     check_known(model, initial.text, initial.image, low=MASKED)
     for text, codes in (
         (prompt.instruction, image),

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.checkpoint.tensors import open_safetensors
-from ...mmp_core.checkpoint.tokens import check_known
+from ...mmp_core.checkpoint.tokens import check_known, check_words
 from ...mmp_core.errors import InputError, shown
 from ...mmp_core.files import Tell, accessing, is_plain_name, replacing, writing
 from ...mmp_core.outside import check_bytes, field, parsed_json, read_text
@@ -344,11 +344,21 @@ def _check_rollouts(model: Model, rollouts: Rollouts) -> None:
             raise ValueError(f"{name} has the shape {shown(list(tensor.shape))}")
     for tokens, low in ((steps.state, MASKED), (steps.after, MASKED), (final, 0)):
         check_known(model, tokens.text, tokens.image, low=low)
+    check_words(model, steps.after.text[steps.text_revealed])
     if not 0 <= int(steps.index.min()) <= int(steps.index.max()) < total:
         raise ValueError(f"index is not of {total} steps")
-    revealed = steps.text_revealed.flatten(1), steps.image_revealed.flatten(1)
-    after = steps.after.text.flatten(1), steps.after.image.flatten(1)
-    if (torch.cat(after, 1)[torch.cat(revealed, 1)] == MASKED).any():
-        raise ValueError("tokens that were unmasked are masked")
-    if not torch.cat(revealed, 1).any(1).all():
+    revealed = torch.cat((steps.text_revealed, steps.image_revealed.flatten(1)), 1)
+    if not revealed.any(1).all():
         raise ValueError("a step unmasked nothing")
+    before, after, last = (_flat(tokens) for tokens in (steps.state, steps.after, final))
+    open_after = after == MASKED
+    if (open_after & revealed | ((before == MASKED) != (open_after | revealed))).any():
+        raise ValueError("a step unmasked others than it says")
+    parts, drawn, size = rollouts.shape
+    last = last.view(parts, 1, size, -1).expand(-1, drawn, -1, -1).flatten(0, 2)
+    if any(((tokens != MASKED) & (tokens != last)).any() for tokens in (before, after)):
+        raise ValueError("a step has other tokens than its answer")
+
+
+def _flat(tokens: TokenState) -> Tensor:
+    return torch.cat((tokens.text, tokens.image.flatten(1)), 1)
