@@ -33,8 +33,9 @@ def sentence(text: str) -> str:
 
 
 def shortened(text: str, longest: int = _SHOWN) -> str:
-    """``text`` for a message: on one line, its middle left out where it is longer."""
-    text = _CONTROL.sub(" ", text)
+    """``text`` for a message: on one line, its middle left out where it is longer, and what UTF-8
+    cannot say, such as a file's name of other bytes, written as Python escapes it."""
+    text = _CONTROL.sub(" ", text).encode(errors="backslashreplace").decode()
     if len(text) <= longest:
         return text
     half = longest // 2

@@ -94,28 +94,7 @@ def adapter_state(
     else the rank. ``rslora``: alpha / √rank is multiplied, as PEFT's rsLoRA means it. ``tell`` is
     called for each layer, and may raise. Raises ``InputError`` where they are not the pairs of
     plain LoRA."""
-    matrices: dict[str, dict[str, Tensor]] = {}
-    magnitudes: dict[str, Tensor] = {}
-    alphas: dict[str, float] = {}
-    _check_tensors(tensors, name)
-    scaled = {_layer_of(key.removesuffix(_SCALE)) for key in tensors if key.endswith(_SCALE)}
-    magnified = {_layer_of(match["layer"]) for match in map(_MAGNITUDE.fullmatch, tensors) if match}
-    for key, tensor in tensors.items():
-        if key.endswith(".alpha") and tensor.numel() == 1:
-            alphas[_layer_of(key.removesuffix(".alpha"))] = _alpha(tensor, f"{name}: {key}")
-        elif (match := _NAME.fullmatch(key)) and tensor.ndim == 2 and tensor.is_floating_point():
-            layer, part = _layer_of(match["layer"]), _PARTS[match["part"]]
-            if part in matrices.setdefault(layer, {}):
-                raise InputError(f"{name} holds matrix {part} of {layer} twice, by two names.")
-            matrices[layer][part] = tensor
-        elif (match := _MAGNITUDE.fullmatch(key)) and tensor.ndim == 1:
-            magnitudes[_layer_of(match["layer"])] = tensor
-        elif key.endswith(_SCALE) and scaled <= magnified:
-            continue
-        else:
-            raise _not_of_lora(key, name)
-    if not matrices:
-        raise InputError(f"{name} holds no LoRA.")
+    matrices, magnitudes, alphas = _parts_of(tensors, name)
     state = {}
     for layer, pair in matrices.items():
         tell()
@@ -133,6 +112,40 @@ def adapter_state(
         state |= {f"{layer}.lora_A.weight": pair["A"], f"{layer}.lora_B.weight": b}
     _add_magnitudes(state, magnitudes, name)
     return state
+
+
+def _parts_of(
+    tensors: Mapping[str, Tensor], name: str
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor], dict[str, float]]:
+    """By layer: matrices A and B, magnitudes of DoRA, and alphas."""
+    matrices: dict[str, dict[str, Tensor]] = {}
+    magnitudes: dict[str, Tensor] = {}
+    alphas: dict[str, float] = {}
+    _check_tensors(tensors, name)
+    scaled = {_layer_of(key.removesuffix(_SCALE)) for key in tensors if key.endswith(_SCALE)}
+    magnified = {_layer_of(match["layer"]) for match in map(_MAGNITUDE.fullmatch, tensors) if match}
+    for key, tensor in tensors.items():
+        if key.endswith(".alpha") and tensor.numel() == 1:
+            layer, value = _layer_of(key.removesuffix(".alpha")), _alpha(tensor, f"{name}: {key}")
+            if alphas.setdefault(layer, value) != value:
+                raise InputError(f"{name} has two values of alpha for {layer}, by two names.")
+        elif (match := _NAME.fullmatch(key)) and tensor.ndim == 2 and tensor.is_floating_point():
+            layer, part = _layer_of(match["layer"]), _PARTS[match["part"]]
+            if part in matrices.setdefault(layer, {}):
+                raise InputError(f"{name} holds matrix {part} of {layer} twice, by two names.")
+            matrices[layer][part] = tensor
+        elif (match := _MAGNITUDE.fullmatch(key)) and tensor.ndim == 1:
+            layer = _layer_of(match["layer"])
+            if layer in magnitudes:
+                raise InputError(f"{name} holds the magnitudes of {layer} twice, by two names.")
+            magnitudes[layer] = tensor
+        elif key.endswith(_SCALE) and scaled <= magnified:
+            continue
+        else:
+            raise _not_of_lora(key, name)
+    if not matrices:
+        raise InputError(f"{name} holds no LoRA.")
+    return matrices, magnitudes, alphas
 
 
 def _not_of_lora(key: Any, name: str) -> InputError:

@@ -169,7 +169,8 @@ if _server():
         form, sockets = await sent(request.post) or {}, PromptServer.instance.sockets
         client, event = str(form.get("client_id")), str(form.get("event"))
         if client not in sockets or event not in (STEP_EVENT, TEXT_EVENT):
-            return web.Response(status=400)
+            problem = "Send a form with an open page's client_id, and an event of this pack."
+            return web.Response(status=400, text=problem)
         for key in [key for key in _listening if key[0] not in sockets]:
             del _listening[key]
         _listening[client, event] = sockets[client]
@@ -182,8 +183,8 @@ if _server():
         try:
             with accessing():
                 facts = await asyncio.to_thread(family_facts, *chosen)
-        except InputError:
-            return web.Response(status=404)
+        except InputError as error:
+            return web.Response(status=404, text=str(error))
         return web.json_response(facts)
 
 

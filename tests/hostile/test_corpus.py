@@ -260,6 +260,8 @@ PAIR = {"x.lora_A.weight": torch.ones(2, 4), "x.lora_B.weight": torch.ones(4, 2)
         {"x.lora_A.weight": None},
         {"x.lora_A.weight": torch.ones(2, 4, device="meta")},
         {"x.lora_A.weight": torch.ones(2, 4).to_sparse()},
+        {"x.alpha": torch.tensor(1.0), "diffusion_model.x.alpha": torch.tensor(2.0)},
+        {f"x.lora_magnitude_vector{end}": torch.ones(4) for end in ("", ".default")},
         {
             "x.lora_A.weight": torch.ones(1).expand(2**34, 4),
             "x.lora_B.weight": torch.ones(1).expand(4, 2**34),

@@ -11,6 +11,7 @@ from mmada_parallel.tests.training.test_sft_run import with_targets
 from mmada_parallel.tests.training.tiny_cases import QUICK, cases, new_run, state_of, tiny_model
 from mmada_parallel.training.loop.run import Waiting
 from mmada_parallel.training.loop.watch import Watched
+from mmada_parallel.training.pararl import votes as votes_module
 from mmada_parallel.training.pararl.votes import FILE, Votes, VotingRound, rounds, waiting_round
 from mmada_parallel.training.rewards.registry import weighted_reward
 
@@ -152,6 +153,21 @@ def test_votes_can_be_taken_back_and_wrong_ones_are_refused(model, tmp_path):
     waiting.file.write_text("[")
     with pytest.raises(InputError):
         waiting.groups()
+
+
+def test_what_is_written_to_be_voted_on_can_be_read(model, tmp_path):
+    """As many answers as there may be, and as long ones."""
+    waiting, text = VotingRound(tmp_path, 0), votes_module._cut("\x01,red" * 2000)
+    answers = [{"text": text, "picture": "1-1.png"}] * (votes_module.MOST_ANSWERS // 2)
+    groups = [{"instruction": text, "source": None, "answers": answers, "winners": None}] * 2
+    waiting.folder.mkdir(parents=True)
+    waiting._write({"answers": "0" * 64, "groups": groups})
+    assert waiting.missing == 2
+    waiting.vote(1, [2048])
+    assert waiting.missing == 1
+    many = replace(SETTINGS, groups=2**8, group_size=2**5)
+    with pytest.raises(InputError, match="votes on 8192 answers; expected at most 4096"):
+        run_of(model, tmp_path / "many", many)
 
 
 @pytest.mark.parametrize("left", [0, 1, 3])

@@ -55,7 +55,7 @@ from .pairs import final_pairs, sample_pairs
 from .rollout import Group, Rollouts, ScoredSteps, group_by_shape, roll_out
 from .scores import Scores, score
 from .settings import ParaRLSettings
-from .votes import Votes, VotingRound, forget_rollouts
+from .votes import MOST_ANSWERS, Votes, VotingRound, forget_rollouts
 
 _CALLS = field(int, 0, 2**53)
 HOPELESS = 10
@@ -201,6 +201,12 @@ class ParaRLRun(TrainingRun):
     def _prepare_votes(self) -> None:
         if self.ranks.count > 1:
             raise InputError("Votes are for a run in one process: leave the launcher out.")
+        answers = self.settings.groups * self.settings.group_size
+        if answers > MOST_ANSWERS:
+            raise InputError(
+                f"A step would wait for votes on {answers} answers; expected at most "
+                f"{MOST_ANSWERS}: take fewer groups, or a smaller group_size."
+            )
         self.held_out_name, self.held_out_sign = super().held_out_name, super().held_out_sign
         if any(case.target is None for case in self.watch.watched.held_out):
             raise InputError(

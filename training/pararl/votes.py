@@ -24,7 +24,7 @@ from torch import Tensor
 from ...mmp_core.checkpoint.load import Model
 from ...mmp_core.checkpoint.tensors import open_safetensors
 from ...mmp_core.checkpoint.tokens import check_known, check_words
-from ...mmp_core.errors import InputError, shown
+from ...mmp_core.errors import InputError, shortened, shown
 from ...mmp_core.files import Tell, accessing, is_plain_name, replacing, writing
 from ...mmp_core.outside import check_bytes, field, parsed_json, read_text
 from ...mmp_core.state import MASKED, Prompt, TokenState
@@ -34,8 +34,14 @@ from ..loop.keeping import step_of
 from .rollout import Group, Rollouts, ScoredSteps, group_by_shape
 
 FILE, SHEET = "votes.json", "sheet.png"
+MOST_ANSWERS = 4096
+"""To be voted on in a step."""
 _ROLLOUTS = "rollouts.safetensors"
 _TENSORS = ("text_revealed", "image_revealed", "index", "finite")
+_LETTERS = 500
+"""Of a text in ``votes.json``, which a person reads there; longer ones are cut in the middle."""
+_FILE_BYTES = 2**25
+"""Of ``votes.json``: more than the texts of so many answers and their instructions take."""
 _SAY = (
     "Into winners of each group put the numbers of its best answers, such as [2] or [1, 4], or [] "
     "where none is better than the others. Answers are numbered from 1, as in sheet.png. Then "
@@ -206,8 +212,8 @@ class VotingRound:
         for place, pair in enumerate(pairs, start=1):
             picture = f"{number}-{place}.png"
             self._write_picture(picture, pair.picture)
-            answers.append({"text": pair.text, "picture": picture})
-        about = {"instruction": group.case.instruction, "source": source}
+            answers.append({"text": _cut(pair.text), "picture": picture})
+        about = {"instruction": _cut(group.case.instruction), "source": source}
         return {**about, "answers": answers, "winners": None}
 
     def _write_picture(self, name: str, picture: Image.Image) -> None:
@@ -216,7 +222,8 @@ class VotingRound:
 
     def _read(self) -> dict[str, Any]:
         try:
-            data = parsed_json(read_text(self.file, error=InputError), str(self.file), InputError)
+            text = read_text(self.file, _FILE_BYTES, InputError)
+            data = parsed_json(text, str(self.file), InputError)
             for group in data["groups"]:
                 names = [each["picture"] for each in group["answers"]]
                 texts = [group["instruction"], *(each["text"] for each in group["answers"])]
@@ -273,6 +280,10 @@ def forget_rollouts(run: Path, before: int) -> None:
     for each in rounds(run):
         if each.step < before:
             (each.folder / _ROLLOUTS).unlink(missing_ok=True)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LETTERS else shortened(text, _LETTERS)
 
 
 def digest_of(rolled: Sequence[Rollouts]) -> str:
