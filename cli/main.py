@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib import import_module, metadata
 from typing import Any, NoReturn, TextIO, cast
 
@@ -234,28 +234,55 @@ def _version() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv``, by default that of the process; the exit code."""
-    with redirect_stderr(cast(Any, _Notes(sys.stderr))):
+    answers = _Answers(sys.stdout) if sys.stdout is not None else None  # closed before the start
+    with redirect_stderr(cast(Any, _Notes(sys.stderr))), redirect_stdout(cast(Any, answers)):
         return _main(argv)
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have bytes that are no text
-        sys.stdout.reconfigure(errors="backslashreplace")
     code = 0
     try:
         code = _run(argv)
-        if sys.stdout is not None:  # as it is where it was closed before the start
+        if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:  # whoever reads the output has closed it, such as `head`
-        _forget(sys.stdout)
         return 1
-    except OSError as error:
-        _forget(sys.stdout)
+    except InputError as error:
         if not code:
-            reason = error.strerror or error
-            print(f"{PROGRAM}: the output cannot be written ({reason}).", file=sys.stderr)
+            print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
     return code
+
+
+class _Answers:
+    """Standard output. Raises ``InputError`` where it cannot be written, such as to a full disk:
+    the file system's own error would be taken for that of a file."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+        if isinstance(stream, io.TextIOWrapper):  # names of files may have bytes that are no text
+            stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        self._do(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._do(self._stream.flush)
+
+    def _do(self, what: Callable[[], object]) -> None:
+        try:
+            what()
+        except BrokenPipeError:
+            _forget(self._stream)
+            raise
+        except OSError as error:
+            _forget(self._stream)
+            reason = error.strerror or error
+            raise InputError(f"the output cannot be written ({reason}).") from None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class _Notes:
@@ -326,14 +353,24 @@ def _stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _here() -> str:
+    """The folder that the process runs in, "" where it is gone: libraries would not load there."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
+
+
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        parser = build_parser()
-        given = sys.argv[1:] if argv is None else argv
-        if not given:
-            parser.print_help()
-            return 0
-        with accessing(), _stoppable():
+        with _stoppable(), accessing():
+            parser = build_parser()
+            given = sys.argv[1:] if argv is None else argv
+            if not given:
+                parser.print_help()
+                return 0
+            if not _here():
+                raise InputError("The folder that this runs in is gone: change to another.")
             run(parser.parse_args(given))
     except InputError as error:
         print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)

@@ -112,6 +112,11 @@ def writable_file(value: Any, what: str, endings: tuple[str, ...] = ()) -> Path:
     if path.suffix.lower() == ".safetensors":
         check_utf8(path, what)
     missing = [folder for folder in path.absolute().parents if not folder.exists()]
+    for folder in path.absolute().parents:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(
+                f"{what} {shortened(str(path))}: {folder} is no folder; give another name."
+            )
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -22,6 +22,8 @@ MASKED = -1
 _RANKS = {"instruction": 2, "unconditional": 2, "image": 3, "reference": 3, "negative": 2}
 _FRACTION = Option(float, 0.0, "", low=0.0, high=1.0, name="fraction")
 _MOST_REPEATS = 10**6
+_MOST_TOKENS = 2**28
+"""Of a batch: more than any of :data:`~.outside.MOST_SAMPLES` pictures has."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class TokenState(_Tensors):
     ``placement``: where each sample's picture lies in the one it was made from, where there is one.
 
     Raises ``InputError`` on wrong ranks, dtypes or unequal batch sizes, and for tensors without
-    values.
+    values, or far too large.
     """
 
     text: Tensor
@@ -138,6 +140,11 @@ class Prompt(_Tensors):
             if not isinstance(tokens, Tensor) or tokens.ndim != rank:
                 raise InputError(f"{name} is {shown(tokens)}; expected {expected}.")
             _check_values(tokens, name)
+            if tokens.dtype != torch.int64 or (rank == 3 and not min(tokens.shape[1:])):
+                raise InputError(
+                    f"{name} is {tokens.dtype} {tuple(tokens.shape)}; expected int64 tokens, of a "
+                    "picture at least one."
+                )
         batches = {self.instruction.shape[0], self.unconditional.shape[0], self.initial.batch}
         batches |= {len(codes) for codes in self._optional if codes is not None}
         if len(batches) != 1:
@@ -205,6 +212,8 @@ class Prompt(_Tensors):
 def _check_values(tokens: Tensor, name: str) -> None:
     if plain_tensor(tokens) is None:
         raise InputError(f"{name} is sparse or has no values: give an ordinary tensor.")
+    if tokens.numel() > _MOST_TOKENS:  # those of an expanded one are not in memory
+        raise InputError(f"{name} has {tokens.numel()} tokens; expected at most {_MOST_TOKENS}.")
 
 
 def _stacked_some(parts: list[Tensor | None], what: str) -> Tensor | None:

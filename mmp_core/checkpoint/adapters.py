@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import CheckpointError, InputError, shortened, shown
 from ..files import Tell, accessing, checked_path
 from ..model.lora import Adapter, CastOperations, LayerShape, adaptable_layers
-from ..outside import check_fields, field
+from ..outside import check_fields, check_kind, field
 from .load import Model, load_module
 from .tensors import SafetensorsFiles, holds_values, read_json
 
@@ -162,6 +162,7 @@ def _not_of_lora(key: Any, name: str) -> InputError:
 def _check_tensors(tensors: Mapping[Any, Any], name: str) -> None:
     """Raises ``InputError`` where another node gave no names of tensors with values of their own:
     an expanded one can be far larger than memory."""
+    check_kind(tensors, Mapping, shortened(str(name)), "tensors of a LoRA by their names")
     for key, tensor in tensors.items():
         if not isinstance(key, str) or not holds_values(tensor) or tensor.nbytes > _held(tensor):
             raise InputError(

@@ -118,6 +118,8 @@ def load_source(
             f"dtype is {shown(dtype)}; expected None, torch.float32, torch.bfloat16, torch.float16 "
             "or torch.int8."
         )
+    if not hasattr(operations, "Linear") or not callable(attention):
+        raise InputError("operations or attention is of no use: leave them out.")
     check_formats(source, device)
     read_ahead(source.weights, source.image_weights)
     model = build_model(source, operations=operations, attention=attention, dtype=dtype)

@@ -69,27 +69,28 @@ def rgb(image: Image.Image, name: str, ground: tuple[int, int, int, int] = WHITE
 
 def painted(image: Image.Image, name: str) -> Image.Image:
     """Upright mode L, transparency laid on black. Otherwise as :func:`rgb`."""
-    turned = upright(image)
-    if image.mode == "L" and not image.has_transparency_data:
-        return turned.copy()
-    if turned.mode in ("I", "F", "LAB", "La") or turned.mode.startswith("I;16"):
-        return rgb(image, name, BLACK).convert("L")
     with _converting(image, name):
+        turned = upright(image)
+        if image.mode == "L" and not image.has_transparency_data:
+            return turned.copy()
+        if turned.mode in ("I", "F", "LAB", "La") or turned.mode.startswith("I;16"):
+            return rgb(image, name, BLACK).convert("L")
         return _by_strips(turned, "L", lambda strip: _on_ground(strip, BLACK).convert("L"))
 
 
 def kept(image: Image.Image, name: str) -> Image.Image:
     """Upright with 8 bits and its transparency, or 16 bits of grey: L, LA, RGB, RGBA or I;16.
     Otherwise as :func:`rgb`."""
-    turned = upright(image)
-    if turned.mode.startswith("I;16"):
-        return Image.fromarray(np.asarray(turned).astype(np.uint16))
-    transparent = turned.has_transparency_data
-    if turned.mode in ("1", "L", "LA", "La"):
-        return turned.convert("LA" if transparent else "L")
-    if turned.mode in ("RGB", "RGBA", "RGBX", "RGBa", "P", "PA"):
-        return turned.convert("RGBA" if transparent else "RGB")
-    return rgb(image, name)
+    with _converting(image, name):
+        turned = upright(image)
+        if turned.mode.startswith("I;16"):
+            return Image.fromarray(np.asarray(turned).astype(np.uint16))
+        transparent = turned.has_transparency_data
+        if turned.mode in ("1", "L", "LA", "La"):
+            return turned.convert("LA" if transparent else "L")
+        if turned.mode in ("RGB", "RGBA", "RGBX", "RGBa", "P", "PA"):
+            return turned.convert("RGBA" if transparent else "RGB")
+        return rgb(image, name)
 
 
 def eight_bit(image: Image.Image) -> Image.Image:
@@ -130,6 +131,8 @@ def _converting(image: Image.Image, name: str) -> Iterator[None]:
         yield
     except MemoryError:
         raise InputError(no_memory(name)) from None
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(
             f"{name} (mode {image.mode}) cannot be converted to RGB ({shortened(str(error))}). "

@@ -139,6 +139,7 @@ def _check_tokens(model: DenoisingModel, prompt: Prompt, settings: SamplerSettin
         ("image", prompt.initial.image, MASKED, codes),
         ("text", text, MASKED, ids),
         ("instruction", prompt.instruction, 0, ids),
+        ("instruction's template", prompt.unconditional, 0, ids),
         ("negative instruction", prompt.negative, 0, ids),
         ("input image", prompt.image, 0, codes),
         ("second input image", prompt.reference, 0, codes),

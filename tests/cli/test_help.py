@@ -135,16 +135,28 @@ def test_the_module_is_the_command(module):
     [
         ("--version >&-", 0, "mmada-parallel "),
         ("--help >/dev/full", 2, "mmada-parallel: the output cannot be written (No space left"),
+        ("check >/dev/full", 2, "mmada-parallel: the output cannot be written (No space left"),
+        ("generate x --out a.png/b.png", 2, "mmada-parallel: --out a.png/b.png: "),
         ("$'no\nsuch' --one$'\n'two", 2, "mmada-parallel: argument COMMAND"),
         ("edit a.png b --one$'\n'two", 2, "mmada-parallel: unrecognized arguments: --one two"),
     ],
-    ids=["closed", "full", "a command of two lines", "an option of two lines"],
+    ids=["closed", "full", "full 2", "no folder", "a command of two lines", "one of two lines"],
 )
-def test_an_output_that_cannot_be_written_is_at_most_one_line(redirected, code, said):
+@pytest.mark.parametrize("buffered", [True, False])
+def test_an_output_that_cannot_be_written_is_at_most_one_line(
+    redirected, code, said, buffered, tmp_path
+):
+    (tmp_path / "a.png").write_bytes(b"")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
-    command = f"{sys.executable} -m mmada_parallel.cli {redirected}"
+    environment |= {} if buffered else {"PYTHONUNBUFFERED": "1"}
+    command = [f"{sys.executable} -m mmada_parallel.cli {redirected}"]
     done = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, check=False, env=environment
+        ["bash", "-c", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        cwd=tmp_path,
     )
     lines = done.stderr.splitlines()
     assert done.returncode == code and len(lines) == 1 and lines[0].startswith(said)
@@ -156,6 +168,17 @@ def test_an_error_that_cannot_be_written_is_not_written_elsewhere(redirected):
     command = f"{sys.executable} -m mmada_parallel.cli train file nowhere.toml {redirected}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a folder that is in use stays elsewhere")
+def test_a_folder_that_is_gone_is_said(tmp_path):
+    (tmp_path / "gone").mkdir()
+    command = f"cd gone; rmdir ../gone; {sys.executable} -m mmada_parallel.cli check demo"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    said = "mmada-parallel: The folder that this runs in is gone: change to another."
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.splitlines() == [said]
 
 
 def test_a_second_ctrl_c_changes_nothing(monkeypatch, capsys):
