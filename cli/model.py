@@ -83,7 +83,8 @@ def settings_of(
     chosen = given(args, options_of(SamplerSettings))
     if args.preset == "upstream":
         return SamplerSettings.upstream(model.variant, task=task, **chosen, seed=seed)
-    return SamplerSettings.of_profile("recommended", model.variant, task, **chosen, seed=seed)
+    own = {**chosen, "seed": seed}
+    return SamplerSettings.of_profile("recommended", model.variant, task, model.config, **own)
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Literal, get_args
 
 from comfy_api.v0_0_2 import io
 
 from ..mmp_core import InputError, Prompt, SamplerSettings, TokenState
+from ..mmp_core import Model as CoreModel
 from ..mmp_core.batching import chosen_in_batches, denoise_in_batches
 from ..mmp_core.checkpoint.tokens import load_tokens
 from ..mmp_core.errors import sentence
@@ -102,7 +104,7 @@ class ParallelDenoise(io.ComfyNode):
         **choices,
     ) -> io.NodeOutput:
         variant = model.model.variant
-        settings = settings_of(variant, preset, seed, prompt.task, profile, **choices)
+        settings = settings_of(model.model, preset, seed, prompt.task, profile, **choices)
         target, choice = Target(at_most_seconds, at_most_operations), None
         progress = Progress(cls.hidden.unique_id)
         with stoppable(progress) as run:
@@ -254,19 +256,20 @@ def _widgets() -> list[io.Input]:
 
 
 def settings_of(
-    variant: Variant, preset: str, seed: int, task: str = "", profile: Choice = OWN, **choices
+    model: CoreModel, preset: str, seed: int, task: str = "", profile: Choice = OWN, **choices
 ) -> SamplerSettings:
-    """Settings from widget values. Those that ``profile`` sets are the family's; of ``own values``
+    """Settings from widget values. Those that ``profile`` sets are the model's; of ``own values``
     those that mean "recommended" are left to the preset and the task."""
+    of_profile = partial(SamplerSettings.of_profile, variant=model.variant, config=model.config)
     if profile != OWN:
         own = {name: value for name, value in choices.items() if name not in PROFILED}
-        return SamplerSettings.of_profile(profile, variant, task, **own, seed=seed)
+        return of_profile(profile, task=task, **own, seed=seed)
     chosen = {n: value for n, value in choices.items() if value != _RECOMMENDED.get(n)}
     for name, value in chosen.items():
         if name in _RECOMMENDED and value < 0:
             raise InputError(f"{name} is {value:g}: give 0 or more, or set profile to recommended.")
     base = "reference" if preset == "upstream" else "recommended"
-    return SamplerSettings.of_profile(base, variant, task, **chosen, seed=seed)
+    return of_profile(base, task=task, **chosen, seed=seed)
 
 
 def used_settings(variant: Variant, settings: SamplerSettings, prompt: Prompt, profile: str) -> str:

@@ -89,6 +89,7 @@ class BookCases(EndlessCases):
 def recipe(first: int = 0) -> Recipe:
     sizes = {
         "world": "picture-book",
+        "recommended_guidance": 0.0,
         "codes": code_count(),
         "side": GRID * PATCH,
         "text_length": Task.text_length,

@@ -44,6 +44,7 @@ FIELDS = {
     "model_type": field(str),
     "_name_or_path": field(str),
     "world": field(str),
+    "recommended_guidance": field(float, 0, 100),
 }
 """Those that are read; null counts as absent."""
 _BLOCK = re.compile(r"model\.transformer\.blocks\.(\d{1,9})\..+")

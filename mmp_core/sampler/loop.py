@@ -54,7 +54,9 @@ def denoise(
     check_given(model, prompt, settings, callback, record)
     check_kind(policies, Policies | None, "policies", "policies of the sampler")
     if settings is None:
-        settings = SamplerSettings.of_profile("recommended", model.variant, prompt.task)
+        settings = SamplerSettings.of_profile(
+            "recommended", model.variant, prompt.task, model.config
+        )
     prompt = prompt.to(model.device)
     _check_tokens(model, prompt, settings)
     policies = policies or PRESETS[settings.preset](model, prompt, settings)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
@@ -30,6 +31,7 @@ class DenoisingModel(Protocol):
     transformer: MaskedDiffusionTransformer
     layout: Layout
     variant: Variant
+    config: Mapping[str, Any]
     device: torch.device
 
 

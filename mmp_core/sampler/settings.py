@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -182,10 +182,16 @@ class SamplerSettings:
 
     @classmethod
     def of_profile(
-        cls, profile: Profile, variant: Variant, task: str = "", **overrides: Any
+        cls,
+        profile: Profile,
+        variant: Variant,
+        task: str = "",
+        config: Mapping[str, Any] | None = None,
+        **overrides: Any,
     ) -> SamplerSettings:
         """What a family recommends for ``task``, the same with fewer steps for a quick look, or its
-        reference's values: :meth:`upstream`."""
+        reference's values: :meth:`upstream`. ``config``: of a checkpoint, whose own
+        ``recommended_guidance`` is taken for the family's joint guidance."""
         from ..variants.registry import variant_named  # families import the sampler
 
         _PROFILE.check(profile)
@@ -194,6 +200,8 @@ class SamplerSettings:
             return cls.upstream(variant, task=task, **overrides)
         variant = variant_named(variant)
         values = {**variant.recommended, **variant.settings_for(task)}
+        if (guidance := (config or {}).get("recommended_guidance")) is not None:
+            values["joint_guidance"] = guidance
         if profile == "quick look":
             for name in ("text_steps", "image_steps"):
                 values[name] = math.ceil(values[name] * variant.quick_share)

@@ -193,11 +193,11 @@ def family_facts(checkpoint: str, family: str) -> dict[str, object]:
     image token, None where its files do not say; side of the checkpoint's own picture. Raises
     ``InputError``."""
     named = None if family in ("", "auto") else variant_named(family)
-    unit = side = None
+    unit = side = config = None
     try:
         source = open_checkpoint(checkpoint_paths(checkpoint, "auto")[0], family=named)
-        variant = source.variant
-        side = source.config.get("default_image_size", variant.image_size)
+        variant, config = source.variant, source.config
+        side = config.get("default_image_size", variant.image_size)
         unit = variant.image_tokenizer(source.image_config, device="meta").downsample
     except InputError:
         if named is None:
@@ -205,7 +205,7 @@ def family_facts(checkpoint: str, family: str) -> dict[str, object]:
         variant = named
 
     def values(profile: Profile, task: str) -> dict[str, object]:
-        settings = SamplerSettings.of_profile(profile, variant, task)
+        settings = SamplerSettings.of_profile(profile, variant, task, config)
         return {name: getattr(settings, name) for name in PROFILED}
 
     profiles = {
