@@ -54,9 +54,8 @@ def denoise(
     check_given(model, prompt, settings, callback, record)
     check_kind(policies, Policies | None, "policies", "policies of the sampler")
     if settings is None:
-        settings = SamplerSettings.of_profile(
-            "recommended", model.variant, prompt.task, model.config
-        )
+        config = getattr(model, "config", None)
+        settings = SamplerSettings.of_profile("recommended", model.variant, prompt.task, config)
     prompt = prompt.to(model.device)
     _check_tokens(model, prompt, settings)
     policies = policies or PRESETS[settings.preset](model, prompt, settings)

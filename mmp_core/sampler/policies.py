@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
@@ -31,7 +30,6 @@ class DenoisingModel(Protocol):
     transformer: MaskedDiffusionTransformer
     layout: Layout
     variant: Variant
-    config: Mapping[str, Any]
     device: torch.device
 
 
