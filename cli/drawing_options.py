@@ -69,7 +69,7 @@ def add_description(parser: argparse.ArgumentParser) -> None:
     unused = ("out", "quality", "size", "mask", "reference", "put_back", "mask_out")
     names = (option.name for option in put_back_options().values())
     unused = (*unused, *options_of(MaskSettings), *names)
-    parser.set_defaults(task="describe", negative="", **dict.fromkeys(unused))
+    parser.set_defaults(task="describe", negative="", instructions=(), **dict.fromkeys(unused))
     add_answer(parser)
 
 

@@ -333,7 +333,7 @@ def _stoppable() -> Iterator[None]:
 
     def again(lost: Any) -> None:
         if isinstance(lost.exc_value, KeyboardInterrupt):  # here it would be lost once more
-            waiting.append(threading.Timer(_AGAIN, _thread.interrupt_main))
+            waiting.append(threading.Timer(_AGAIN, _thread.interrupt_main, [signal.SIGTERM]))
             waiting[-1].start()
         else:
             ignored(lost)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+EVERY = 0.25
+"""Seconds."""
 _question: ContextVar[Callable[[], object] | None] = ContextVar("question", default=None)
 
 
@@ -18,8 +21,17 @@ class _Stopped(BaseException):
 
 @contextmanager
 def asking(question: Callable[[], object] | None) -> Iterator[None]:
-    """Inside, :func:`ask` calls ``question``; what that raises leaves the block as it is."""
-    before = _question.set(question)
+    """Inside, :func:`ask` calls ``question``, at most every :data:`EVERY` seconds; what that raises
+    leaves the block as it is."""
+    asked = time.monotonic()
+
+    def seldom() -> None:
+        nonlocal asked
+        if question is not None and (now := time.monotonic()) - asked >= EVERY:
+            asked = now
+            question()
+
+    before = _question.set(seldom)
     try:
         yield
     except _Stopped as stopped:

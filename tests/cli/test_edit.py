@@ -323,7 +323,11 @@ def test_a_signal_in_a_callback_whose_exceptions_are_ignored_is_not_lost(
         pytest.fail("the signal was lost")
 
     monkeypatch.setattr(draw, "denoise_in_batches", work)
-    assert edit("--quiet") == (130, "", "\nmmada-parallel: stopped\n")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert edit("--quiet") == (130, "", "\nmmada-parallel: stopped\n")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [file.name for file in tmp_path.iterdir()] == ["scene.png"]
 
 

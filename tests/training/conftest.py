@@ -1,9 +1,11 @@
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 from mmada_parallel.demo.dataset import WorldCases
 from mmada_parallel.demo.tokenizer import model_config, write_tokenizer
+from mmada_parallel.mmp_core import interruption
 from mmada_parallel.mmp_core.model.config import ModelConfig
 from mmada_parallel.mmp_core.model.transformer import MaskedDiffusionTransformer
 from mmada_parallel.mmp_core.variants.mmada_parallel_a import LayoutA
@@ -13,6 +15,12 @@ from mmada_parallel.training.weights.policies import FullWeights
 from transformers import PreTrainedTokenizerFast
 
 CONFIG = model_config(d_model=32, n_layers=2, n_heads=2, mlp_hidden_size=64)
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch):
+    """However slow the machine is, a picture that is read is not asked about in between."""
+    monkeypatch.setattr(interruption, "EVERY", math.inf)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mmada_parallel.mmp_core import InputError
+from mmada_parallel.mmp_core import InputError, interruption
 from mmada_parallel.tests.training.tiny_cases import QUICK, brightness, cases, new_run, tiny_model
 from mmada_parallel.training.data import items
 from mmada_parallel.training.data.apart import set_apart
@@ -74,7 +74,10 @@ def test_items_are_counted_before_the_first_is_read(kind, told, tell, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "I;16"])
-def test_a_large_picture_of_a_dataset_is_asked_about_while_it_is_read(mode, told, tmp_path):
+def test_a_large_picture_of_a_dataset_is_asked_about_while_it_is_read(
+    mode, told, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(interruption, "EVERY", 0.0)
     side = 2400  # larger than what is converted in one piece
     picture = Image.new("L" if mode == "P" else mode, (side, side))
     (picture.convert(mode) if mode == "P" else picture).save(tmp_path / "a.png")
