@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -82,7 +82,7 @@ def write_packed(
     check_quantize(quantize)
     check_adapters(adapters)
     check_kind(progress, Callable | None, "progress", "a function")
-    _check_out(source, out, [adapter_file(file) for file, _ in adapters])
+    _check_out(source, out)
     model = _model_of(source)
     if adapters:  # are recognised by the final norm
         model.transformer.layers["ln_f"].load_state_dict(
@@ -101,6 +101,7 @@ def write_packed(
             progress(written, total)
 
     merged = Merged(model, adapters, tell)
+    _check_not_read((adapter_file(file) for file, _ in adapters), out)
     outlines = _outlines(source, formats)
     unfinished = Partial(out)
     header, places = _laid_out(outlines, _notes(source, quantize, merged, unfinished.date))
@@ -120,12 +121,16 @@ def write_packed(
                 tell()
 
 
-def _check_out(source: Source, out: Path, adapters: Sequence[Path]) -> None:
+def _check_out(source: Source, out: Path) -> None:
     if source.path.is_file():
         raise InputError(f"{source.path} is one file already; give the folder it was made from.")
     if formats_of(source.weights):
         raise InputError(f"{source.path} is quantised already; give the folder it was made from.")
-    if out.resolve() in {file.resolve() for file in (*source.files, *adapters)}:
+    _check_not_read(source.files, out)
+
+
+def _check_not_read(files: Iterable[Path], out: Path) -> None:
+    if out.resolve() in {file.resolve() for file in files}:
         raise InputError(f"{out} is read by this conversion; give another name.")
 
 
