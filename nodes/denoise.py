@@ -1,14 +1,14 @@
 """Parallel Denoise."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from comfy_api.v0_0_2 import io
 
 from ..mmp_core import InputError, Prompt, SamplerSettings, TokenState
-from ..mmp_core import Model as CoreModel
 from ..mmp_core.batching import chosen_in_batches, denoise_in_batches
 from ..mmp_core.checkpoint.tokens import load_tokens
 from ..mmp_core.errors import sentence
@@ -104,7 +104,8 @@ class ParallelDenoise(io.ComfyNode):
         **choices,
     ) -> io.NodeOutput:
         variant = model.model.variant
-        settings = settings_of(model.model, preset, seed, prompt.task, profile, **choices)
+        own = model.model.config
+        settings = settings_of(variant, preset, seed, prompt.task, profile, own, **choices)
         target, choice = Target(at_most_seconds, at_most_operations), None
         progress = Progress(cls.hidden.unique_id)
         with stoppable(progress) as run:
@@ -256,11 +257,18 @@ def _widgets() -> list[io.Input]:
 
 
 def settings_of(
-    model: CoreModel, preset: str, seed: int, task: str = "", profile: Choice = OWN, **choices
+    variant: Variant,
+    preset: str,
+    seed: int,
+    task: str = "",
+    profile: Choice = OWN,
+    config: Mapping[str, Any] | None = None,
+    **choices,
 ) -> SamplerSettings:
-    """Settings from widget values. Those that ``profile`` sets are the model's; of ``own values``
-    those that mean "recommended" are left to the preset and the task."""
-    of_profile = partial(SamplerSettings.of_profile, variant=model.variant, config=model.config)
+    """Settings from widget values. Those that ``profile`` sets are the family's, or the
+    checkpoint's with this ``config``; of ``own values`` those that mean "recommended" are left to
+    the preset and the task."""
+    of_profile = partial(SamplerSettings.of_profile, variant=variant, config=config)
     if profile != OWN:
         own = {name: value for name, value in choices.items() if name not in PROFILED}
         return of_profile(profile, task=task, **own, seed=seed)

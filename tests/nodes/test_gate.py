@@ -231,7 +231,7 @@ def test_tokens_that_another_pack_has_spoilt(guarded, model, state):
     ids = torch.zeros(1, 3).long()
     for prompt in (
         spoilt(Prompt(ids, ids, None, known()), initial=state()),
-        Prompt(ids.float(), ids, None, known()),
+        spoilt(Prompt(ids, ids, None, known()), instruction=ids.float()),
         spoilt(Prompt(ids, ids, None, known()), unconditional=ids[:, 0]),
         spoilt(Prompt(ids, ids, None, known()), image=ids),
         spoilt(Prompt(ids, ids, None, known()), instruction=None),

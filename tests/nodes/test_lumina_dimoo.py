@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -134,10 +135,10 @@ def assert_sheet(run_node, model, trajectory):
 
 def test_settings_are_the_task_s(nodes, lumina):
     advice = nodes.denoise._RECOMMENDED
-    settings = nodes.denoise.settings_of(lumina.model, "corrected", 0, "edit", **advice)
+    settings = nodes.denoise.settings_of(lumina.model.variant, "corrected", 0, "edit", **advice)
     assert (settings.text_guidance, settings.image_guidance) == (2.5, 4.0)
     own = nodes.denoise.settings_of(
-        lumina.model, "upstream", 0, "describe", **{**advice, "block_length": 0}
+        lumina.model.variant, "upstream", 0, "describe", **{**advice, "block_length": 0}
     )
     assert (own.text_steps, own.block_length, own.preset) == (128, 0, "upstream")
 
@@ -175,12 +176,13 @@ def test_a_checkpoint_s_own_guidance_is_recommended(nodes, model_folder):
     (folder / "config.json").write_text(json.dumps(config | {"recommended_guidance": 1.25}))
     facts = nodes.load.host.page.family_facts("guided", "auto")
     profiles = {name: values[""]["joint_guidance"] for name, values in facts["profiles"].items()}
-    hosted = nodes.load.host.load("guided", "auto", "auto")
+    model = nodes.load.host.load("guided", "auto", "auto").model
+    settings_of = partial(nodes.denoise.settings_of, model.variant, config=model.config)
     shutil.rmtree(folder)
     assert (profiles["recommended"], profiles["quick look"]) == (1.25, 1.25)
     assert profiles["reference"] != 1.25
     for profile in profiles:
-        settings = nodes.denoise.settings_of(hosted.model, "corrected", 0, "", profile)
+        settings = settings_of("corrected", 0, "", profile)
         assert settings.joint_guidance == profiles[profile]
-    settings = nodes.denoise.settings_of(hosted.model, "corrected", 0, joint_guidance=-1.0)
+    settings = settings_of("corrected", 0, joint_guidance=-1.0)
     assert settings.joint_guidance == 1.25
