@@ -109,6 +109,15 @@ def test_a_profile_works_without_the_page_and_the_node_says_what_was_used(encode
     assert run["used"] == "Used: 2 text steps, 30 image steps, speed fast."
 
 
+def test_a_run_takes_the_guidance_that_the_checkpoint_recommends(
+    encoded, denoised, model, monkeypatch
+):
+    own = {**model.model.config, "recommended_guidance": 1.25}
+    monkeypatch.setattr(model.model, "config", own)
+    (((run,),),) = denoised(encoded(text_length=9), profile="quick look").ui.values()
+    assert run["used"].endswith("8 image steps, guidance 1.25.")
+
+
 def test_a_target_reduces_the_run_and_the_node_says_what_it_takes_and_took(encoded, denoised):
     prompt = encoded(text_length=9)
     whole, _ = denoised(prompt, text_steps=8, image_steps=8)
