@@ -75,8 +75,8 @@ def write_random(folder: Path, sizes: dict[str, int], device: torch.device) -> P
 
 
 def rising(pairs: list[Any]) -> Tensor:
-    """A reward that tells answers apart, whatever they are."""
-    return torch.arange(float(len(pairs)))
+    """A reward that tells answers and their gains apart, whatever they are."""
+    return torch.arange(float(len(pairs))) ** 2
 
 
 def measure_training(report: Report, checkpoints: dict[str, Path], device: torch.device) -> None:
