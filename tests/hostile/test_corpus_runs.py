@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import math
 import shutil
 import struct
 import zipfile
@@ -16,6 +17,7 @@ from mmada_parallel.cli.training_options import add_sft
 from mmada_parallel.mmp_core.checkpoint.tokens import check_words
 from mmada_parallel.mmp_core.errors import InputError
 from mmada_parallel.training.loop.folder import RunFolder
+from mmada_parallel.training.pararl.objective import RewardScale
 from mmada_parallel.training.pararl.votes import VotingRound
 from mmada_parallel.training.rewards.clip_files import read_towers
 from mmada_parallel.training.weights.sharded import _check_moments
@@ -222,3 +224,11 @@ def test_a_picture_to_vote_on_is_whole_or_absent(tmp_path):
     with pytest.raises(OSError, match="No space left"):
         waiting._write_picture("1-1.png", Cut())
     assert not [*waiting.folder.iterdir()]
+
+
+@pytest.mark.parametrize("spoilt", [{"mean": 1e308}, {"mean": -1e200}, {"squares": 1e305}])
+def test_a_scale_of_rewards_that_cannot_be_squared(spoilt):
+    with pytest.raises(ValueError, match="its scale of rewards is"):
+        RewardScale.of({"count": 3, "mean": 0.5, "squares": 1.0, **spoilt})
+    most = RewardScale.of({"count": 10**12, "mean": 1e100, "squares": 1e200})
+    assert math.isfinite(most.including(torch.tensor([-3e38, 3e38])).std)

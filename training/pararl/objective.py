@@ -26,7 +26,13 @@ from ...mmp_core.outside import field
 
 NO_SPREAD = 1e-6
 """Standard deviation of normalised rewards up to which a group counts as having no spread."""
-_FIELDS = {"count": field(int, 0, 10**12), "mean": field(float), "squares": field(float, 0)}
+_LARGEST = 1e100
+"""Of a mean of rewards, whose square is a float, too."""
+_FIELDS = {
+    "count": field(int, 0, 10**12),
+    "mean": field(float, -_LARGEST, _LARGEST),
+    "squares": field(float, 0, _LARGEST**2),
+}
 
 
 @dataclass(frozen=True)
