@@ -328,7 +328,7 @@ def test_what_is_no_file_to_write_is_refused(tmp_path):
     for path, reason in [
         (tmp_path, "is a folder"),
         (tmp_path / "pipe.png", "not a regular file"),
-        (tmp_path / "file" / "a.png", "cannot be written"),
+        (tmp_path / "file" / "a.png", "is no folder"),
         (tmp_path / "a.tiff", "end the name in .png"),
         (tmp_path / "a", "end the name in .png"),
     ]:
