@@ -110,9 +110,10 @@ example:
   mmada-parallel compare my-style-run "make it red" --image scene.png --model PATH --out sheet.png
 """
 _EVALUATE = """\
-Evaluate a checkpoint on held-out tasks of the toy world. An exact checker parses pixels and words.
-The command prints how often picture and sentence are right and agree, the share of cells outside
-the edit that are unchanged, and the same for a copy of the input as a baseline."""
+Evaluate a checkpoint on held-out tasks of its world, the toy one or the picture book. An exact
+checker parses pixels and words. The command prints how often picture and sentence are right and
+agree, the share of what the edit leaves alone that is unchanged, and the same for a copy of the
+input as a baseline."""
 
 _CONVERT = """\
 Pack the folder of a checkpoint into one file with the model, the image tokenizer, the tokenizer and
@@ -197,7 +198,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     options.add_comparison(compare)
     compare.set_defaults(run="compare:compare")
-    evaluate = _command(commands, "evaluate", "evaluate a checkpoint on the toy world", _EVALUATE)
+    evaluate = _command(
+        commands, "evaluate", "evaluate a checkpoint on the world it was made for", _EVALUATE
+    )
     options.add_evaluation(evaluate)
     evaluate.set_defaults(run="evaluate:evaluate")
     convert = _command(

@@ -176,9 +176,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=place,
         default="demo",
-        metavar="demo|PATH",
+        metavar="demo|picture-book|PATH",
         help="the folder of a checkpoint in the released layout, a file that convert wrote, or "
-        "demo, a small model of a toy world that comes with the package (default demo)",
+        "one of the small models that come with the package: demo, which edits plain shapes, or "
+        "picture-book, which edits little scenes (default demo)",
     )
     _add_lora(group, "an adapter to apply: a .safetensors file")
     _add_image_tokenizer(group)

@@ -1,4 +1,4 @@
-"""Large pictures of the toy world, with fine grain that no model of its size could draw."""
+"""Large pictures of scenes, with fine grain that no model of their size could draw."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .render import patch
-from .scenes import Scene
+from .worlds import AnyScene
 
 SIDE = 1024
-"""Of an enlarged scene of 4x4 cells, in pixels."""
+"""Of an enlarged scene, in pixels."""
 WALL = (1536, 1024)
 PAINTING = (640, 320, 896, 576)
 """Where the scene hangs on the wall: left, top, right and bottom edge in pixels."""
@@ -19,24 +18,12 @@ _FLOOR = 832
 _FRAME = 20
 
 
-def enlarged(scene: Scene, side: int = SIDE) -> Image.Image:
-    """``scene`` with cells of ``side`` / 4 pixels."""
-    cell = side // 4
-    rows, columns = scene.grid
-    picture = Image.new("RGB", (columns * cell, rows * cell))
-    for row, contents in enumerate(scene.cells):
-        for column, content in enumerate(contents):
-            tile = patch(scene.background, content, cell)
-            picture.paste(tile, (column * cell, row * cell))
-    return picture
-
-
-def on_paper(scene: Scene) -> Image.Image:
+def on_paper(scene: AnyScene) -> Image.Image:
     """``scene``, large, as if printed on rough paper."""
-    return _grained(enlarged(scene), amount=7.0)
+    return _grained(scene.large(SIDE), amount=7.0)
 
 
-def on_a_wall(scene: Scene, others: Sequence[Scene]) -> Image.Image:
+def on_a_wall(scene: AnyScene, others: Sequence[AnyScene]) -> Image.Image:
     """A room in which ``scene`` hangs at :data:`PAINTING`, between two ``others``."""
     across, down = np.meshgrid(np.linspace(0, 1, WALL[0]), np.linspace(0, 1, WALL[1]))
     light = 1.05 - 0.35 * np.hypot(across - 0.45, down - 0.2)
@@ -61,7 +48,7 @@ def _draw_floor(room: Image.Image) -> None:
         draw.polygon(corners, fill=colour, outline=(96, 64, 40))
 
 
-def _hang(room: Image.Image, place: tuple[int, int, int, int], scene: Scene) -> None:
+def _hang(room: Image.Image, place: tuple[int, int, int, int], scene: AnyScene) -> None:
     """Draw a framed painting and its shadow; only the painting's own pixels are the scene."""
     left, top, right, bottom = place
     edges = (left - _FRAME, top - _FRAME, right + _FRAME, bottom + _FRAME)
@@ -75,7 +62,7 @@ def _hang(room: Image.Image, place: tuple[int, int, int, int], scene: Scene) -> 
             (edges[0] + step, edges[1] + step, edges[2] - step - 1, edges[3] - step - 1),
             fill=colour,
         )
-    room.paste(enlarged(scene, right - left), (left, top))
+    room.paste(scene.large(right - left), (left, top))
 
 
 def _grained(picture: Image.Image, amount: float) -> Image.Image:

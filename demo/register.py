@@ -86,8 +86,7 @@ class NewWord(ToyWorld):
 
 class PictureBook(datasets.GeneratedDataset):
     name, label, reward = "picture-book", "picture book", "checker"
-    help = "pages of the picture book, for a checkpoint of its recipe"
-    in_graph = False
+    help = "pages of the picture book"
 
     def make(self, count: int, callback: Counted | None = None) -> EditDataset:
         from .items import world_dataset
@@ -129,7 +128,7 @@ def register() -> None:
         rewards.RewardKind(
             "checker",
             "checker (toy world)",
-            "the toy world's exact judge",
+            "the exact judge of the toy world and the picture book",
             _checker,
             check=_check_tasks,
         )
@@ -148,6 +147,6 @@ def _check_tasks(dataset: EditDataset) -> None:
     others = [item.name for item in dataset if not isinstance(item.facts, AnyTask)]
     if others:
         raise InputError(
-            f"{others[0]} of {dataset.place} is not a task of the toy world, and the checker can "
-            "judge nothing else: choose a CLIP as the reward."
+            f"{others[0]} of {dataset.place} is a task of no world that the checker can judge: "
+            "choose a CLIP as the reward."
         )

@@ -81,3 +81,14 @@ def render(scene: Scene) -> Image.Image:
     height, width = scene.grid
     pixels = tiles.transpose(0, 2, 1, 3, 4).reshape(height * PATCH, width * PATCH, 3)
     return Image.fromarray(pixels)
+
+
+def enlarged(scene: Scene, cell: int) -> Image.Image:
+    """``scene``, drawn anew with cells of ``cell`` pixels."""
+    rows, columns = scene.grid
+    picture = Image.new("RGB", (columns * cell, rows * cell))
+    for row, contents in enumerate(scene.cells):
+        for column, content in enumerate(contents):
+            tile = patch(scene.background, content, cell)
+            picture.paste(tile, (column * cell, row * cell))
+    return picture

@@ -89,6 +89,11 @@ class Scene:
 
         return render(self)
 
+    def large(self, side: int) -> Image.Image:
+        from .render import enlarged
+
+        return enlarged(self, side // self.grid[1])
+
     def codes(self) -> list[list[int]]:
         """Codebook index of each cell: background-major, contents in ``CONTENTS`` order."""
         start = BACKGROUNDS.index(self.background) * len(CONTENTS)

@@ -19,6 +19,10 @@ class AnyScene(Protocol):
 
     def picture(self) -> Image.Image: ...
 
+    def large(self, side: int) -> Image.Image:
+        """The picture, ``side`` pixels wide."""
+        ...
+
 
 @dataclass(frozen=True)
 class Verdict:

@@ -1,18 +1,21 @@
-"""Demo Scene: pictures of the toy world that the demo checkpoint knows."""
+"""Demo Scene: pictures of the worlds that the embedded checkpoints know."""
 
 from comfy_api.v0_0_2 import io
 
+from ..demo import kinds, world
 from ..demo.dataset import HELD_OUT
-from ..demo.kinds import EDITS
 from ..demo.photo import on_a_wall, on_paper
-from ..demo.render import render
-from ..demo.world import task
+from ..demo.picture_book import edits, tasks
+from ..demo.worlds import AnyTask
+from ..mmp_core.errors import InputError
 from .pictures import shown, to_pixels
 from .types import Schema
 from .widgets import between
 
 _ANY = "any"
 _PICTURES = ("scene", "large print", "room")
+_TOY, _BOOK = "demo", "picture-book"
+_EDITS = {_TOY: tuple(kinds.EDITS), _BOOK: tuple(edits.EDITS)}
 
 
 class DemoScene(io.ComfyNode):
@@ -22,9 +25,9 @@ class DemoScene(io.ComfyNode):
             node_id="MMaDAParallelDemoScene",
             display_name="Demo Scene",
             category="MMaDA-Parallel/pictures",
-            description="A picture of the toy world that the demo checkpoint knows, and an "
+            description="A picture of a world that one of the small checkpoints knows, and an "
             "instruction that fits it. Neither was seen in training.",
-            search_aliases=["mmada", "toy world", "example"],
+            search_aliases=["mmada", "toy world", "picture book", "example"],
             inputs=[
                 io.Int.Input(
                     "seed",
@@ -34,19 +37,29 @@ class DemoScene(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "edit",
-                    options=[_ANY, *EDITS],
+                    options=[_ANY, *dict.fromkeys(edit for all in _EDITS.values() for edit in all)],
                     default=_ANY,
-                    tooltip="What the suggested instruction asks for.",
+                    tooltip="What the suggested instruction asks for. count and background are "
+                    "edits of demo alone; resize, swap, time and ground of picture-book.",
                 ),
                 io.Combo.Input(
                     "picture",
                     options=list(_PICTURES),
                     default=_PICTURES[0],
                     optional=True,
-                    tooltip="scene: 128x128 pixels, the size at which the demo checkpoint draws. "
+                    tooltip="scene: the size at which its checkpoint draws (demo: 128x128 pixels, "
+                    "picture-book: 256x256). "
                     "large print: the same scene at 1024x1024 pixels, on rough paper. "
                     "room: a photo of 1536x1024 pixels in which the scene hangs on the "
                     "wall, from x 640, y 320 to x 896, y 576.",
+                ),
+                io.Combo.Input(
+                    "world",
+                    options=list(_EDITS),
+                    default=_TOY,
+                    optional=True,
+                    tooltip="Choose the checkpoint that Load MMaDA-Parallel loads. demo: plain "
+                    "shapes. picture-book: little scenes of houses, trees, boats and sky.",
                 ),
             ],
             outputs=[
@@ -62,13 +75,29 @@ class DemoScene(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, seed: int, edit: str, picture: str = _PICTURES[0]) -> io.NodeOutput:
-        chosen = task(HELD_OUT + seed, kinds=EDITS if edit == _ANY else (edit,))
+    def execute(
+        cls, seed: int, edit: str, picture: str = _PICTURES[0], world: str = _TOY
+    ) -> io.NodeOutput:
+        if edit not in (_ANY, *_EDITS[world]):
+            raise InputError(
+                f"There is no edit {edit} in the world {world}: choose any, "
+                f"{', '.join(_EDITS[world][:-1])} or {_EDITS[world][-1]}."
+            )
+        chosen = _task(world, seed, edit)
         if picture == "room":
-            beside = [task(HELD_OUT + seed + step, kinds=EDITS).source for step in (1, 2)]
+            beside = [_task(world, seed + step, _ANY).source for step in (1, 2)]
             drawn = on_a_wall(chosen.source, beside)
         else:
-            drawn = on_paper(chosen.source) if picture == "large print" else render(chosen.source)
+            source = chosen.source
+            drawn = on_paper(source) if picture == "large print" else source.picture()
         image = to_pixels([drawn])
         ui = shown(image, chosen.instruction, cls)
         return io.NodeOutput(image, chosen.instruction, ui=ui)
+
+
+def _task(name: str, seed: int, edit: str) -> AnyTask:
+    """One that was never trained on."""
+    wanted = _EDITS[name] if edit == _ANY else (edit,)
+    if name == _TOY:
+        return world.task(HELD_OUT + seed, kinds=wanted)
+    return tasks.task(seed, held_out=True, kinds=wanted)

@@ -50,9 +50,9 @@ class ParaRLFinetune(io.ComfyNode):
             "measured by a CLIP model; preference: how well people would like the picture, by a "
             "model such as PickScore or HPS. Put these in the format of open_clip (needs the "
             "Python package open_clip_torch) or transformers, each in a folder of its own, into "
-            "models/open_clip/, then press R. clip: demo and the exact checker know only the "
-            "demo's toy world. your votes: each step waits until you have chosen the best answers "
-            "on this node; then queue again to continue.",
+            "models/open_clip/, then press R. clip: demo knows only demo's toy world; the exact "
+            "checker knows the picture book, too. your votes: each step waits until you have "
+            "chosen the best answers on this node; then queue again to continue.",
         )
         return _schema(
             node_id="MMaDAParallelParaRLFinetune",

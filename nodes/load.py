@@ -33,8 +33,9 @@ class LoadModel(io.ComfyNode):
                     options=list(folders.checkpoints()),
                     default="demo",
                     tooltip="demo: a small model that comes with the pack and edits its own toy "
-                    "scenes. demo-lumina: its sibling of Lumina-DiMOO's family, which "
-                    "answers with a picture or with a text. Put released checkpoints "
+                    "scenes. picture-book: another one, which edits little scenes of houses, "
+                    "trees, boats and sky. demo-lumina: a model of Lumina-DiMOO's family for toy "
+                    "scenes, which answers with a picture or with a text. Put released checkpoints "
                     "(the whole folder of MMaDA-Parallel-A, MMaDA-Parallel-M, "
                     "Lumina-DiMOO or MMaDA-8B from Hugging Face), or files made by "
                     "Convert Checkpoint, into models/mmada_parallel/, then press R. The "

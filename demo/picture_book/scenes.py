@@ -102,6 +102,9 @@ class Scene:
 
         return Image.fromarray(paint(self))
 
+    def large(self, side: int) -> Image.Image:
+        return self.picture().resize((side, side), Image.Resampling.LANCZOS)
+
 
 SKY_ROWS = TOPS["ground"]
 """Rows of patches whose code tells the time; those below tell the ground."""

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from ...mmp_core.checkpoint.load import DEMO
+from ...mmp_core.checkpoint.load import DEMO, PICTURE_BOOK
 from ...mmp_core.variants.base import Layout
 from ...training.cases import Case, EndlessCases
 from ...training.sft.settings import SFTSettings
@@ -52,7 +52,6 @@ CUDA = replace(CUDA_RECIPE, steps=5000, decay_steps=4000, batch_size=1024, micro
 
 LAYERS: Path | None = DEMO
 """The toy's layers learn the book sooner than random ones: 225 steps for 300 of 64 tasks."""
-CHECKPOINT = Path(__file__).with_name("checkpoint")
 TOKENIZER = {
     "cpu": {"encoder_steps": 1500, "decoder_steps": 7000, "pictures": 4},
     "cuda": {"encoder_steps": 1000, "decoder_steps": 4000, "pictures": 16},
@@ -172,7 +171,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/picture-book"))
     parser.add_argument("--out", type=Path, help="the checkpoint (default: FOLDER/checkpoint)")
     parser.add_argument("--start", type=Path, help="a checkpoint whose weights to begin with")
-    parser.add_argument("--parts", type=Path, default=CHECKPOINT, help="of the image tokenizer")
+    parser.add_argument("--parts", type=Path, default=PICTURE_BOOK, help="of the image tokenizer")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=max(0, (os.cpu_count() or 1) - 2))
     parser.add_argument("--minutes", type=float, help="stop after so many, to be resumed")

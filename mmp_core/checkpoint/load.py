@@ -40,7 +40,9 @@ DEMO = Path(__file__).parents[2] / "demo" / "checkpoint"
 DEMO_LUMINA = DEMO / "lumina"
 """The embedded one of Lumina-DiMOO's family, named ``demo-lumina``; beside the demo's image
 tokenizer."""
-EMBEDDED = {"demo": DEMO, "demo-lumina": DEMO_LUMINA}
+PICTURE_BOOK = DEMO.parent / "picture_book" / "checkpoint"
+"""The embedded one that draws little scenes, named ``picture-book``."""
+EMBEDDED = {"demo": DEMO, "picture-book": PICTURE_BOOK, "demo-lumina": DEMO_LUMINA}
 
 
 @dataclass

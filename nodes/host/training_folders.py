@@ -38,7 +38,7 @@ _DATASET_DEPTH = 3
 
 def generated_datasets() -> dict[str, GeneratedDataset]:
     """Datasets that are not in any folder."""
-    return {dataset.label: dataset for dataset in GENERATED.values() if dataset.in_graph}
+    return {dataset.label: dataset for dataset in GENERATED.values()}
 
 
 def _input_entries() -> Iterator[tuple[str, Path]]:

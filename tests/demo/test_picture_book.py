@@ -31,7 +31,7 @@ from mmada_parallel.demo.picture_book.tasks import (
 )
 from mmada_parallel.demo.picture_book.words import staying
 from mmada_parallel.demo.train import transformer_run
-from mmada_parallel.mmp_core.checkpoint.load import DEMO
+from mmada_parallel.mmp_core.checkpoint.load import DEMO, PICTURE_BOOK
 from safetensors.torch import load_file
 
 THINGS = [thing for things in CONTENTS.values() for thing in things]
@@ -163,7 +163,7 @@ def test_a_slot_holds_things_of_its_layer_only():
 
 
 def test_training_begins_with_the_layers_of_the_toy(tmp_path):
-    run = transformer_run(tmp_path, train.CPU, "cpu", train.CHECKPOINT, recipe=train.recipe())
+    run = transformer_run(tmp_path, train.CPU, "cpu", PICTURE_BOOK, recipe=train.recipe())
     toy, begun = load_file(DEMO / "model.safetensors"), run.policy.state_dict()
     blocks = [name for name in begun if ".blocks." in name]
     assert blocks and all(torch.equal(begun[n], toy[n].to(begun[n].dtype)) for n in blocks)

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from mmada_parallel.demo.photo import PAINTING
 from mmada_parallel.mmp_core import MASKED, InputError, TokenState
 from mmada_parallel.mmp_core.variants.registry import variant_named
 from mmada_parallel.tests.nodes.help_lists import PAGES, filled
@@ -288,6 +289,22 @@ def test_the_demo_scene_is_the_same_for_the_same_seed(classes, monkeypatch):
     again, _ = run(scene, seed=3, edit="remove").result
     assert image.shape == (1, 128, 128, 3) and torch.equal(image, again)
     assert instruction.split()[0] in ("remove", "delete")
+
+
+def test_a_page_of_the_picture_book_is_as_large_as_its_checkpoint_draws(run_node):
+    page, instruction = run_node("DemoScene", seed=3, edit="swap", world="picture-book")
+    assert (page.shape == (1, 256, 256, 3) and "swap" in instruction) or "places" in instruction
+    room, _ = run_node("DemoScene", seed=3, edit="swap", picture="room", world="picture-book")
+    assert room.shape == (1, 1024, 1536, 3)
+    left, top, right, bottom = PAINTING
+    hung = room[:, top:bottom, left:right]
+    assert (hung - page).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("edit, world", [("swap", "demo"), ("count", "picture-book")])
+def test_an_edit_of_another_world_is_refused(run_node, edit, world):
+    with pytest.raises(InputError, match=f"no edit {edit} in the world {world}: choose any, "):
+        run_node("DemoScene", seed=3, edit=edit, world=world)
 
 
 @pytest.mark.parametrize(

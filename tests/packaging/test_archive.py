@@ -26,8 +26,8 @@ FLAGGED = re.compile(
 """What the registry's scan of the text flags, by the accounts of authors; comments count, too. A
 flagged version cannot be installed by default."""
 CODE = {".py", ".js", ".toml", ".json"}
-LARGEST = 32 * 2**20
-"""Bytes, not packed: 29 MB of them are the toy checkpoints."""
+LARGEST = 50 * 2**20
+"""Bytes, not packed: 46 MB of them are the small checkpoints."""
 ENTRIES = {"__init__", "__main__", "cli.__init__", "cli.__main__", "nodes.__init__"}
 """Modules that Python or ComfyUI starts with."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,8 +31,6 @@ class GeneratedDataset(ABC):
     """What it is, to follow the name in a list."""
     reward: str
     """Of ``rewards.registry``: the one to train for if none is given."""
-    in_graph: ClassVar[bool] = True
-    """Whether the graph offers it, where its own checkpoint can be loaded without a path."""
 
     @abstractmethod
     def make(self, count: int, callback: Counted | None = None) -> EditDataset:
