@@ -216,6 +216,7 @@ HEADERS = {
         b'"__metadata__":{' + b",".join(b'"%d":""' % i for i in range(3_000_000)) + b"}"
     ),
     "dots": lambda: b'"' + b"a." * 400_000 + b'":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}',
+    "a long note": lambda: b'"__metadata__":{"a":"' + b"a" * 2**25 + b'"}',
     "a side": lambda: b'"x":{"dtype":"F32","shape":[18446744073709551615,0],"data_offsets":[0,0]}',
 }
 
@@ -231,7 +232,7 @@ def test_a_header_that_takes_more_than_its_tensors(place, tmp_path, copy, name, 
     content = (tmp_path / "it" / name).read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
-    if made is HEADERS["notes"]:
+    if b"__metadata__" in made()[:20]:
         header.pop("__metadata__", None)
     header = json.dumps(header).encode()[:-1] + b"," + made() + b"}"
     header += b" " * (-len(header) % 8)
