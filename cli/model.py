@@ -13,7 +13,7 @@ import torch
 from ..mmp_core import InputError, Model, SamplerSettings
 from ..mmp_core.checkpoint.adapters import adapter_file, build_adapter, doubt_about, read_adapter
 from ..mmp_core.checkpoint.load import load_source, open_checkpoint
-from ..mmp_core.memory import OutOfMemory, computes_in_float32, is_out_of_memory
+from ..mmp_core.memory import OutOfMemory, is_out_of_memory
 from ..mmp_core.options import options_of
 from .options import given
 
@@ -45,9 +45,6 @@ def load_model(args: argparse.Namespace) -> Model:
     note(args, f"loading {args.model} on {device}")
     dtype = None if args.dtype in (None, "auto") else getattr(torch, args.dtype)
     model = load_source(source, device=device, dtype=dtype)
-    parameters = sum(weight.numel() for weight in model.transformer.parameters())
-    if dtype in (None, torch.int8) and device == "cpu" and computes_in_float32(parameters):
-        model.transformer.float()
     for file, strength in args.lora:
         state, metadata = read_adapter(file)
         build_adapter(model, state, metadata, str(file)).attach(model.transformer, strength)

@@ -21,6 +21,7 @@ from ...mmp_core.checkpoint.load import (
     EMBEDDED,
     build_model,
     check_formats,
+    fitting_dtype,
     load_weights,
     multiply_as_int8,
     open_checkpoint,
@@ -35,7 +36,6 @@ from ...mmp_core.image.pictures import Size
 from ...mmp_core.memory import (
     MemoryEstimate,
     OutOfMemory,
-    computes_in_float32,
     decoding_bytes,
 )
 from ...mmp_core.model.lora import Adapter, AttachedAdapter
@@ -319,12 +319,11 @@ def _read_by_host(source: Source) -> Source:
 
 def _fitting_dtype(source: Source, device: torch.device) -> torch.dtype:
     """Half precision on a GPU that computes in it; on a CPU float32 unless the model is large."""
-    stored = stored_dtype(source)
-    parameters = sum(tensor.numel() for tensor in source.weights.values())
     if not comfy.model_management.is_device_cpu(device):
-        return core.fast_dtype(device, parameters, stored)
-    wide = core.asked_dtype() == torch.float32 or computes_in_float32(parameters)
-    return torch.float32 if wide else stored
+        parameters = sum(tensor.numel() for tensor in source.weights.values())
+        return core.fast_dtype(device, parameters, stored_dtype(source))
+    wide = core.asked_dtype() == torch.float32
+    return torch.float32 if wide else fitting_dtype(source, device)
 
 
 def _check_filled(model: Model, path: Path) -> None:

@@ -9,6 +9,7 @@ from mmada_parallel.benchmarks import card
 from mmada_parallel.benchmarks.measure import Report
 from mmada_parallel.mmp_core import load_checkpoint
 from mmada_parallel.mmp_core.checkpoint.convert import convert
+from mmada_parallel.mmp_core.checkpoint.load import open_checkpoint, stored_dtype
 from mmada_parallel.tests.hosts import find_host
 
 CPU = torch.device("cpu")
@@ -24,7 +25,8 @@ def checkpoints(tmp_path_factory):
 
 def test_the_random_checkpoint_is_one(checkpoints):
     for path in checkpoints.values():
-        assert load_checkpoint(path).transformer.dtype == torch.bfloat16
+        assert load_checkpoint(path, dtype=torch.bfloat16).transformer.dtype == torch.bfloat16
+        assert stored_dtype(open_checkpoint(path)) == torch.bfloat16
 
 
 @pytest.mark.exhaustive

@@ -3,7 +3,7 @@ import re
 
 import pytest
 import torch
-from mmada_parallel.mmp_core import CheckpointError, InputError, load_checkpoint
+from mmada_parallel.mmp_core import CheckpointError, InputError, load_checkpoint, memory
 from mmada_parallel.mmp_core.checkpoint.load import build_model, load_weights, open_checkpoint
 from mmada_parallel.mmp_core.model.transformer import TorchOperations
 from mmada_parallel.tests.mmp_core import tiny
@@ -47,12 +47,14 @@ def test_shards(tmp_path):
     expect(folder, "model-00002.safetensors missing in")
 
 
-def test_dtype(folder):
+def test_dtype(folder, monkeypatch):
     model = load_checkpoint(folder, dtype=torch.bfloat16)
     assert {p.dtype for p in model.transformer.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in model.image_tokenizer.parameters()} == {torch.float32}
     weights = tiny.transformer("A").state_dict()
     save_file({n: w.half() for n, w in weights.items()}, folder / "model.safetensors")
+    assert load_checkpoint(folder).transformer.layers["wte"].weight.dtype == torch.float32
+    monkeypatch.setattr(memory, "_SMALL", 1)  # as of a large model, which would not fit
     assert load_checkpoint(folder).transformer.layers["wte"].weight.dtype == torch.float16
 
 
