@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
         except SetupError as error:
             tell(f"ComfyUI's requirements are incomplete, so its tests may be skipped: {error}")
     variables.setdefault("OMP_NUM_THREADS", str(_CORES // _WORKERS))  # of the servers, too
-    command = [str(python), "-m", "pytest", "-ra", *_SHARED, *arguments]
+    command = [str(python), "-m", "pytest", "-ra", "--durations=40", *_SHARED, *arguments]
     return subprocess.run(command, cwd=ROOT, env=variables, check=False).returncode
 
 

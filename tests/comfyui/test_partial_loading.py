@@ -11,7 +11,9 @@ LAYERS = {"Conv2d", "Embedding", "GroupNorm", "Linear", "StreamedRMSNorm"}
 QUANTISED = ("fp8.safetensors", "int8.safetensors", "nvfp4.safetensors")
 
 
-@pytest.fixture(scope="module", params=["current", "oldest"])
+@pytest.fixture(
+    scope="module", params=["current", pytest.param("oldest", marks=pytest.mark.exhaustive)]
+)
 def observed(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(f"streaming-{request.param}")
     printed = run_on_card("streaming", request.param, folder)

@@ -7,7 +7,9 @@ import pytest
 from mmada_parallel.tests.comfyui.on_card import run_on_card
 
 
-@pytest.fixture(scope="module", params=["current", "oldest"])
+@pytest.fixture(
+    scope="module", params=["current", pytest.param("oldest", marks=pytest.mark.exhaustive)]
+)
 def observed(request, tmp_path_factory):
     """What each checkpoint did with room for "all", "some" and "none" of its weights."""
     folder = tmp_path_factory.mktemp(f"training-{request.param}")
