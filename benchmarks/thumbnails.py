@@ -18,6 +18,8 @@ from mmada_parallel.demo.dataset import HELD_OUT
 from mmada_parallel.demo.evaluate import prompt_of, with_text
 from mmada_parallel.demo.kinds import EDITS
 from mmada_parallel.demo.photo import on_a_wall, on_paper
+from mmada_parallel.demo.picture_book.edits import EDITS as PAGE_EDITS
+from mmada_parallel.demo.picture_book.tasks import task as page_task
 from mmada_parallel.demo.render import render
 from mmada_parallel.demo.scenes import COLOURS
 from mmada_parallel.demo.tasks import Task
@@ -265,12 +267,23 @@ def edited(model: Model) -> Image.Image:
     return square(run_panels(model, held_out_task("recolour", 18), ()))
 
 
+def page() -> Image.Image:
+    model, instruction = load_checkpoint("picture-book"), "paint the cat like the flower"
+    before = page_task(22, held_out=True, kinds=tuple(PAGE_EDITS)).source.picture()
+    prompt = encode_instruction(model, instruction, before)
+    final = denoise(model, prompt, record=0).final
+    after, _ = put_back(model, prompt, before, final)
+    words = decode_text(model, final)[0]
+    return square([Panel(before, f"“{instruction}”"), Panel(after, words)])
+
+
 def generated(model: Model) -> Image.Image:
     return square(run_panels(model, held_out_task("generate", 1), (0.6,)))
 
 
 THUMBNAILS: dict[str, Callable[[Model], Image.Image]] = {
     "Edit an image": edited,
+    "Edit a page of the picture book": lambda _: page(),
     "Generate with thinking": generated,
     "Watch it think": watch_it_think,
     "Inpaint": inpaint,

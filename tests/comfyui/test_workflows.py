@@ -33,15 +33,20 @@ def marks_of(name):
     return [*marks, *([pytest.mark.exhaustive] if name in MINUTES else [])]
 
 
-each_workflow = pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=marks_of(path.stem))
-        for path in WORKFLOWS
-        if path.stem not in (*WAITS, *PICKS)
-    ],
-    ids=lambda path: path.stem,
-)
+ALL = [
+    pytest.param(path, marks=marks_of(path.stem))
+    for path in WORKFLOWS
+    if path.stem not in (*WAITS, *PICKS)
+]
+HOSTS = ["current", pytest.param("oldest", marks=pytest.mark.exhaustive)]
+
+
+def each_workflow(test):
+    """In the oldest ComfyUI those of the other tests are enough unless all are asked for."""
+    test = pytest.mark.parametrize("comfy", HOSTS, indirect=True)(test)
+    return pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)(test)
+
+
 BASIC = [path for path in WORKFLOWS if path.stem in ("Edit an image", "Generate with thinking")]
 each_basic_workflow = pytest.mark.parametrize("path", BASIC, ids=lambda path: path.stem)
 
@@ -87,6 +92,7 @@ def test_the_promised_workflows_are_shipped():
         "Best of N",
         "Vary a result",
         "Several instructions",
+        "Edit a page of the picture book",
         "Stop, keep and redraw",
         *TRAINING,
         *MINUTES,
