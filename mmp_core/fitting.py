@@ -206,8 +206,8 @@ def strange_note(
             return [
                 sentence(
                     "This checkpoint does not know pictures like this one: it sees another in its "
-                    "place, and the answer means nothing. Use a picture of Demo Scene, or a "
-                    "released checkpoint."
+                    "place, and the answer means nothing. Use a picture of Demo Scene, with this "
+                    "checkpoint as its world, or a released checkpoint."
                 )
             ]
     return []

@@ -37,7 +37,10 @@ class DemoScene(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "edit",
-                    options=[_ANY, *dict.fromkeys(edit for all in _EDITS.values() for edit in all)],
+                    options=[
+                        _ANY,
+                        *dict.fromkeys(edit for those in _EDITS.values() for edit in those),
+                    ],
                     default=_ANY,
                     tooltip="What the suggested instruction asks for. count and background are "
                     "edits of demo alone; resize, swap, time and ground of picture-book.",

@@ -203,3 +203,15 @@ def test_a_picture_of_another_world_is_called_that(nodes, host, run_node):
     wall = on_a_wall(scene, [scene, scene])
     mask = painted(1024, 1536, 400, 700, 450, 760)
     assert strange(wall, mask=mask) and not strange(wall, mask=mask, **AROUND)
+
+
+@pytest.mark.parametrize("checkpoint", ["demo", "picture-book"])
+def test_a_scene_of_the_other_small_world_is_called_that(host, run_node, checkpoint):
+    model = host.load(checkpoint, "auto", "auto")
+    sides = {"width": 0, "height": 0, "text_length": 0}
+    for world in ("demo", "picture-book"):
+        image, _ = run_node("DemoScene", seed=1, edit="any", world=world)
+        words = "remove the red star" if checkpoint == "demo" else "now it is night"
+        output = run_node("EncodeInstruction", model=model, image=image, instruction=words, **sides)
+        said = "with this checkpoint as its world" in str((output.ui or {}).get("text"))
+        assert said == (world != checkpoint)
