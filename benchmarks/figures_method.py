@@ -18,6 +18,8 @@ from mmada_parallel.benchmarks.figures import (
     side_by_side,
 )
 from mmada_parallel.demo.evaluate import answer, held_out, prompt_of
+from mmada_parallel.demo.picture_book.edits import EDITS
+from mmada_parallel.demo.picture_book.tasks import task as page_task
 from mmada_parallel.demo.render import render
 from mmada_parallel.mmp_core import (
     MASKED,
@@ -28,6 +30,7 @@ from mmada_parallel.mmp_core import (
     decode_image,
     decode_text,
     denoise,
+    encode_instruction,
     load_checkpoint,
 )
 from mmada_parallel.mmp_core.checkpoint.load import Model
@@ -213,20 +216,21 @@ def guidance_figures(model: Model, cases: int = 200) -> tuple[Image.Image, Image
     return plot, side_by_side(panels)
 
 
-def moving(model: Model) -> list[Image.Image]:
-    """Frames of an edit: the input with its instruction, and text and picture as they form."""
-    task = held_out_task("recolour", 18)
-    run = denoise(model, prompt_of(model, task))
+def moving() -> list[Image.Image]:
+    """Frames of an edit in the picture book: the page with its instruction, and text and picture
+    as they form."""
+    model, instruction = load_checkpoint("picture-book"), "now it is night"
+    page = page_task(6, held_out=True, kinds=tuple(EDITS)).source.picture()
+    run = denoise(model, encode_instruction(model, instruction, page))
     steps = [run.steps[i] for i in range(0, len(run), 2)] + [run.end]
-    words = [Word(w) for w in f"“{task.instruction}”".split()]
-    first = beside(render(task.source).resize((256, 256)), words, "input")
+    first = beside(page, [Word(word) for word in f"“{instruction}”".split()], "input")
     return [stacked([first, frame]) for frame in trajectory_frames(model, run, steps)]
 
 
 def main() -> None:
-    model = load_checkpoint("demo", device="cpu")
+    model = load_checkpoint("demo")
     PICTURES.mkdir(exist_ok=True)
-    frames = moving(model)
+    frames = moving()
     last = [600, *[160] * (len(frames) - 2), 3000]
     frames[0].save(
         ROOT / "docs" / "edit.gif", save_all=True, append_images=frames[1:], duration=last, loop=0
