@@ -268,13 +268,11 @@ def edited(model: Model) -> Image.Image:
 
 
 def page() -> Image.Image:
-    model, instruction = load_checkpoint("picture-book"), "paint the cat like the flower"
-    before = page_task(22, held_out=True, kinds=tuple(PAGE_EDITS)).source.picture()
+    model, instruction = load_checkpoint("picture-book"), "now it is night"
+    before = page_task(6, held_out=True, kinds=tuple(PAGE_EDITS)).source.picture()
     prompt = encode_instruction(model, instruction, before)
     final = denoise(model, prompt, record=0).final
-    after, _ = put_back(model, prompt, before, final)
-    words = decode_text(model, final)[0]
-    return square([Panel(before, f"“{instruction}”"), Panel(after, words)])
+    return square([Panel(before, f"“{instruction}”"), Panel(decode_image(model, final)[0])])
 
 
 def generated(model: Model) -> Image.Image:

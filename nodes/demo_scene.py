@@ -59,7 +59,7 @@ class DemoScene(io.ComfyNode):
                 io.Combo.Input(
                     "world",
                     options=list(_EDITS),
-                    default=_TOY,
+                    default=_TOY,  # as before there was the choice; a new node: web/settings.js
                     optional=True,
                     tooltip="Choose the checkpoint that Load MMaDA-Parallel loads. demo: plain "
                     "shapes. picture-book: little scenes of houses, trees, boats and sky.",

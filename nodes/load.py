@@ -31,7 +31,7 @@ class LoadModel(io.ComfyNode):
                 io.Combo.Input(
                     "checkpoint",
                     options=list(folders.checkpoints()),
-                    default="demo",
+                    default="picture-book",
                     tooltip="demo: a small model that comes with the pack and edits its own toy "
                     "scenes. picture-book: another one, which edits little scenes of houses, "
                     "trees, boats and sky. demo-lumina: a model of Lumina-DiMOO's family for toy "

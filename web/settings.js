@@ -20,8 +20,14 @@ const PROFILED = [
   'preset'
 ] // mmp_core/sampler/settings.py
 
-/** Widgets that came later and, in a workflow saved before, are what it was trained with. */
-const BEFORE = { MMaDAParallelParaRLFinetune: { joint_guidance: 0 } }
+/** Widgets that came later and, in a workflow saved before, are what it had then. */
+const BEFORE = {
+  MMaDAParallelParaRLFinetune: { joint_guidance: 0 },
+  MMaDAParallelDemoScene: { world: 'demo' }
+}
+
+/** Of new nodes, as the other new nodes have it. */
+const NEW = { MMaDAParallelDemoScene: { world: 'picture-book' } }
 
 const linked = (node, name) => node.inputs?.find((input) => input.name === name)?.link != null
 
@@ -172,6 +178,10 @@ app.registerExtension({
     after(node, 'onConnectionsChange', () => setTimeout(() => showLinked(node)))
     after(node, 'onDrawForeground', (context) => writeLinked(node, context))
     if (node.comfyClass === DENOISE) addProfile(node)
+    for (const [name, value] of Object.entries(NEW[node.comfyClass] ?? {})) {
+      const widget = widgetOf(node, name)
+      if (widget) widget.value = value
+    }
     if (BEFORE[node.comfyClass]) keepBefore(node, BEFORE[node.comfyClass])
     if (node.comfyClass === ENCODE) {
       after(node, 'onConnectionsChange', soon)

@@ -29,6 +29,11 @@ CONNECT = """() => {
         (type) => app.graph.nodes.findLast((node) => node.type === type))
     loader.connect(0, node, node.inputs.findIndex(({ name }) => name === 'model'))
 }"""
+SCENE = "MMaDAParallelDemoScene"
+NEW_WORLD = """() => {
+    const node = LiteGraph.createNode('MMaDAParallelDemoScene')
+    return node.widgets.find(({ name }) => name === 'world').value
+}"""
 
 
 EXHAUSTIVE = pytest.mark.exhaustive
@@ -55,6 +60,7 @@ def test_a_profile_fills_the_numbers_and_a_link_shows_what_comes_in(comfy_page, 
     comfy_page.load(json.loads((OLD / "Edit an image.json").read_text()), "old")
     kept = values(DENOISE)
     assert (kept["profile"], kept["text_steps"], kept["joint_guidance"]) == ("own values", 0, -1)
+    assert (values(SCENE)["world"], page.evaluate(NEW_WORLD)) == ("demo", "picture-book")
     assert values(ENCODE)["size"] == "automatic"
     assert page.evaluate(HIDDEN) == ["width", "height", "text_length"]
 
