@@ -147,6 +147,6 @@ def _check_tasks(dataset: EditDataset) -> None:
     others = [item.name for item in dataset if not isinstance(item.facts, AnyTask)]
     if others:
         raise InputError(
-            f"{others[0]} of {dataset.place} is a task of no world that the checker can judge: "
-            "choose a CLIP as the reward."
+            f"{others[0]} of {dataset.place} is not a task of the toy world or the picture book, "
+            "and the checker can judge nothing else: choose a CLIP as the reward."
         )

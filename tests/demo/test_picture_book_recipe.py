@@ -7,7 +7,7 @@ import torch
 from mmada_parallel.demo import train as shared
 from mmada_parallel.demo.picture_book import train, vq
 from mmada_parallel.demo.picture_book.scenes import code_count
-from mmada_parallel.demo.picture_book.tasks import is_held_out, task
+from mmada_parallel.demo.picture_book.tasks import Task, is_held_out, task
 from mmada_parallel.mmp_core import load_checkpoint
 from mmada_parallel.mmp_core.instructions import unknown_words
 from safetensors.torch import load_file
@@ -66,10 +66,16 @@ def test_another_run_goes_on_with_the_weights_and_the_tasks_that_follow(
     assert train.examples_of(checkpoint) == train.examples_of(begun) == trained
     before, after = (load_file(place / "model.safetensors") for place in (checkpoint, begun))
     assert all(torch.equal(after[key], value) for key, value in before.items())
-    numbers = []
-    monkeypatch.setattr(train, "task", lambda number: numbers.append(number) or task(number))
+    made = []
+
+    def recorded(number, **how):
+        made.append((number, how))
+        return task(number, **how)
+
+    monkeypatch.setattr(train, "task", recorded)
     train.BookCases(load_checkpoint(checkpoint).layout, trained)[0]
-    assert numbers == [trained]
+    assert made == [(trained, {"kinds": train.TAUGHT})]
+    assert set(train.TAUGHT) == set(Task.kinds())
 
 
 def test_the_checkpoint_loads_and_speaks_in_sentences(checkpoint):

@@ -12,15 +12,15 @@ from mmada_parallel.tests.hosts import PACK_ROOT, find_host
 
 PAGES = PACK_ROOT / "web" / "docs"
 LISTED = {
-    "checkpoint": "`demo`, then what is in `models/mmada_parallel`",
+    "checkpoint": "`demo`, `picture-book`, `demo-lumina`, then what is in `models/mmada_parallel`",
     "image_tokenizer": "`auto`, then what is in `models/mmada_parallel`",
     "lora": "`none`, then the `.safetensors` files in `models/loras`",
     "existing_lora": "`none`, then the `.safetensors` files in `models/loras`",
     "clip": "`demo`, then the folders in `models/open_clip`",
     "reward": "`your votes`, `checker (toy world)`, then `clip: ` and `preference: ` and "
     "each of the CLIPs",
-    "dataset": "`demo (toy world)`, `demo: open instructions`, `demo: a new word`, then what is in "
-    "the input folder",
+    "dataset": "`demo (toy world)`, `demo: open instructions`, `demo: a new word`, `picture book`, "
+    "then what is in the input folder",
     "preferences": "`none`, or the folders of `preferences` in `output/mmada_parallel`",
     "run": "`none`, or the runs of `training` in `output/mmada_parallel` that kept adapters",
     "file": "files of tokens in the output and input folders",

@@ -62,6 +62,7 @@ def test_datasets_of_the_input_folder_are_offered(names, input_folder):
         "demo (toy world)",
         "demo: open instructions",
         "demo: a new word",
+        "picture book",
         "loop/data.jsonl",
         "loop/deep",
         "more/data.jsonl",
