@@ -25,7 +25,9 @@ def recipe_model(tmp_path_factory):
         assert name in golden.MODELS, f"unknown golden model {name}"
         assert dtype in golden.DTYPES, f"unknown golden dtype {dtype}"
         own = {"image_tokenizer_path": magvit} if golden.MODELS[name]["variant"] == "M" else {}
-        return load_checkpoint(golden.checkpoint(name, dtype), family=family, **own)
+        return load_checkpoint(
+            golden.checkpoint(name, dtype), family=family, **{"dtype": golden.DTYPES[dtype], **own}
+        )
 
     return load
 
