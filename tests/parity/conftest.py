@@ -25,9 +25,8 @@ def recipe_model(tmp_path_factory):
         assert name in golden.MODELS, f"unknown golden model {name}"
         assert dtype in golden.DTYPES, f"unknown golden dtype {dtype}"
         own = {"image_tokenizer_path": magvit} if golden.MODELS[name]["variant"] == "M" else {}
-        return load_checkpoint(
-            golden.checkpoint(name, dtype), family=family, **{"dtype": golden.DTYPES[dtype], **own}
-        )
+        place = golden.checkpoint(name, dtype)
+        return load_checkpoint(place, dtype=golden.DTYPES[dtype], family=family, **own)
 
     return load
 
