@@ -21,6 +21,7 @@ from . import drawing_options, options, training_options
 
 PROGRAM = "mmada-parallel"
 INTERRUPTED = 130
+_STOPPING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 _LONGEST_ERROR = 1000
 _AGAIN = 0.05
 """Seconds until a Ctrl-C that was lost is raised again."""
@@ -38,7 +39,7 @@ first steps:
 exit codes:
   0    success
   2    invalid input or not enough disk or memory, with one line on standard error
-  130  stopped with Ctrl-C, or by SIGTERM
+  130  stopped with Ctrl-C, by SIGTERM, or because its terminal was closed
 """
 _EDIT = """\
 Edit a picture by an instruction. The command prints the model's reasoning and writes the picture as
@@ -328,10 +329,14 @@ def run(args: argparse.Namespace) -> None:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGTERM, of a cluster or a container, stops a command as Ctrl-C does, and neither is lost in
-    callbacks whose exceptions Python ignores: its imports have such ones."""
+    """SIGTERM, of a cluster or a container, and SIGHUP, of a closed terminal, stop a command as
+    Ctrl-C does, and none is lost in callbacks whose exceptions Python ignores: its imports have
+    such ones."""
 
     def stop(number: int, frame: Any) -> None:
+        if number != signal.SIGTERM:  # no terminal is left to write to
+            for stream in terminals:
+                os.dup2(os.open(os.devnull, os.O_RDWR), stream)
         raise KeyboardInterrupt
 
     def again(lost: Any) -> None:
@@ -345,15 +350,20 @@ def _stoppable() -> Iterator[None]:
         yield
         return
     waiting: list[threading.Timer] = []
-    before, ignored = signal.signal(signal.SIGTERM, stop), sys.unraisablehook
-    sys.unraisablehook = again
+    terminals = list(filter(os.isatty, (1, 2)))
+    ignored, sys.unraisablehook = sys.unraisablehook, again
+    before = {number: signal.getsignal(number) for number in _STOPPING}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, stop)
     try:
         yield
     finally:
         sys.unraisablehook = ignored
         for timer in waiting:
             timer.cancel()
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _here() -> str:
@@ -382,7 +392,8 @@ def _run(argv: Sequence[str] | None) -> int:
         return int(end.code or 0)
     except KeyboardInterrupt:
         if argv is None:  # a second Ctrl-C would end what is left of the process with a trace
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            for number in (signal.SIGINT, *_STOPPING):
+                signal.signal(number, signal.SIG_IGN)
         print(f"\n{PROGRAM}: stopped", file=sys.stderr)
         return INTERRUPTED
     return 0

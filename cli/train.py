@@ -350,7 +350,8 @@ def _train(
             run.train(show_step, show_phase)
         except KeyboardInterrupt:
             bar.close()
-            note(args, f"{run.folder.last_good} --resume continues it.")
+            resumed = "" if run.folder.saved_step is None else " --resume continues it."
+            note(args, f"{run.folder.last_good}{resumed}")
             if run.step and run.folder.saved_step == run.step and not run.policy.sharded:
                 _finish(run, save)
             raise

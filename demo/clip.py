@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from ..training.loop.signals import ends_quietly
 from .kinds import EDITS, KINDS
 from .scenes import random_scene
 from .tokenizer import vocabulary, write_tokenizer
@@ -120,7 +121,12 @@ def train_clip(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, 1e-3, total_steps=steps, pct_start=0.1
     )
-    batches = DataLoader(ClipBatches(steps, scenes, seed), batch_size=None, num_workers=workers)
+    batches = DataLoader(
+        ClipBatches(steps, scenes, seed),
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=ends_quietly,
+    )
     for step, (sentences, codes) in enumerate(batches):
         pictures = pixels_of(codes.to(device)) * 2 - 1
         with torch.autocast(device, torch.bfloat16):

@@ -296,17 +296,33 @@ def test_ctrl_c_stops_with_130_and_leaves_nothing(edit, tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["scene.png"]
 
 
-def test_sigterm_stops_as_ctrl_c_does(edit, tmp_path, monkeypatch):
-    def terminate(*args, **kwargs):
-        os.kill(os.getpid(), signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_end_of_a_job_or_terminal_stops_as_ctrl_c_does(edit, tmp_path, monkeypatch, number):
+    def stop(*args, **kwargs):
+        os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(draw, "denoise_in_batches", terminate)
-    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("it would have died"))
+    monkeypatch.setattr(draw, "denoise_in_batches", stop)
+    before = signal.signal(number, lambda *_: pytest.fail("it would have died"))
     try:
         assert edit("--quiet") == (130, "", "\nmmada-parallel: stopped\n")
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
     assert [file.name for file in tmp_path.iterdir()] == ["scene.png"]
+
+
+def test_under_nohup_the_end_of_the_terminal_stops_nothing(edit, tmp_path, monkeypatch):
+    work = draw.denoise_in_batches
+
+    def hung_up(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGHUP)
+        return work(*args, **kwargs)
+
+    monkeypatch.setattr(draw, "denoise_in_batches", hung_up)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert edit("--quiet")[0] == 0 and (tmp_path / "out.png").exists()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,3 +1,4 @@
+import signal
 from dataclasses import replace
 
 import pytest
@@ -100,6 +101,54 @@ def test_resumed_run_equals_the_uninterrupted_one(model, tmp_path):
     resumed.train()
     found = state_of(resumed)
     assert all(torch.equal(value, found[name]) for name, value in state_of(whole).items())
+
+
+@pytest.fixture
+def ctrl_c():
+    """Python's own handler, whatever runs the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def pressed_in_the_second_update(run, times):
+    (optimizer,) = run.optimizers
+    step = optimizer.step
+
+    def pressed():
+        for _ in range(times if run.step == 1 else 0):
+            signal.raise_signal(signal.SIGINT)
+        step()
+
+    optimizer.step = pressed
+
+
+def test_ctrl_c_in_an_update_waits_until_it_is_done(model, tmp_path, ctrl_c):
+    whole = run_of(model, tmp_path / "whole")
+    whole.train()
+    whole.policy.detach()
+    stopped = run_of(model, tmp_path / "broken")
+    pressed_in_the_second_update(stopped, 1)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    stopped.policy.detach()
+    assert stopped.step == stopped.folder.saved_step == 2
+    assert [line["step"] for line in stopped.folder.lines()] == [1, 2]
+    resumed = run_of(model, tmp_path / "broken")
+    assert resumed.resume() and resumed.step == 2
+    resumed.train()
+    found = state_of(resumed)
+    assert all(torch.equal(value, found[name]) for name, value in state_of(whole).items())
+    assert signal.getsignal(signal.SIGINT) is ctrl_c
+
+
+def test_a_second_ctrl_c_does_not_wait(model, tmp_path, ctrl_c):
+    run = run_of(model, tmp_path, replace(SETTINGS, checkpoint_every=1))
+    pressed_in_the_second_update(run, 2)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert run.step == run.folder.saved_step == 1  # the update was cut in two
+    assert signal.getsignal(signal.SIGINT) is ctrl_c
 
 
 def test_a_case_without_target_is_named(model, tmp_path):

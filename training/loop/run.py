@@ -37,6 +37,7 @@ from .folder import RunFolder
 from .optimizers import OPTIMIZERS, Average
 from .ranks import Ranks
 from .settings import RunSettings
+from .signals import HeldSignals
 from .watch import Watch, Watched
 
 StepCallback = Callable[[int, dict[str, float]], Any]
@@ -96,7 +97,7 @@ class TrainingRun:
         self.optimizers = OPTIMIZERS[settings.optimizer](self.parameters, settings)
         self.average = Average(self.parameters, settings.ema) if settings.ema else None
         self.step, self.about = 0, dict(about or {})
-        self._updating = False
+        self._updating, self._signals = False, HeldSignals()
         self.watch = Watch(self, replace(watched, held_out=held_out))
 
     @cached_property
@@ -149,8 +150,8 @@ class TrainingRun:
         """Run to ``settings.steps``, or until patience ends. ``callback`` follows each step.
 
         The state is written every ``checkpoint_every`` steps, with each adapter that is kept, at
-        the end, and when interrupted: by Ctrl-C, or by anything that ``callback``, ``progress`` or
-        the reward raise.
+        the end, and when interrupted: by Ctrl-C (or another signal whose handler raises), once an
+        update under way is done, or by what ``callback``, ``progress`` or the reward raise.
         Raises ``InputError``, with the last good state kept, where loss or gradient are not finite,
         memory runs out, or a file cannot be written; and :class:`Waiting`. May be called within
         ``inference_mode``, as hosts do, if the model was not loaded there.
@@ -203,11 +204,14 @@ class TrainingRun:
 
     def _logged_step(self, progress: PhaseCallback | None) -> dict[str, float]:
         began = time.perf_counter()
-        metrics = self.advance(progress)
-        metrics |= {"step": self.step, "seconds": time.perf_counter() - began}
-        metrics["learning_rate"] = self.settings.learning_rate_at(self.step - 1)
-        if self.ranks.first:
-            self.folder.log(metrics)
+        try:
+            metrics = self.advance(progress)
+            metrics |= {"step": self.step, "seconds": time.perf_counter() - began}
+            metrics["learning_rate"] = self.settings.learning_rate_at(self.step - 1)
+            if self.ranks.first:
+                self.folder.log(metrics)
+        finally:
+            self._signals.release()
         return metrics
 
     def _save_interrupted(self) -> None:
@@ -231,6 +235,7 @@ class TrainingRun:
                 f"Step {self.step + 1} is not finite (loss {loss:g}, gradient norm {norm:g}): "
                 f"lower learning_rate and resume. {self.folder.last_good}"
             )
+        self._signals.hold()  # until the step is logged
         self._updating = True
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:

@@ -19,6 +19,7 @@ from ..cases import Case, Cases, EndlessCases
 from ..data.apart import halves
 from ..data.items import counted
 from ..loop.run import PhaseCallback, TrainingRun, recomputing
+from ..loop.signals import ends_quietly
 from ..loop.watch import Watched
 from ..weights.policies import Policy
 from .batches import MicroBatch, Windows
@@ -126,5 +127,6 @@ class SFTRun(TrainingRun):
             sampler=range(first, last + 1),
             num_workers=settings.workers,
             generator=torch.Generator(),  # not the global one
+            worker_init_fn=ends_quietly,
         )
         return iter(loader)
