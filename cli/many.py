@@ -102,7 +102,8 @@ def _draw_all(args: argparse.Namespace, jobs: Sequence[Job], seed: int) -> int:
 
 
 def _jobs(args: argparse.Namespace, instructions: Sequence[str], seed: int) -> list[Job]:
-    """All of them in order, each with a file of its own in the folder --out."""
+    """All of them in order, each with a file of its own in the folder --out. Where the pictures are
+    in that folder, too, its results are not edited again by the same command."""
     folder = args.out or Path()
     if folder.suffix.lower() in PICTURES:
         raise InputError(f"--out is {folder}, one picture; give a folder for several.")
@@ -120,6 +121,9 @@ def _jobs(args: argparse.Namespace, instructions: Sequence[str], seed: int) -> l
             count = names[name.lower()]
             name += f"_{count}" if count > 1 else ""
             jobs.append(Job(picture, text, folder / f"{name}.png"))
+    if args.image is not None and folder.is_dir() and args.image.samefile(folder):
+        results = {job.out.name for job in jobs}
+        jobs = [job for job in jobs if job.image is None or job.image.name not in results]
     return jobs
 
 

@@ -54,6 +54,15 @@ def test_each_instruction_for_each_picture_by_one_model(
     assert (code, printed, len(loads)) == (0, "", 2)  # nothing left: no model is loaded
 
 
+def test_results_beside_the_pictures_are_not_edited_again(run, checkpoint, pictures, monkeypatch):
+    monkeypatch.chdir(pictures)
+    where = ("--model", checkpoint, *FAST, "--quiet")
+    for anew in (True, False):
+        code, printed, _ = run("edit", ".", EDIT.instruction, OTHER, *where)
+        assert (code, bool(printed)) == (0, anew)
+        assert len(list(pictures.glob("*.png"))) == 2 + 4
+
+
 def test_instructions_of_a_file_and_one_that_fails(run, checkpoint, pictures, tmp_path):
     wishes = tmp_path / "wishes.txt"
     wishes.write_text(f"{OTHER}\n\n{OTHER}!\n")
