@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from stat import S_IMODE
 from typing import Any
 
 from safetensors import SafetensorError
@@ -149,14 +151,14 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
     Raises ``OSError`` where the disk is full, also for what safetensors says of it, and, if
     ``new``, ``AlreadyExists`` in place of replacing a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(_MARK, _temporary_prefix(path), path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.parent / f"{_temporary_prefix(path)}{secrets.token_hex(4)}{_MARK}"
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    mode = temporary.stat().st_mode  # less the umask; safetensors writes files for their owner
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        keep_mode(temporary, path, mode)
         if new:
             _place_new(temporary, path)
         else:
@@ -168,11 +170,20 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def keep_mode(temporary: Path, path: Path, mode: int) -> None:
+    """Who may read and write ``path`` may ``temporary``, which takes its place; where there is none
+    as ``mode`` says. File systems without such rights have their own."""
+    with suppress(OSError):
+        mode = path.stat().st_mode
+    with suppress(OSError):
+        os.chmod(temporary, S_IMODE(mode))
+
+
 def remove_half_written(folder: Path) -> None:
     """Remove what :func:`replacing` left in ``folder`` and below where its process was killed."""
-    for file in folder.rglob(".*.*"):
-        if _TEMPORARY.fullmatch(file.name) and file.is_file():
-            file.unlink(missing_ok=True)
+    for place, _, names in os.walk(folder):
+        for name in filter(_TEMPORARY.fullmatch, names):
+            Path(place, name).unlink(missing_ok=True)
 
 
 def _place_new(temporary: Path, path: Path) -> None:

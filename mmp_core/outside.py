@@ -181,5 +181,16 @@ def parsed_json(text: str, name: str, error: type[InputError] = CheckpointError)
     return content
 
 
+def small_json(text: str | bytes, most: int = 2**16) -> Any:
+    """The JSON value that ``text`` is, of at most ``most`` characters, since values of few
+    characters take much memory. Raises ``ValueError``."""
+    if len(text) > most:
+        raise ValueError(f"it has {len(text)} characters of JSON; expected at most {most}")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
 def _said(problem: Exception) -> str:
     return "nested too deep" if isinstance(problem, RecursionError) else shortened(str(problem))

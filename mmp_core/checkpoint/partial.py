@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from ..errors import InputError
+from ..files import keep_mode
+from ..outside import small_json
 
 
 class Partial:
@@ -32,9 +34,9 @@ class Partial:
             try:
                 text = self.journal.read_text(encoding="utf-8")
                 first, *names = text.split("\n")[:-1] or [""]
-                self.date, self._identity = map(str, json.loads(first))
+                self.date, self._identity = map(str, small_json(first))
                 self.done = set(names)
-            except (ValueError, TypeError, RecursionError):  # killed while it was written
+            except (ValueError, TypeError):  # killed while it was written
                 pass
 
     def begin(self, header: bytes, sources: Any) -> None:
@@ -87,7 +89,7 @@ def partial(out: Path, *, keep: bool) -> Iterator[Partial]:
     unfinished = Partial(out)
     try:
         yield unfinished
-        os.chmod(unfinished.path, 0o644)
+        keep_mode(unfinished.path, out, unfinished.path.stat().st_mode)
         os.replace(unfinished.path, out)
         unfinished.remove()
     except BaseException:

@@ -19,12 +19,14 @@ from ..errors import InputError, shortened, shown
 from ..files import checked_path, existing_file, replacing, writing
 from ..image.placement import Placement
 from ..outside import (
+    JSON_BYTES,
     MOST_SAMPLES,
     MOST_SIDE,
     MOST_TEXT,
     check_kind,
     check_model,
     checked_text,
+    small_json,
 )
 from ..state import MASKED, TokenState
 from .load import Model
@@ -187,10 +189,7 @@ def _placement(written: str | None) -> tuple[Placement, ...] | None:
     """Raises ``ValueError``, ``TypeError`` or ``LookupError`` where it is none."""
     if written is None:
         return None
-    try:
-        placements = json.loads(written)
-    except RecursionError:
-        raise ValueError("its placement is nested too deep") from None
+    placements = small_json(written, JSON_BYTES)
     return placements and tuple(map(_placed, placements))
 
 

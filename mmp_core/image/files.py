@@ -56,7 +56,7 @@ _RUN_LENGTHS = (1, 2)
 _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS = 322, 323, 324
 _PARTS = (273, _TILE_OFFSETS)
 """Tags of TIFF; where its strips or tiles are."""
-_COUNTED_AT_ONCE = 2**20
+_COUNTED_AT_ONCE, _LEVELS_AT_ONCE = 2**20, 2**20
 _MOST_PADDING = 4
 """How many times the pixels of a picture, or of a small one, its tiles may have."""
 
@@ -102,36 +102,51 @@ def _fitting(profile: Any, image: Image.Image) -> bytes | None:
 
 def image_of(pixels: np.ndarray | Tensor) -> Image.Image:
     """Pixels (H, W), (H, W, C) or, of a batch of one, (1, H, W) and (1, H, W, C), C 1 … 4, as a PIL
-    image: uint8, bool, uint16, or floats in 0 … 1. Raises ``InputError`` for others."""
-    levels = levels_of(pixels)
-    shape, channels = levels.shape, levels.shape[-1] if levels.ndim else 0
-    if shape[:1] == (1,) and (len(shape) == 4 or (len(shape) == 3 and channels > 4)):
-        levels = levels[0]
-    if levels.ndim == 3 and channels == 1:
-        levels = levels[..., 0]
-    if not levels.size or not (levels.ndim == 2 or (levels.ndim == 3 and channels in (2, 3, 4))):
+    image: uint8, bool, uint16, or floats in 0 … 1. Raises ``InputError`` for others, and for more
+    than :data:`MOST_PIXELS`."""
+    pixels = _plain(pixels)
+    shape = tuple(pixels.shape)
+    batched = shape[:1] == (1,) and (len(shape) == 4 or (len(shape) == 3 and shape[-1] > 4))
+    one, channels = shape[1:] if batched else shape, shape[-1] if shape else 0
+    if 0 in one or not (len(one) == 2 or (len(one) == 3 and channels in (1, 2, 3, 4))):
         raise InputError(
             f"Pixels of shape {shape}: expected one picture, (height, width, channels)."
         )
-    if levels.dtype == bool:
-        levels = levels.astype(np.uint8) * 255
-    elif levels.dtype.kind == "f":
-        levels = (np.nan_to_num(levels).clip(0, 1) * 255).round().astype(np.uint8)
-    elif levels.dtype == np.uint16 and levels.ndim == 3:
-        levels = (levels / 257).round().astype(np.uint8)
-    return Image.fromarray(np.ascontiguousarray(levels))
+    if one[0] * one[1] > MOST_PIXELS:
+        raise InputError(f"{_too_large('the image given')} It is {one[1]}x{one[0]}.")
+    levels = levels_of(pixels).reshape(one[:2] if channels == 1 or len(one) == 2 else one)
+    if levels.dtype == np.uint16 and levels.ndim == 2:
+        return Image.fromarray(np.ascontiguousarray(levels))
+    eight = np.empty(levels.shape, np.uint8)
+    rows = max(1, _LEVELS_AT_ONCE * len(eight) // eight.size)
+    for top in range(0, len(eight), rows):
+        ask()
+        eight[top : top + rows] = _eight_bit(levels[top : top + rows])
+    return Image.fromarray(eight)
+
+
+def _eight_bit(levels: np.ndarray) -> np.ndarray:
+    if levels.dtype.kind == "f":
+        return (np.nan_to_num(levels).clip(0, 1) * 255).round()
+    if levels.dtype == np.uint16:
+        return (levels / 257).round()
+    return levels * np.uint8(255) if levels.dtype == bool else levels
+
+
+def _plain(pixels: np.ndarray | Tensor) -> np.ndarray | Tensor:
+    if isinstance(pixels, np.ndarray):
+        return pixels
+    plain = plain_tensor(pixels)
+    if plain is None:
+        raise InputError("The pixels are a tensor that is sparse or has no values: give others.")
+    return plain
 
 
 def levels_of(pixels: np.ndarray | Tensor) -> np.ndarray:
     """The same values as an array of a dtype that pictures have. Raises ``InputError``."""
+    pixels = _plain(pixels)
     if not isinstance(pixels, np.ndarray):
-        plain = plain_tensor(pixels)
-        if plain is None:
-            raise InputError(
-                "The pixels are a tensor that is sparse or has no values: give others."
-            )
-        plain = plain.cpu()
-        pixels = (plain.float() if plain.is_floating_point() else plain).numpy()
+        pixels = (pixels.float() if pixels.is_floating_point() else pixels).cpu().numpy()
     pixels = np.asarray(pixels)  # not a matrix
     floating = pixels.dtype.kind == "f"
     if not floating and pixels.dtype not in (np.uint8, np.uint16, bool):
@@ -204,6 +219,9 @@ def opened_picture(source: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
             f"{name} is not a picture of a format that is read ({', '.join(READ)}): replace it."
         ) from None
     except Exception as error:  # Pillow's decoders raise anything on damaged data
+        if isinstance(error, OSError) and error.errno:
+            reason = os.strerror(error.errno)
+            raise InputError(f"{name} cannot be read ({reason}).") from None
         raise InputError(
             f"{name} cannot be read as a picture ({shortened(str(error))}); it is damaged or of an "
             f"unknown format. {SAVE_AS_PNG}"
@@ -213,7 +231,10 @@ def opened_picture(source: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
 @contextmanager
 def _decoded(source: Picture | BinaryIO) -> Iterator[tuple[Image.Image, str]]:
     if isinstance(source, np.ndarray) or hasattr(source, "is_floating_point"):
-        source = image_of(cast("np.ndarray", source))
+        try:
+            source = image_of(cast("np.ndarray", source))
+        except MemoryError:
+            raise InputError(no_memory("the image given")) from None
     if isinstance(source, Image.Image):
         _check_size(source, "the image given")
         try:

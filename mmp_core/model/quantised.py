@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..outside import small_json
 from . import fp4, int8
 from .formats import BLOCK, FORMATS, Format
 
@@ -84,9 +85,9 @@ def formats_of(weights: Mapping[str, Tensor]) -> dict[str, Format]:
             marked = weights[layer + _MARKER]
             if marked.dtype != torch.uint8 or marked.numel() > _MARKER_BYTES:
                 raise ValueError
-            name = json.loads(bytes(marked.tolist()))["format"]
+            name = small_json(bytes(marked.tolist()))["format"]
             formats[layer] = known[name]
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             raise CheckpointError(
                 f"{layer} is quantised in an unknown format; expected {', '.join(known)}."
             ) from None

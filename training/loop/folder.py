@@ -23,11 +23,11 @@ from ...mmp_core.files import (
     writing,
 )
 from ...mmp_core.memory import is_out_of_memory
-from ...mmp_core.outside import check_bytes, field
+from ...mmp_core.outside import check_bytes, field, small_json
 from ..data.items import Counted, counted
 
-_LOG_BYTES = 2**28
-"""Of a log that is read: a million steps."""
+_LOG_BYTES, _LINE_BYTES = 2**28, 2**13
+"""Of a log that is read, a million steps, and of one step, many times what is measured."""
 MOST_STEPS = 10**9
 """That any run could have taken."""
 
@@ -205,8 +205,8 @@ class RunFolder:
             text = self.log_file.read_bytes()
         for line in counted(text.splitlines(), callback):
             try:
-                values = json.loads(line)
-            except (ValueError, RecursionError):
+                values = small_json(line, _LINE_BYTES)
+            except ValueError:
                 break
             if not isinstance(values, dict) or not _STEP.fits(values.get("step")):
                 break

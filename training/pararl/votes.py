@@ -26,7 +26,7 @@ from ...mmp_core.checkpoint.tensors import open_safetensors
 from ...mmp_core.checkpoint.tokens import check_known, check_words
 from ...mmp_core.errors import InputError, shortened, shown
 from ...mmp_core.files import Tell, accessing, is_plain_name, replacing, writing
-from ...mmp_core.outside import check_bytes, field, parsed_json, read_text
+from ...mmp_core.outside import check_bytes, field, parsed_json, read_text, small_json
 from ...mmp_core.state import MASKED, Prompt, TokenState
 from ..cases import Pair
 from ..data.apart import origin_of
@@ -180,7 +180,7 @@ class VotingRound:
         try:
             check_bytes(file)
             with open_safetensors(file) as stored:
-                totals = json.loads(stored.metadata()["total_steps"])
+                totals = small_json(stored.metadata()["total_steps"])
                 tensors = {name: stored.get_tensor(name) for name in stored.keys()}
             parts = [
                 _rollouts(model, members, total, f"{number}.", tensors)
