@@ -105,7 +105,7 @@ def refused_to_read(place, name, work, number=None):
         )
         verdict, said = judged(case)
         path.chmod(mode)
-        if verdict not in ("ok", "input"):
+        if verdict != "ok" and not (verdict == "input" and "ermission denied" in said):
             problems.append((str(path.relative_to(folder)), verdict, said))
     assert not problems, "\n".join(map(str, problems))
     return len(paths)

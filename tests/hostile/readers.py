@@ -407,6 +407,7 @@ STRINGS = (
     "image_tokenizer/config.json",
     "tokenizer/tokenizer.json",
 )
+PREPARING = ("preprocessor_config.json", "tokenizer_config.json")
 ROLLOUTS = "votes/step-00000/rollouts.safetensors"
 VQ = "vqvae/diffusion_pytorch_model.safetensors"
 READERS = {
@@ -436,7 +437,7 @@ READERS = {
     "command line": Reader(None, nothing, read_command),
     "clip": Reader("clip", training_readers.spoil_clip, training_readers.read_clip),
     "clip of transformers": Reader(
-        "transformers", of_json("config.json"), training_readers.read_clip
+        "transformers", of_json("config.json", *PREPARING), training_readers.read_words
     ),
     "codes": Reader("codes", training_readers.spoil_codes, training_readers.read_codes),
     "table": Reader(None, nothing, training_readers.read_table),

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 from mmada_parallel.tests.training.tiny_cases import QUICK, new_run
+from mmada_parallel.tests.training.tiny_clip import write_clip
 from mmada_parallel.training.data.dataset import open_dataset, tokenised
 from mmada_parallel.training.loop.folder import RunFolder
 from mmada_parallel.training.loop.run import Waiting
@@ -70,22 +71,10 @@ def read_state(place, folder, rng):
     run.train()
 
 
-CLIP = {
-    "model_type": "clip", "projection_dim": 8,
-    "text_config": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-                    "num_attention_heads": 2, "vocab_size": 50, "max_position_embeddings": 77},
-    "vision_config": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-                      "num_attention_heads": 2, "image_size": 32, "patch_size": 16},
-}  # fmt: skip
-
-
 def write_clips(folder):
-    """The demo's CLIP for open_clip, and a folder that transformers reads as far as its words."""
+    """The demo's CLIP for open_clip, and one of transformers."""
     shutil.copytree(DEMO_CLIP, folder / "clip")
-    (folder / "transformers").mkdir()
-    (folder / "transformers" / "config.json").write_text(json.dumps(CLIP))
-    weights = {"logit_scale": torch.ones(()), "other": torch.ones(10_000)}
-    save_file(weights, folder / "transformers" / "model.safetensors", {"format": "pt"})
+    write_clip(folder / "transformers")
 
 
 def read_clip(place, folder, rng):
@@ -98,6 +87,7 @@ def read_words(place, folder, rng):
     towers = read_towers(folder, "cpu")
     towers.fits("make it red")
     towers.texts(["make it red", ""], "cpu")
+    towers.images([Image.new("RGB", (40, 30), "red")], "cpu")
 
 
 def spoil_clip(rng, folder):

@@ -199,14 +199,19 @@ def test_towers_that_would_be_downloaded_are_refused(copy, connections, part, ch
 
 
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path, copy):
+    (tmp_path / "none").mkdir()
     with pytest.raises(CheckpointError, match=f"{CONFIG} is missing in .*none"):
         ClipScorer(tmp_path / "none")
+    (tmp_path / "file").write_text("none")
+    for name, said in (("file", "is a file"), ("nowhere", "does not exist")):
+        with pytest.raises(CheckpointError, match=f"{name} {said}: give the folder of a CLIP"):
+            ClipScorer(tmp_path / name)
     (copy / "open_clip_model.safetensors").rename(copy / "weights.pth")
     with pytest.raises(CheckpointError, match=f"{copy} has no weights"):
         ClipScorer(copy)
     for text in ("{", "[]", '{"model_cfg": {"text_cfg": []}}'):
         (copy / CONFIG).write_text(text)
-        with pytest.raises(CheckpointError, match="cannot be read as a config"):
+        with pytest.raises(CheckpointError, match=f"{CONFIG} .*cannot be read|is not a JSON"):
             ClipScorer(copy)
 
 

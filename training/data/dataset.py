@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -177,6 +179,8 @@ def joined(datasets: Sequence[EditDataset], callback: Counted | None = None) -> 
 
 
 def _unread_items(path: Path, callback: Counted | None) -> list[UnreadItem]:
+    if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+        raise InputError(f"{path} cannot be read ({os.strerror(errno.EACCES)}).")
     kind = next((kind for kind in KINDS if kind.fits(path)), None)
     if kind is None:
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
 from bisect import bisect_right
@@ -265,6 +266,9 @@ def parquet_items(path: Path, callback: Counted | None = None) -> list[UnreadIte
         except InputError:
             raise
         except (ArrowException, ValueError, TypeError, LookupError, OSError, MemoryError) as error:
+            if isinstance(error, OSError) and error.errno:
+                reason = os.strerror(error.errno)
+                raise InputError(f"{file} cannot be read ({reason}).") from None
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"{file} cannot be read as parquet ({reason}): replace it.") from None
         if "instruction" not in names:

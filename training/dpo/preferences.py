@@ -31,6 +31,7 @@ from ...mmp_core.outside import MOST_TEXT, check_kind, checked_count
 from ...mmp_core.pipeline import decode_image, decode_text
 from ...mmp_core.state import MASKED, Prompt, TokenState
 from ..cases import Case
+from ..data.fields import listed
 
 FORMAT = "mmada-parallel preference 1"
 ENDING = ".preference.safetensors"
@@ -83,9 +84,9 @@ def open_preferences(folder: str | Path) -> Preferences:
 
 
 def picks_in(folder: Path) -> tuple[Path, ...]:
-    """The files of a folder that hold picks."""
-    found = sorted(folder.glob(f"*{ENDING}")) if folder.is_dir() else []
-    return tuple(file for file in found if file.is_file())
+    """The files of a folder that hold picks. Raises ``InputError`` where it may not be listed."""
+    found = listed(folder) if folder.is_dir() else []
+    return tuple(file for file in found if file.name.endswith(ENDING) and file.is_file())
 
 
 def digest_of(prompt: Prompt, answers: TokenState) -> str:

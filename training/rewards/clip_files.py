@@ -50,6 +50,8 @@ _SIZES = {
 """Of a tower, in the words of open_clip and of transformers. A ResNet's layers, and the sides of a
 picture, may be lists."""
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_REASON = 300
+"""Characters of what a library says of a checkpoint that it cannot load."""
 _SIDE = field(int, 1, 4096)
 _SIDES = {
     *("size", "crop_size", "pad_size", "height", "width", "shortest_edge", "longest_edge"),
@@ -315,7 +317,7 @@ def is_clip(folder: Path) -> bool:
 
 
 def _unreadable(folder: Path, what: str, error: Exception) -> CheckpointError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = shortened(str(error) or type(error).__name__, _REASON)
     return CheckpointError(
         f"{folder} cannot be loaded as {what} ({reason}): put all files of the checkpoint there "
         "again, tokenizer files included."
@@ -327,8 +329,8 @@ def _check_transformers(folder: Path) -> None:
     try:
         config = parsed_json(read_text(path), str(path))
         kind = config.get("model_type") if isinstance(config, dict) else None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): put it there again.") from error
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing: put it there again.") from None
     if kind != "clip":
         raise CheckpointError(
             f"{path} is of {kind!r}, not of a CLIP: give the folder of a CLIP in the format of "
@@ -337,6 +339,11 @@ def _check_transformers(folder: Path) -> None:
     if not (folder / TRANSFORMERS_WEIGHTS).is_file():
         raise CheckpointError(
             f"{folder} has no weights: put {TRANSFORMERS_WEIGHTS} of the same checkpoint there."
+        )
+    _open_once(folder / TRANSFORMERS_WEIGHTS)
+    if not any((folder / name).is_file() for name in _PROCESSORS):  # the library would ask the web
+        raise CheckpointError(
+            f"{folder} has no {_PROCESSORS[0]}: put that of the same checkpoint there."
         )
     if (folder / PEFT_CONFIG).exists():  # transformers would load the model that it names
         raise CheckpointError(
@@ -358,19 +365,23 @@ def _check_words(folder: Path) -> None:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """The ``model_cfg`` of a checkpoint that needs nothing from outside its folder."""
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise CheckpointError(f"{folder} {what}: give the folder of a CLIP checkpoint.")
     path = folder / CONFIG
     if not path.is_file():
         raise CheckpointError(
             f"{CONFIG} is missing in {folder}: give the folder of a CLIP checkpoint in open_clip's "
             f"format, with its config and {' or '.join(WEIGHTS)}, or in that of transformers."
         )
+    content = parsed_json(read_text(path), str(path))
     try:
-        config = parsed_json(read_text(path), str(path))["model_cfg"]
+        config = content["model_cfg"]
         text, vision, _ = config["text_cfg"], config["vision_cfg"], config["embed_dim"]
         elsewhere = text.get("hf_model_name") or ":" in str(vision.get("timm_model_name"))
         elsewhere = elsewhere or vision.get("timm_model_pretrained")
         elsewhere = elsewhere or (text.get("tokenizer_kwargs") or {}).get("bpe_path")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} cannot be read as a config of open_clip ({error!r}): put the checkpoint's own "
             "file there."
@@ -386,10 +397,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _find_weights(folder: Path) -> Path:
     for name in WEIGHTS:
         if (folder / name).is_file():
-            return folder / name
+            return _open_once(folder / name)
     raise CheckpointError(
         f"{folder} has no weights: put {' or '.join(WEIGHTS)} of the same checkpoint there."
     )
+
+
+def _open_once(weights: Path) -> Path:
+    """``weights``, which can be read. Libraries say of others that they do not exist."""
+    with accessing(CheckpointError), weights.open("rb"):
+        return weights
 
 
 def _import_open_clip() -> Any:
