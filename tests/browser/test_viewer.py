@@ -107,7 +107,7 @@ EXHAUSTIVE = (pytest.mark.slow, pytest.mark.exhaustive)
 @pytest.fixture(
     scope="module",
     params=[
-        ("oldest", None),
+        pytest.param(("oldest", None), marks=EXHAUSTIVE),
         pytest.param(("current", None), marks=EXHAUSTIVE),
         pytest.param(("current", "1.55.18"), marks=EXHAUSTIVE),
         pytest.param(("current", "1.58.1"), marks=EXHAUSTIVE),

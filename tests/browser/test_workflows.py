@@ -18,13 +18,23 @@ FOR_WHO_ASKS = (*LIKE_OTHERS, *MINUTES, *WAITS, *PICKS)
 TEXT_ALONE = ("Describe a picture",)
 PICTURE_ALONE = ("Style from a second picture", "Text to image at any size")
 EXHAUSTIVE = (pytest.mark.slow, pytest.mark.exhaustive)
+
+
+def marks_of(path, host):
+    asked_for = path.stem in FOR_WHO_ASKS or (host == "oldest" and path != FIRST)
+    return EXHAUSTIVE if asked_for else ()
+
+
 CASES = [
-    pytest.param(path, "canvas", marks=EXHAUSTIVE if path.stem in FOR_WHO_ASKS else ())
+    pytest.param(path, "canvas", host, marks=marks_of(path, host))
     for path in WORKFLOWS
-] + [(FIRST, "vue")]
+    for host in ("current", "oldest")
+] + [(FIRST, "vue", "current"), (FIRST, "vue", "oldest")]
 
 
-@pytest.mark.parametrize("path, renderer", CASES, ids=lambda case: getattr(case, "stem", case))
+@pytest.mark.parametrize(
+    "path, renderer, comfy", CASES, indirect=["comfy"], ids=lambda case: getattr(case, "stem", case)
+)
 def test_it_opens_runs_and_shows_its_results(comfy_page, path, renderer):
     """On the oldest ComfyUI only the first is run, all are opened; the API runs them there, too."""
     name, workflow = f"{path.stem}-{renderer}", json.loads(path.read_text())
