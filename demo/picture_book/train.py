@@ -127,14 +127,16 @@ def train(
     device: str,
     check: Callable[..., None],
     start: Path | None = None,
+    tokenizer_start: Path | None = None,
     **tokenizer: int,
 ) -> None:
     """Go on in ``folder`` with what is not yet done. ``parts``: the folder of the image tokenizer,
     which is trained if it is not there. ``start``: a checkpoint whose weights a new run begins
-    with. Raises :class:`Paused` from ``check``."""
+    with; ``tokenizer_start``: the same of the image tokenizer. Raises :class:`Paused` from
+    ``check``."""
     if not (parts / "vqvae" / "diffusion_pytorch_model.safetensors").exists():
         sizes = TOKENIZER["cuda" if device == "cuda" else "cpu"] | tokenizer
-        train_vq(parts, device=device, progress=check, **sizes)
+        train_vq(parts, device=device, start=tokenizer_start, progress=check, **sizes)
     first = examples_of(start) if start else 0
     book = recipe(first)
     run = transformer_run(folder, settings, device, parts, start=start, recipe=book)
@@ -172,6 +174,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the checkpoint (default: FOLDER/checkpoint)")
     parser.add_argument("--start", type=Path, help="a checkpoint whose weights to begin with")
     parser.add_argument("--parts", type=Path, default=PICTURE_BOOK, help="of the image tokenizer")
+    parser.add_argument("--tokenizer-start", type=Path, help="the same of the image tokenizer")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=max(0, (os.cpu_count() or 1) - 2))
     parser.add_argument("--minutes", type=float, help="stop after so many, to be resumed")
@@ -185,7 +188,8 @@ def main() -> None:
     out = args.out or args.folder / "checkpoint"
     try:
         check = pausing(args.minutes)
-        train(args.folder, out, args.parts, settings, args.device, check, args.start, **tokenizer)
+        starts = {"start": args.start, "tokenizer_start": args.tokenizer_start}
+        train(args.folder, out, args.parts, settings, args.device, check, **starts, **tokenizer)
     except Paused:
         print("Time is up; the same command goes on from here.", flush=True)
     else:
