@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmada_parallel.demo.dataset import HELD_OUT
+from mmada_parallel.demo.picture_book import tasks as book
 from mmada_parallel.demo.tasks import Task
 from mmada_parallel.demo.world import task as task_numbered
 from mmada_parallel.mmp_core import (
@@ -22,12 +23,17 @@ from mmada_parallel.views.sheet import MASK_SIGN
 from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).parents[1]
-_SIDE, _MARGIN, _TEXT = 224, 16, 76
+_SIDE, _MARGIN, _TEXT = 224, 16, 88
 _VEIL = (0.86, 0.86, 0.88)
 
 
 def held_out_task(kind: str, number: int) -> Task:
     return task_numbered(HELD_OUT + number, kinds=(kind,))
+
+
+def page(kind: str, number: int) -> book.Task:
+    """Of the picture book, as *Demo Scene* numbers them."""
+    return book.task(number, held_out=True, kinds=(kind,))
 
 
 def panel(picture: Image.Image | None, title: str, words: str) -> Image.Image:

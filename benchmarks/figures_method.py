@@ -13,6 +13,7 @@ import torch
 from mmada_parallel.benchmarks.figures import (
     ROOT,
     held_out_task,
+    page,
     panel,
     result_panel,
     side_by_side,
@@ -220,11 +221,21 @@ def moving() -> list[Image.Image]:
     """Frames of an edit in the picture book: the page with its instruction, and text and picture
     as they form."""
     model, instruction = load_checkpoint("picture-book"), "now it is night"
-    page = page_task(6, held_out=True, kinds=tuple(EDITS)).source.picture()
-    run = denoise(model, encode_instruction(model, instruction, page))
+    before = page_task(6, held_out=True, kinds=tuple(EDITS)).source.picture()
+    run = denoise(model, encode_instruction(model, instruction, before))
     steps = [run.steps[i] for i in range(0, len(run), 2)] + [run.end]
-    first = beside(page, [Word(word) for word in f"“{instruction}”".split()], "input")
+    first = beside(before, [Word(word) for word in f"“{instruction}”".split()], "input")
     return [stacked([first, frame]) for frame in trajectory_frames(model, run, steps)]
+
+
+def orders() -> Image.Image:
+    """An edit that the same steps and seed get right in parallel and wrong text first."""
+    model, task = load_checkpoint("picture-book"), page("recolour", 1)
+    shown = [panel(task.source.picture(), "input", f"“{task.instruction}”")]
+    quick = {"text_steps": 4, "image_steps": 4, "text_temperature": 1.0, "joint_guidance": 0.0}
+    for order, title in (("parallel", "in parallel"), ("text_first", "text first")):
+        shown.append(result_panel(model, prompt_of(model, task), title, order=order, **quick))
+    return side_by_side(shown)
 
 
 def main() -> None:
@@ -241,6 +252,7 @@ def main() -> None:
         "attention": attention_plots(model),
         "word": word_attention(model, "4", (0.3, 0.8)),
         "guidance": pictures,
+        "orders": orders(),
         "guidance-right": plot,
     }.items():
         picture.save(PICTURES / f"{name}.png", optimize=True)

@@ -6,6 +6,7 @@ these names; those of training are made by ``benchmarks/figures_training.py``.
 
 from __future__ import annotations
 
+import functools
 import sys
 import textwrap
 from collections.abc import Callable
@@ -13,17 +14,17 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from mmada_parallel.benchmarks.figures import ROOT, held_out_task
+from mmada_parallel.benchmarks.figures import ROOT, held_out_task, page
 from mmada_parallel.demo.dataset import HELD_OUT
 from mmada_parallel.demo.evaluate import prompt_of, with_text
 from mmada_parallel.demo.kinds import EDITS
 from mmada_parallel.demo.photo import on_a_wall, on_paper
 from mmada_parallel.demo.picture_book.edits import EDITS as PAGE_EDITS
-from mmada_parallel.demo.picture_book.tasks import task as page_task
+from mmada_parallel.demo.picture_book.scenes import COLOURS
+from mmada_parallel.demo.picture_book.tasks import task as page_numbered
 from mmada_parallel.demo.render import render
-from mmada_parallel.demo.scenes import COLOURS
-from mmada_parallel.demo.tasks import Task
 from mmada_parallel.demo.world import task as task_numbered
+from mmada_parallel.demo.worlds import AnyTask
 from mmada_parallel.mmp_core import (
     Prompt,
     SamplerSettings,
@@ -89,9 +90,9 @@ def state_panel(model: Model, state: TokenState) -> Panel:
     return Panel(picture, words)
 
 
-def run_panels(model: Model, task: Task, moments: tuple[float, ...]) -> list[Panel]:
+def run_panels(model: Model, task: AnyTask[Any], moments: tuple[float, ...]) -> list[Panel]:
     """The input with its instruction, the half-denoised pairs at ``moments``, and the result."""
-    before = None if task.before is None else render(task.before)
+    before = None if task.before is None else task.before.picture()
     trajectory = denoise(model, prompt_of(model, task))
     shown = [trajectory.steps[round(m * (len(trajectory) - 1))].after for m in moments]
     states = [state_panel(model, state) for state in (*shown, trajectory.final)]
@@ -104,15 +105,15 @@ def result_panel(model: Model, prompt: Prompt, **settings: Any) -> Panel:
 
 
 def watch_it_think(model: Model) -> Image.Image:
-    run = denoise(model, prompt_of(model, held_out_task("recolour", 2)))
+    run = denoise(model, prompt_of(model, page("replace", 3)))
     panels = [state_panel(model, step.after) for step in spread_steps(run, 4)]
     return square(panels, panels[2].words)
 
 
 def inpaint(model: Model) -> Image.Image:
-    task, mask = held_out_task("replace", 5), Image.new("L", (128, 128))
-    mask.paste(255, (96, 32, 128, 64))
-    before, prompt = render(task.source), prompt_of(model, task, mask=mask)
+    task, mask = page("replace", 5), Image.new("L", (256, 256))
+    mask.paste(255, (64, 128, 128, 224))
+    before, prompt = task.source.picture(), prompt_of(model, task, mask=mask)
     (overlay,) = prompt_overlays(prompt, [before], [mask])
     final = denoise(model, prompt, record=0).final
     after, _ = put_back(model, prompt, before, final, mask=mask, mode="mask", settings=_REPLACE)
@@ -155,35 +156,34 @@ def outpaint(model: Model) -> Image.Image:
 
 
 def fix_the_plan(model: Model) -> Image.Image:
-    task = held_out_task("recolour", 3)
-    prompt = prompt_of(model, task)
+    prompt = prompt_of(model, held_out_task("recolour", 3))
     plan = "the red circle at row 1 column 4 becomes a green star ."
     planned = with_text(model, prompt.without_instruction(), plan)
     return square([result_panel(model, prompt), result_panel(model, planned)], f"“{plan}”")
 
 
 def explain(model: Model) -> Image.Image:
-    task = held_out_task("replace", 7)
+    task = page("replace", 1)
     prompt = prompt_of(model, task)
     after = denoise(model, prompt, record=0).final
     with_picture = prompt.starting_from(TokenState(prompt.initial.text, after.image))
     explained = denoise(model, with_picture, record=0).final
     words = decode_text(model, explained)[0]
-    return square([Panel(render(task.source)), Panel(decode_image(model, after)[0])], words)
+    given = [Panel(task.source.picture()), Panel(decode_image(model, after)[0])]
+    return square(given, f"… {words.partition('. ')[2]}")
 
 
 def stop_keep_and_redraw(model: Model) -> Image.Image:
-    task = held_out_task("recolour", 4)
-    prompt = prompt_of(model, task)
+    prompt = prompt_of(model, page("recolour", 9))
     half = denoise(model, prompt).at(0.9).after
     colours = pattern_selected(text_pieces(model, half)[0], "|".join(COLOURS))
     cells = torch.zeros(1, *half.grid, dtype=torch.bool)
-    cells[:, 1, 2] = True
+    cells[:, :3, :2] = True
     kept = reopened(half, text=torch.tensor([colours]), image=cells)
 
     final = denoise(model, prompt.starting_from(kept), SamplerSettings(seed=7), record=0).final
     panels = [state_panel(model, kept), state_panel(model, final)]
-    return square(panels)
+    return square(panels, f"… {panels[0].words.partition('. ')[2]}")
 
 
 def orders(model: Model) -> Image.Image:
@@ -226,21 +226,20 @@ def vary_a_result(model: Model) -> Image.Image:
 
 
 def several_instructions(model: Model) -> Image.Image:
-    picture = render(task_numbered(HELD_OUT + 3, kinds=EDITS).source)
+    picture = page("recolour", 6).source.picture()
     lines = (
-        "make the circle the colour of grapes",
-        "make the background blue",
-        "remove the circle",
+        "paint the cat the colour of strawberries",
+        "take the kite away",
+        "turn the cat into a yellow boat",
     )
     panels = [Panel(picture)]
     panels += [result_panel(model, encode_instruction(model, line, picture)) for line in lines]
     return square(panels, "one picture, three instructions")
 
 
-def of_one_kind(instruction: str, *scenes: int, **options: Any) -> Image.Image:
+def of_one_kind(model: Model, instruction: str, *scenes: int, **options: Any) -> Image.Image:
     """An answer with a picture or with a text, as the workflow of this ``instruction`` gives it.
     ``scenes``: seeds of *Demo Scene*."""
-    model = load_checkpoint("demo-lumina")
     pictures = [render(task_numbered(HELD_OUT + n, kinds=EDITS).source) for n in scenes]
     image, reference = (*pictures, None, None)[:2]
     own = {"text_steps": 16, "block_length": 16, "joint_guidance": 0.0, "image_temperature": 0.0}
@@ -254,57 +253,65 @@ def of_one_kind(instruction: str, *scenes: int, **options: Any) -> Image.Image:
     return square([*panels, answer] if answer.picture else panels, words)
 
 
-def describe() -> Image.Image:
-    return of_one_kind("describe the picture", 3, task="describe")
+def describe(model: Model) -> Image.Image:
+    return of_one_kind(model, "describe the picture", 3, task="describe")
 
 
-def at_any_size() -> Image.Image:
+def styled(model: Model) -> Image.Image:
+    return of_one_kind(model, "", 3, 4)
+
+
+def at_any_size(model: Model) -> Image.Image:
     words = "draw a yellow star at row 2 column 3 on blue"
-    return of_one_kind(words, size=(160, 128))
+    return of_one_kind(model, words, size=(160, 128))
 
 
 def edited(model: Model) -> Image.Image:
-    return square(run_panels(model, held_out_task("recolour", 18), ()))
+    return square(run_panels(model, page("recolour", 6), ()))
 
 
-def page() -> Image.Image:
-    model, instruction = load_checkpoint("picture-book"), "now it is night"
-    before = page_task(6, held_out=True, kinds=tuple(PAGE_EDITS)).source.picture()
+def at_night(model: Model) -> Image.Image:
+    instruction = "now it is night"
+    before = page_numbered(6, held_out=True, kinds=tuple(PAGE_EDITS)).source.picture()
     prompt = encode_instruction(model, instruction, before)
     final = denoise(model, prompt, record=0).final
     return square([Panel(before, f"“{instruction}”"), Panel(decode_image(model, final)[0])])
 
 
 def generated(model: Model) -> Image.Image:
-    return square(run_panels(model, held_out_task("generate", 1), (0.6,)))
+    return square(run_panels(model, page("draw", 7), (0.6,)))
 
 
-THUMBNAILS: dict[str, Callable[[Model], Image.Image]] = {
-    "Edit an image": edited,
-    "Edit a page of the picture book": lambda _: page(),
-    "Generate with thinking": generated,
-    "Watch it think": watch_it_think,
-    "Inpaint": inpaint,
-    "Outpaint": outpaint,
-    "Edit a large photo": edit_large,
-    "Inpaint part of a large photo": inpaint_large,
-    "Fix the plan and redraw": fix_the_plan,
-    "Explain this edit": explain,
-    "Stop, keep and redraw": stop_keep_and_redraw,
-    "Parallel against sequential": orders,
-    "Best of N": best_of_n,
-    "Vary a result": vary_a_result,
-    "Several instructions": several_instructions,
-    "Describe a picture": lambda _: describe(),
-    "Text to image at any size": lambda _: at_any_size(),
-    "Style from a second picture": lambda _: of_one_kind("", 3, 4),
+Drawn = Callable[[Model], Image.Image]
+
+THUMBNAILS: dict[str, tuple[str, Drawn]] = {
+    "Edit an image": ("picture-book", edited),
+    "Edit a page of the picture book": ("picture-book", at_night),
+    "Generate with thinking": ("picture-book", generated),
+    "Watch it think": ("picture-book", watch_it_think),
+    "Inpaint": ("picture-book", inpaint),
+    "Outpaint": ("demo", outpaint),
+    "Edit a large photo": ("demo", edit_large),
+    "Inpaint part of a large photo": ("demo", inpaint_large),
+    "Fix the plan and redraw": ("demo", fix_the_plan),
+    "Explain this edit": ("picture-book", explain),
+    "Stop, keep and redraw": ("picture-book", stop_keep_and_redraw),
+    "Parallel against sequential": ("demo", orders),
+    "Best of N": ("demo", best_of_n),
+    "Vary a result": ("demo", vary_a_result),
+    "Several instructions": ("picture-book", several_instructions),
+    "Describe a picture": ("demo-lumina", describe),
+    "Text to image at any size": ("demo-lumina", at_any_size),
+    "Style from a second picture": ("demo-lumina", styled),
 }
+"""Each with the checkpoint that its workflow loads."""
 
 
 def main() -> None:
-    model = load_checkpoint("demo")
+    load = functools.cache(load_checkpoint)
     for name in sys.argv[1:] or THUMBNAILS:
-        sheet = THUMBNAILS[name](model)
+        checkpoint, draw = THUMBNAILS[name]
+        sheet = draw(load(checkpoint))
         sheet.save(ROOT / "workflows" / f"{name}.jpg", quality=80, optimize=True)
 
 

@@ -22,11 +22,8 @@ OUTPUT = ROOT / "output"
 _TEMPLATE = "Edit an image"
 _SCENE = """\
 import sys
-from mmada_parallel.demo.dataset import HELD_OUT
-from mmada_parallel.demo.render import render
-from mmada_parallel.demo.kinds import EDITS
-from mmada_parallel.demo.world import task
-render(task(HELD_OUT + int(sys.argv[1]), kinds=EDITS).before).save(sys.argv[2])
+from mmada_parallel.demo.picture_book.tasks import task
+task(int(sys.argv[1]), held_out=True, kinds=(sys.argv[2],)).source.picture().save(sys.argv[3])
 """
 
 
@@ -77,26 +74,26 @@ def _serve(python: Path) -> str | None:
 def _on_command_line(python: Path, reason: str) -> int:
     print(f"The edit is made from the command line ({reason}).", flush=True)
     OUTPUT.mkdir(exist_ok=True)
-    number, instruction, seed = shipped_edit()
+    number, kind, instruction, seed = shipped_edit()
     scene, edited = OUTPUT / "scene.png", OUTPUT / "edited.png"
-    command = [str(python), "-c", _SCENE, str(number), str(scene)]
+    command = [str(python), "-c", _SCENE, str(number), kind, str(scene)]
     made = subprocess.run(command, check=False, cwd=OUTPUT)
     if made.returncode:
         return made.returncode
     print(f"Before:      {scene}\nInstruction: {instruction}", flush=True)
     command = [str(python.with_name(PACK)), "edit", str(scene), instruction]
-    command += ["--seed", str(seed), "--out", str(edited)]
+    command += ["--model", "picture-book", "--seed", str(seed), "--out", str(edited)]
     return subprocess.run(command, check=False).returncode
 
 
-def shipped_edit() -> tuple[int, str, int]:
-    """Number of the scene, instruction and seed of the workflow that is shipped."""
+def shipped_edit() -> tuple[int, str, str, int]:
+    """Number and kind of the scene, instruction and seed of the workflow that is shipped."""
     file = ROOT / "workflows" / f"{_TEMPLATE}.json"
     nodes = json.loads(file.read_text(encoding="utf-8"))["nodes"]
-    first = {node["type"]: node["widgets_values"][0] for node in nodes if node["widgets_values"]}
-    kinds = ("DemoScene", "EncodeInstruction", "Denoise")
-    number, instruction, seed = (first[f"MMaDAParallel{kind}"] for kind in kinds)
-    return number, instruction, seed
+    values = {node["type"]: node["widgets_values"] for node in nodes}
+    number, _, kind, *_ = values["MMaDAParallelDemoScene"]
+    instruction, *_ = values["MMaDAParallelEncodeInstruction"]
+    return number, kind, instruction, values["MMaDAParallelDenoise"][0]
 
 
 def _interrupt(*_: object) -> None:

@@ -34,7 +34,7 @@ def test_a_mask_is_shown_before_anything_is_denoised(comfy_page, vue):
     assert comfy_page.wait_for_end() == "execution_success"
     comfy_page.screenshot(f"mask-{'vue' if vue else 'canvas'}")
     shown = comfy_page.page.evaluate(SHOWN, ENCODE)
-    assert "1 of 16 image tokens are drawn anew" in shown["text"]
+    assert "6 of 64 image tokens are drawn anew" in shown["text"]
     assert vue or shown["pictures"] == 1
     assert "b_preview_with_metadata" not in comfy_page.page.evaluate("() => heard")
     saved = comfy_page.page.evaluate(

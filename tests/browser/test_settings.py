@@ -4,6 +4,7 @@ import json
 
 import pytest
 from mmada_parallel.tests.hosts import PACK_ROOT
+from mmada_parallel.tests.workflow_api import of_demo
 
 OLD = PACK_ROOT / "tests" / "comfyui" / "old_workflows" / "0.1.0"
 WATCH = PACK_ROOT / "workflows" / "Watch it think.json"
@@ -64,7 +65,7 @@ def test_a_profile_fills_the_numbers_and_a_link_shows_what_comes_in(comfy_page, 
     assert values(ENCODE)["size"] == "automatic"
     assert page.evaluate(HIDDEN) == ["width", "height", "text_length"]
 
-    comfy_page.load(json.loads(WATCH.read_text()), "linked")
+    comfy_page.load(of_demo(json.loads(WATCH.read_text())), "linked")
     assert values(ENCODE)["instruction"] == "[from Demo Scene]"
     page.evaluate(ADD, DENOISE)
     new = values(DENOISE)

@@ -6,8 +6,9 @@ import pytest
 from mmada_parallel.tests.browser.conftest import serve_page
 from mmada_parallel.tests.front_ends import NEWEST
 from mmada_parallel.tests.hosts import PACK_ROOT
+from mmada_parallel.tests.workflow_api import of_demo
 
-WORKFLOW = json.loads((PACK_ROOT / "workflows" / "Edit an image.json").read_text())
+WORKFLOW = of_demo(json.loads((PACK_ROOT / "workflows" / "Edit an image.json").read_text()))
 NODE = "4"
 RESENT_SINCE = (0, 19)
 """From this ComfyUI on a cached node's data is sent again."""

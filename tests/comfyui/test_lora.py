@@ -41,7 +41,7 @@ def test_an_adapter_is_offered_applied_and_read_again(comfy, object_info, file):
     (workflow,) = (path for path in WORKFLOWS if path.stem == "Edit an image")
     plain = to_api(json.loads(workflow.read_text()), object_info)
     (denoiser,) = (n for n in plain.values() if n["class_type"] == "MMaDAParallelDenoise")
-    denoiser["inputs"] |= {"text_steps": 4, "image_steps": 4}
+    denoiser["inputs"] |= {"profile": "own values", "text_steps": 4, "image_steps": 4}
     adapted = with_lora(plain, file.name)
     assert file.name in comfy.object_info()[APPLY]["input"]["required"]["lora"][1]["options"]
 
