@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mmada_parallel.demo.picture_book.edits import EDITS
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -96,8 +97,9 @@ def test_a_repository_is_cloned_beside_the_pack(comfyui, make_comfyui, tmp_path,
 
 
 def test_the_edit_from_the_command_line_is_the_one_that_the_workflow_ships():
-    number, instruction, seed = in_scripts("import start; print(json.dumps(start.shipped_edit()))")
-    assert isinstance(number, int) and isinstance(seed, int)
+    edit = in_scripts("import start; print(json.dumps(start.shipped_edit()))")
+    number, kind, instruction, seed = edit
+    assert isinstance(number, int) and isinstance(seed, int) and kind in EDITS
     assert len(instruction.split()) > 2
 
 
