@@ -354,7 +354,7 @@ def _stoppable() -> Iterator[None]:
     ignored, sys.unraisablehook = sys.unraisablehook, again
     before = {number: signal.getsignal(number) for number in _STOPPING}
     for number, handler in before.items():
-        if handler != signal.SIG_IGN:  # as nohup wants it
+        if number == signal.SIGTERM or handler != signal.SIG_IGN:  # as nohup wants it
             signal.signal(number, stop)
     try:
         yield

@@ -187,12 +187,15 @@ def test_a_second_ctrl_c_changes_nothing(monkeypatch, capsys):
 
     monkeypatch.setattr(sys.modules[main.__module__], "run", interrupt)
     monkeypatch.setattr(sys, "argv", ["mmada-parallel", "check"])
-    before = signal.getsignal(signal.SIGINT)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
     try:
         assert main() == 130
-        os.kill(os.getpid(), signal.SIGINT)
+        for number in numbers:
+            os.kill(os.getpid(), number)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert capsys.readouterr().err == "\nmmada-parallel: stopped\n"
 
 

@@ -62,4 +62,5 @@ def ends_quietly(worker: int) -> None:
     without an error, which would reach the one that began them in the middle of anything. That one
     gets the signal, too."""
     for number in ENDING:
-        signal.signal(number, lambda *_: os._exit(0))
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, lambda *_: os._exit(0))
