@@ -363,7 +363,8 @@ def _stoppable() -> Iterator[None]:
         for timer in waiting:
             timer.cancel()
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # set by another language
+                signal.signal(number, handler)
 
 
 def _here() -> str:
